@@ -1,0 +1,103 @@
+# nibble: `make demo` and `make test` do all the set-up themselves.
+#
+#   make            build/libnibble.so and build/nibble
+#   make demo       set up, then carry a small model from float to 4 bits and prove it
+#   make test       set up, then the specs        (make asan test: under ASan+UBSan)
+#   make lint       formatting, unused names, and which layer may use which
+#   make bench      speeds here, as a share of this machine's own limits
+#   make install PREFIX=/usr/local
+#
+# DEBUG=1 builds without optimization; BUILD=dir builds elsewhere.
+
+BUILD   ?= build
+PREFIX  ?= /usr/local
+CC      := gcc
+SAN     :=
+
+ifneq ($(filter asan,$(MAKECMDGOALS)),)
+BUILD   := build/asan
+SAN     := -fsanitize=address,undefined -fno-omit-frame-pointer
+endif
+
+OPT     := $(if $(DEBUG),-O0,-O2) -g
+# No contraction of a*b+c: a result must not depend on the instruction set (DESIGN 1.5).
+CFLAGS  := -std=gnu17 $(OPT) -fPIC -fvisibility=hidden -fopenmp -ffp-contract=off -fno-math-errno \
+           -Wall -Wextra -Wshadow -Wconversion $(SAN) -Icore -I/usr/include/luajit-2.1 -D_GNU_SOURCE $(EXTRA_CFLAGS)
+LDLIBS  := -lopenblas -lcjson -lpcre2-8 -lxxhash -lz -lm -ldl -lpthread
+LDFLAGS := -fopenmp $(SAN) -Wl,--as-needed
+
+CORE    := $(filter-out core/main.c,$(wildcard core/*.c core/*/*.c)) $(wildcard cuda/*.c)
+OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o
+LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
+RECIPES := $(sort $(wildcard recipes/*.lua))
+
+.PHONY: all setup asan demo test golden lint bench install clean
+all: $(BUILD)/libnibble.so $(BUILD)/nibble
+
+setup:
+	@scripts/bootstrap
+
+asan: ;
+
+# Files for one instruction set say so by name: x_avx2.c, x_avx512.c, x_amx.c.
+ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
+ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
+ISA_vnni   := $(ISA_avx512) -mavx512vnni -mavx512vbmi
+ISA_bf16   := $(ISA_avx512) -mavx512bf16
+ISA_amx    := $(ISA_bf16) -mamx-tile -mamx-int8 -mamx-bf16
+isa_of      = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
+
+$(BUILD)/obj/%.o: %.c core/nibble.h core/base.h
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(call isa_of,$<) -MMD -MP -c $< -o $@
+
+$(BUILD)/obj/gen/%.o: $(BUILD)/gen/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c $< -o $@
+
+$(BUILD)/gen/cdef.c: core/nibble.h scripts/embed.lua
+	@mkdir -p $(@D)
+	luajit scripts/embed.lua cdef core/nibble.h > $@.tmp && mv $@.tmp $@
+
+$(BUILD)/gen/lua.c: $(LUA) $(RECIPES) scripts/embed.lua
+	@mkdir -p $(@D)
+	luajit scripts/embed.lua lua $(LUA) $(RECIPES) > $@.tmp && mv $@.tmp $@
+
+$(BUILD)/libnibble.so: $(OBJ)
+	$(CC) -shared -o $@ $^ $(LDFLAGS) $(LDLIBS)
+
+$(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
+	$(CC) -rdynamic -o $@ $^ $(LDFLAGS) -lluajit-5.1 $(LDLIBS)
+
+-include $(OBJ:.o=.d) $(BUILD)/obj/core/main.d
+
+# ASan must come first into the luajit that loads the library.
+RUN := NIBBLE_BUILD=$(abspath $(BUILD)) $(if $(SAN),LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)" \
+       ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1)
+
+test: setup
+	@$(MAKE) --no-print-directory $(if $(SAN),asan) all
+	@$(RUN) scripts/test $(SPEC)
+
+demo: setup
+	@$(MAKE) --no-print-directory all
+	@scripts/demo $(BUILD)
+
+lint: setup
+	@scripts/lint
+
+bench: setup
+	@$(MAKE) --no-print-directory all
+	@scripts/bench $(BUILD)
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include \
+	  $(DESTDIR)$(PREFIX)/share/lua/5.1 $(DESTDIR)$(PREFIX)/share/nibble
+	install -m 755 $(BUILD)/nibble $(DESTDIR)$(PREFIX)/bin/nibble
+	install -m 755 $(BUILD)/libnibble.so $(DESTDIR)$(PREFIX)/lib/libnibble.so
+	install -m 644 core/nibble.h $(DESTDIR)$(PREFIX)/include/nibble.h
+	cp -R lua/nibble $(DESTDIR)$(PREFIX)/share/lua/5.1/
+	cp -R recipes $(DESTDIR)$(PREFIX)/share/nibble/
+
+clean:
+	rm -rf build

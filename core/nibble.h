@@ -1,0 +1,159 @@
+/* nibble.h - the public C API of nibble.
+ *
+ * Read by the C compiler and, with the lines that begin with '#' taken out, by
+ * LuaJIT's ffi.cdef: so declarations only, enums for constants, no macros in
+ * declarations and no inline functions.
+ *
+ * Conventions. Functions that can fail return 0 (NB_OK) or a code below zero
+ * and leave one sentence in nb_error(). Out-parameters come first. Sizes are
+ * int64_t. Letters: n out features, k in features, m tokens, g group size,
+ * e experts. Tensors are row-major and contiguous; a linear weight is [n,k].
+ * Indices are 0-based, ranges half-open. Nothing here prints, exits or aborts.
+ */
+#ifndef NIBBLE_H
+#define NIBBLE_H
+#include <stdint.h>
+#include <stddef.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+/* ---- errors (error.c) ---------------------------------------------------- */
+
+enum {
+  NB_OK = 0,
+  NB_EINVAL = -1,       /* the caller's mistake: shapes, dtypes, options       */
+  NB_EFORMAT = -2,      /* a file or tensor whose contents break a rule        */
+  NB_EIO = -3,          /* the system refused: open, read, write, full disk    */
+  NB_ENOMEM = -4,       /* no memory                                           */
+  NB_EINTR = -5,        /* the stop flag was set (Ctrl-C)                      */
+  NB_EUNSUPPORTED = -6, /* well formed, but nothing here can do it             */
+  NB_EINEXACT = -7      /* an exact conversion is impossible                   */
+};
+
+/* The sentence of this thread's last failure; never NULL. */
+const char *nb_error(void);
+/* "einval", "eformat", ...: the name of an NB_E code, as Lua hands it out. */
+const char *nb_error_name(int code);
+
+/* The stop flag. SIGINT sets it once nb_stop_install() was called; C jobs read
+ * it once per block and return NB_EINTR. A second SIGINT within 2 s ends the
+ * process with status 130. */
+void nb_stop_install(void);
+void nb_stop_request(void);
+int nb_stop_requested(void);
+void nb_stop_clear(void);
+
+/* Test hook: the n-th allocation from now on fails (n >= 1), once; 0 = never. */
+void nb_debug_fail_alloc(int64_t nth);
+
+const char *nb_version(void);
+/* This file, as ffi.cdef reads it: library and declarations never disagree. */
+const char *nb_cdef(void);
+
+/* ---- dtypes (dtype.c) ----------------------------------------------------
+ * The first block is safetensors' list in its order (FORMATS 1). int4/uint4 are
+ * packed two to a byte, low nibble first. */
+
+enum {
+  NB_BOOL = 0, NB_F4, NB_F6_E2M3, NB_F6_E3M2, NB_U8, NB_I8, NB_F8_E5M2,
+  NB_F8_E4M3, NB_F8_E8M0, NB_F8_E4M3FNUZ, NB_F8_E5M2FNUZ, NB_I16, NB_U16,
+  NB_F16, NB_BF16, NB_I32, NB_U32, NB_F32, NB_C64, NB_F64, NB_I64, NB_U64,
+  NB_I4, NB_U4,
+  NB_NDTYPES
+};
+
+/* Bits of one element; 0 for an unknown dtype. */
+int64_t nb_dtype_bits(int dtype);
+/* nibble's name ("bf16", "f8_e4m3", "u4"); NULL for an unknown dtype. */
+const char *nb_dtype_name(int dtype);
+/* The dtype of a name in nibble's or safetensors' spelling, or -1. */
+int nb_dtype_parse(const char *name);
+
+/* ---- buffers and tensors (buf.c, tensor.c) -------------------------------
+ * A tensor is a struct by value over a counted buffer. Each nb_tensor that a
+ * function fills owns one reference; nb_tensor_release gives it back. */
+
+typedef struct nb_buf nb_buf;
+
+typedef struct nb_tensor {
+  void *data;       /* first element */
+  nb_buf *buf;      /* heap, mapped file or device memory; NULL = borrowed */
+  int64_t shape[6];
+  int32_t ndim, dtype, device, pad_;
+} nb_tensor;
+
+/* Bytes of heap and device memory in live buffers (mappings don't count). */
+int64_t nb_live_bytes(void);
+int64_t nb_live_buffers(void);
+
+/* A new zero-filled tensor on the heap, 64-byte aligned. */
+int nb_tensor_new(nb_tensor *out, int dtype, int ndim, const int64_t *shape);
+/* Another reference to the same storage, seen as dtype and shape, byte_offset
+ * into it. Must lie inside t. */
+int nb_tensor_view(nb_tensor *out, const nb_tensor *t, int dtype, int ndim,
+                   const int64_t *shape, int64_t byte_offset);
+/* Rows [r0, r1) of the first dimension, as a view. */
+int nb_tensor_rows(nb_tensor *out, const nb_tensor *t, int64_t r0, int64_t r1);
+/* Wraps memory that the caller keeps alive. */
+int nb_tensor_borrow(nb_tensor *out, void *data, int dtype, int ndim, const int64_t *shape);
+void nb_tensor_release(nb_tensor *t);
+int64_t nb_tensor_numel(const nb_tensor *t);
+int64_t nb_tensor_bytes(const nb_tensor *t);
+/* 1 when dtype, shape and every byte are the same. */
+int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b);
+/* dst's bytes = src's bytes; same dtype and number of elements. Threads. */
+int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src);
+/* Tells the system that the mapped pages of t are not needed soon, so that they
+ * don't count as resident; the data stay readable. No-op on the heap. */
+void nb_tensor_drop(const nb_tensor *t);
+
+/* ---- files as buffers (buf.c) -------------------------------------------- */
+
+/* Maps a whole file for reading as a U8 tensor [bytes]. */
+int nb_file_map(nb_tensor *out, const char *path);
+
+/* ---- content hashes (hash.c): XXH3, 128 bits ------------------------------ */
+
+typedef struct nb_hash nb_hash;
+nb_hash *nb_hash_new(void);
+void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
+/* 32 hex digits and a NUL into out; the state goes on. */
+void nb_hash_hex(const nb_hash *h, char *out);
+void nb_hash_free(nb_hash *h);
+
+/* ---- processor and threads (cpu.c, thread.c) ------------------------------ */
+
+enum {
+  NB_CPU_AVX2 = 1,        /* AVX2, FMA, F16C, BMI2 */
+  NB_CPU_AVX512 = 2,      /* F, BW, VL, DQ */
+  NB_CPU_AVX512_VNNI = 4,
+  NB_CPU_AVX512_BF16 = 8,
+  NB_CPU_AMX = 16,        /* TILE, INT8, BF16, granted by the kernel */
+  NB_CPU_AVX512_VBMI = 32
+};
+
+/* What this processor has, less what nb_cpu_limit or NB_CPU (portable, avx2,
+ * avx512, all) took away. */
+int nb_cpu(void);
+/* What it has, whatever the limit. */
+int nb_cpu_detected(void);
+/* From now on use at most these features; -1 = all. For tests and benchmarks. */
+void nb_cpu_limit(int features);
+const char *nb_cpu_name(void);
+
+int nb_threads(void);
+/* 0 = as many as the machine (or OMP_NUM_THREADS) offers. */
+void nb_threads_set(int n);
+
+/* Seconds on a monotonic clock. */
+double nb_now(void);
+/* Peak resident memory of this process, bytes. */
+int64_t nb_peak_rss(void);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+#endif

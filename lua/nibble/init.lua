@@ -1,0 +1,29 @@
+-- nibble: the workbench as one Lua module. `local nb = require "nibble"`.
+--
+-- Parts load when they are first used, so that a script which only looks at a
+-- header starts in milliseconds.
+local ffi = require "nibble.ffi"
+
+local nb = { version = ffi.version }
+
+-- name in nb = module that provides it; a function or the module itself.
+local parts = {
+  tensor = { "nibble.tensor", "new" }, borrow = { "nibble.tensor", "borrow" },
+  open = { "nibble.checkpoint", "open" },
+  json = { "nibble.json" }, checkpoint = { "nibble.checkpoint" }, scheme = { "nibble.scheme" },
+  layout = { "nibble.layout" }, quant = { "nibble.quant" }, formats = { "nibble.formats" },
+  recipe = { "nibble.recipe", "load" }, plan = { "nibble.plan", "new" }, convert = { "nibble.convert" },
+  tokenizer = { "nibble.tokenizer" }, models = { "nibble.models" }, compute = { "nibble.compute" },
+  eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
+}
+
+return setmetatable(nb, {
+  __index = function(t, key)
+    local part = parts[key]
+    if not part then return nil end
+    local module = require(part[1])
+    local value = part[2] and module[part[2]] or module
+    rawset(t, key, value)
+    return value
+  end,
+})

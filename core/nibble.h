@@ -152,6 +152,19 @@ double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
 
+/* ---- casts (cast.c) --------------------------------------------------------
+ * dst's elements = src's values in dst's dtype; as many elements, any shapes, no
+ * overlap. Every dtype but c64 (NB_EUNSUPPORTED). One rounding, to nearest even.
+ *   to a float  overflow as torch: infinity where the dtype has one; f8_e4m3, f4
+ *               and f6 keep their largest value; the fnuz become NaN. saturate != 0:
+ *               what lies beyond, infinities too, becomes the largest finite value;
+ *               NaN stays. f4 and f6 know no NaN (the largest value) and take -0.0
+ *               as 0. f8_e8m0 drops the sign; halves round up.
+ *   to an int   half to even, then clamped to the range, whatever saturate; NaN is 0.
+ *   to bool     1 where not zero (NaN is 1).
+ * Same bytes on every instruction set. Mind: signalling NaNs become quiet. */
+int nb_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

@@ -133,6 +133,16 @@ function methods.clone(t)
   return c
 end
 
+--- t:cast(dtype [, {saturate = bool}]) -> a new tensor with the same values in another dtype
+-- Any dtype but c64, rounded once, half to even; integers are clamped to their range
+-- and take NaN as 0. saturate: floats beyond the dtype's range become its largest
+-- finite value instead of what torch's cast makes of them (see nb_cast in nibble.h).
+function methods.cast(t, dtype, options)
+  local c = M.new(dtype, t:size())
+  must(C.nb_cast(c, t, options and options.saturate and 1 or 0))
+  return c
+end
+
 --- t:drop(): mapped pages of t need not stay resident; the data stay readable.
 function methods.drop(t) C.nb_tensor_drop(t) end
 

@@ -152,6 +152,18 @@ double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
 
+/* ---- what no quantized weight may hold (layout/scales.c) ------------------- */
+
+/* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
+ * infinite, or zero while its group holds other codes than the zero-point. (Negative
+ * scales are sound: AutoRound writes them.) scales f16|bf16|f32 [r,G]; codes u8 [r,k];
+ * zeros u8 [r,G] or NULL; g_idx i32 [k] or NULL; row0: the tile's first row. */
+int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_tensor *zeros,
+                    const nb_tensor *g_idx, int bits, int64_t row0, const char *name);
+/* 1 when g_idx [k] says c / group for every column c (no activation order), 0 when it
+ * says something else; NB_EFORMAT, naming `name`, when an entry is outside 0..groups-1. */
+int nb_g_idx_check(const nb_tensor *g_idx, int64_t group, int64_t groups, const char *name);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

@@ -15,9 +15,9 @@ local function bytes(text)
   local out = {}
   for i = 1, #text, 64 do
     local line = {}
-    for j = i, math.min(i + 63, #text) do
-      local byte = text:byte(j)
-      line[#line + 1] = byte < 128 and byte or byte - 256 -- char is signed here
+    for j = i, math.min(i + 63, #text) do -- as signed chars, so that -Wconversion has nothing to say
+      local b = text:byte(j)
+      line[#line + 1] = b < 128 and b or b - 256
     end
     out[#out + 1] = table.concat(line, ",")
   end

@@ -34,20 +34,16 @@ end
 --- from_args(args) -> scheme | nil, msg, code
 -- compressed-tensors' weight arguments with their defaults (CTM-SEL-03).
 function M.from_args(args)
-  local function given(v) -- JSON null is absent
-    local json = require "nibble.json"
-    if v == json.null then return nil end
-    return v
-  end
-  local dtype = given(args.scale_dtype)
+  local a = common.null_free(args)
+  local dtype = a.scale_dtype
   local short = dtype and ({ float16 = "f16", bfloat16 = "bf16", float32 = "f32" })[tostring(dtype):match "[^.]*$"]
-  if given(args.dynamic) then return fail("eformat", "dynamic = %s: weights can't be", tostring(args.dynamic)) end
-  if given(args.block_structure) and given(args.strategy) ~= "block" then
-    return fail("eformat", 'block_structure contradicts strategy = "%s"', tostring(given(args.strategy)))
+  if a.dynamic then return fail("eformat", "dynamic = %s: a packed weight has fixed scales", tostring(a.dynamic)) end
+  if a.block_structure and a.strategy ~= "block" then
+    return fail("eformat", 'block_structure contradicts strategy = "%s"', tostring(a.strategy))
   end
   local s, msg = scheme.new {
-    type = given(args.type), bits = given(args.num_bits) or 8, symmetric = given(args.symmetric),
-    group = given(args.group_size), strategy = given(args.strategy), actorder = given(args.actorder), scale_dtype = short,
+    type = a.type, bits = a.num_bits or 8, symmetric = a.symmetric, group = a.group_size, strategy = a.strategy,
+    actorder = a.actorder, scale_dtype = short,
   }
   if not s then return nil, msg, "eformat" end
   return s
@@ -71,15 +67,13 @@ local function name_matcher(entry, unclear)
 end
 
 local function parse_group(name, value, st, where)
-  local json = require "nibble.json"
-  local group = value
-  if presets[name] and value[1] then group = { targets = value, weights = presets[name] } end
-  if type(group) ~= "table" or type(group.targets) ~= "table" then
+  local group = type(value) == "table" and common.null_free(value) or {}
+  if presets[name] and group[1] then group = { targets = value, weights = presets[name] } end
+  if type(group.targets) ~= "table" then
     return fail("eformat", "%s: config_groups.%s has no list of targets", where, name)
   end
-  if group.weights == nil or group.weights == json.null then return true end
-  local format = group.format
-  if format == nil or format == json.null then format = st.format end
+  if type(group.weights) ~= "table" then return true end
+  local format = group.format or st.format
   if format == "mixed-precision" then
     return fail("eformat", '%s: the format is "mixed-precision", so config_groups.%s must name its own', where, name)
   end
@@ -99,10 +93,8 @@ end
 
 --- settings(ck) -> {groups={...}, ignore={...}, format=} | nil, msg, code
 function M.settings(ck)
-  local json = require "nibble.json"
-  local config, where = ck.quantization.config, common.source_name(ck)
+  local config, where = common.null_free(ck.quantization.config), common.source_name(ck)
   local st = { groups = {}, ignore = {}, format = config.format, where = where }
-  if st.format == json.null then st.format = nil end
   if type(config.config_groups) ~= "table" then return fail("eformat", "%s: config_groups is missing", where) end
   local names = {}
   for name in pairs(config.config_groups) do names[#names + 1] = name end
@@ -213,10 +205,7 @@ local function act_order(ck, rec, s)
   local acts
   acts, msg, code = common.acts(rec.name, g_idx, s.group, scheme.groups(s, rec.k))
   if acts == nil then return nil, msg, code end
-  local out = {}
-  for key, value in pairs(s) do out[key] = value end
-  out.actorder = acts and "group" or (s.actorder == "weight" and "weight" or nil)
-  return out
+  return common.with(s, { actorder = acts and "group" or s.actorder == "weight" and "weight" })
 end
 
 local function is_packed(tensors) return tensors.weight_packed and tensors.weight_packed.dtype == "i32" end
@@ -248,9 +237,8 @@ function M.probe(ck, module, tensors, st)
   local s
   s, msg, code = act_order(ck, rec, g.scheme)
   if not s then return nil, msg, code end
-  rec.scheme = { type = s.type, bits = s.bits, symmetric = s.symmetric, strategy = s.strategy, group = s.group,
-    actorder = s.actorder, scale_dtype = tensors.weight_scale.dtype }
   rec.dtype = tensors.weight_scale.dtype
+  rec.scheme = common.with(s, { scale_dtype = rec.dtype })
   return rec
 end
 
@@ -273,7 +261,7 @@ function M.layout(rec)
   local single = s.strategy == "tensor"
   local out = {
     { suffix = "weight_packed", dtype = "i32", shape = { n, math.ceil(k * bits / 32) }, rows = same_rows },
-    { suffix = "weight_scale", dtype = common.scale_dtype(rec), shape = single and { 1 } or { n, groups },
+    { suffix = "weight_scale", dtype = rec.dtype, shape = single and { 1 } or { n, groups },
       rows = not single and same_rows or nil },
     { suffix = "weight_shape", dtype = "i64", shape = { 2 } },
   }
@@ -334,7 +322,7 @@ function M.read(src, rec, a, b, q)
   must(C.nb_ct_unpack(q.codes, src.weight_packed, rec.scheme.bits, a - 1))
   read_scales(src, rec, a, b, q)
   if src.weight_zero_point then
-    local zeros = q.zeros or common.constant_zeros(q)
+    local zeros = common.zeros_of(q)
     local ok, msg, code = read_zeros(zeros, src, rec, a)
     if ok and rec.scheme.symmetric then ok, msg, code = common.symmetric_zeros(rec, zeros, a, "symmetric") end
     if not ok then return nil, msg, code end
@@ -371,7 +359,7 @@ function M.write(dst, rec, a, b, q, base)
   else
     ok, msg, code = common.put_scales(dst.weight_scale, rec, q, a - base + 1)
     if ok and not s.symmetric then
-      local zeros = q.zeros or common.constant_zeros(q)
+      local zeros = common.zeros_of(q)
       must(C.nb_ct_pack_zeros(dst.weight_zero_point, zeros, s.bits, a - base, rec.n - base + 1))
     end
   end
@@ -421,5 +409,8 @@ function M.can(s, _, k)
   if fault then return false, fault end
   return true
 end
+
+--- scale_dtype(scheme, model_dtype) -> the weight's own where it has one, else the model's.
+function M.scale_dtype(s, model_dtype) return s.scale_dtype or model_dtype end
 
 return M

@@ -359,8 +359,9 @@ function M.write(dst, rec, a, b, q, base)
   else
     ok, msg, code = common.put_scales(dst.weight_scale, rec, q, a - base + 1)
     if ok and not s.symmetric then
-      local zeros = common.zeros_of(q)
-      must(C.nb_ct_pack_zeros(dst.weight_zero_point, zeros, s.bits, a - base, rec.n - base + 1))
+      local held = math.floor(dst.weight_zero_point:size(1) * 32 / s.bits)
+      must(C.nb_ct_pack_zeros(dst.weight_zero_point, common.zeros_of(q), s.bits, a - base,
+        math.min(held, rec.n - base + 1)))
     end
   end
   if not ok then return nil, msg, code end

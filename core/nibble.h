@@ -152,6 +152,81 @@ double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
 
+/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) -------
+ * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
+ * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
+ * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
+
+enum {
+  NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
+  NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
+  NB_RANGE_TIGHT = 2   /* scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1))        */
+};
+
+enum {
+  NB_ARITHMETIC_F32 = 0,  /* float32; codes are found with the scale as stored */
+  NB_ARITHMETIC_DTYPE = 1 /* compressed-tensors' way: each operation is rounded to the weight's dtype */
+};
+
+typedef struct nb_rtn_options {
+  int32_t bits;       /* 2 to 8 */
+  int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
+  int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
+  int32_t range;      /* NB_RANGE_*, symmetric grids only */
+  int32_t arithmetic; /* NB_ARITHMETIC_* */
+} nb_rtn_options;
+
+/* Round to nearest: codes u8 [n,k], scales f32|bf16|f16 [n,G], zeros u8 [n,G]
+ * (NULL when symmetric) from w f32|bf16|f16 [n,k]. Exact in every path: the bytes
+ * depend neither on threads nor on the instruction set. K must be a multiple of
+ * the group (FORMATS 4). A group of zeros gets the scale dtype's epsilon, as
+ * compressed-tensors stores it; a scale too small for its dtype becomes the
+ * dtype's smallest positive number. NB_EFORMAT: NaN or Inf in w, with row and
+ * column; NB_EUNSUPPORTED: a scale too large for its dtype, or bits not 2 to 8. */
+int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_rtn_options *options);
+
+typedef struct nb_mse_options {
+  nb_rtn_options rtn; /* arithmetic float32; group not 0 */
+  int32_t grid;       /* steps of 1/grid of the range */
+  float max_shrink;   /* how much of the range may go, 0 to below 1 */
+  float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
+} nb_mse_options;
+
+/* Clipping by search: each group's range shrinks in steps from where nothing is
+ * clipped, and the one with the least sum of |w - dequantized|^norm is kept; the
+ * range of nb_rtn_quantize is a candidate, so the error is never greater. Same
+ * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
+int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_mse_options *options);
+
+/* out f32|bf16|f16 [n,k] = (codes - zeros) * scales: the exact product rounded to
+ * float32, then to out's dtype. zeros NULL: 2^(bits-1). g_idx i32 [k] or NULL names
+ * each column's group, else columns divide evenly. One scale (numel 1) serves the
+ * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
+int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+typedef struct nb_quant_sums {
+  double error2, weight2; /* sums of squares: of w - dequantized, of w */
+  double max_abs;         /* largest |w - dequantized| */
+  double worst_error2;    /* error2 of the worst row */
+  int64_t worst_row, rows, numel;
+} nb_quant_sums;
+
+/* Adds the error of a quantized weight, or of the next tile of its rows, against
+ * w f32|bf16|f16 [n,k] to sums (zeroed before the first). The same sums whatever
+ * the threads, as long as the tiles are. */
+int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                   const nb_tensor *g_idx, int bits, const nb_tensor *w);
+
+/* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
+ * and scales [n,G] are finite and above 0; names the first that doesn't. */
+int nb_quant_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
+
+/* x rounded to f32, bf16 or f16 and back, as stored scales are. */
+float nb_round_scale(float x, int dtype);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

@@ -123,35 +123,6 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
 
-/* ---- processor and threads (cpu.c, thread.c) ------------------------------ */
-
-enum {
-  NB_CPU_AVX2 = 1,        /* AVX2, FMA, F16C, BMI2 */
-  NB_CPU_AVX512 = 2,      /* F, BW, VL, DQ */
-  NB_CPU_AVX512_VNNI = 4,
-  NB_CPU_AVX512_BF16 = 8,
-  NB_CPU_AMX = 16,        /* TILE, INT8, BF16, granted by the kernel */
-  NB_CPU_AVX512_VBMI = 32
-};
-
-/* What this processor has, less what nb_cpu_limit or NB_CPU (portable, avx2,
- * avx512, all) took away. */
-int nb_cpu(void);
-/* What it has, whatever the limit. */
-int nb_cpu_detected(void);
-/* From now on use at most these features; -1 = all. For tests and benchmarks. */
-void nb_cpu_limit(int features);
-const char *nb_cpu_name(void);
-
-int nb_threads(void);
-/* 0 = as many as the machine (or OMP_NUM_THREADS) offers. */
-void nb_threads_set(int n);
-
-/* Seconds on a monotonic clock. */
-double nb_now(void);
-/* Peak resident memory of this process, bytes. */
-int64_t nb_peak_rss(void);
-
 /* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) -------
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
  * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
@@ -226,6 +197,92 @@ int nb_quant_check(const nb_tensor *codes, const nb_tensor *scales, const nb_ten
 
 /* x rounded to f32, bf16 or f16 and back, as stored scales are. */
 float nb_round_scale(float x, int dtype);
+
+/* ---- processor and threads (cpu.c, thread.c) ------------------------------ */
+
+enum {
+  NB_CPU_AVX2 = 1,        /* AVX2, FMA, F16C, BMI2 */
+  NB_CPU_AVX512 = 2,      /* F, BW, VL, DQ */
+  NB_CPU_AVX512_VNNI = 4,
+  NB_CPU_AVX512_BF16 = 8,
+  NB_CPU_AMX = 16,        /* TILE, INT8, BF16, granted by the kernel */
+  NB_CPU_AVX512_VBMI = 32
+};
+
+/* What this processor has, less what nb_cpu_limit or NB_CPU (portable, avx2,
+ * avx512, all) took away. */
+int nb_cpu(void);
+/* What it has, whatever the limit. */
+int nb_cpu_detected(void);
+/* From now on use at most these features; -1 = all. For tests and benchmarks. */
+void nb_cpu_limit(int features);
+const char *nb_cpu_name(void);
+
+int nb_threads(void);
+/* 0 = as many as the machine (or OMP_NUM_THREADS) offers. */
+void nb_threads_set(int n);
+
+/* Seconds on a monotonic clock. */
+double nb_now(void);
+/* Peak resident memory of this process, bytes. */
+int64_t nb_peak_rss(void);
+
+/* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
+ * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
+ * I32 (or U32). A code that needs more than `bits` bits is an error that names
+ * the first one; the words of that call are then undefined.
+ *
+ * nb_P_pack writes and nb_P_unpack reads rows n0 .. n0+r of the weight: codes is
+ * the tile [r,k], words the WHOLE tensor of the file. Tiles may be done in any
+ * order, and side by side by threads as long as no two share a word: begin and
+ * end them on a multiple of 32 rows for zero-points, of 8 for weights. */
+
+/* ct: I32 [n, ceil(k*b/32)] dense (or [n, ceil(k/floor(32/b))] legacy, told by
+ * the width), 1 to 8 bits. Zero-points I32 [ceil(n*b/32), G] along n. */
+int nb_ct_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_ct_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+/* zeros: U8 [r,G], rows n0 .. n0+r of n; n0 and r multiples of 8 except at the end. */
+int nb_ct_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n);
+int nb_ct_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n);
+
+/* gptq: I32 [ceil(k*b/32), n] dense along k; 2, 3, 4, 8 bits. Zero-points
+ * I32 [G, ceil(n*b/32)]; minus_one: v1, fields hold zero-1 mod 2^bits. */
+int nb_gptq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_gptq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_gptq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n, int minus_one);
+int nb_gptq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n, int minus_one);
+
+/* awq: AutoAWQ gemm, I32 [k, n/pf] interleaved, pf = 32/bits; 4 or 8 bits; n0 and
+ * r multiples of pf. Zero-points I32 [G, n/pf] the same way. */
+int nb_awq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0);
+int nb_awq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0);
+
+/* awq_gemv: I32 [n, k/8] plain nibbles along k; zero-points I32 [n, w], 8*w >= G. */
+int nb_awq_gemv_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_gemv_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_gemv_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0);
+int nb_awq_gemv_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0);
+
+/* awq_gemv_fast: I16 [n/4, k], n0 and r multiples of 4, k of 64. qzeros F16 [G',n]
+ * hold -(scale*zero); unpacking fails with NB_EINEXACT where that is no whole
+ * zero-point of 0 to 15. scales: the whole F16 [G',n]; zeros: the tile U8 [r,G]. */
+int nb_awq_gemv_fast_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_gemv_fast_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros, int64_t n0);
+int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales, int64_t n0);
+
+/* Any matrix of codes U8 [a,b] as dense streams: axis 0 packs down the columns
+ * into I32 [ceil(a*bits/32), b], axis 1 along the rows into [a, ceil(b*bits/32)]. */
+int nb_bits_pack(nb_tensor *words, const nb_tensor *codes, int bits, int axis);
+int nb_bits_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int axis);
+
+/* dst [c,r] = src [r,c] transposed; elements of 8, 16, 32 or 64 bits. */
+int nb_transpose(nb_tensor *dst, const nb_tensor *src);
+/* whole [c,n], columns col0 .. col0+r = tile [r,c] transposed; and back. */
+int nb_transpose_put(nb_tensor *whole, const nb_tensor *tile, int64_t col0);
+int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -218,4 +218,12 @@ function M.transpose(t)
   return check(C.nb_transpose(out, t), out)
 end
 
-return M
+-- layout.marlin: loaded when first used.
+return setmetatable(M, {
+  __index = function(t, key)
+    if key == "marlin" then
+      t.marlin = require "nibble.layout.marlin"
+      return t.marlin
+    end
+  end,
+})

@@ -152,6 +152,75 @@ double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
 
+/* ---- JSON (io/json.c) ----------------------------------------------------- */
+
+/* Text with its length; bytes may hold NULs, and a NUL follows the last one. */
+typedef struct nb_text {
+  const char *data;
+  int64_t bytes;
+} nb_text;
+
+enum { NB_JSON_NULL = 0, NB_JSON_FALSE, NB_JSON_TRUE, NB_JSON_NUMBER, NB_JSON_STRING, NB_JSON_ARRAY, NB_JSON_OBJECT };
+
+typedef struct nb_json nb_json;
+typedef struct nb_json_value {
+  int32_t type, pad_;
+  double number;
+  const char *string;   /* of a string; NULL otherwise */
+  const char *key;      /* of an object's member; NULL otherwise */
+  const nb_json *child; /* first element or member */
+  const nb_json *next;  /* next one in the parent */
+} nb_json_value;
+
+/* Parses strict JSON (RFC 8259: no NaN, comments, trailing commas; at most 512
+ * levels). what names the text in sentences, which tell line and column. Numbers
+ * are doubles: integers beyond 2^53 are rounded. U+0000 in a string comes out as
+ * the bytes C0 80. Free the root with nb_json_free. */
+int nb_json_parse(nb_json **out, const char *text, int64_t bytes, const char *what);
+void nb_json_get(nb_json_value *out, const nb_json *node);
+void nb_json_free(nb_json *root);
+
+/* ---- safetensors: reading (io/safetensors.c, io/safetensors_index.c) ------ */
+
+typedef struct nb_safetensors nb_safetensors;
+
+typedef struct nb_tensor_info {
+  nb_text name;
+  int64_t shape[6];
+  int32_t ndim, dtype;
+  int64_t file;         /* index of the file that holds it */
+  int64_t begin;        /* first byte in that file */
+  int64_t bytes, params;
+} nb_tensor_info;
+
+/* Opens one .safetensors file, or a *.safetensors.index.json with all the files
+ * it names: maps them, reads their headers and checks every rule of the format
+ * (FORMATS 1); no tensor's bytes are read. A mapped file that another program
+ * truncates later raises SIGBUS where its lost bytes are read. */
+int nb_safetensors_open(nb_safetensors **out, const char *path);
+/* Adds one more file, called name in sentences and nb_safetensors_file. After a
+ * failure s must only be closed. */
+int nb_safetensors_add(nb_safetensors *s, const char *path, const char *name);
+/* Views of its tensors stay valid: they retain the mapping. */
+void nb_safetensors_close(nb_safetensors *s);
+
+int64_t nb_safetensors_count(const nb_safetensors *s);
+/* Tensor i, in the order of the files and their headers. Text lives as long as s. */
+int nb_safetensors_info(nb_tensor_info *out, const nb_safetensors *s, int64_t i);
+/* Index of the tensor of that name, or -1. */
+int64_t nb_safetensors_find(const nb_safetensors *s, const char *name, int64_t bytes);
+/* A mapped view of tensor i. */
+int nb_safetensors_tensor(nb_tensor *out, const nb_safetensors *s, int64_t i);
+
+int64_t nb_safetensors_files(const nb_safetensors *s);
+/* Its name as the index tells it (or its last path component) and its size. */
+nb_text nb_safetensors_file(const nb_safetensors *s, int64_t i, int64_t *bytes);
+/* Entries of the files' __metadata__; of a key in several files, the first. */
+int64_t nb_safetensors_metadata_count(const nb_safetensors *s);
+nb_text nb_safetensors_metadata(const nb_safetensors *s, int64_t i, nb_text *value);
+/* Sentences about what is odd but readable. */
+int64_t nb_safetensors_warnings(const nb_safetensors *s);
+const char *nb_safetensors_warning(const nb_safetensors *s, int64_t i);
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
  * I32 (or U32). A code that needs more than `bits` bits is an error that names
@@ -265,6 +334,22 @@ enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+/* ---- files and folders (io/files.c) ---------------------------------------- */
+
+enum { NB_PATH_NONE = 0, NB_PATH_FILE, NB_PATH_DIR, NB_PATH_OTHER };
+
+/* What lies at path (links followed). */
+int nb_path_kind(const char *path);
+/* The folder's entries as NUL-terminated names in a U8 tensor, sorted by byte;
+ * those of folders end in '/'. */
+int nb_dir_list(nb_tensor *out, const char *path);
+/* Makes the folder and its parents; one that is there is fine. */
+int nb_dir_make(const char *path);
+/* path gets these bytes or keeps what it had: temporary file, fsync, rename. */
+int nb_file_write(const char *path, const void *data, int64_t bytes);
+/* dst becomes a byte-exact copy of src, atomically as nb_file_write. */
+int nb_file_copy(const char *dst, const char *src);
+int nb_file_remove(const char *path);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

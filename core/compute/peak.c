@@ -10,8 +10,10 @@ double nb_peak_portable(long long rounds, double *flops) {
   enum { CHAINS = 8 };
   v4f acc[CHAINS], a = {0.999999f, 0.999999f, 0.999999f, 0.999999f}, b = a * 1e-6f;
   for (int i = 0; i < CHAINS; i++) acc[i] = a * (float)i;
-  for (long long r = 0; r < rounds; r++)
+  for (long long r = 0; r < rounds; r++) {
+#pragma GCC unroll 16
     for (int i = 0; i < CHAINS; i++) acc[i] = acc[i] * a + b;
+  }
   v4f sum = acc[0];
   for (int i = 1; i < CHAINS; i++) sum += acc[i];
   *flops = 8.0 * CHAINS * (double)rounds;

@@ -1,5 +1,5 @@
-/* vector_body.h - the row operations, written once over fixed lanes (8 floats, 8
- * doubles) and compiled once per instruction set; see vector.h.
+/* vector_body.h - the row operations, written once over fixed lanes (8 floats, twice
+ * 4 doubles) and compiled once per instruction set; see vector.h.
  *
  * exp is a branch-free polynomial after reduction by ln 2: within 2 ulp in
  * float32, 1e-15 relative in double, NaN stays NaN, below the range gives about
@@ -13,16 +13,17 @@
 
 typedef float v8f __attribute__((vector_size(32)));
 typedef int32_t v8i __attribute__((vector_size(32)));
-typedef double v8d __attribute__((vector_size(64)));
-typedef int64_t v8l __attribute__((vector_size(64)));
+typedef float v4f __attribute__((vector_size(16)));
+typedef double v4d __attribute__((vector_size(32)));
+typedef int64_t v4l __attribute__((vector_size(32)));
 enum { LANES = 8 };
 
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE v8f splat(float f) { return (v8f){f, f, f, f, f, f, f, f}; }
-INLINE v8d splat_d(double f) { return (v8d){f, f, f, f, f, f, f, f}; }
+INLINE v4d splat_d(double f) { return (v4d){f, f, f, f}; }
 INLINE v8f select_f(v8i mask, v8f a, v8f b) { return (v8f)((mask & (v8i)a) | (~mask & (v8i)b)); }
-INLINE v8d select_d(v8l mask, v8d a, v8d b) { return (v8d)((mask & (v8l)a) | (~mask & (v8l)b)); }
+INLINE v4d select_d(v4l mask, v4d a, v4d b) { return (v4d)((mask & (v4l)a) | (~mask & (v4l)b)); }
 
 INLINE v8f load(const float *p) {
   v8f v;
@@ -54,22 +55,26 @@ INLINE v8f exp_f(v8f x) {
   return p * (v8f)(((v8i)shifted - 0x4b400000 + 127) << 23);
 }
 
-INLINE v8d exp_d(v8d x) {
+INLINE v4d exp_d(v4d x) {
   const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
   x = select_d(x < splat_d(-708.0), splat_d(-708.0), x);
-  v8d shifted = x * splat_d(1.4426950408889634074) + splat_d(magic);
-  v8d k = shifted - splat_d(magic);
-  v8d r = x - k * splat_d(6.93145751953125e-1) - k * splat_d(1.42860682030941723212e-6);
+  v4d shifted = x * splat_d(1.4426950408889634074) + splat_d(magic);
+  v4d k = shifted - splat_d(magic);
+  v4d r = x - k * splat_d(6.93145751953125e-1) - k * splat_d(1.42860682030941723212e-6);
   static const double c[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
                              1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,     1.0 / 6,
                              0.5,             1.0,            1.0};
-  v8d p = splat_d(c[0]);
+  v4d p = splat_d(c[0]);
+#pragma GCC unroll 12
   for (int i = 1; i < 13; i++) p = p * r + splat_d(c[i]);
-  return p * (v8d)(((v8l)shifted - 0x4338000000000000 + 1023) << 52);
+  return p * (v4d)(((v4l)shifted - 0x4338000000000000 + 1023) << 52);
 }
 
 INLINE float sum_f(v8f v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
-INLINE double sum_d(v8d v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+INLINE double sum_d(v4d a, v4d b) {
+  v4d v = a + b;
+  return (v[0] + v[2]) + (v[1] + v[3]);
+}
 
 static float row_max(const float *x, int64_t n) {
   v8f m = splat(-INFINITY);
@@ -112,15 +117,29 @@ static void swiglu(float *gate, const float *up, int64_t n) {
   }
 }
 
-INLINE v8d wide(v8f v) { return __builtin_convertvector(v, v8d); }
+/* 4 values in double; the last n < 4 filled up with zeros. */
+INLINE v4d wide(const float *p) {
+  v4f v;
+  memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, v4d);
+}
+INLINE v4d wide_tail(const float *p, int64_t n) {
+  float v[4] = {0};
+  memcpy(v, p, (size_t)n * sizeof *p);
+  return wide(v);
+}
 
 static double sum_squares(const float *x, int64_t n) {
-  v8d sum = splat_d(0.0);
-  for (int64_t i = 0; i < n; i += LANES) {
-    v8d v = wide(i + LANES <= n ? load(x + i) : load_tail(x + i, n - i, 0.0f));
-    sum += v * v;
+  v4d a = splat_d(0.0), b = a;
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    v4d lo = wide(x + i), hi = wide(x + i + 4);
+    a += lo * lo;
+    b += hi * hi;
   }
-  return sum_d(sum);
+  double total = sum_d(a, b);
+  for (; i < n; i++) total += (double)x[i] * (double)x[i];
+  return total;
 }
 
 /* Raises the running maximum to that of x; sum, and what is summed with the same
@@ -136,37 +155,42 @@ static double lse_raise(nb_lse *state, const float *x, int64_t n) {
 
 static void lse(nb_lse *state, const float *x, int64_t n) {
   lse_raise(state, x, n);
-  v8d max = splat_d(state->max), sum = splat_d(0.0);
+  v4d max = splat_d(state->max), a = splat_d(0.0), b = a;
   int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) sum += exp_d(wide(load(x + i)) - max);
-  double total = sum_d(sum);
-  if (i < n) {
-    v8d e = exp_d(wide(load_tail(x + i, n - i, 0.0f)) - max);
-    for (int l = 0; l < n - i; l++) total += e[l];
+  for (; i + LANES <= n; i += LANES) {
+    a += exp_d(wide(x + i) - max);
+    b += exp_d(wide(x + i + 4) - max);
+  }
+  double total = sum_d(a, b);
+  for (; i < n; i += 4) {
+    v4d e = exp_d(wide_tail(x + i, NB_MIN(4, n - i)) - max);
+    for (int l = 0; l < NB_MIN(4, n - i); l++) total += e[l];
   }
   state->sum += total;
 }
 
 static void lse_cross(nb_lse *state, double *cross, const float *p, const float *q, int64_t n) {
   *cross *= lse_raise(state, p, n);
-  v8d max = splat_d(state->max), sum = splat_d(0.0), pq = splat_d(0.0);
+  v4d max = splat_d(state->max), a = splat_d(0.0), b = a, ca = a, cb = a;
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) {
-    v8d a = wide(load(p + i)), e = exp_d(a - max);
-    sum += e;
-    pq += e * (a - wide(load(q + i)));
+    v4d lo = wide(p + i), hi = wide(p + i + 4), elo = exp_d(lo - max), ehi = exp_d(hi - max);
+    a += elo;
+    b += ehi;
+    ca += elo * (lo - wide(q + i));
+    cb += ehi * (hi - wide(q + i + 4));
   }
-  double total = sum_d(sum), total_pq = sum_d(pq);
-  if (i < n) {
-    v8d a = wide(load_tail(p + i, n - i, 0.0f)), e = exp_d(a - max);
-    v8d product = e * (a - wide(load_tail(q + i, n - i, 0.0f)));
-    for (int l = 0; l < n - i; l++) {
+  double total = sum_d(a, b), crossed = sum_d(ca, cb);
+  for (; i < n; i += 4) {
+    int64_t left = NB_MIN(4, n - i);
+    v4d v = wide_tail(p + i, left), e = exp_d(v - max), c = e * (v - wide_tail(q + i, left));
+    for (int l = 0; l < left; l++) {
       total += e[l];
-      total_pq += product[l];
+      crossed += c[l];
     }
   }
   state->sum += total;
-  *cross += total_pq;
+  *cross += crossed;
 }
 
 static void widen_bf16(float *y, const uint16_t *x, int64_t n) {

@@ -25,7 +25,9 @@ local tensor = require "nibble.tensor"
 local nffi = require "nibble.ffi"
 local scheme = require "nibble.scheme"
 local regex = require "nibble.regex"
+local suggest = require "nibble.suggest"
 local text = require "nibble.text"
+local units = require "nibble.units"
 local common = require "nibble.formats.common"
 
 local M = {}
@@ -195,9 +197,8 @@ function M.record(ck, name)
   for _, r in ipairs(all.list) do
     if r.name:match "[^.]*$" == tail then names[#names + 1] = r.name end
   end
-  local near = text.nearest(name, #names > 0 and #names < 500 and names or {})
   return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name,
-    near and ('; did you mean "%s"?'):format(near) or ""), "einval"
+    suggest.hint(name, #names < 500 and names or {})), "einval"
 end
 
 --- source(ck, rec) -> suffix -> mapped tensor | nil, msg, code: what read() takes.
@@ -326,8 +327,8 @@ end
 
 local function describe(rec)
   local shape = rec.n and ("[%d×%d]"):format(rec.n, rec.k) or ""
-  return ("%s  %s %s  %s  %s  %.2f bits  %.1f KiB"):format(rec.name, rec.kind, shape, what_is(rec), rec.format,
-    rec.bits_per_weight, rec.bytes / 1024)
+  return ("%s  %s %s  %s  %s  %.2f bits  %s"):format(rec.name, rec.kind, shape, what_is(rec), rec.format,
+    rec.bits_per_weight, units.bytes(rec.bytes))
 end
 
 local lazy = {

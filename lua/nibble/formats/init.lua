@@ -68,7 +68,7 @@ local plain_suffixes = { weight = true, bias = true }
 -- The checkpoints of a quant_method that nothing here reads: listed, and refused module by module.
 local function opaque(ck)
   local plain = require "nibble.formats.plain"
-  local method = tostring(ck.quantization.config.quant_method)
+  local method = require("nibble.formats.overrides").method(ck)
   local f = { name = method, title = method .. " (not readable yet)" }
   function f.settings() return {} end
   function f.probe(c, module, tensors)
@@ -186,19 +186,23 @@ function M.modules(ck)
   return all.list
 end
 
+-- Candidates for "did you mean": names as long, give or take two letters.
+local function lookalikes(all, name)
+  local out = {}
+  for _, rec in ipairs(all.list) do
+    if math.abs(#rec.name - #name) <= 2 and #out < 2000 then out[#out + 1] = rec.name end
+  end
+  return out
+end
+
 --- record(ck, name) -> record | nil, msg, code: of one module; name with or without ".weight".
 function M.record(ck, name)
   local all, msg, code = opened(ck)
   if not all then return nil, msg, code end
   local rec = all.by_name[name] or all.by_name[(name:gsub("%.weight$", ""))]
   if rec then return rec end
-  local names = {}
-  local tail = name:match "[^.]*$"
-  for _, r in ipairs(all.list) do
-    if r.name:match "[^.]*$" == tail then names[#names + 1] = r.name end
-  end
-  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name,
-    suggest.hint(name, #names < 500 and names or {})), "einval"
+  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name, suggest.hint(name, lookalikes(all, name))),
+    "einval"
 end
 
 --- source(ck, rec) -> suffix -> mapped tensor | nil, msg, code: what read() takes.

@@ -9,14 +9,6 @@ float nb_round_scale(float x, int dtype) { return nb_round_to(x, dtype); }
 
 /* ---- grids ---------------------------------------------------------------- */
 
-static float smallest(int dtype) { return nb_from_bits(1, dtype); }
-
-/* finfo(dtype).eps, which compressed-tensors stores as the scale of a group of zeros. */
-static float epsilon(int dtype) {
-  if (dtype == NB_F32) return 0x1p-23f;
-  return dtype == NB_BF16 ? 0x1p-7f : 0x1p-10f;
-}
-
 /* What the largest magnitude is divided by. */
 static float raw_scale(float pos, float neg, int bits, int range) {
   float qmax = (float)((1 << (bits - 1)) - 1), qmin = (float)(1 << (bits - 1));
@@ -31,7 +23,7 @@ static bool grid_float32(nb_grid *g, float pos, float neg, const nb_rtn_options 
   float raw = o->symmetric ? raw_scale(pos, neg, o->bits, o->range) : (pos + neg) / (float)levels;
   float s = nb_round_to(raw, s_dtype);
   if (isinf(s)) return false;
-  if (s == 0) s = pos == 0 && neg == 0 ? epsilon(s_dtype) : smallest(s_dtype);
+  if (s == 0) s = pos == 0 && neg == 0 ? nb_epsilon(s_dtype) : nb_from_bits(1, s_dtype);
   int zero = half;
   if (!o->symmetric) {
     float z = NB_MIN(neg / s, (float)levels);
@@ -58,7 +50,7 @@ static bool grid_dtype(nb_grid *g, float pos, float neg, const nb_rtn_options *o
     s = nb_round_to(raw_scale(pos, neg, o->bits, o->range), dtype);
   }
   if (isinf(s)) return false;
-  if (s == 0) s = epsilon(dtype);
+  if (s == 0) s = nb_epsilon(dtype);
   *g = (nb_grid){ .scale = s, .add = add, .lo = (float)-half, .hi = (float)(half - 1), .offset = half,
                   .zero = (int)add + half };
   return true;

@@ -45,13 +45,13 @@ local function with_negative_zeros(w, x, zero_point)
   return out
 end
 
--- type "float" is FP8: not an integer grid, and so another method's.
 function ops.ct_calculate_qparams_quantize(case)
   local bits, x = tonumber(case.params.num_bits), case.tensors["in.x"]
   if case.params.type == "float" then
-    local q, scales, d = nb.quant.fp8(x)
-    return { ["out.scale"] = scales, ["out.zero_point"] = nb.tensor("u8", { x:size(1), 1 }):as("f8_e4m3", { x:size(1), 1 }),
-             ["out.q"] = q, ["out.dequant"] = d, ["out.fake_quant"] = d }
+    local q, scales = assert(nb.quant.fp8(x, { arithmetic = "dtype" }))
+    local d = nb.quant.fp8_dequantize(q, scales)
+    return { ["out.scale"] = scales, ["out.zero_point"] = nb.tensor("f8_e4m3", { x:size(1), 1 }), ["out.q"] = q,
+             ["out.dequant"] = d, ["out.fake_quant"] = d }
   end
   local q = rtn(x, bits, case.params.symmetric == "True", -1)
   local zero_point = signed(q.zeros, bits, { x:size(1), 1 })

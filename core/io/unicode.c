@@ -39,6 +39,10 @@ bool nb_is_space(int32_t c) {
 
 bool nb_is_word(int32_t c) {
   if (c == 0x200c || c == 0x200d) return true; /* joiners */
+  /* Letters in circles and squares are symbols, but alphabetic ones. */
+  if ((c >= 0x24b6 && c <= 0x24e9) || (c >= 0x1f130 && c <= 0x1f149) || (c >= 0x1f150 && c <= 0x1f169) ||
+      (c >= 0x1f170 && c <= 0x1f189))
+    return true;
   switch (utf8proc_category(c)) {
   case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT: case UTF8PROC_CATEGORY_LM:
   case UTF8PROC_CATEGORY_LO: case UTF8PROC_CATEGORY_MN: case UTF8PROC_CATEGORY_MC: case UTF8PROC_CATEGORY_ME:

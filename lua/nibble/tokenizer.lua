@@ -38,7 +38,7 @@ end
 -- Where Oniguruma, which the reference matches with, and PCRE2 read an escape
 -- differently: what it stands for, outside and inside of [...].
 local SPACE = [[\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]]
-local WORD = [[\p{L}\p{M}\p{Nd}\p{Pc}]]
+local WORD = [[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}]]
 local HEX = "0-9a-fA-F"
 local escapes = { s = SPACE, w = WORD, h = HEX }
 local negated = { S = SPACE, W = WORD, H = HEX }
@@ -193,6 +193,9 @@ end
 local function added_tokens(b, list, tok)
   for i, t in ipairs(given(list) and list or {}) do
     if type(t.content) ~= "string" or not is_id(t.id) then malformed("added_tokens: entry %d has no content or id", i) end
+    if (tok.vocab[t.content] or t.id) ~= t.id then
+      malformed("added_tokens: %q has the id %d, but the vocabulary gives it %d", t.content, t.id, tok.vocab[t.content])
+    end
     local flags = (t.special and C.NB_ADDED_SPECIAL or 0) + (t.lstrip and C.NB_ADDED_LSTRIP or 0)
       + (t.rstrip and C.NB_ADDED_RSTRIP or 0) + (t.single_word and C.NB_ADDED_SINGLE_WORD or 0)
       + (t.normalized and C.NB_ADDED_NORMALIZED or 0)

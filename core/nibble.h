@@ -178,6 +178,12 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
+/* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
+ * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
+ * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
+int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
 typedef struct nb_quant_sums {
   double error2, weight2; /* sums of squares: of w - dequantized, of w */
   double max_abs;         /* largest |w - dequantized| */
@@ -532,8 +538,8 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
  * in the same slot (AWQ words [k, n/8] with zeros [G, n/8]). out may be words.
  * inverse: back to q. bits must be 4. MRL-42 to MRL-44. */
 int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse);
-/* out = scales * factor in float32, rounded to their dtype (f16, bf16, f32): 512 for
- * MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
+/* out = scales * factor in float32, rounded to out's dtype (both f16, bf16 or f32): 512
+ * for MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
 int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
 /* NVFP4 block scales (f16 or bf16, already permuted) to the kernel's bytes: columns
  * 0 2 1 3 of each 4, times factor and 2^7 in f16, below 2 to 0, bits 14..7. */

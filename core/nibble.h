@@ -159,14 +159,15 @@ int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 
 typedef struct nb_mse_options {
   nb_rtn_options rtn; /* arithmetic float32; group not 0 */
-  int32_t grid;       /* steps of 1/grid of the range */
+  int32_t grid;       /* the finest step is 1/grid of the range */
   float max_shrink;   /* how much of the range may go, 0 to below 1 */
   float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
 } nb_mse_options;
 
-/* Clipping by search: each group's range shrinks in steps from where nothing is
- * clipped, and the one with the least sum of |w - dequantized|^norm is kept; the
- * range of nb_rtn_quantize is a candidate, so the error is never greater. Same
+/* Clipping by search: each group's range shrinks from where nothing is clipped,
+ * first in steps of 4/grid, then around the best in steps of 1/grid, and the one
+ * with the least sum of |w - dequantized|^norm is kept; the range that
+ * nb_rtn_quantize takes is a candidate, so the sum is never greater. Same
  * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
 int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
                     const nb_mse_options *options);

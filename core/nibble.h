@@ -123,6 +123,88 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
 
+/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) -------
+ * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
+ * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
+ * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
+
+enum {
+  NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
+  NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
+  NB_RANGE_TIGHT = 2   /* scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1))        */
+};
+
+enum {
+  NB_ARITHMETIC_F32 = 0,  /* float32; codes are found with the scale as stored */
+  NB_ARITHMETIC_DTYPE = 1 /* compressed-tensors' way: each operation is rounded to the weight's dtype */
+};
+
+typedef struct nb_rtn_options {
+  int32_t bits;       /* 2 to 8 */
+  int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
+  int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
+  int32_t range;      /* NB_RANGE_*, symmetric grids only */
+  int32_t arithmetic; /* NB_ARITHMETIC_* */
+} nb_rtn_options;
+
+/* Round to nearest: codes u8 [n,k], scales f32|bf16|f16 [n,G], zeros u8 [n,G]
+ * (NULL when symmetric) from w f32|bf16|f16 [n,k]. Exact in every path: the bytes
+ * depend neither on threads nor on the instruction set. K must be a multiple of
+ * the group (FORMATS 4). A group of zeros gets the scale dtype's epsilon, as
+ * compressed-tensors stores it; a scale too small for its dtype becomes the
+ * dtype's smallest positive number. NB_EFORMAT: NaN or Inf in w, with row and
+ * column; NB_EUNSUPPORTED: a scale too large for its dtype, or bits not 2 to 8. */
+int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_rtn_options *options);
+
+typedef struct nb_mse_options {
+  nb_rtn_options rtn; /* arithmetic float32; group not 0 */
+  int32_t grid;       /* the finest step is 1/grid of the range */
+  float max_shrink;   /* how much of the range may go, 0 to below 1 */
+  float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
+} nb_mse_options;
+
+/* Clipping by search: each group's range shrinks from where nothing is clipped,
+ * first in steps of 4/grid, then around the best in steps of 1/grid, and the one
+ * with the least sum of |w - dequantized|^norm is kept; the range that
+ * nb_rtn_quantize takes is a candidate, so the sum is never greater. Same
+ * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
+int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_mse_options *options);
+
+/* out f32|bf16|f16 [n,k] = (codes - zeros) * scales: the exact product rounded to
+ * float32, then to out's dtype. zeros NULL: 2^(bits-1). g_idx i32 [k] or NULL names
+ * each column's group, else columns divide evenly. One scale (numel 1) serves the
+ * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
+int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+/* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
+ * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
+ * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
+int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+typedef struct nb_quant_sums {
+  double error2, weight2; /* sums of squares: of w - dequantized, of w */
+  double max_abs;         /* largest |w - dequantized| */
+  double worst_error2;    /* error2 of the worst row */
+  int64_t worst_row, rows, numel;
+} nb_quant_sums;
+
+/* Adds the error of a quantized weight, or of the next tile of its rows, against
+ * w f32|bf16|f16 [n,k] to sums (zeroed before the first). The same sums whatever
+ * the threads, as long as the tiles are. */
+int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                   const nb_tensor *g_idx, int bits, const nb_tensor *w);
+
+/* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
+ * and scales [n,G] are finite and above 0; names the first that doesn't. */
+int nb_quant_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
+
+/* x rounded to f32, bf16 or f16 and back, as stored scales are. */
+float nb_round_scale(float x, int dtype);
+
 /* ---- processor and threads (cpu.c, thread.c) ------------------------------ */
 
 enum {
@@ -151,6 +233,59 @@ void nb_threads_set(int n);
 double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
+
+/* ---- forward pass (core/compute/) -------------------------------------------
+ * Activations are float32 [m, features] tensors, m = sequences x length rows.
+ * Weights are f32, bf16 or f16 and are widened exactly. No result depends on the
+ * number of threads. */
+
+/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (f32, or NULL), float32 accumulation: OpenBLAS
+ * over fixed tiles, plain loops without it. */
+int nb_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+/* Which matrix library products run on, or why none was found. */
+const char *nb_blas_name(void);
+/* Multiply-adds a second, times two, on that many threads: measured, about 50 ms. */
+double nb_peak_flops(int threads);
+
+/* y = weight * x / sqrt(mean(x^2) + eps), over each run of weight's size d; y may be x. */
+int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
+/* Turns the heads of x [m, heads*head_dim] in place; row r stands at position
+ * r % length. cosines and sines: f32 [positions, head_dim/2]. */
+int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim, int64_t length);
+/* Causal attention of m/length separate sequences: q and out [m, heads*d], k and v
+ * [m, kv_heads*d]. sliding: how many keys a query sees, itself included; 0 = all. */
+int nb_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v, int64_t heads,
+                 int64_t kv_heads, int64_t length, int64_t sliding, double scale);
+
+/* y += x. */
+int nb_add(nb_tensor *y, const nb_tensor *x);
+/* gate = gate / (1 + exp(-gate)) * up. */
+int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
+/* How many values are infinite or NaN; f32, bf16, f16. */
+int64_t nb_count_nonfinite(const nb_tensor *x);
+/* out[i] = table[ids[i]], widened to f32. */
+int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
+/* y[ids[i]] += weights[i] * x[i]; ids ascend. */
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights);
+
+/* Mixture of experts. Softmax over logits [m, e], then the top experts of each row,
+ * best first: experts i32 [m, top], weights f32 [m, top], which sum to 1 when
+ * normalize. */
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, int normalize);
+/* The same pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1])
+ * with their weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. */
+int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
+                 const nb_tensor *weights);
+
+/* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
+ * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
+ * the best token. Logits exist block by block only; sums are in double. */
+int nb_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
+                    const nb_tensor *targets);
+/* The same for two models, and kl f64 [m] = KL(p || q) over the vocabulary, in nats. */
+int nb_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p, nb_tensor *top_q,
+                      const nb_tensor *x_p, const nb_tensor *head_p, const nb_tensor *x_q,
+                      const nb_tensor *head_q, const nb_tensor *targets);
 
 /* ---- JSON (io/json.c) ----------------------------------------------------- */
 
@@ -221,6 +356,92 @@ nb_text nb_safetensors_metadata(const nb_safetensors *s, int64_t i, nb_text *val
 /* Sentences about what is odd but readable. */
 int64_t nb_safetensors_warnings(const nb_safetensors *s);
 const char *nb_safetensors_warning(const nb_safetensors *s, int64_t i);
+/* ---- safetensors: writing (io/safetensors_write.c, io/write_queue.c) -------- */
+
+typedef struct nb_writer nb_writer;
+
+/* A checkpoint to be written into the folder dir (made if missing): tensors and
+ * metadata are told first, then nb_writer_begin makes the files. A new shard
+ * begins where the next tensor would pass shard_bytes of data. One shard is
+ * called model.safetensors, several model-00001-of-000NN.safetensors; until
+ * nb_writer_finish each carries ".partial" after its name. */
+int nb_writer_new(nb_writer **out, const char *dir, int64_t shard_bytes);
+int nb_writer_metadata(nb_writer *w, const char *key, int64_t key_bytes, const char *value, int64_t value_bytes);
+/* The next tensor: the order told is the order in the files. */
+int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype, int ndim, const int64_t *shape);
+/* Makes the files at their full size, headers written, room on the disk
+ * reserved where the file system can. resume: a file that an interrupted run
+ * left with this size and header keeps its contents (nb_writer_file tells).
+ * Otherwise a checkpoint that is already in dir is an error. */
+int nb_writer_begin(nb_writer *w, int resume);
+/* Rows row0.. of the named tensor become t's rows. Written in the background:
+ * t's buffer is retained, and must not change before nb_writer_flush. Blocks
+ * while more than 64 MiB are queued. A failure of the system shows in the next
+ * call and stays. */
+int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *t, int64_t row0);
+/* Returns when all that was put is in the page cache: safe from kill -9. */
+int nb_writer_flush(nb_writer *w);
+/* The named tensor as written so far: a mapped view. Flushes. */
+int nb_writer_tensor(nb_tensor *out, nb_writer *w, const char *name, int64_t name_bytes);
+/* Flush, fsync, rename every file to its name, fsync the folder. In a file that
+ * was not kept by resume every byte must have been put. */
+int nb_writer_finish(nb_writer *w);
+/* Removes the partial files. */
+int nb_writer_abort(nb_writer *w);
+/* Unfinished files stay, for resume. */
+void nb_writer_close(nb_writer *w);
+
+int64_t nb_writer_files(const nb_writer *w);
+/* Name of file i, and whether it was kept by resume. */
+const char *nb_writer_file(const nb_writer *w, int64_t i, int *kept);
+/* The file that holds the named tensor, or -1. */
+int64_t nb_writer_file_of(const nb_writer *w, const char *name, int64_t name_bytes);
+/* Bytes of all tensors. */
+int64_t nb_writer_bytes(const nb_writer *w);
+
+/* ---- journals (io/journal.c) ------------------------------------------------- */
+
+typedef struct nb_journal nb_journal;
+
+/* Opens or makes a journal of text lines, locks it against other processes, and
+ * cuts off a torn or damaged tail. */
+int nb_journal_open(nb_journal **out, const char *path);
+/* One line (without newline characters), in one write: once this returns, the
+ * line survives the process. */
+int nb_journal_append(nb_journal *j, const char *line, int64_t bytes);
+/* The lines that were found on opening. */
+int64_t nb_journal_count(const nb_journal *j);
+nb_text nb_journal_line(const nb_journal *j, int64_t i);
+void nb_journal_close(nb_journal *j);
+
+/* ---- files and folders (io/files.c) ---------------------------------------- */
+
+enum { NB_PATH_NONE = 0, NB_PATH_FILE, NB_PATH_DIR, NB_PATH_OTHER };
+
+/* What lies at path (links followed). */
+int nb_path_kind(const char *path);
+/* The folder's entries as NUL-terminated names in a U8 tensor, sorted by byte;
+ * those of folders end in '/'. */
+int nb_dir_list(nb_tensor *out, const char *path);
+/* Makes the folder and its parents; one that is there is fine. */
+int nb_dir_make(const char *path);
+/* path gets these bytes or keeps what it had: temporary file, fsync, rename. */
+int nb_file_write(const char *path, const void *data, int64_t bytes);
+/* dst becomes a byte-exact copy of src, atomically as nb_file_write. */
+int nb_file_copy(const char *dst, const char *src);
+int nb_file_remove(const char *path);
+
+/* ---- what no quantized weight may hold (layout/scales.c) ------------------- */
+
+/* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
+ * infinite, or zero while its group holds other codes than the zero-point. (Negative
+ * scales are sound: AutoRound writes them.) scales f16|bf16|f32 [r,G]; codes u8 [r,k];
+ * zeros u8 [r,G] or NULL; g_idx i32 [k] or NULL; row0: the tile's first row. */
+int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_tensor *zeros,
+                    const nb_tensor *g_idx, int bits, int64_t row0, const char *name);
+/* 1 when g_idx [k] says c / group for every column c (no activation order), 0 when it
+ * says something else; NB_EFORMAT, naming `name`, when an entry is outside 0..groups-1. */
+int nb_g_idx_check(const nb_tensor *g_idx, int64_t group, int64_t groups, const char *name);
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
  * I32 (or U32). A code that needs more than `bits` bits is an error that names
@@ -318,8 +539,8 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
  * in the same slot (AWQ words [k, n/8] with zeros [G, n/8]). out may be words.
  * inverse: back to q. bits must be 4. MRL-42 to MRL-44. */
 int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse);
-/* out = scales * factor in float32, rounded to their dtype (f16, bf16, f32): 512 for
- * MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
+/* out = scales * factor in float32, rounded to out's dtype (both f16, bf16 or f32): 512
+ * for MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
 int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
 /* NVFP4 block scales (f16 or bf16, already permuted) to the kernel's bytes: columns
  * 0 2 1 3 of each 4, times factor and 2^7 in f16, below 2 to 0, bits 14..7. */
@@ -334,22 +555,6 @@ enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
-/* ---- files and folders (io/files.c) ---------------------------------------- */
-
-enum { NB_PATH_NONE = 0, NB_PATH_FILE, NB_PATH_DIR, NB_PATH_OTHER };
-
-/* What lies at path (links followed). */
-int nb_path_kind(const char *path);
-/* The folder's entries as NUL-terminated names in a U8 tensor, sorted by byte;
- * those of folders end in '/'. */
-int nb_dir_list(nb_tensor *out, const char *path);
-/* Makes the folder and its parents; one that is there is fine. */
-int nb_dir_make(const char *path);
-/* path gets these bytes or keeps what it had: temporary file, fsync, rename. */
-int nb_file_write(const char *path, const void *data, int64_t bytes);
-/* dst becomes a byte-exact copy of src, atomically as nb_file_write. */
-int nb_file_copy(const char *dst, const char *src);
-int nb_file_remove(const char *path);
 
 /* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
  * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,

@@ -159,14 +159,15 @@ int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 
 typedef struct nb_mse_options {
   nb_rtn_options rtn; /* arithmetic float32; group not 0 */
-  int32_t grid;       /* steps of 1/grid of the range */
+  int32_t grid;       /* the finest step is 1/grid of the range */
   float max_shrink;   /* how much of the range may go, 0 to below 1 */
   float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
 } nb_mse_options;
 
-/* Clipping by search: each group's range shrinks in steps from where nothing is
- * clipped, and the one with the least sum of |w - dequantized|^norm is kept; the
- * range of nb_rtn_quantize is a candidate, so the error is never greater. Same
+/* Clipping by search: each group's range shrinks from where nothing is clipped,
+ * first in steps of 4/grid, then around the best in steps of 1/grid, and the one
+ * with the least sum of |w - dequantized|^norm is kept; the range that
+ * nb_rtn_quantize takes is a candidate, so the sum is never greater. Same
  * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
 int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
                     const nb_mse_options *options);
@@ -176,6 +177,12 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
  * each column's group, else columns divide evenly. One scale (numel 1) serves the
  * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+/* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
+ * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
+ * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
+int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
 typedef struct nb_quant_sums {
@@ -226,6 +233,59 @@ void nb_threads_set(int n);
 double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
+
+/* ---- forward pass (core/compute/) -------------------------------------------
+ * Activations are float32 [m, features] tensors, m = sequences x length rows.
+ * Weights are f32, bf16 or f16 and are widened exactly. No result depends on the
+ * number of threads. */
+
+/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (f32, or NULL), float32 accumulation: OpenBLAS
+ * over fixed tiles, plain loops without it. */
+int nb_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+/* Which matrix library products run on, or why none was found. */
+const char *nb_blas_name(void);
+/* Multiply-adds a second, times two, on that many threads: measured, about 50 ms. */
+double nb_peak_flops(int threads);
+
+/* y = weight * x / sqrt(mean(x^2) + eps), over each run of weight's size d; y may be x. */
+int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
+/* Turns the heads of x [m, heads*head_dim] in place; row r stands at position
+ * r % length. cosines and sines: f32 [positions, head_dim/2]. */
+int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim, int64_t length);
+/* Causal attention of m/length separate sequences: q and out [m, heads*d], k and v
+ * [m, kv_heads*d]. sliding: how many keys a query sees, itself included; 0 = all. */
+int nb_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v, int64_t heads,
+                 int64_t kv_heads, int64_t length, int64_t sliding, double scale);
+
+/* y += x. */
+int nb_add(nb_tensor *y, const nb_tensor *x);
+/* gate = gate / (1 + exp(-gate)) * up. */
+int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
+/* How many values are infinite or NaN; f32, bf16, f16. */
+int64_t nb_count_nonfinite(const nb_tensor *x);
+/* out[i] = table[ids[i]], widened to f32. */
+int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
+/* y[ids[i]] += weights[i] * x[i]; ids ascend. */
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights);
+
+/* Mixture of experts. Softmax over logits [m, e], then the top experts of each row,
+ * best first: experts i32 [m, top], weights f32 [m, top], which sum to 1 when
+ * normalize. */
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, int normalize);
+/* The same pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1])
+ * with their weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. */
+int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
+                 const nb_tensor *weights);
+
+/* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
+ * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
+ * the best token. Logits exist block by block only; sums are in double. */
+int nb_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
+                    const nb_tensor *targets);
+/* The same for two models, and kl f64 [m] = KL(p || q) over the vocabulary, in nats. */
+int nb_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p, nb_tensor *top_q,
+                      const nb_tensor *x_p, const nb_tensor *head_p, const nb_tensor *x_q,
+                      const nb_tensor *head_q, const nb_tensor *targets);
 
 /* ---- JSON (io/json.c) ----------------------------------------------------- */
 
@@ -479,8 +539,8 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
  * in the same slot (AWQ words [k, n/8] with zeros [G, n/8]). out may be words.
  * inverse: back to q. bits must be 4. MRL-42 to MRL-44. */
 int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse);
-/* out = scales * factor in float32, rounded to their dtype (f16, bf16, f32): 512 for
- * MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
+/* out = scales * factor in float32, rounded to out's dtype (both f16, bf16 or f32): 512
+ * for MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
 int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
 /* NVFP4 block scales (f16 or bf16, already permuted) to the kernel's bytes: columns
  * 0 2 1 3 of each 4, times factor and 2^7 in f16, below 2 to 0, bits 14..7. */

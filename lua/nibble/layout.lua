@@ -127,11 +127,36 @@ end
 --- layout.awq.unpack_zeros(words, bits, G | zeros [, row]) -> zeros u8 [n,G]
 M.awq.pack_zeros, M.awq.unpack_zeros = M.awq.pack, M.awq.unpack
 
---- layout.awq_gemv.pack_zeros(zeros, bits, words [, row]) -> words i32 [n, w]
--- w is the file's padded width (8*w >= G); the padding becomes 0.
+--- layout.awq_gemv.width(k, group) -> words a row of zero-points has in AutoAWQ's files: ceil(k/group/8) up to
+-- a multiple of 1, 2 or 4 for groups of 128, 64 or 32, as its kernels read. Scales have 8 times as many columns.
+function M.awq_gemv.width(k, group)
+  local unit = group >= 128 and 1 or group == 64 and 2 or group == 32 and 4
+  if not unit then error(("awq_gemv: groups of 32, 64, 128 or more, found %d"):format(group), 2) end
+  return math.ceil(math.ceil(math.floor(k / group) / 8) / unit) * unit
+end
+
+--- layout.awq_gemv.pack_zeros(zeros, 4, words [, row]) -> words i32 [n, w]
+-- w: the file's padded width (8*w >= G); the padding becomes 0.
 function M.awq_gemv.pack_zeros(zeros, bits, words, row)
   return check(C.nb_awq_gemv_pack_zeros(words, zeros, bits, (row or 1) - 1), words)
 end
+
+-- Columns 1..cols of t [r,c], or t with zeros behind them.
+local function columns(t, cols)
+  local out = tensor.new(t:type(), { t:size(1), cols })
+  local element = tonumber(C.nb_dtype_bits(t.dtype)) / 8
+  local from, to, width = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data), t:size(2)
+  for r = 0, t:size(1) - 1 do
+    ffi.copy(to + r * cols * element, from + r * width * element, math.min(cols, width) * element)
+  end
+  return out
+end
+
+--- layout.awq_gemv.pad_scales(scales, w) -> [n, 8*w]: scales [n,G] with zeros behind them.
+function M.awq_gemv.pad_scales(scales, w) return columns(scales, 8 * w) end
+
+--- layout.awq_gemv.unpad_scales(scales, G) -> [n,G]: the inverse.
+function M.awq_gemv.unpad_scales(scales, groups) return columns(scales, groups) end
 
 --- layout.awq_gemv.unpack_zeros(words, bits, G | zeros [, row]) -> zeros u8 [n,G]
 function M.awq_gemv.unpack_zeros(words, bits, zeros, row)

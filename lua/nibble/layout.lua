@@ -246,14 +246,55 @@ end
 --- layout.awq_to_gptq(words, bits) -> words i32 [K/pf, N] from AWQ words [K, N/pf]
 -- Lossless and bijective: the same codes in GPTQ's order; 4 or 8 bits. (INC-11)
 function M.awq_to_gptq(words, bits)
+  if bits == 4 and ffi.istype(tensor.type, words) and words.ndim == 2 then
+    local out = tensor.new("i32", { math.ceil(words:size(1) / 8), 8 * words:size(2) })
+    return check(C.nb_awq_to_gptq(out, words), out)
+  end
   local codes = M.awq.unpack(words, bits, words:size(1))
   return M.gptq.pack(codes, bits)
 end
 
 --- layout.gptq_to_awq(words, bits, K) -> words i32 [K, N/pf] from GPTQ words [K/pf, N]
 function M.gptq_to_awq(words, bits, k)
+  if bits == 4 and ffi.istype(tensor.type, words) and words.ndim == 2 then
+    local out = tensor.new("i32", { k, math.floor(words:size(2) / 8) })
+    return check(C.nb_gptq_to_awq(out, words), out)
+  end
   local codes = M.gptq.unpack(words, bits, k)
   return M.awq.pack(codes, bits)
+end
+
+-- A direct repack into new words of this shape.
+local function direct(fn, words, what, rows, cols)
+  if not ffi.istype(tensor.type, words) or words.ndim ~= 2 then
+    error(what .. ": expected words as a matrix of i32", 3)
+  end
+  local out = tensor.new(words:type(), { rows(words), cols(words) })
+  return check(fn(out, words), out)
+end
+
+--- layout.awq_to_ct(words) -> words i32 [N, ceil(K/8)] from AWQ 4-bit words [K, N/8]
+-- Straight, at the speed of a copy; the same words as unpacking and packing. (FORMATS 10)
+function M.awq_to_ct(words)
+  return direct(C.nb_awq_to_ct, words, "awq_to_ct", function(w) return 8 * w:size(2) end,
+    function(w) return math.ceil(w:size(1) / 8) end)
+end
+
+--- layout.ct_to_awq(words [, K]) -> words i32 [K, N/8]: the inverse. K: 8 for each word if not given.
+function M.ct_to_awq(words, k)
+  return direct(C.nb_ct_to_awq, words, "ct_to_awq", function(w) return k or 8 * w:size(2) end,
+    function(w) return math.floor(w:size(1) / 8) end)
+end
+
+--- layout.gptq_to_ct(words) -> words i32 [N, ceil(K*bits/32)] from GPTQ words [ceil(K*bits/32), N]
+-- Any bits: the words are the same ones, transposed. Only for a trivial g_idx. (FORMATS 10)
+function M.gptq_to_ct(words)
+  return direct(C.nb_gptq_to_ct, words, "gptq_to_ct", function(w) return w:size(2) end, function(w) return w:size(1) end)
+end
+
+--- layout.ct_to_gptq(words) -> words i32 [ceil(K*bits/32), N]: the inverse.
+function M.ct_to_gptq(words)
+  return direct(C.nb_ct_to_gptq, words, "ct_to_gptq", function(w) return w:size(2) end, function(w) return w:size(1) end)
 end
 
 -- layout.marlin: loaded when first used.

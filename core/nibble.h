@@ -131,7 +131,9 @@ void nb_hash_free(nb_hash *h);
 enum {
   NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
   NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
-  NB_RANGE_TIGHT = 2   /* scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1))        */
+  /* vLLM's rule: scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1)); and in dtype
+   * arithmetic a zero-point is added after rounding (as in AutoAWQ), not before */
+  NB_RANGE_TIGHT = 2
 };
 
 enum {
@@ -143,7 +145,7 @@ typedef struct nb_rtn_options {
   int32_t bits;       /* 2 to 8 */
   int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
   int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
-  int32_t range;      /* NB_RANGE_*, symmetric grids only */
+  int32_t range;      /* NB_RANGE_*: the scale of a symmetric grid */
   int32_t arithmetic; /* NB_ARITHMETIC_* */
 } nb_rtn_options;
 

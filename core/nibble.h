@@ -152,6 +152,149 @@ double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
 
+/* ---- JSON (io/json.c) ----------------------------------------------------- */
+
+/* Text with its length; bytes may hold NULs, and a NUL follows the last one. */
+typedef struct nb_text {
+  const char *data;
+  int64_t bytes;
+} nb_text;
+
+enum { NB_JSON_NULL = 0, NB_JSON_FALSE, NB_JSON_TRUE, NB_JSON_NUMBER, NB_JSON_STRING, NB_JSON_ARRAY, NB_JSON_OBJECT };
+
+typedef struct nb_json nb_json;
+typedef struct nb_json_value {
+  int32_t type, pad_;
+  double number;
+  const char *string;   /* of a string; NULL otherwise */
+  const char *key;      /* of an object's member; NULL otherwise */
+  const nb_json *child; /* first element or member */
+  const nb_json *next;  /* next one in the parent */
+} nb_json_value;
+
+/* Parses strict JSON (RFC 8259: no NaN, comments, trailing commas; at most 512
+ * levels). what names the text in sentences, which tell line and column. Numbers
+ * are doubles: integers beyond 2^53 are rounded. U+0000 in a string comes out as
+ * the bytes C0 80. Free the root with nb_json_free. */
+int nb_json_parse(nb_json **out, const char *text, int64_t bytes, const char *what);
+void nb_json_get(nb_json_value *out, const nb_json *node);
+void nb_json_free(nb_json *root);
+
+/* ---- safetensors: reading (io/safetensors.c, io/safetensors_index.c) ------ */
+
+typedef struct nb_safetensors nb_safetensors;
+
+typedef struct nb_tensor_info {
+  nb_text name;
+  int64_t shape[6];
+  int32_t ndim, dtype;
+  int64_t file;         /* index of the file that holds it */
+  int64_t begin;        /* first byte in that file */
+  int64_t bytes, params;
+} nb_tensor_info;
+
+/* Opens one .safetensors file, or a *.safetensors.index.json with all the files
+ * it names: maps them, reads their headers and checks every rule of the format
+ * (FORMATS 1); no tensor's bytes are read. A mapped file that another program
+ * truncates later raises SIGBUS where its lost bytes are read. */
+int nb_safetensors_open(nb_safetensors **out, const char *path);
+/* Adds one more file, called name in sentences and nb_safetensors_file. After a
+ * failure s must only be closed. */
+int nb_safetensors_add(nb_safetensors *s, const char *path, const char *name);
+/* Views of its tensors stay valid: they retain the mapping. */
+void nb_safetensors_close(nb_safetensors *s);
+
+int64_t nb_safetensors_count(const nb_safetensors *s);
+/* Tensor i, in the order of the files and their headers. Text lives as long as s. */
+int nb_safetensors_info(nb_tensor_info *out, const nb_safetensors *s, int64_t i);
+/* Index of the tensor of that name, or -1. */
+int64_t nb_safetensors_find(const nb_safetensors *s, const char *name, int64_t bytes);
+/* A mapped view of tensor i. */
+int nb_safetensors_tensor(nb_tensor *out, const nb_safetensors *s, int64_t i);
+
+int64_t nb_safetensors_files(const nb_safetensors *s);
+/* Its name as the index tells it (or its last path component) and its size. */
+nb_text nb_safetensors_file(const nb_safetensors *s, int64_t i, int64_t *bytes);
+/* Entries of the files' __metadata__; of a key in several files, the first. */
+int64_t nb_safetensors_metadata_count(const nb_safetensors *s);
+nb_text nb_safetensors_metadata(const nb_safetensors *s, int64_t i, nb_text *value);
+/* Sentences about what is odd but readable. */
+int64_t nb_safetensors_warnings(const nb_safetensors *s);
+const char *nb_safetensors_warning(const nb_safetensors *s, int64_t i);
+/* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
+ * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
+ * I32 (or U32). A code that needs more than `bits` bits is an error that names
+ * the first one; the words of that call are then undefined.
+ *
+ * nb_P_pack writes and nb_P_unpack reads rows n0 .. n0+r of the weight: codes is
+ * the tile [r,k], words the WHOLE tensor of the file. Tiles may be done in any
+ * order, and side by side by threads as long as no two share a word: begin and
+ * end them on a multiple of 32 rows for zero-points, of 8 for weights. */
+
+/* ct: I32 [n, ceil(k*b/32)] dense (or [n, ceil(k/floor(32/b))] legacy, told by
+ * the width), 1 to 8 bits. Zero-points I32 [ceil(n*b/32), G] along n. */
+int nb_ct_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_ct_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+/* zeros: U8 [r,G], rows n0 .. n0+r of n; n0 and r multiples of 8 except at the end. */
+int nb_ct_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n);
+int nb_ct_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n);
+
+/* gptq: I32 [ceil(k*b/32), n] dense along k; 2, 3, 4, 8 bits. Zero-points
+ * I32 [G, ceil(n*b/32)]; minus_one: v1, fields hold zero-1 mod 2^bits. */
+int nb_gptq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_gptq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_gptq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n, int minus_one);
+int nb_gptq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n, int minus_one);
+
+/* awq: AutoAWQ gemm, I32 [k, n/pf] interleaved, pf = 32/bits; 4 or 8 bits; n0 and
+ * r multiples of pf. Zero-points I32 [G, n/pf] the same way. */
+int nb_awq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0);
+int nb_awq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0);
+
+/* awq_gemv: I32 [n, k/8] plain nibbles along k; zero-points I32 [n, w], 8*w >= G. */
+int nb_awq_gemv_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_gemv_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_gemv_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0);
+int nb_awq_gemv_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0);
+
+/* awq_gemv_fast: I16 [n/4, k], n0 and r multiples of 4, k of 64. qzeros F16 [G',n]
+ * hold -(scale*zero); unpacking fails with NB_EINEXACT where that is no whole
+ * zero-point of 0 to 15. scales: the whole F16 [G',n]; zeros: the tile U8 [r,G]. */
+int nb_awq_gemv_fast_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_gemv_fast_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros, int64_t n0);
+int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales, int64_t n0);
+
+/* Any matrix of codes U8 [a,b] as dense streams: axis 0 packs down the columns
+ * into I32 [ceil(a*bits/32), b], axis 1 along the rows into [a, ceil(b*bits/32)]. */
+int nb_bits_pack(nb_tensor *words, const nb_tensor *codes, int bits, int axis);
+int nb_bits_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int axis);
+
+/* dst [c,r] = src [r,c] transposed; elements of 8, 16, 32 or 64 bits. */
+int nb_transpose(nb_tensor *dst, const nb_tensor *src);
+/* whole [c,n], columns col0 .. col0+r = tile [r,c] transposed; and back. */
+int nb_transpose_put(nb_tensor *whole, const nb_tensor *tile, int64_t col0);
+int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0);
+
+/* ---- files and folders (io/files.c) ---------------------------------------- */
+
+enum { NB_PATH_NONE = 0, NB_PATH_FILE, NB_PATH_DIR, NB_PATH_OTHER };
+
+/* What lies at path (links followed). */
+int nb_path_kind(const char *path);
+/* The folder's entries as NUL-terminated names in a U8 tensor, sorted by byte;
+ * those of folders end in '/'. */
+int nb_dir_list(nb_tensor *out, const char *path);
+/* Makes the folder and its parents; one that is there is fine. */
+int nb_dir_make(const char *path);
+/* path gets these bytes or keeps what it had: temporary file, fsync, rename. */
+int nb_file_write(const char *path, const void *data, int64_t bytes);
+/* dst becomes a byte-exact copy of src, atomically as nb_file_write. */
+int nb_file_copy(const char *dst, const char *src);
+int nb_file_remove(const char *path);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

@@ -30,10 +30,10 @@ describe("recipe", function()
   end)
 
   it("refuses unknown keys with a suggestion, wherever they stand", function()
-    assert.matches('unknown key "shceme" %(did you mean "scheme"%?%)', refused 'return { shceme = "W4A16" }')
-    assert.matches('rule 1 %("%*"%): unknown key "groupe" %(did you mean "group"%?%)',
+    assert.matches('unknown key "shceme"; did you mean "scheme"%?', refused 'return { shceme = "W4A16" }')
+    assert.matches('rule 1 %("%*"%): unknown key "groupe"; did you mean "group"%?',
       refused 'return { rules = { { "*", groupe = 64 } } }')
-    assert.matches('output: unknown key "fromat" %(did you mean "format"%?%)',
+    assert.matches('output: unknown key "fromat"; did you mean "format"%?',
       refused 'return { output = { fromat = "awq" } }')
   end)
 

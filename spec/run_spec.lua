@@ -54,7 +54,7 @@ describe("plan", function()
       "model.layers.2.self_attn: q_proj .* and v_proj .* are fused as qkv_proj" },
     { "another model", { scheme = "W4A16", model = { model_type = "qwen3" } }, "is for model_type = qwen3; tiny%-llama has llama" },
     { "an unknown method", { scheme = "W4A16", method = "gptqq" }, "gptqq" },
-    { "an unknown output", { scheme = "W4A16", output = { format = "awqq" } }, 'awqq" is not known %(did you mean "awq"%?%)' },
+    { "an unknown output", { scheme = "W4A16", output = { format = "awqq" } }, 'unknown format "awqq"; did you mean "awq"%?' },
     { "patterns that match nothing at all", { skip = { "*" }, scheme = "W4A16" }, "quantizes none" },
     { "what the format cannot hold", { scheme = "W8A16", output = { format = "awq" } }, "4 bits" },
   }
@@ -73,7 +73,7 @@ describe("plan", function()
       { "*.down_proj", scheme = "W8A16", when = function(w) return w.kurtosis > -10 and w.k == 768 end } } })
     assert.equal("W8A16 g128 sym", p:totable().modules[#p.jobs].scheme or "W8A16 g128 sym")
     local _, msg = plan { name = "t", scheme = "W4A16", rules = { { "*", when = function(w) return w.kurtosys > 1 end } } }
-    assert.matches('has no "kurtosys" %(did you mean "kurtosis"%?%)', msg)
+    assert.matches('has no "kurtosys"; did you mean "kurtosis"%?', msg)
   end)
 
   it("notes patterns that match nothing", function()

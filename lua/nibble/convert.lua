@@ -15,9 +15,11 @@ local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
+local formats = require "nibble.formats"
 local plans = require "nibble.plan"
 local quant = require "nibble.quant"
 local scheme_m = require "nibble.scheme"
+local tensors = require "nibble.tensor"
 local C = nffi.C
 
 local M = {}
@@ -43,50 +45,47 @@ local function digest(h)
   return ffi.string(hex)
 end
 
+-- Block by block: a mapped tensor's pages are let go again behind the hash.
 local function hash_tensor(h, t)
-  local block, bytes, p = 16 * 2 ^ 20, t:bytes(), ffi.cast("uint8_t *", t.data)
-  for at = 0, bytes - 1, block do
+  local block, bytes = 16 * 2 ^ 20, t:bytes()
+  if bytes == 0 then return end
+  local all = t:as("u8", { bytes })
+  for at = 1, bytes, block do
     nffi.stop_check()
-    C.nb_hash_update(h, p + at, math.min(block, bytes - at))
+    local part = all:rows(at, math.min(bytes, at + block - 1))
+    C.nb_hash_update(h, part.data, part:bytes())
+    part:drop()
   end
 end
 
 -- ---- tiles --------------------------------------------------------------------
 
--- Rows of a tile: a multiple of 64 so that every packing along n begins on a word.
-local function tile_rows(n, k)
-  local rows = math.max(64, math.floor(tile_elements / k / 64) * 64)
-  return math.min(rows, n)
+-- Rows of a tile: a multiple of 64, and of what each format's packing along n begins on.
+local function tile_rows(job, ...)
+  local n, k = job.rec.n, job.rec.k
+  local step = 64
+  for _, format_rec in ipairs { ... } do
+    local need = format_rec[1].row_step(format_rec[2])
+    while step % need ~= 0 do step = step * 2 end
+  end
+  return math.min(n, math.max(step, math.floor(tile_elements / k / step) * step))
 end
 
--- Calls fn(n0, n1) (0-based, half-open) over the rows of an [n,k] weight.
-local function each_tile(n, k, whole, fn)
-  local rows = whole and n or tile_rows(n, k)
-  for n0 = 0, n - 1, rows do
+-- Calls fn(a, b, q) over rows a..b (1-based, inclusive), q being a tile of that many rows.
+local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
+  local n, k = job.rec.n, job.rec.k
+  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype, tostring(g_idx) }, "|")
+  if cache.key ~= key then
+    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype, g_idx)
+  end
+  for a = 1, n, rows do
     nffi.stop_check()
-    local ok, msg, code = fn(n0, math.min(n0 + rows, n))
+    local b = math.min(n, a + rows - 1)
+    local q = b - a + 1 == rows and cache.q or cache.q:rows(1, b - a + 1)
+    local ok, msg, code = fn(a, b, q)
     if not ok then return nil, msg, code end
   end
   return true
-end
-
--- A Quantized that tiles are read into, reused from tile to tile.
-local function scratch(cache, scheme, rows, k, scale_dtype, g_idx)
-  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype, g_idx and 1 or 0 }, "|")
-  if cache.key ~= key then
-    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype)
-  end
-  return cache.q
-end
-
-local function tensors_of(ck, rec)
-  local out = {}
-  for suffix, info in pairs(rec.tensors) do
-    local t, msg, code = ck:tensor(info.name)
-    if not t then return nil, msg, code end
-    out[suffix] = t
-  end
-  return out
 end
 
 -- ---- the three ways of making a module -------------------------------------------
@@ -94,47 +93,40 @@ end
 -- content hash of what was meant, or nil, msg, code.
 
 local function make_quantized(run, job, dst)
-  local rec, method = job.rec, job.method
-  local h, scheme = new_hash(), job.out.scheme
-  local source, msg, code
-  if rec.scheme then source, msg, code = run.plan.model:weight(rec.name, "f32")
-  else source, msg, code = run.plan.model:weight(rec.name) end
+  local rec, method, scheme = job.rec, job.method, job.out.scheme
+  local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
   if not source then return nil, msg, code end
-  local scale_dtype = job.out.scale_dtype or job.out.dtype
-  local error_sums = run.measure and {} or nil
-  local whole = not method.row_local
+  local h, sums = new_hash(), run.measure and {} or nil
+  local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
   local ok
-  ok, msg, code = each_tile(rec.n, rec.k, whole, function(n0, n1)
-    local w = source:rows(n0 + 1, n1)
-    local q = scratch(run.scratch, scheme, n1 - n0, rec.k, scale_dtype)
+  ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, nil, function(a, b, q)
+    local w = source:rows(a, b)
     local done, why, kind = method.tile(q, w, scheme, job.options)
-    if not done then return nil, rec.name .. ": " .. tostring(why), kind end
+    if not done then return nil, ("%s, rows %d to %d: %s"):format(rec.name, a, b, why), kind end
     q:hash_into(h)
-    if error_sums then quant.add_error(error_sums, q, w) end
-    local written, problem, pcode = job.format.write(dst, job.out, n0, n1, q)
-    if written == nil and problem then return nil, rec.name .. ": " .. problem, pcode end
+    if sums then quant.add_error(sums, q, w) end
+    done, why, kind = job.format.write(dst, job.out, a, b, q)
+    if not done then return nil, why, kind end
     w:drop()
     return true
   end)
   if not ok then return nil, msg, code end
-  if error_sums then job.error = quant.finish_error(error_sums) end
+  if sums then job.error = quant.finish_error(sums) end
   return digest(h)
 end
 
 local function make_converted(run, job, dst)
   local rec, h = job.rec, new_hash()
-  local from = run.formats.get(rec.format)
-  local src, msg, code = tensors_of(run.plan.model, rec)
+  local from = assert(formats.get(rec.format))
+  local src, msg, code = formats.source(run.plan.model, rec)
   if not src then return nil, msg, code end
+  local rows = tile_rows(job, { from, rec }, { job.format, job.out })
   local ok
-  ok, msg, code = each_tile(rec.n, rec.k, false, function(n0, n1)
-    local q = scratch(run.scratch, job.out.scheme, n1 - n0, rec.k, rec.scale_dtype, rec.scheme.actorder)
-    local done, why, kind = from.read(src, rec, n0, n1, q)
-    if done == nil and why then return nil, why, kind end
+  ok, msg, code = each_tile(run.scratch, job, rows, rec.scheme, rec.dtype, nil, function(a, b, q)
+    local done, why, kind = from.read(src, rec, a, b, q)
+    if not done then return nil, why, kind end
     q:hash_into(h)
-    local written, problem, pcode = job.format.write(dst, job.out, n0, n1, q)
-    if written == nil and problem then return nil, rec.name .. ": " .. problem, pcode end
-    return true
+    return job.format.write(dst, job.out, a, b, q)
   end)
   for _, t in pairs(src) do t:drop() end
   if not ok then return nil, msg, code end
@@ -152,95 +144,88 @@ end
 
 local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized }
 
--- Tensors of the source that go along unchanged beside the weight (bias).
-local function carried(run, job)
+-- ---- writing and proving -------------------------------------------------------
+
+-- A tensor that goes along as it is: into the writer, its content's hash out.
+local function pass_on(run, name, source_name)
+  local tensor, msg, code = run.plan.model:tensor(source_name)
+  if not tensor then return nil, msg, code end
+  local h = new_hash()
+  hash_tensor(h, tensor)
+  local ok
+  ok, msg, code = run.writer:put(name, tensor)
+  if not ok then return nil, msg, code end
+  return digest(h)
+end
+
+-- The layout's tensors that hold the weight; a bias passes by.
+local function weight_tensors(job)
   local out = {}
   for _, t in ipairs(job.layout) do
-    if t.suffix == "bias" then
-      local info = job.rec.tensors.bias
-      local tensor, msg, code = run.plan.model:tensor(info.name)
-      if not tensor then return nil, msg, code end
-      out[t.suffix] = tensor
-    end
+    if job.action ~= "copy" and t.suffix ~= "bias" then out[#out + 1] = t end
   end
   return out
 end
 
--- ---- writing and proving -------------------------------------------------------
-
-local function copy_module(run, job)
-  local hashes = {}
+local function make_module(run, job)
+  local parts, dst = {}, {}
+  local own = weight_tensors(job)
+  for _, t in ipairs(own) do dst[t.suffix] = tensors.new(t.dtype, t.shape) end
+  if #own > 0 then
+    local hash, msg, code = makers[job.action](run, job, dst)
+    if not hash then return nil, msg, code end
+    parts[1] = hash
+  end
   for _, t in ipairs(job.layout) do
     local name = plans.tensor_name(job, t)
-    local tensor, msg, code = run.plan.model:tensor(name)
-    if not tensor then return nil, msg, code end
-    local h = new_hash()
-    hash_tensor(h, tensor)
-    hashes[#hashes + 1] = digest(h)
-    local ok
-    ok, msg, code = run.writer:put(name, tensor)
+    local ok, msg, code
+    if dst[t.suffix] then
+      ok, msg, code = run.writer:put(name, dst[t.suffix])
+      dst[t.suffix]:free()
+    else
+      ok, msg, code = pass_on(run, name, job.rec.tensors[t.suffix].name)
+      parts[#parts + 1] = ok
+    end
     if not ok then return nil, msg, code end
-    tensor:drop()
   end
-  return table.concat(hashes, "+")
+  return table.concat(parts, "+")
 end
 
-local function make_module(run, job)
-  if job.action == "copy" then return copy_module(run, job) end
-  local dst, msg, code = carried(run, job)
-  if not dst then return nil, msg, code end
-  local tensor = require "nibble.tensor"
-  for _, t in ipairs(job.layout) do
-    if not dst[t.suffix] then dst[t.suffix] = tensor.new(t.dtype, t.shape) end
-  end
-  local hash
-  hash, msg, code = makers[job.action](run, job, dst)
-  if not hash then return nil, msg, code end
-  for _, t in ipairs(job.layout) do
-    local ok
-    ok, msg, code = run.writer:put(plans.tensor_name(job, t), dst[t.suffix])
-    if not ok then return nil, msg, code end
-    dst[t.suffix]:free()
-  end
-  return hash
+local function hash_decoded(run, job, src)
+  local h, out = new_hash(), job.out
+  local rows = tile_rows(job, { job.format, out })
+  local ok, msg, code = each_tile(run.proof_scratch, job, rows, out.scheme, job.scale_dtype, nil, function(a, b, q)
+    local done, why, kind = job.format.read(src, out, a, b, q)
+    if not done then return nil, why, kind end
+    q:hash_into(h)
+    return true
+  end)
+  if not ok then return nil, msg, code end
+  return digest(h)
 end
 
 -- What the written file says, by the format's own reader.
 local function hash_written(run, job)
-  local src = {}
+  local src, parts = {}, {}
   for _, t in ipairs(job.layout) do
     local tensor, msg, code = run.writer:tensor(plans.tensor_name(job, t))
     if not tensor then return nil, msg, code end
     src[t.suffix] = tensor
   end
-  local hash, msg, code
-  if job.action == "copy" then
-    local hashes = {}
-    for i, t in ipairs(job.layout) do
+  if job.action == "quantize" or job.action == "convert" then
+    local hash, msg, code = hash_decoded(run, job, src)
+    if not hash then return nil, msg, code end
+    parts[1] = hash
+  end
+  for _, t in ipairs(job.layout) do
+    if #parts == 0 or t.suffix == "bias" or job.action == "copy" or job.action == "dequantize" then
       local h = new_hash()
       hash_tensor(h, src[t.suffix])
-      hashes[i] = digest(h)
+      parts[#parts + 1] = digest(h)
     end
-    hash = table.concat(hashes, "+")
-  elseif job.action == "dequantize" then
-    local h = new_hash()
-    hash_tensor(h, src.weight)
-    hash = digest(h)
-  else
-    local h, out = new_hash(), job.out
-    local rec = run.written_record(job)
-    local ok
-    ok, msg, code = each_tile(out.n, out.k, false, function(n0, n1)
-      local q = scratch(run.proof_scratch, out.scheme, n1 - n0, out.k, rec.scale_dtype, out.scheme.actorder)
-      local done, why, kind = job.format.read(src, rec, n0, n1, q)
-      if done == nil and why then return nil, why, kind end
-      q:hash_into(h)
-      return true
-    end)
-    if ok then hash = digest(h) end
   end
   for _, t in pairs(src) do t:drop() end
-  return hash, msg, code
+  return table.concat(parts, "+")
 end
 
 -- The journal's line for a module: name and hash; the hash is proven before it is written.
@@ -271,7 +256,7 @@ end
 local function look_at_output(dir, id)
   local kind = checkpoint.exists(dir)
   if not kind then return "new" end
-  if kind ~= "directory" then return nil, ("%s is a file; give a folder for the output"):format(dir), "eio" end
+  if kind ~= "dir" then return nil, ("%s is a file; give a folder for the output"):format(dir), "eio" end
   local certificate = checkpoint.read_file(dir .. "/" .. certificate_name)
   local entries, msg, code = checkpoint.list(dir)
   if not entries then return nil, msg, code end
@@ -326,8 +311,10 @@ local function write_config(run, dir)
       break
     end
   end
-  local text, msg, code = checkpoint.read_file(plan.model.path .. "/config.json")
-  if not text then text = "{}" end
+  local source = plan.model.dir .. "/config.json"
+  local text, msg, code = "{}", nil, nil
+  if checkpoint.exists(source) then text, msg, code = checkpoint.read_file(source) end
+  if not text then return nil, msg, code end
   text, msg, code = json.replace(text, "quantization_config", quantization)
   if not text then return nil, msg, code end
   local ok
@@ -361,7 +348,7 @@ local function copy_side_files(run, dir)
   for _, name in ipairs(run.plan.model.other_files or {}) do
     if not stale[name] then
       nffi.stop_check()
-      local ok, msg, code = checkpoint.copy_file(run.plan.model.path .. "/" .. name, dir .. "/" .. name)
+      local ok, msg, code = checkpoint.copy_file(run.plan.model.dir .. "/" .. name, dir .. "/" .. name)
       if not ok then return nil, msg, code end
     end
   end
@@ -441,10 +428,18 @@ local function summarize(run, dir, seconds, state)
   end })
 end
 
+local function remove_tree(dir)
+  for _, name in ipairs(checkpoint.list(dir) or {}) do
+    local path = dir .. "/" .. name:gsub("/$", "")
+    if name:sub(-1) == "/" then remove_tree(path) else checkpoint.remove_file(path) end
+  end
+  os.remove(dir)
+end
+
 local function close(run, keep)
-  if run.writer and run.writer.close then run.writer:close() end
+  if run.writer then run.writer:close() end
   if run.journal then run.journal:close() end
-  if not keep and run.made_dir then checkpoint.remove_tree(run.dir) end
+  if not keep and run.made_dir then remove_tree(run.dir) end
 end
 
 local function execute(run, dir)
@@ -479,28 +474,20 @@ function M.execute(plan, dir, options)
   local state, msg, code = look_at_output(dir, id)
   if not state then return nil, msg, code end
   local accept = plan.recipe and plan.recipe.accept or {}
-  local run = { plan = plan, dir = dir, state = state, formats = require "nibble.formats", batch = {}, batch_bytes = 0,
+  local run = { plan = plan, dir = dir, state = state, batch = {}, batch_bytes = 0,
                 batch_limit = options.batch_bytes or batch_bytes, scratch = {}, proof_scratch = {},
                 progress = options.progress, measure = options.measure or accept.sqnr_db ~= nil }
-  run.written_record = function(job)
-    local rec = {}
-    for k, v in pairs(job.out) do rec[k] = v end
-    rec.tensors = {}
-    for _, t in ipairs(job.layout) do rec.tensors[t.suffix] = { name = plans.tensor_name(job, t), dtype = t.dtype, shape = t.shape } end
-    rec.format, rec.scale_dtype = job.format.name, job.out.scale_dtype or job.out.dtype
-    return rec
-  end
   if state == "complete" then return summarize(run, dir, C.nb_now() - t0, state) end
-  local made, ok
-  made, msg, code = checkpoint.mkdir(dir)
-  if made == nil then return nil, msg, code end
+  local ok
+  ok, msg, code = checkpoint.mkdir(dir)
+  if not ok then return nil, msg, code end
   run.made_dir = state == "new"
   local done
   run.journal, done, code = open_journal(dir, id, state)
   if not run.journal then return nil, done, code end
   run.done = done
   local called
-  called, ok, msg, code = xpcall(execute, function(e) return e end, run, dir)
+  called, ok, msg, code = pcall(execute, run, dir)
   if not called then -- an interruption or a mistake: what was proven stays for the next run
     close(run, true)
     error(ok, 0)

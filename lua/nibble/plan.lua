@@ -9,7 +9,7 @@
 --   dequantize a quantized weight into a float one
 -- nibble.convert runs them.
 local nffi = require "nibble.ffi"
-local suggest = require "nibble.suggest"
+local words = require "nibble.text"
 local recipes = require "nibble.recipe"
 local scheme_m = require "nibble.scheme"
 local formats = require "nibble.formats"
@@ -52,7 +52,10 @@ local function weight_view(ck, rec)
         w:drop()
       end
       if stats[key] == nil then
-        error(("when: a weight has no %q%s"):format(tostring(key), suggest.hint(key, stats)), 2)
+        local known = {}
+        for name in pairs(stats) do known[#known + 1] = name end
+        table.sort(known)
+        error(("when: a weight has no %q%s"):format(tostring(key), words.did_you_mean(key, known)), 0)
       end
       return stats[key]
     end,
@@ -116,8 +119,8 @@ local function decide(p, rec)
     return nil, ("%s [%d×%d]: nothing in the recipe names this linear layer; add it to skip, write a rule for it, or set a default scheme")
       :format(name, rec.n, rec.k)
   end
-  local ok, scheme = pcall(scheme_m.parse, s.scheme, s.overrides)
-  if not ok then return nil, ("%s (%s): %s"):format(name, reason, (tostring(scheme):gsub("^[^:]+:%d+: ", ""))) end
+  local scheme, fault = scheme_m.try(s.scheme, s.overrides)
+  if not scheme then return nil, ("%s (%s): %s"):format(name, reason, fault) end
   return { action = "quantize", scheme = scheme, method = s.method, options = s.options, kernels = s.kernels,
            reason = reason, rule = i }
 end
@@ -171,39 +174,31 @@ local function copy_of(rec)
   return layout
 end
 
-local function layout_bytes(layout)
-  local sum = 0
-  for _, t in ipairs(layout) do
-    local bits = tonumber(nffi.C.nb_dtype_bits(nffi.C.nb_dtype_parse(t.dtype)))
-    for _, d in ipairs(t.shape) do bits = bits * d end
-    sum = sum + bits / 8
-  end
-  return sum
-end
-
 -- The full name of an output tensor of a job.
 function M.tensor_name(job, t) return t.name or (t.suffix == "" and job.name or job.name .. "." .. t.suffix) end
 
--- Sets job.out (record of the written module) and job.layout (its tensors).
+-- Sets job.out (the record of the written module) and job.layout (its tensors).
 local function lay_out(p, job, scheme)
-  local rec, format = job.rec, p.format
+  local rec = job.rec
+  job.bytes_in = rec.bytes
   if job.action == "copy" then
-    job.out, job.layout = rec, copy_of(rec)
-  else
-    if job.action == "dequantize" then format = p.plain end
-    job.format = format
-    job.out = { name = rec.name, kind = "linear", n = rec.n, k = rec.k, scheme = scheme, dtype = p.dtype or rec.dtype,
-                scale_dtype = scheme and scheme.scale_dtype, bias = rec.bias, bias_dtype = rec.bias_dtype,
-                tensors = rec.tensors, params = rec.params, source = rec }
-    if job.action ~= "dequantize" then
-      local ok, why = format.can(scheme, rec.n, rec.k)
-      if not ok then
-        return nil, ("%s [%d×%d] as %s: %s"):format(rec.name, rec.n, rec.k, scheme_m.describe(scheme), why), "einexact"
-      end
-    end
-    job.layout = format.layout(job.out)
+    job.out, job.layout, job.bytes_out = rec, copy_of(rec), rec.bytes
+    return true
   end
-  job.bytes_in, job.bytes_out = rec.bytes, layout_bytes(job.layout)
+  job.format = job.action == "dequantize" and p.plain or p.format
+  if job.action ~= "dequantize" then
+    local ok, why = job.format.can(scheme, rec.n, rec.k)
+    if not ok then
+      return nil, ("%s [%d×%d] as %s in %s: %s"):format(rec.name, rec.n, rec.k, scheme_m.describe(scheme),
+        p.format.name, why), job.action == "convert" and "einexact" or "einval"
+    end
+  end
+  job.out = formats.target(job.format, rec.name, scheme, rec.n, rec.k,
+    { dtype = p.dtype or rec.dtype, bias_dtype = rec.bias and rec.tensors.bias.dtype or nil })
+  job.layout, job.bytes_out = job.format.layout(job.out), job.out.bytes
+  for _, t in ipairs(job.layout) do
+    if t.suffix == "scales" or t.suffix == "weight_scale" then job.scale_dtype = t.dtype end
+  end
   return true
 end
 
@@ -250,12 +245,10 @@ local function finish(p)
 end
 
 local function start(ck, format_name, recipe)
-  local format = formats.get(format_name)
-  if not format then
-    return nil, ("output format %q is not known%s; known: %s"):format(format_name,
-      suggest.hint(format_name, formats.names()), table.concat(formats.names(), ", ")), "einval"
-  end
-  local modules, msg, code = ck:modules()
+  local format, msg, code = formats.get(format_name)
+  if not format then return nil, msg, code end
+  local modules
+  modules, msg, code = ck:modules()
   if not modules then return nil, msg, code end
   return { model = ck, recipe = recipe, format = format, plain = formats.get "plain", jobs = {}, notes = {},
            fused = fused_groups(ck), modules = modules, out_bytes_per_s = 1e9 }

@@ -1,6 +1,6 @@
 -- recipe: a quantization policy as data: reading it in a small sandbox, checking
 -- every key and type, and matching module names. DESIGN 5 shows the form.
-local suggest = require "nibble.suggest"
+local words = require "nibble.text"
 
 local M = {}
 
@@ -68,14 +68,14 @@ local function check_table(where, t, schema)
   for key, value in pairs(t) do
     local entry = schema[key]
     if not entry then
-      local words = {}
-      for k in pairs(schema) do if type(k) == "string" then words[#words + 1] = k end end
-      table.sort(words)
+      local known = {}
+      for k in pairs(schema) do if type(k) == "string" then known[#known + 1] = k end end
+      table.sort(known)
       if type(key) ~= "string" then
         return nil, ("%s: entry [%s] has no name; expected key = value with one of: %s"):format(where, tostring(key),
-          table.concat(words, ", "))
+          table.concat(known, ", "))
       end
-      return nil, ("%s: unknown key %q%s; known: %s"):format(where, key, suggest.hint(key, words), table.concat(words, ", "))
+      return nil, ("%s: unknown key %q%s"):format(where, key, words.did_you_mean(key, known))
     end
     if not type_ok(entry, value) then
       return nil, ("%s: %s must be a %s%s, found a %s (%s)"):format(where, tostring(key), entry[1],
@@ -205,7 +205,8 @@ local function find(name, beside)
   end
   local known = {}
   for k in pairs(shipped or {}) do known[#known + 1] = k end
-  return nil, suggest.hint(short, known)
+  table.sort(known)
+  return nil, words.did_you_mean(short, known)
 end
 
 local instruction_limit = 5e7

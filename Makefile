@@ -63,8 +63,9 @@ $(BUILD)/gen/lua.c: $(LUA) $(RECIPES) scripts/embed.lua
 	@mkdir -p $(@D)
 	luajit scripts/embed.lua lua $(LUA) $(RECIPES) > $@.tmp && mv $@.tmp $@
 
+# nodelete: Lua unloads what it loaded when it ends, while OpenMP's threads still run in it.
 $(BUILD)/libnibble.so: $(OBJ)
-	$(CC) -shared -o $@ $^ $(LDFLAGS) $(LDLIBS)
+	$(CC) -shared -o $@ $^ $(LDFLAGS) -Wl,-z,nodelete $(LDLIBS)
 
 $(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
 	$(CC) -rdynamic -o $@ $^ $(LDFLAGS) -lluajit-5.1 $(LDLIBS)

@@ -123,6 +123,81 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
 
+/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) -------
+ * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
+ * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
+ * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
+
+enum {
+  NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
+  NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
+  NB_RANGE_TIGHT = 2   /* scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1))        */
+};
+
+enum {
+  NB_ARITHMETIC_F32 = 0,  /* float32; codes are found with the scale as stored */
+  NB_ARITHMETIC_DTYPE = 1 /* compressed-tensors' way: each operation is rounded to the weight's dtype */
+};
+
+typedef struct nb_rtn_options {
+  int32_t bits;       /* 2 to 8 */
+  int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
+  int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
+  int32_t range;      /* NB_RANGE_*, symmetric grids only */
+  int32_t arithmetic; /* NB_ARITHMETIC_* */
+} nb_rtn_options;
+
+/* Round to nearest: codes u8 [n,k], scales f32|bf16|f16 [n,G], zeros u8 [n,G]
+ * (NULL when symmetric) from w f32|bf16|f16 [n,k]. Exact in every path: the bytes
+ * depend neither on threads nor on the instruction set. K must be a multiple of
+ * the group (FORMATS 4). A group of zeros gets the scale dtype's epsilon, as
+ * compressed-tensors stores it; a scale too small for its dtype becomes the
+ * dtype's smallest positive number. NB_EFORMAT: NaN or Inf in w, with row and
+ * column; NB_EUNSUPPORTED: a scale too large for its dtype, or bits not 2 to 8. */
+int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_rtn_options *options);
+
+typedef struct nb_mse_options {
+  nb_rtn_options rtn; /* arithmetic float32; group not 0 */
+  int32_t grid;       /* steps of 1/grid of the range */
+  float max_shrink;   /* how much of the range may go, 0 to below 1 */
+  float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
+} nb_mse_options;
+
+/* Clipping by search: each group's range shrinks in steps from where nothing is
+ * clipped, and the one with the least sum of |w - dequantized|^norm is kept; the
+ * range of nb_rtn_quantize is a candidate, so the error is never greater. Same
+ * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
+int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_mse_options *options);
+
+/* out f32|bf16|f16 [n,k] = (codes - zeros) * scales: the exact product rounded to
+ * float32, then to out's dtype. zeros NULL: 2^(bits-1). g_idx i32 [k] or NULL names
+ * each column's group, else columns divide evenly. One scale (numel 1) serves the
+ * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
+int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+typedef struct nb_quant_sums {
+  double error2, weight2; /* sums of squares: of w - dequantized, of w */
+  double max_abs;         /* largest |w - dequantized| */
+  double worst_error2;    /* error2 of the worst row */
+  int64_t worst_row, rows, numel;
+} nb_quant_sums;
+
+/* Adds the error of a quantized weight, or of the next tile of its rows, against
+ * w f32|bf16|f16 [n,k] to sums (zeroed before the first). The same sums whatever
+ * the threads, as long as the tiles are. */
+int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                   const nb_tensor *g_idx, int bits, const nb_tensor *w);
+
+/* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
+ * and scales [n,G] are finite and above 0; names the first that doesn't. */
+int nb_quant_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
+
+/* x rounded to f32, bf16 or f16 and back, as stored scales are. */
+float nb_round_scale(float x, int dtype);
+
 /* ---- processor and threads (cpu.c, thread.c) ------------------------------ */
 
 enum {
@@ -221,6 +296,17 @@ nb_text nb_safetensors_metadata(const nb_safetensors *s, int64_t i, nb_text *val
 /* Sentences about what is odd but readable. */
 int64_t nb_safetensors_warnings(const nb_safetensors *s);
 const char *nb_safetensors_warning(const nb_safetensors *s, int64_t i);
+/* ---- what no quantized weight may hold (layout/scales.c) ------------------- */
+
+/* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
+ * infinite, or zero while its group holds other codes than the zero-point. (Negative
+ * scales are sound: AutoRound writes them.) scales f16|bf16|f32 [r,G]; codes u8 [r,k];
+ * zeros u8 [r,G] or NULL; g_idx i32 [k] or NULL; row0: the tile's first row. */
+int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_tensor *zeros,
+                    const nb_tensor *g_idx, int bits, int64_t row0, const char *name);
+/* 1 when g_idx [k] says c / group for every column c (no activation order), 0 when it
+ * says something else; NB_EFORMAT, naming `name`, when an entry is outside 0..groups-1. */
+int nb_g_idx_check(const nb_tensor *g_idx, int64_t group, int64_t groups, const char *name);
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
  * I32 (or U32). A code that needs more than `bits` bits is an error that names
@@ -278,6 +364,62 @@ int nb_transpose(nb_tensor *dst, const nb_tensor *src);
 int nb_transpose_put(nb_tensor *whole, const nb_tensor *tile, int64_t col0);
 int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0);
 
+/* ---- marlin (layout/marlin.c, marlin_scales.c; SYSTEMS 2.3, 2.4) -------------
+ * Run-time layout of the Marlin kernels; 4 or 8 bits; a8: activations of one
+ * byte. All take one matrix or experts [E,...]. Words are I32 (or U32). */
+
+/* out [k/16, n*bits/2] = words [k/pf, n] (GPTQ order) in tiles. perm: NULL, or I32
+ * [k] ([E,k]; [0] and [E,0] mean none): tile row i takes source row perm[i]; not
+ * with a8. Needs k % 16, n % 64 (a8: k % 32, n % 32). MRL-30 to MRL-34. */
+int nb_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
+/* The same from AWQ words [k, n/pf]. MRL-33. */
+int nb_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+/* The inverse of nb_marlin_repack. */
+int nb_marlin_unpack(nb_tensor *words, const nb_tensor *marlin, const nb_tensor *perm, int bits, int a8);
+/* I32 [1024]: the permutation of a tile's codes, counted as 16-column slices
+ * [tile_k, 16] one after the other. */
+int nb_marlin_weight_perm(nb_tensor *perm, int bits, int a8);
+/* I32 [64] (grouped) or [32] (single): out[p] = in[perm[p]] in each block. MRL-20. */
+int nb_marlin_scale_perm(nb_tensor *perm, int single);
+
+/* scales [G,n] of any 8-, 16- or 32-bit dtype, same shape out; k: of that matrix.
+ * Grouped where g != -1, g < k and not a8, else single. inverse: undoes it. MRL-21. */
+int nb_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8, int inverse);
+/* bias [..., n]: the single permutation. MRL-23. */
+int nb_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inverse);
+/* out [G, n/pf] = zeros U8 [G,n] permuted, interleaved (not with a8), packed. MRL-25, MRL-26. */
+int nb_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int a8);
+int nb_marlin_unpack_zero_points(nb_tensor *zeros, const nb_tensor *marlin, int bits, int a8);
+/* The same from AWQ words [G, n/pf] (MRL-27) and from plainly packed ones (MRL-28). */
+int nb_marlin_awq_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+int nb_marlin_packed_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+
+/* ---- numbers for the Marlin kernels (layout/marlin_numeric.c, act_quant.c) ---- */
+
+/* int8 activations, scales in groups: out (f16 or bf16, as scales) holds the int16
+ * bits of round(s/max*4096), *global = max/4096 over the whole tensor. The division
+ * and the product round in the scales' dtype, as the reference does. MRL-40, MRL-41. */
+int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales);
+/* fp8 activations: code q becomes q-z, or 15-q where q < z; z = 8, or the zero-point
+ * in the same slot (AWQ words [k, n/8] with zeros [G, n/8]). out may be words.
+ * inverse: back to q. bits must be 4. MRL-42 to MRL-44. */
+int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse);
+/* out = scales * factor in float32, rounded to their dtype (f16, bf16, f32): 512 for
+ * MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
+int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
+/* NVFP4 block scales (f16 or bf16, already permuted) to the kernel's bytes: columns
+ * 0 2 1 3 of each 4, times factor and 2^7 in f16, below 2 to 0, bits 14..7. */
+int nb_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor);
+/* The power of two that such bf16 scales can be raised by (1 for f16). */
+int nb_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
+/* Block scales [m,k] or [e,m,k] of 8 bits, padded to 128 x 4, in tensor-core order. */
+int nb_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
+
+enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
+/* x [m,k] f16, bf16 or f32 -> q I8 [m,k], scales F32 [m,1] = max(|x|,1e-10)/127*global. MRL-45. */
+int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
+/* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
+int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
 /* ---- files and folders (io/files.c) ---------------------------------------- */
 
 enum { NB_PATH_NONE = 0, NB_PATH_FILE, NB_PATH_DIR, NB_PATH_OTHER };

@@ -47,4 +47,27 @@ int64_t nb_plane_width(int64_t total, int bits, bool legacy);
 int nb_plane_pack(const nb_plane *p);
 int nb_plane_unpack(const nb_plane *p);
 
+/* ---- marlin (marlin.c) ------------------------------------------------------ */
+
+enum { NB_MARLIN_TILE_CODES = 1024, NB_MARLIN_STD = 0, NB_MARLIN_AWQ = 1 };
+
+/* Where the codes of a tile go: slot u of its word m holds code at[m*pf + u],
+ * counted row-major in the tile [k,n]. */
+typedef struct nb_marlin_tile {
+  int k, n, bits;
+  uint16_t at[NB_MARLIN_TILE_CODES];
+} nb_marlin_tile;
+
+void nb_marlin_tile_init(nb_marlin_tile *t, int bits, bool a8);
+
+/* One matrix [k,n] between source words (NB_MARLIN_STD: [k/pf,n], NB_MARLIN_AWQ:
+ * [k,n/pf]) and marlin words. perm: NULL, or the source row of each marlin row. */
+typedef struct nb_marlin_matrix {
+  const nb_marlin_tile *tile;
+  uint32_t *source, *marlin;
+  const int32_t *perm;
+  int64_t k, n;
+  int order;
+} nb_marlin_matrix;
+
 #endif

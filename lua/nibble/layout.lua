@@ -218,4 +218,25 @@ function M.transpose(t)
   return check(C.nb_transpose(out, t), out)
 end
 
-return M
+--- layout.awq_to_gptq(words, bits) -> words i32 [K/pf, N] from AWQ words [K, N/pf]
+-- Lossless and bijective: the same codes in GPTQ's order; 4 or 8 bits. (INC-11)
+function M.awq_to_gptq(words, bits)
+  local codes = M.awq.unpack(words, bits, words:size(1))
+  return M.gptq.pack(codes, bits)
+end
+
+--- layout.gptq_to_awq(words, bits, K) -> words i32 [K, N/pf] from GPTQ words [K/pf, N]
+function M.gptq_to_awq(words, bits, k)
+  local codes = M.gptq.unpack(words, bits, k)
+  return M.awq.pack(codes, bits)
+end
+
+-- layout.marlin: loaded when first used.
+return setmetatable(M, {
+  __index = function(t, key)
+    if key == "marlin" then
+      t.marlin = require "nibble.layout.marlin"
+      return t.marlin
+    end
+  end,
+})

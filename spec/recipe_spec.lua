@@ -2,16 +2,21 @@
 local nb = require "nibble"
 local recipes = require "nibble.recipe"
 
+local written = {}
+
 local function write(text)
   local path = os.tmpname()
-  os.rename(path, path .. ".lua")
+  written[#written + 1], written[#written + 2] = path, path .. ".lua"
   path = path .. ".lua"
   local f = assert(io.open(path, "w"))
   f:write(text)
   f:close()
-  finally(function() os.remove(path) end)
   return path
 end
+
+teardown(function()
+  for _, path in ipairs(written) do os.remove(path) end
+end)
 
 local function refused(text, set)
   local r, msg, code = nb.recipe(write(text), { set = set })
@@ -64,12 +69,11 @@ describe("recipe", function()
     assert.equal("W4A16", r.scheme)
     assert.equal(128, assert(nb.recipe "llama-w4a16").group)
     assert.matches("was not found", refused 'return recipe "no-such-recipe"')
-    local path = os.tmpname() .. ".lua"
+    local path = write ""
     local f = io.open(path, "w")
     f:write(('return recipe %q'):format(path))
     f:close()
     local _, msg = nb.recipe(path)
-    os.remove(path)
     assert.matches("inherits from itself", msg)
   end)
 

@@ -349,6 +349,81 @@ nb_text nb_safetensors_metadata(const nb_safetensors *s, int64_t i, nb_text *val
 /* Sentences about what is odd but readable. */
 int64_t nb_safetensors_warnings(const nb_safetensors *s);
 const char *nb_safetensors_warning(const nb_safetensors *s, int64_t i);
+/* ---- safetensors: writing (io/safetensors_write.c, io/write_queue.c) -------- */
+
+typedef struct nb_writer nb_writer;
+
+/* A checkpoint to be written into the folder dir (made if missing): tensors and
+ * metadata are told first, then nb_writer_begin makes the files. A new shard
+ * begins where the next tensor would pass shard_bytes of data. One shard is
+ * called model.safetensors, several model-00001-of-000NN.safetensors; until
+ * nb_writer_finish each carries ".partial" after its name. */
+int nb_writer_new(nb_writer **out, const char *dir, int64_t shard_bytes);
+int nb_writer_metadata(nb_writer *w, const char *key, int64_t key_bytes, const char *value, int64_t value_bytes);
+/* The next tensor: the order told is the order in the files. */
+int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype, int ndim, const int64_t *shape);
+/* Makes the files at their full size, headers written, room on the disk
+ * reserved where the file system can. resume: a file that an interrupted run
+ * left with this size and header keeps its contents (nb_writer_file tells).
+ * Otherwise a checkpoint that is already in dir is an error. */
+int nb_writer_begin(nb_writer *w, int resume);
+/* Rows row0.. of the named tensor become t's rows. Written in the background:
+ * t's buffer is retained, and must not change before nb_writer_flush. Blocks
+ * while more than 64 MiB are queued. A failure of the system shows in the next
+ * call and stays. */
+int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *t, int64_t row0);
+/* Returns when all that was put is in the page cache: safe from kill -9. */
+int nb_writer_flush(nb_writer *w);
+/* The named tensor as written so far: a mapped view. Flushes. */
+int nb_writer_tensor(nb_tensor *out, nb_writer *w, const char *name, int64_t name_bytes);
+/* Flush, fsync, rename every file to its name, fsync the folder. In a file that
+ * was not kept by resume every byte must have been put. */
+int nb_writer_finish(nb_writer *w);
+/* Removes the partial files. */
+int nb_writer_abort(nb_writer *w);
+/* Unfinished files stay, for resume. */
+void nb_writer_close(nb_writer *w);
+
+int64_t nb_writer_files(const nb_writer *w);
+/* Name of file i, and whether it was kept by resume. */
+const char *nb_writer_file(const nb_writer *w, int64_t i, int *kept);
+/* The file that holds the named tensor, or -1. */
+int64_t nb_writer_file_of(const nb_writer *w, const char *name, int64_t name_bytes);
+/* Bytes of all tensors. */
+int64_t nb_writer_bytes(const nb_writer *w);
+
+/* ---- journals (io/journal.c) ------------------------------------------------- */
+
+typedef struct nb_journal nb_journal;
+
+/* Opens or makes a journal of text lines, locks it against other processes, and
+ * cuts off a torn or damaged tail. */
+int nb_journal_open(nb_journal **out, const char *path);
+/* One line (without newline characters), in one write: once this returns, the
+ * line survives the process. */
+int nb_journal_append(nb_journal *j, const char *line, int64_t bytes);
+/* The lines that were found on opening. */
+int64_t nb_journal_count(const nb_journal *j);
+nb_text nb_journal_line(const nb_journal *j, int64_t i);
+void nb_journal_close(nb_journal *j);
+
+/* ---- files and folders (io/files.c) ---------------------------------------- */
+
+enum { NB_PATH_NONE = 0, NB_PATH_FILE, NB_PATH_DIR, NB_PATH_OTHER };
+
+/* What lies at path (links followed). */
+int nb_path_kind(const char *path);
+/* The folder's entries as NUL-terminated names in a U8 tensor, sorted by byte;
+ * those of folders end in '/'. */
+int nb_dir_list(nb_tensor *out, const char *path);
+/* Makes the folder and its parents; one that is there is fine. */
+int nb_dir_make(const char *path);
+/* path gets these bytes or keeps what it had: temporary file, fsync, rename. */
+int nb_file_write(const char *path, const void *data, int64_t bytes);
+/* dst becomes a byte-exact copy of src, atomically as nb_file_write. */
+int nb_file_copy(const char *dst, const char *src);
+int nb_file_remove(const char *path);
+
 /* ---- what no quantized weight may hold (layout/scales.c) ------------------- */
 
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
@@ -473,22 +548,6 @@ enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
-/* ---- files and folders (io/files.c) ---------------------------------------- */
-
-enum { NB_PATH_NONE = 0, NB_PATH_FILE, NB_PATH_DIR, NB_PATH_OTHER };
-
-/* What lies at path (links followed). */
-int nb_path_kind(const char *path);
-/* The folder's entries as NUL-terminated names in a U8 tensor, sorted by byte;
- * those of folders end in '/'. */
-int nb_dir_list(nb_tensor *out, const char *path);
-/* Makes the folder and its parents; one that is there is fine. */
-int nb_dir_make(const char *path);
-/* path gets these bytes or keeps what it had: temporary file, fsync, rename. */
-int nb_file_write(const char *path, const void *data, int64_t bytes);
-/* dst becomes a byte-exact copy of src, atomically as nb_file_write. */
-int nb_file_copy(const char *dst, const char *src);
-int nb_file_remove(const char *path);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -49,6 +49,15 @@ function M.copy_file(src, dst) return check(C.nb_file_copy(dst, src), true) end
 --- remove_file(path) -> true | nil, msg, code; a missing file is fine.
 function M.remove_file(path) return check(C.nb_file_remove(path), true) end
 
+-- writer, journal: loaded when first used.
+setmetatable(M, { __index = function(_, key)
+  if key == "writer" or key == "journal" then
+    local parts = require "nibble.checkpoint_write"
+    M.writer, M.journal = parts.writer, parts.journal
+    return parts[key]
+  end
+end })
+
 local function join(dir, name) return dir == "" and name or dir:gsub("/*$", "") .. "/" .. name end
 
 -- ---- which files make up a checkpoint ----------------------------------------

@@ -162,7 +162,7 @@ describe("run", function()
   end)
 
   it("goes on after kill -9 at any moment, to the same bytes", function()
-    local script = os.tmpname()
+    local script = scratch() .. ".lua"
     local f = assert(io.open(script, "w"))
     f:write(([[
       local nb = require "nibble"

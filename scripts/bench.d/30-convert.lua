@@ -29,10 +29,10 @@ local function make_model(dir)
 end
 
 -- Runs Lua code in the executable and returns what it prints: seconds and peak bytes.
-local function child(build, threads, code, ...)
+local function child(dir, build, threads, code, ...)
   local args = {}
   for i, a in ipairs { ... } do args[i] = ("%q"):format(a) end
-  local file = os.tmpname()
+  local file = dir .. "/child.lua"
   local f = assert(io.open(file, "w"))
   f:write('local nb = require "nibble"\nlocal C = require("nibble.ffi").C\n', code,
     '\nio.write(seconds, " ", tonumber(C.nb_peak_rss()), "\\n")\n')
@@ -84,20 +84,20 @@ return {
       for _, method in ipairs { "rtn", "mse" } do
         for threads = 1, math.min(2, C.nb_threads()) do
           shell("rm -rf " .. out)
-          local s, peak = child(build, threads, run_code, float, out, method, "compressed-tensors")
+          local s, peak = child(dir, build, threads, run_code, float, out, method, "compressed-tensors")
           print(("  run W4A16 g128 %-4s %dT  %6.2f s  %5.2f GB/s of input  peak %4.0f MiB"):format(method, threads, s,
             bytes / s / 1e9, peak / 2 ^ 20))
         end
       end
       -- Four times the layers would be needed for 1 GB of AWQ; the ratio to cp is what counts.
-      child(build, 2, run_code, float, awq, "rtn", "awq")
+      child(dir, build, 2, run_code, float, awq, "rtn", "awq")
       local best = { cp = math.huge, synced = math.huge, convert = math.huge }
       local peak
       for _ = 1, 3 do -- interleaved, so that both see the same machine
         local cp, synced = copy_seconds(awq, dir .. "/copy")
         shell("rm -rf " .. out)
         local s
-        s, peak = child(build, 2, convert_code, awq, out, "compressed-tensors")
+        s, peak = child(dir, build, 2, convert_code, awq, out, "compressed-tensors")
         best.cp, best.synced, best.convert = math.min(best.cp, cp), math.min(best.synced, synced), math.min(best.convert, s)
       end
       print(("  convert AWQ → compressed-tensors 2T  %.2f s: %.2f × cp and sync (%.2f s), %.2f × cp alone (%.2f s)  peak %.0f MiB"):format(

@@ -168,14 +168,15 @@ int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 
 typedef struct nb_mse_options {
   nb_rtn_options rtn; /* arithmetic float32; group not 0 */
-  int32_t grid;       /* steps of 1/grid of the range */
+  int32_t grid;       /* the finest step is 1/grid of the range */
   float max_shrink;   /* how much of the range may go, 0 to below 1 */
   float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
 } nb_mse_options;
 
-/* Clipping by search: each group's range shrinks in steps from where nothing is
- * clipped, and the one with the least sum of |w - dequantized|^norm is kept; the
- * range of nb_rtn_quantize is a candidate, so the error is never greater. Same
+/* Clipping by search: each group's range shrinks from where nothing is clipped,
+ * first in steps of 4/grid, then around the best in steps of 1/grid, and the one
+ * with the least sum of |w - dequantized|^norm is kept; the range that
+ * nb_rtn_quantize takes is a candidate, so the sum is never greater. Same
  * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
 int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
                     const nb_mse_options *options);
@@ -185,6 +186,12 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
  * each column's group, else columns divide evenly. One scale (numel 1) serves the
  * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+/* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
+ * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
+ * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
+int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
 typedef struct nb_quant_sums {
@@ -541,8 +548,8 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
  * in the same slot (AWQ words [k, n/8] with zeros [G, n/8]). out may be words.
  * inverse: back to q. bits must be 4. MRL-42 to MRL-44. */
 int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse);
-/* out = scales * factor in float32, rounded to their dtype (f16, bf16, f32): 512 for
- * MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
+/* out = scales * factor in float32, rounded to out's dtype (both f16, bf16 or f32): 512
+ * for MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
 int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
 /* NVFP4 block scales (f16 or bf16, already permuted) to the kernel's bytes: columns
  * 0 2 1 3 of each 4, times factor and 2^7 in f16, below 2 to 0, bits 14..7. */
@@ -557,6 +564,20 @@ enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+
+/* ---- direct repacks (layout/direct.c) ---------------------------------------
+ * 4-bit words of one format into another's without codes between (FORMATS 10);
+ * the two-step way gives the same words. I32 (or U32):
+ *   awq [k, n/8]    gptq [ceil(k/8), n]    ct [n, ceil(k/8)]
+ * k is the AWQ tensor's; the other's nibbles past k are written 0. Zero-points and
+ * scales are moved by nb_P_unpack_zeros / pack_zeros and nb_transpose. */
+int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq);
+int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct);
+int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq);
+int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
+/* Any bits: the same words, transposed. Needs a trivial g_idx. */
+int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
+int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -159,6 +159,9 @@ function methods.totable(t)
   return out
 end
 
+--- t:quantize{scheme="W4A16", group=128, method="rtn", …} -> Quantized | nil, msg, code: see quant.of_tensor.
+function methods.quantize(t, options) return require "nibble.quant".of_tensor(t, options) end
+
 M.methods = methods
 
 ffi.metatype(tensor_t, {

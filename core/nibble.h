@@ -227,6 +227,59 @@ double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
 
+/* ---- forward pass (core/compute/) -------------------------------------------
+ * Activations are float32 [m, features] tensors, m = sequences x length rows.
+ * Weights are f32, bf16 or f16 and are widened exactly. No result depends on the
+ * number of threads. */
+
+/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (f32, or NULL), float32 accumulation: OpenBLAS
+ * over fixed tiles, plain loops without it. */
+int nb_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+/* Which matrix library products run on, or why none was found. */
+const char *nb_blas_name(void);
+/* Multiply-adds a second, times two, on that many threads: measured, about 50 ms. */
+double nb_peak_flops(int threads);
+
+/* y = weight * x / sqrt(mean(x^2) + eps), over each run of weight's size d; y may be x. */
+int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
+/* Turns the heads of x [m, heads*head_dim] in place; row r stands at position
+ * r % length. cosines and sines: f32 [positions, head_dim/2]. */
+int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim, int64_t length);
+/* Causal attention of m/length separate sequences: q and out [m, heads*d], k and v
+ * [m, kv_heads*d]. sliding: how many keys a query sees, itself included; 0 = all. */
+int nb_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v, int64_t heads,
+                 int64_t kv_heads, int64_t length, int64_t sliding, double scale);
+
+/* y += x. */
+int nb_add(nb_tensor *y, const nb_tensor *x);
+/* gate = gate / (1 + exp(-gate)) * up. */
+int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
+/* How many values are infinite or NaN; f32, bf16, f16. */
+int64_t nb_count_nonfinite(const nb_tensor *x);
+/* out[i] = table[ids[i]], widened to f32. */
+int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
+/* y[ids[i]] += weights[i] * x[i]; ids ascend. */
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights);
+
+/* Mixture of experts. Softmax over logits [m, e], then the top experts of each row,
+ * best first: experts i32 [m, top], weights f32 [m, top], which sum to 1 when
+ * normalize. */
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, int normalize);
+/* The same pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1])
+ * with their weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. */
+int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
+                 const nb_tensor *weights);
+
+/* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
+ * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
+ * the best token. Logits exist block by block only; sums are in double. */
+int nb_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
+                    const nb_tensor *targets);
+/* The same for two models, and kl f64 [m] = KL(p || q) over the vocabulary, in nats. */
+int nb_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p, nb_tensor *top_q,
+                      const nb_tensor *x_p, const nb_tensor *head_p, const nb_tensor *x_q,
+                      const nb_tensor *head_q, const nb_tensor *targets);
+
 /* ---- JSON (io/json.c) ----------------------------------------------------- */
 
 /* Text with its length; bytes may hold NULs, and a NUL follows the last one. */

@@ -71,6 +71,15 @@ const char *nb_dtype_name(int dtype);
 /* The dtype of a name in nibble's or safetensors' spelling, or -1. */
 int nb_dtype_parse(const char *name);
 
+/* dst = src in dst's dtype; the same number of elements, dst already made. Rounds
+ * once, to nearest even (e8m0: to the nearest power of two, halves up). Beyond the
+ * range: what the format has for it (f8_e4m3, f6, f4: the greatest value; e5m2:
+ * infinity; fnuz: NaN), or with saturate the greatest finite value, always. To
+ * integers: half to even, then into the range; NaN is 0. NaN to a format without
+ * one is its greatest value. Threads. (cast.c) */
+struct nb_tensor;
+int nb_cast(struct nb_tensor *dst, const struct nb_tensor *src, int saturate);
+
 /* ---- buffers and tensors (buf.c, tensor.c) -------------------------------
  * A tensor is a struct by value over a counted buffer. Each nb_tensor that a
  * function fills owns one reference; nb_tensor_release gives it back. */

@@ -60,27 +60,19 @@ function ops.ct_calculate_qparams_quantize(case)
            ["out.dequant"] = d, ["out.fake_quant"] = with_negative_zeros(d, x, zero_point) }
 end
 
--- vLLM's test quantizers, end to end: w [K,N] f16, each sign divided by its own bound, then Marlin's layout.
-local function marlin_quantize(case)
+-- vLLM's test quantizer of zero-points, end to end: w [K,N] f16, then Marlin's layout.
+function ops.awq_marlin_quantize(case)
   local marlin, p = layout.marlin, case.params
-  local bits, symmetric = p.quant_type:match "^uint8" and 8 or 4, p.quant_type:match "b" ~= nil
-  local w = layout.transpose(case.tensors["in.w"])
-  local k, a8 = w:size(2), p.input_dtype ~= nil
-  local q = rtn(w, bits, symmetric, p.group_size, C.NB_RANGE_TIGHT)
-  local words = marlin.repack(layout.gptq.pack(q.codes, bits), bits, a8)
-  local scales = marlin.permute_scales(layout.transpose(q.scales), k, p.group_size, a8)
-  local zeros = q.zeros and marlin.zero_points(layout.transpose(q.zeros), bits, a8)
+  local w, a8 = layout.transpose(case.tensors["in.w"]), p.input_dtype ~= nil
+  local q = rtn(w, 4, false, p.group_size, C.NB_RANGE_TIGHT)
+  local words, zeros = layout.awq.pack(q.codes, 4), layout.awq.pack_zeros(q.zeros, 4)
+  local scales = marlin.permute_scales(layout.transpose(q.scales), w:size(2), p.group_size, a8)
   if p.input_dtype == "float8_e4m3fn" then
-    if symmetric then words = marlin.fp8_preprocess(words)
-    else -- the codes less their zero-points
-      local awq = marlin.fp8_preprocess(layout.awq.pack(q.codes, bits), layout.awq.pack_zeros(q.zeros, bits))
-      words = marlin.awq_repack(awq, bits, a8)
-    end
-    scales = marlin.multiply_scales(scales, 512)
+    words, scales = marlin.fp8_preprocess(words, zeros), marlin.multiply_scales(scales, 512)
   end
-  return { ["out.marlin_qweight"] = words, ["out.marlin_scales"] = scales, ["out.marlin_zp"] = zeros,
-           ["out.w_ref"] = layout.transpose(dequantize("f16", q.codes, q.scales, q.zeros, nil, bits)) }
+  return { ["out.marlin_qweight"] = marlin.awq_repack(words, 4, a8), ["out.marlin_scales"] = scales,
+           ["out.marlin_zp"] = marlin.awq_zero_points(zeros, 4, a8),
+           ["out.w_ref"] = layout.transpose(dequantize("f16", q.codes, q.scales, q.zeros, nil, 4)) }
 end
-ops.marlin_quantize, ops.awq_marlin_quantize = marlin_quantize, marlin_quantize
 
 return ops

@@ -71,6 +71,15 @@ const char *nb_dtype_name(int dtype);
 /* The dtype of a name in nibble's or safetensors' spelling, or -1. */
 int nb_dtype_parse(const char *name);
 
+/* dst = src in dst's dtype; the same number of elements, dst already made. Rounds
+ * once, to nearest even (e8m0: to the nearest power of two, halves up). Beyond the
+ * range: what the format has for it (f8_e4m3, f6, f4: the greatest value; e5m2:
+ * infinity; fnuz: NaN), or with saturate the greatest finite value, always. To
+ * integers: half to even, then into the range; NaN is 0. NaN to a format without
+ * one is its greatest value. Threads. (cast.c) */
+struct nb_tensor;
+int nb_cast(struct nb_tensor *dst, const struct nb_tensor *src, int saturate);
+
 /* ---- buffers and tensors (buf.c, tensor.c) -------------------------------
  * A tensor is a struct by value over a counted buffer. Each nb_tensor that a
  * function fills owns one reference; nb_tensor_release gives it back. */
@@ -563,6 +572,58 @@ enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+
+/* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
+ * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,
+ * merges, added tokens, steps. One thread at a time uses one of them. */
+
+typedef struct nb_bpe nb_bpe;
+
+enum { NB_NFC = 1, NB_NFD = 2, NB_NFKC = 3, NB_NFKD = 4 };
+/* What becomes of a pattern's matches. */
+enum {
+  NB_SPLIT_REMOVED = 0, NB_SPLIT_ISOLATED = 1, NB_SPLIT_WITH_PREVIOUS = 2,
+  NB_SPLIT_WITH_NEXT = 3, NB_SPLIT_CONTIGUOUS = 4
+};
+enum {
+  NB_ADDED_SPECIAL = 1, NB_ADDED_LSTRIP = 2, NB_ADDED_RSTRIP = 4, NB_ADDED_SINGLE_WORD = 8,
+  NB_ADDED_NORMALIZED = 16 /* looked for after normalizing, in its normal form */
+};
+enum { NB_DECODE_SKIP_SPECIAL = 1, NB_DECODE_RAW = 2 };
+
+/* NULL when there is no memory. ignore_merges: a word that is in the vocabulary
+ * is one token, whatever the merges say. */
+nb_bpe *nb_bpe_new(int ignore_merges);
+void nb_bpe_free(nb_bpe *b);
+/* Normalizes texts to a form (0: not). */
+int nb_bpe_normal_form(nb_bpe *b, int form);
+/* A vocabulary entry, its bytes spelled in the byte-level alphabet. */
+int nb_bpe_token(nb_bpe *b, const char *text, int64_t bytes, int32_t id);
+/* The next merge by rank: ids left and right become id merged. */
+int nb_bpe_merge(nb_bpe *b, int32_t left, int32_t right, int32_t merged);
+/* A token that is found in the text itself, before everything else. */
+int nb_bpe_added(nb_bpe *b, const char *text, int64_t bytes, int32_t id, int flags);
+/* The next pre-tokenizer step: cut at the matches of a PCRE2 pattern. */
+int nb_bpe_split(nb_bpe *b, const char *pattern, int64_t bytes, int behavior, int invert);
+/* The next pre-tokenizer step: a blank in front, unless there is one. */
+int nb_bpe_prefix_space(nb_bpe *b);
+/* Ids of a UTF-8 text as i32 [n]. plain: special tokens in it are text. */
+int nb_bpe_encode(nb_tensor *ids, nb_bpe *b, const char *text, int64_t bytes, int plain);
+/* The text of ids as u8 [bytes]; ill-formed UTF-8 becomes U+FFFD unless RAW. */
+int nb_bpe_decode(nb_tensor *text, nb_bpe *b, const int32_t *ids, int64_t n, int flags);
+/* ---- direct repacks (layout/direct.c) ---------------------------------------
+ * 4-bit words of one format into another's without codes between (FORMATS 10);
+ * the two-step way gives the same words. I32 (or U32):
+ *   awq [k, n/8]    gptq [ceil(k/8), n]    ct [n, ceil(k/8)]
+ * k is the AWQ tensor's; the other's nibbles past k are written 0. Zero-points and
+ * scales are moved by nb_P_unpack_zeros / pack_zeros and nb_transpose. */
+int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq);
+int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct);
+int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq);
+int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
+/* Any bits: the same words, transposed. Needs a trivial g_idx. */
+int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
+int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -21,6 +21,14 @@ local function codes_shape(codes, what)
   return codes:size(1), codes:size(2)
 end
 
+-- A matrix of any dtype; C looks closer.
+local function expect_matrix(t, what)
+  if not ffi.istype(tensor.type, t) or t.ndim ~= 2 then
+    error(("%s: expected a matrix, found %s"):format(what, ffi.istype(tensor.type, t)
+      and ("a tensor of %d dimensions"):format(t.ndim) or type(t)), 3)
+  end
+end
+
 local function check_bits(bits, what)
   if type(bits) ~= "number" or bits < 1 or bits > 8 or bits % 1 ~= 0 then
     error(("%s: bits must be a whole number from 1 to 8, found %s"):format(what, tostring(bits)), 3)
@@ -42,6 +50,7 @@ local function packing(name, dtype, shape, rows)
   end
   function P.unpack(words, bits, codes, row)
     check_bits(bits, name .. " unpack")
+    expect_matrix(words, name .. " unpack")
     if type(codes) == "number" then codes = tensor.new("u8", { rows(words, bits), codes }) end
     codes_shape(codes, name .. " unpack")
     return check(c_unpack(codes, words, bits, (row or 1) - 1), codes)
@@ -100,6 +109,7 @@ end
 --- layout.ct.unpack_zeros(words, bits, n | zeros [, row, n]) -> zeros u8 [n,G]
 function M.ct.unpack_zeros(words, bits, zeros, row, n)
   check_bits(bits, "ct unpack_zeros")
+  expect_matrix(words, "ct unpack_zeros")
   if type(zeros) == "number" then n, zeros = zeros, tensor.new("u8", { zeros, words:size(2) }) end
   return check(C.nb_ct_unpack_zeros(zeros, words, bits, (row or 1) - 1, n or zeros:size(1)), zeros)
 end
@@ -118,6 +128,7 @@ end
 --- layout.gptq.unpack_zeros(words, bits, minus_one, n | zeros [, row, n]) -> zeros u8 [n,G]
 function M.gptq.unpack_zeros(words, bits, minus_one, zeros, row, n)
   check_bits(bits, "gptq unpack_zeros")
+  expect_matrix(words, "gptq unpack_zeros")
   if type(zeros) == "number" then n, zeros = zeros, tensor.new("u8", { zeros, words:size(1) }) end
   return check(C.nb_gptq_unpack_zeros(zeros, words, bits, (row or 1) - 1, n or zeros:size(1),
     minus_one and 1 or 0), zeros)
@@ -143,6 +154,7 @@ end
 
 -- Columns 1..cols of t [r,c], or t with zeros behind them.
 local function columns(t, cols)
+  expect_matrix(t, "awq_gemv scales")
   local out = tensor.new(t:type(), { t:size(1), cols })
   local element = tonumber(C.nb_dtype_bits(t.dtype)) / 8
   local from, to, width = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data), t:size(2)
@@ -160,6 +172,7 @@ function M.awq_gemv.unpad_scales(scales, groups) return columns(scales, groups) 
 
 --- layout.awq_gemv.unpack_zeros(words, bits, G | zeros [, row]) -> zeros u8 [n,G]
 function M.awq_gemv.unpack_zeros(words, bits, zeros, row)
+  expect_matrix(words, "awq_gemv unpack_zeros")
   if type(zeros) == "number" then zeros = tensor.new("u8", { words:size(1), zeros }) end
   return check(C.nb_awq_gemv_unpack_zeros(zeros, words, bits, (row or 1) - 1), zeros)
 end
@@ -172,6 +185,7 @@ end
 
 --- layout.awq_gemv_fast.unpack_zeros(qzeros, scales, G | zeros [, row]) -> zeros u8 [n,G] | nil, msg, "einexact"
 function M.awq_gemv_fast.unpack_zeros(qzeros, scales, zeros, row)
+  expect_matrix(qzeros, "awq_gemv_fast unpack_zeros")
   if type(zeros) == "number" then zeros = tensor.new("u8", { qzeros:size(2), zeros }) end
   return check(C.nb_awq_gemv_fast_unpack_zeros(zeros, qzeros, scales, (row or 1) - 1), zeros)
 end
@@ -238,7 +252,7 @@ end
 
 --- layout.transpose(t) -> t transposed: [a,b] -> [b,a], elements of 8 to 64 bits.
 function M.transpose(t)
-  if t.ndim ~= 2 then error(("transpose: expected a matrix, found %d dimensions"):format(t.ndim), 2) end
+  expect_matrix(t, "transpose")
   local out = tensor.new(t:type(), { t:size(2), t:size(1) })
   return check(C.nb_transpose(out, t), out)
 end
@@ -246,14 +260,55 @@ end
 --- layout.awq_to_gptq(words, bits) -> words i32 [K/pf, N] from AWQ words [K, N/pf]
 -- Lossless and bijective: the same codes in GPTQ's order; 4 or 8 bits. (INC-11)
 function M.awq_to_gptq(words, bits)
+  if bits == 4 and ffi.istype(tensor.type, words) and words.ndim == 2 then
+    local out = tensor.new("i32", { math.ceil(words:size(1) / 8), 8 * words:size(2) })
+    return check(C.nb_awq_to_gptq(out, words), out)
+  end
   local codes = M.awq.unpack(words, bits, words:size(1))
   return M.gptq.pack(codes, bits)
 end
 
 --- layout.gptq_to_awq(words, bits, K) -> words i32 [K, N/pf] from GPTQ words [K/pf, N]
 function M.gptq_to_awq(words, bits, k)
+  if bits == 4 and ffi.istype(tensor.type, words) and words.ndim == 2 then
+    local out = tensor.new("i32", { k, math.floor(words:size(2) / 8) })
+    return check(C.nb_gptq_to_awq(out, words), out)
+  end
   local codes = M.gptq.unpack(words, bits, k)
   return M.awq.pack(codes, bits)
+end
+
+-- A direct repack into new words of this shape.
+local function direct(fn, words, what, rows, cols)
+  if not ffi.istype(tensor.type, words) or words.ndim ~= 2 then
+    error(what .. ": expected words as a matrix of i32", 3)
+  end
+  local out = tensor.new(words:type(), { rows(words), cols(words) })
+  return check(fn(out, words), out)
+end
+
+--- layout.awq_to_ct(words) -> words i32 [N, ceil(K/8)] from AWQ 4-bit words [K, N/8]
+-- Straight, at the speed of a copy; the same words as unpacking and packing. (FORMATS 10)
+function M.awq_to_ct(words)
+  return direct(C.nb_awq_to_ct, words, "awq_to_ct", function(w) return 8 * w:size(2) end,
+    function(w) return math.ceil(w:size(1) / 8) end)
+end
+
+--- layout.ct_to_awq(words [, K]) -> words i32 [K, N/8]: the inverse. K: 8 for each word if not given.
+function M.ct_to_awq(words, k)
+  return direct(C.nb_ct_to_awq, words, "ct_to_awq", function(w) return k or 8 * w:size(2) end,
+    function(w) return math.floor(w:size(1) / 8) end)
+end
+
+--- layout.gptq_to_ct(words) -> words i32 [N, ceil(K*bits/32)] from GPTQ words [ceil(K*bits/32), N]
+-- Any bits: the words are the same ones, transposed. Only for a trivial g_idx. (FORMATS 10)
+function M.gptq_to_ct(words)
+  return direct(C.nb_gptq_to_ct, words, "gptq_to_ct", function(w) return w:size(2) end, function(w) return w:size(1) end)
+end
+
+--- layout.ct_to_gptq(words) -> words i32 [ceil(K*bits/32), N]: the inverse.
+function M.ct_to_gptq(words)
+  return direct(C.nb_ct_to_gptq, words, "ct_to_gptq", function(w) return w:size(2) end, function(w) return w:size(1) end)
 end
 
 -- layout.marlin: loaded when first used.

@@ -23,7 +23,7 @@ OPT     := $(if $(DEBUG),-O0,-O2) -g
 # No contraction of a*b+c: a result must not depend on the instruction set (DESIGN 1.5).
 CFLAGS  := -std=gnu17 $(OPT) -fPIC -fvisibility=hidden -fopenmp -ffp-contract=off -fno-math-errno \
            -Wall -Wextra -Wshadow -Wconversion $(SAN) -Icore -I/usr/include/luajit-2.1 -D_GNU_SOURCE $(EXTRA_CFLAGS)
-LDLIBS  := -lopenblas -lcjson -lpcre2-8 -lxxhash -lz -lm -ldl -lpthread
+LDLIBS  := -lopenblas -lcjson -lpcre2-8 -lutf8proc -lxxhash -lz -lm -ldl -lpthread
 LDFLAGS := -fopenmp $(SAN) -Wl,--as-needed
 
 CORE    := $(filter-out core/main.c,$(wildcard core/*.c core/*/*.c)) $(wildcard cuda/*.c)
@@ -63,8 +63,9 @@ $(BUILD)/gen/lua.c: $(LUA) $(RECIPES) scripts/embed.lua
 	@mkdir -p $(@D)
 	luajit scripts/embed.lua lua $(LUA) $(RECIPES) > $@.tmp && mv $@.tmp $@
 
+# nodelete: Lua unloads what it loaded when it ends, while OpenMP's threads still run in it.
 $(BUILD)/libnibble.so: $(OBJ)
-	$(CC) -shared -o $@ $^ $(LDFLAGS) $(LDLIBS)
+	$(CC) -shared -o $@ $^ $(LDFLAGS) -Wl,-z,nodelete $(LDLIBS)
 
 $(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
 	$(CC) -rdynamic -o $@ $^ $(LDFLAGS) -lluajit-5.1 $(LDLIBS)

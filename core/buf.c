@@ -57,26 +57,21 @@ int nb_file_map(nb_tensor *out, const char *path) {
   memset(out, 0, sizeof *out);
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return nb_fail_errno(NB_EIO, "cannot open %s", path);
+  int rc = nb_fd_map(out, fd, path);
+  close(fd); /* the mapping keeps the file */
+  return rc;
+}
+
+int nb_fd_map(nb_tensor *out, int fd, const char *path) {
+  memset(out, 0, sizeof *out);
   struct stat st;
-  if (fstat(fd, &st) < 0) {
-    nb_fail_errno(NB_EIO, "cannot stat %s", path);
-    close(fd);
-    return NB_EIO;
-  }
-  if (!S_ISREG(st.st_mode)) {
-    close(fd);
-    return nb_fail(NB_EIO, "%s is not a regular file", path);
-  }
+  if (fstat(fd, &st) < 0) return nb_fail_errno(NB_EIO, "cannot stat %s", path);
+  if (!S_ISREG(st.st_mode)) return nb_fail(NB_EIO, "%s is not a regular file", path);
   void *data = NULL;
   if (st.st_size > 0) {
     data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-    if (data == MAP_FAILED) {
-      nb_fail_errno(NB_EIO, "cannot map %s (%lld bytes)", path, (long long)st.st_size);
-      close(fd);
-      return NB_EIO;
-    }
+    if (data == MAP_FAILED) return nb_fail_errno(NB_EIO, "cannot map %s (%lld bytes)", path, (long long)st.st_size);
   }
-  close(fd); /* the mapping keeps the file */
   out->buf = nb_buf_new(data, st.st_size, unmap, false);
   if (!out->buf) {
     unmap(data, st.st_size);

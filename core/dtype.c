@@ -51,8 +51,8 @@ int nb_dtype_parse(const char *name) {
  * have no infinity and stay at their largest value. */
 static const nb_small_float smalls[NB_NDTYPES] = {
     [NB_F4] = {2, 1, 1, 0x40c00000, 0x07, 0x07, false, true, 6.0f},
-    [NB_F6_E2M3] = {2, 3, 1, 0x40f00000, 0x1f, 0x1f, false, true, 7.5f},
-    [NB_F6_E3M2] = {3, 2, 3, 0x41e00000, 0x1f, 0x1f, false, true, 28.0f},
+    [NB_F6_E2M3] = {2, 3, 1, 0x40f00000, 0x1f, 0x1f, false, false, 7.5f},
+    [NB_F6_E3M2] = {3, 2, 3, 0x41e00000, 0x1f, 0x1f, false, false, 28.0f},
     [NB_F8_E5M2] = {5, 2, 15, 0x47700000, 0x7c, 0x7f, false, false, 57344.0f},
     [NB_F8_E4M3] = {4, 3, 7, 0x43e00000, 0x7e, 0x7f, false, false, 448.0f},
     [NB_F8_E4M3FNUZ] = {4, 3, 8, 0x43780000, 0x80, 0x80, true, false, 240.0f},
@@ -67,10 +67,12 @@ static float small_value(unsigned code, int dtype) {
   const nb_small_float *s = &smalls[dtype];
   int width = s->ebits + s->mbits;
   uint32_t mag = code & ((1u << width) - 1), sign = (uint32_t)(code >> width) << 31;
-  if (s->code_0x80_is_nan && code == 0x80) return nb_f32_from_bits(0x7fc00000u);
-  if (dtype == NB_F8_E4M3 && mag == 0x7f) return nb_f32_from_bits(sign | 0x7fc00000u);
-  if (dtype == NB_F8_E5M2 && mag >= 0x7c) /* infinity, NaN: all of f32's exponent, NaN quiet */
-    return nb_f32_from_bits(sign | 0x7f800000u | (mag > 0x7c ? 0x400000u : 0) | (mag & 3u) << 21);
+  /* Infinity and NaN keep sign and mantissa, NaN quiet; the fnuz's one NaN is torch's. */
+  if (s->code_0x80_is_nan && code == 0x80) return nb_f32_from_bits(0x7f800001u);
+  if ((dtype == NB_F8_E4M3 && mag == 0x7f) || (dtype == NB_F8_E5M2 && mag >= 0x7c)) {
+    uint32_t m = (mag & ((1u << s->mbits) - 1)) << (23 - s->mbits);
+    return nb_f32_from_bits(sign | 0x7f800000u | m | (m ? 0x400000u : 0));
+  }
   float f = nb_f32_from_bits(mag << (23 - s->mbits)) * nb_f32_from_bits((uint32_t)(254 - s->bias) << 23);
   return nb_f32_from_bits(sign | nb_f32_bits(f));
 }

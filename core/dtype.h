@@ -33,7 +33,7 @@ typedef struct nb_small_float {
   uint32_t over;
   uint8_t over_code, nan_code;
   bool code_0x80_is_nan; /* the fnuz formats: no -0, no infinity */
-  bool drops_negative_zero; /* f4, f6: -0.0 becomes 0, as compressed-tensors' x*sign(x) */
+  bool drops_negative_zero; /* f4: -0.0 becomes 0 (but not what rounds to it), as its peers do */
   float max;
 } nb_small_float;
 
@@ -62,7 +62,7 @@ static inline uint8_t nb_f32_to_small(float f, const nb_small_float *s) {
 }
 
 static inline float nb_e8m0_to_f32(uint8_t c) {
-  if (c == 255) return nb_f32_from_bits(0x7fc00000u);
+  if (c == 255) return nb_f32_from_bits(0x7f800001u); /* torch's */
   return nb_f32_from_bits(c ? (uint32_t)c << 23 : 0x00400000u);
 }
 /* The sign is dropped; a half rounds up (both powers of two are "even"), as torch does. */

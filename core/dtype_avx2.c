@@ -36,11 +36,12 @@ static void load_f8_e5m2(float *out, const void *in, int64_t n) {
   for (; i < n; i++) out[i] = v[p[i]];
 }
 
-/* e4m3 in an f16's place has the value divided by 2^8; its NaN, 0x7f, must be set. */
+/* e4m3 in an f16's place has the value divided by 2^8; its NaN, 0x7f, becomes f16's
+ * with the same mantissa. */
 static void load_f8_e4m3(float *out, const void *in, int64_t n) {
   const uint8_t *p = in;
   const __m128i low = _mm_set1_epi16(0x3f80), sign = _mm_set1_epi16((short)0x8000);
-  const __m128i nan = _mm_set1_epi16(0x7e00);
+  const __m128i nan = _mm_set1_epi16(0x7f80);
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
     __m128i c = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(p + i)));

@@ -41,7 +41,7 @@ static void load_f8_e4m3(float *out, const void *in, int64_t n) {
   for (; i + 16 <= n; i += 16) {
     __m256i c = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(p + i)));
     __m256i mag = _mm256_and_si256(_mm256_slli_epi16(c, 7), low);
-    mag = _mm256_mask_mov_epi16(mag, _mm256_cmpeq_epi16_mask(mag, low), _mm256_set1_epi16(0x7e00));
+    mag = _mm256_mask_mov_epi16(mag, _mm256_cmpeq_epi16_mask(mag, low), _mm256_set1_epi16(0x7f80));
     mag = _mm256_or_si256(mag, _mm256_and_si256(_mm256_slli_epi16(c, 8), sign));
     _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_cvtph_ps(mag), _mm512_set1_ps(256.0f)));
   }

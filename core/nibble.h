@@ -71,6 +71,19 @@ const char *nb_dtype_name(int dtype);
 /* The dtype of a name in nibble's or safetensors' spelling, or -1. */
 int nb_dtype_parse(const char *name);
 
+/* dst = src's values in dst's dtype (cast.c); as many elements, dst already made, no
+ * overlap. Every dtype but c64 (NB_EUNSUPPORTED). Rounds once, to nearest even.
+ *   to a float  beyond the range: what the format has for it, as torch (f8_e4m3, f6,
+ *               f4: the greatest value; the fnuz: NaN; the others: infinity), or with
+ *               saturate != 0 the greatest finite value, always; NaN stays NaN. f4 and
+ *               f6 know none: their greatest value. f4 takes -0.0 as 0, as its peers
+ *               do. f8_e8m0: the nearest power of two, halves up, sign dropped.
+ *   to an int   half to even, then into the range, saturate or not; NaN is 0.
+ *   to bool     1 where not zero (NaN is 1).
+ * The same bytes on every instruction set and number of threads. */
+struct nb_tensor;
+int nb_cast(struct nb_tensor *dst, const struct nb_tensor *src, int saturate);
+
 /* ---- buffers and tensors (buf.c, tensor.c) -------------------------------
  * A tensor is a struct by value over a counted buffer. Each nb_tensor that a
  * function fills owns one reference; nb_tensor_release gives it back. */
@@ -123,6 +136,98 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
 
+/* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
+ * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
+ * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
+ * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
+
+enum {
+  NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
+  NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
+  /* vLLM's rule: scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1)); and in dtype
+   * arithmetic a zero-point is added after rounding (as in AutoAWQ), not before */
+  NB_RANGE_TIGHT = 2
+};
+
+enum {
+  NB_ARITHMETIC_F32 = 0,  /* float32; codes are found with the scale as stored */
+  NB_ARITHMETIC_DTYPE = 1 /* compressed-tensors' way: each operation is rounded to the weight's dtype */
+};
+
+typedef struct nb_rtn_options {
+  int32_t bits;       /* 2 to 8 */
+  int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
+  int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
+  int32_t range;      /* NB_RANGE_*: the scale of a symmetric grid */
+  int32_t arithmetic; /* NB_ARITHMETIC_* */
+} nb_rtn_options;
+
+/* Round to nearest: codes u8 [n,k], scales f32|bf16|f16 [n,G], zeros u8 [n,G]
+ * (NULL when symmetric) from w f32|bf16|f16 [n,k]. Exact in every path: the bytes
+ * depend neither on threads nor on the instruction set. K must be a multiple of
+ * the group (FORMATS 4). A group of zeros gets the scale dtype's epsilon, as
+ * compressed-tensors stores it; a scale too small for its dtype becomes the
+ * dtype's smallest positive number. NB_EFORMAT: NaN or Inf in w, with row and
+ * column; NB_EUNSUPPORTED: a scale too large for its dtype, or bits not 2 to 8. */
+int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_rtn_options *options);
+
+typedef struct nb_mse_options {
+  nb_rtn_options rtn; /* arithmetic float32; group not 0 */
+  int32_t grid;       /* the finest step is 1/grid of the range */
+  float max_shrink;   /* how much of the range may go, 0 to below 1 */
+  float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
+} nb_mse_options;
+
+/* Clipping by search: each group's range shrinks from where nothing is clipped,
+ * first in steps of 4/grid, then around the best in steps of 1/grid, and the one
+ * with the least sum of |w - dequantized|^norm is kept; the range that
+ * nb_rtn_quantize takes is a candidate, so the sum is never greater. Same
+ * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
+int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_mse_options *options);
+
+/* out f32|bf16|f16 [n,k] = (codes - zeros) * scales: the exact product rounded to
+ * float32, then to out's dtype. zeros NULL: 2^(bits-1). g_idx i32 [k] or NULL names
+ * each column's group, else columns divide evenly. One scale (numel 1) serves the
+ * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
+int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+/* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
+ * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
+ * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
+int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+/* Round to nearest onto FP8 E4M3: scale = absmax / 448 of each row (per_tensor: of
+ * all, repeated), codes f8_e4m3 [n,k], scales f32|bf16|f16 [n,1], w f32|bf16|f16
+ * [n,k]; NB_ARITHMETIC_DTYPE gives compressed-tensors' bytes. Errors as
+ * nb_rtn_quantize. */
+int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int per_tensor, int arithmetic);
+/* out f32|bf16|f16 [n,k] = codes * scales, rounded to float32, then to out's dtype. */
+int nb_fp8_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales);
+
+typedef struct nb_quant_sums {
+  double error2, weight2; /* sums of squares: of w - dequantized, of w */
+  double max_abs;         /* largest |w - dequantized| */
+  double worst_error2;    /* error2 of the worst row */
+  int64_t worst_row, rows, numel;
+} nb_quant_sums;
+
+/* Adds the error of a quantized weight, or of the next tile of its rows, against
+ * w f32|bf16|f16 [n,k] to sums (zeroed before the first). The same sums whatever
+ * the threads, as long as the tiles are. */
+int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                   const nb_tensor *g_idx, int bits, const nb_tensor *w);
+
+/* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
+ * and scales [n,G] are finite and above 0; names the first that doesn't. */
+int nb_quant_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
+
+/* x rounded to f32, bf16 or f16 and back, as stored scales are. */
+float nb_round_scale(float x, int dtype);
+
 /* ---- processor and threads (cpu.c, thread.c) ------------------------------ */
 
 enum {
@@ -152,18 +257,387 @@ double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
 
-/* ---- casts (cast.c) --------------------------------------------------------
- * dst's elements = src's values in dst's dtype; as many elements, any shapes, no
- * overlap. Every dtype but c64 (NB_EUNSUPPORTED). One rounding, to nearest even.
- *   to a float  overflow as torch: infinity where the dtype has one; f8_e4m3, f4
- *               and f6 keep their largest value; the fnuz become NaN. saturate != 0:
- *               what lies beyond, infinities too, becomes the largest finite value;
- *               NaN stays. f4 and f6 know no NaN (the largest value) and take -0.0
- *               as 0. f8_e8m0 drops the sign; halves round up.
- *   to an int   half to even, then clamped to the range, whatever saturate; NaN is 0.
- *   to bool     1 where not zero (NaN is 1).
- * Same bytes on every instruction set. Mind: signalling NaNs become quiet. */
-int nb_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+/* ---- forward pass (core/compute/) -------------------------------------------
+ * Activations are float32 [m, features] tensors, m = sequences x length rows.
+ * Weights are f32, bf16 or f16 and are widened exactly. No result depends on the
+ * number of threads. */
+
+/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (f32, or NULL), float32 accumulation: OpenBLAS
+ * over fixed tiles, plain loops without it. */
+int nb_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+/* Which matrix library products run on, or why none was found. */
+const char *nb_blas_name(void);
+/* Multiply-adds a second, times two, on that many threads: measured, about 50 ms. */
+double nb_peak_flops(int threads);
+
+/* y = weight * x / sqrt(mean(x^2) + eps), over each run of weight's size d; y may be x. */
+int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
+/* Turns the heads of x [m, heads*head_dim] in place; row r stands at position
+ * r % length. cosines and sines: f32 [positions, head_dim/2]. */
+int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim, int64_t length);
+/* Causal attention of m/length separate sequences: q and out [m, heads*d], k and v
+ * [m, kv_heads*d]. sliding: how many keys a query sees, itself included; 0 = all. */
+int nb_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v, int64_t heads,
+                 int64_t kv_heads, int64_t length, int64_t sliding, double scale);
+
+/* y += x. */
+int nb_add(nb_tensor *y, const nb_tensor *x);
+/* gate = gate / (1 + exp(-gate)) * up. */
+int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
+/* How many values are infinite or NaN; f32, bf16, f16. */
+int64_t nb_count_nonfinite(const nb_tensor *x);
+/* out[i] = table[ids[i]], widened to f32. */
+int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
+/* y[ids[i]] += weights[i] * x[i]; ids ascend. */
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights);
+
+/* Mixture of experts. Softmax over logits [m, e], then the top experts of each row,
+ * best first: experts i32 [m, top], weights f32 [m, top], which sum to 1 when
+ * normalize. */
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, int normalize);
+/* The same pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1])
+ * with their weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. */
+int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
+                 const nb_tensor *weights);
+
+/* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
+ * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
+ * the best token. Logits exist block by block only; sums are in double. */
+int nb_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
+                    const nb_tensor *targets);
+/* The same for two models, and kl f64 [m] = KL(p || q) over the vocabulary, in nats. */
+int nb_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p, nb_tensor *top_q,
+                      const nb_tensor *x_p, const nb_tensor *head_p, const nb_tensor *x_q,
+                      const nb_tensor *head_q, const nb_tensor *targets);
+
+/* ---- JSON (io/json.c) ----------------------------------------------------- */
+
+/* Text with its length; bytes may hold NULs, and a NUL follows the last one. */
+typedef struct nb_text {
+  const char *data;
+  int64_t bytes;
+} nb_text;
+
+enum { NB_JSON_NULL = 0, NB_JSON_FALSE, NB_JSON_TRUE, NB_JSON_NUMBER, NB_JSON_STRING, NB_JSON_ARRAY, NB_JSON_OBJECT };
+
+typedef struct nb_json nb_json;
+typedef struct nb_json_value {
+  int32_t type, pad_;
+  double number;
+  const char *string;   /* of a string; NULL otherwise */
+  const char *key;      /* of an object's member; NULL otherwise */
+  const nb_json *child; /* first element or member */
+  const nb_json *next;  /* next one in the parent */
+} nb_json_value;
+
+/* Parses strict JSON (RFC 8259: no NaN, comments, trailing commas; at most 512
+ * levels). what names the text in sentences, which tell line and column. Numbers
+ * are doubles: integers beyond 2^53 are rounded. U+0000 in a string comes out as
+ * the bytes C0 80. Free the root with nb_json_free. */
+int nb_json_parse(nb_json **out, const char *text, int64_t bytes, const char *what);
+void nb_json_get(nb_json_value *out, const nb_json *node);
+void nb_json_free(nb_json *root);
+
+/* ---- safetensors: reading (io/safetensors.c, io/safetensors_index.c) ------ */
+
+typedef struct nb_safetensors nb_safetensors;
+
+typedef struct nb_tensor_info {
+  nb_text name;
+  int64_t shape[6];
+  int32_t ndim, dtype;
+  int64_t file;         /* index of the file that holds it */
+  int64_t begin;        /* first byte in that file */
+  int64_t bytes, params;
+} nb_tensor_info;
+
+/* Opens one .safetensors file, or a *.safetensors.index.json with all the files
+ * it names: maps them, reads their headers and checks every rule of the format
+ * (FORMATS 1); no tensor's bytes are read. A mapped file that another program
+ * truncates later raises SIGBUS where its lost bytes are read. */
+int nb_safetensors_open(nb_safetensors **out, const char *path);
+/* Adds one more file, called name in sentences and nb_safetensors_file. After a
+ * failure s must only be closed. */
+int nb_safetensors_add(nb_safetensors *s, const char *path, const char *name);
+/* Views of its tensors stay valid: they retain the mapping. */
+void nb_safetensors_close(nb_safetensors *s);
+
+int64_t nb_safetensors_count(const nb_safetensors *s);
+/* Tensor i, in the order of the files and their headers. Text lives as long as s. */
+int nb_safetensors_info(nb_tensor_info *out, const nb_safetensors *s, int64_t i);
+/* Index of the tensor of that name, or -1. */
+int64_t nb_safetensors_find(const nb_safetensors *s, const char *name, int64_t bytes);
+/* A mapped view of tensor i. */
+int nb_safetensors_tensor(nb_tensor *out, const nb_safetensors *s, int64_t i);
+
+int64_t nb_safetensors_files(const nb_safetensors *s);
+/* Its name as the index tells it (or its last path component) and its size. */
+nb_text nb_safetensors_file(const nb_safetensors *s, int64_t i, int64_t *bytes);
+/* Entries of the files' __metadata__; of a key in several files, the first. */
+int64_t nb_safetensors_metadata_count(const nb_safetensors *s);
+nb_text nb_safetensors_metadata(const nb_safetensors *s, int64_t i, nb_text *value);
+/* Sentences about what is odd but readable. */
+int64_t nb_safetensors_warnings(const nb_safetensors *s);
+const char *nb_safetensors_warning(const nb_safetensors *s, int64_t i);
+/* ---- safetensors: writing (io/safetensors_write.c, io/write_queue.c) -------- */
+
+typedef struct nb_writer nb_writer;
+
+/* A checkpoint to be written into the folder dir (made if missing): tensors and
+ * metadata are told first, then nb_writer_begin makes the files. A new shard
+ * begins where the next tensor would pass shard_bytes of data. One shard is
+ * called model.safetensors, several model-00001-of-000NN.safetensors; until
+ * nb_writer_finish each carries ".partial" after its name. */
+int nb_writer_new(nb_writer **out, const char *dir, int64_t shard_bytes);
+int nb_writer_metadata(nb_writer *w, const char *key, int64_t key_bytes, const char *value, int64_t value_bytes);
+/* The next tensor: the order told is the order in the files. */
+int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype, int ndim, const int64_t *shape);
+/* Makes the files at their full size, headers written, room on the disk
+ * reserved where the file system can. resume: a file that an interrupted run
+ * left with this size and header keeps its contents (nb_writer_file tells).
+ * Otherwise a checkpoint that is already in dir is an error. */
+int nb_writer_begin(nb_writer *w, int resume);
+/* Rows row0.. of the named tensor become t's rows. Written in the background:
+ * t's buffer is retained, and must not change before nb_writer_flush. Blocks
+ * while more than 64 MiB are queued. A failure of the system shows in the next
+ * call and stays. */
+int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *t, int64_t row0);
+/* Returns when all that was put is in the page cache: safe from kill -9. */
+int nb_writer_flush(nb_writer *w);
+/* The named tensor as written so far: a mapped view. Flushes. */
+int nb_writer_tensor(nb_tensor *out, nb_writer *w, const char *name, int64_t name_bytes);
+/* Flush, fsync, rename every file to its name, fsync the folder. In a file that
+ * was not kept by resume every byte must have been put. */
+int nb_writer_finish(nb_writer *w);
+/* Removes the partial files. */
+int nb_writer_abort(nb_writer *w);
+/* Unfinished files stay, for resume. */
+void nb_writer_close(nb_writer *w);
+
+int64_t nb_writer_files(const nb_writer *w);
+/* Name of file i, and whether it was kept by resume. */
+const char *nb_writer_file(const nb_writer *w, int64_t i, int *kept);
+/* The file that holds the named tensor, or -1. */
+int64_t nb_writer_file_of(const nb_writer *w, const char *name, int64_t name_bytes);
+/* Bytes of all tensors. */
+int64_t nb_writer_bytes(const nb_writer *w);
+
+/* ---- journals (io/journal.c) ------------------------------------------------- */
+
+typedef struct nb_journal nb_journal;
+
+/* Opens or makes a journal of text lines, locks it against other processes, and
+ * cuts off a torn or damaged tail. */
+int nb_journal_open(nb_journal **out, const char *path);
+/* One line (without newline characters), in one write: once this returns, the
+ * line survives the process. */
+int nb_journal_append(nb_journal *j, const char *line, int64_t bytes);
+/* The lines that were found on opening. */
+int64_t nb_journal_count(const nb_journal *j);
+nb_text nb_journal_line(const nb_journal *j, int64_t i);
+void nb_journal_close(nb_journal *j);
+
+/* ---- files and folders (io/files.c) ---------------------------------------- */
+
+enum { NB_PATH_NONE = 0, NB_PATH_FILE, NB_PATH_DIR, NB_PATH_OTHER };
+
+/* What lies at path (links followed). */
+int nb_path_kind(const char *path);
+/* The folder's entries as NUL-terminated names in a U8 tensor, sorted by byte;
+ * those of folders end in '/'. */
+int nb_dir_list(nb_tensor *out, const char *path);
+/* Makes the folder and its parents; one that is there is fine. */
+int nb_dir_make(const char *path);
+/* path gets these bytes or keeps what it had: temporary file, fsync, rename. */
+int nb_file_write(const char *path, const void *data, int64_t bytes);
+/* dst becomes a byte-exact copy of src, atomically as nb_file_write. */
+int nb_file_copy(const char *dst, const char *src);
+int nb_file_remove(const char *path);
+
+/* ---- scales and column groups (layout/scales.c) ---------------------------- */
+
+/* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
+ * infinite, or zero while its group holds other codes than the zero-point. (Negative
+ * scales are sound: AutoRound writes them.) scales f16|bf16|f32 [r,G]; codes u8 [r,k];
+ * zeros u8 [r,G] or NULL; g_idx i32 [k] or NULL; row0: the tile's first row. */
+int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_tensor *zeros,
+                    const nb_tensor *g_idx, int bits, int64_t row0, const char *name);
+/* 1 when g_idx [k] says c / group for every column c (no activation order), 0 when it
+ * says something else; NB_EFORMAT, naming `name`, when an entry is outside 0..groups-1. */
+int nb_g_idx_check(const nb_tensor *g_idx, int64_t group, int64_t groups, const char *name);
+/* dst = src in dst's dtype (f16|bf16|f32 [r,G] each), every value the same number:
+ * NB_EINEXACT names the module, row (from row0 on) and group of the first that is not. */
+int nb_scales_cast(nb_tensor *dst, const nb_tensor *src, int64_t row0, const char *name);
+/* 1 when both are the same numbers, whatever their dtypes. */
+int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
+/* Streams a quantized weight's rows into h: codes u8 [r,k], scales as float32, zeros u8
+ * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
+int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
+/* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
+ * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
+ * I32 (or U32). A code that needs more than `bits` bits is an error that names
+ * the first one; the words of that call are then undefined.
+ *
+ * nb_P_pack writes and nb_P_unpack reads rows n0 .. n0+r of the weight: codes is
+ * the tile [r,k], words the WHOLE tensor of the file. Tiles may be done in any
+ * order, and side by side by threads as long as no two share a word: begin and
+ * end them on a multiple of 32 rows for zero-points, of 8 for weights. */
+
+/* ct: I32 [n, ceil(k*b/32)] dense (or [n, ceil(k/floor(32/b))] legacy, told by
+ * the width), 1 to 8 bits. Zero-points I32 [ceil(n*b/32), G] along n. */
+int nb_ct_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_ct_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+/* zeros: U8 [r,G], rows n0 .. n0+r of n; n0 and r multiples of 8 except at the end. */
+int nb_ct_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n);
+int nb_ct_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n);
+
+/* gptq: I32 [ceil(k*b/32), n] dense along k; 2, 3, 4, 8 bits. Zero-points
+ * I32 [G, ceil(n*b/32)]; minus_one: v1, fields hold zero-1 mod 2^bits. */
+int nb_gptq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_gptq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_gptq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n, int minus_one);
+int nb_gptq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n, int minus_one);
+
+/* awq: AutoAWQ gemm, I32 [k, n/pf] interleaved, pf = 32/bits; 4 or 8 bits; n0 and
+ * r multiples of pf. Zero-points I32 [G, n/pf] the same way. */
+int nb_awq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0);
+int nb_awq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0);
+
+/* awq_gemv: I32 [n, k/8] plain nibbles along k; zero-points I32 [n, w], 8*w >= G. */
+int nb_awq_gemv_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_gemv_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_gemv_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0);
+int nb_awq_gemv_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0);
+
+/* awq_gemv_fast: I16 [n/4, k], n0 and r multiples of 4, k of 64. qzeros F16 [G',n]
+ * hold -(scale*zero); unpacking fails with NB_EINEXACT where that is no whole
+ * zero-point of 0 to 15. scales: the whole F16 [G',n]; zeros: the tile U8 [r,G]. */
+int nb_awq_gemv_fast_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
+int nb_awq_gemv_fast_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
+int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros, int64_t n0);
+int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales, int64_t n0);
+
+/* Any matrix of codes U8 [a,b] as dense streams: axis 0 packs down the columns
+ * into I32 [ceil(a*bits/32), b], axis 1 along the rows into [a, ceil(b*bits/32)]. */
+int nb_bits_pack(nb_tensor *words, const nb_tensor *codes, int bits, int axis);
+int nb_bits_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int axis);
+
+/* dst [c,r] = src [r,c] transposed; elements of 8, 16, 32 or 64 bits. */
+int nb_transpose(nb_tensor *dst, const nb_tensor *src);
+/* whole [c,n], columns col0 .. col0+r = tile [r,c] transposed; and back. */
+int nb_transpose_put(nb_tensor *whole, const nb_tensor *tile, int64_t col0);
+int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0);
+
+/* ---- marlin (layout/marlin.c, marlin_scales.c; SYSTEMS 2.3, 2.4) -------------
+ * Run-time layout of the Marlin kernels; 4 or 8 bits; a8: activations of one
+ * byte. All take one matrix or experts [E,...]. Words are I32 (or U32). */
+
+/* out [k/16, n*bits/2] = words [k/pf, n] (GPTQ order) in tiles. perm: NULL, or I32
+ * [k] ([E,k]; [0] and [E,0] mean none): tile row i takes source row perm[i]; not
+ * with a8. Needs k % 16, n % 64 (a8: k % 32, n % 32). MRL-30 to MRL-34. */
+int nb_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
+/* The same from AWQ words [k, n/pf]. MRL-33. */
+int nb_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+/* The inverse of nb_marlin_repack. */
+int nb_marlin_unpack(nb_tensor *words, const nb_tensor *marlin, const nb_tensor *perm, int bits, int a8);
+/* I32 [1024]: the permutation of a tile's codes, counted as 16-column slices
+ * [tile_k, 16] one after the other. */
+int nb_marlin_weight_perm(nb_tensor *perm, int bits, int a8);
+/* I32 [64] (grouped) or [32] (single): out[p] = in[perm[p]] in each block. MRL-20. */
+int nb_marlin_scale_perm(nb_tensor *perm, int single);
+
+/* scales [G,n] of any 8-, 16- or 32-bit dtype, same shape out; k: of that matrix.
+ * Grouped where g != -1, g < k and not a8, else single. inverse: undoes it. MRL-21. */
+int nb_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8, int inverse);
+/* bias [..., n]: the single permutation. MRL-23. */
+int nb_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inverse);
+/* out [G, n/pf] = zeros U8 [G,n] permuted, interleaved (not with a8), packed. MRL-25, MRL-26. */
+int nb_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int a8);
+int nb_marlin_unpack_zero_points(nb_tensor *zeros, const nb_tensor *marlin, int bits, int a8);
+/* The same from AWQ words [G, n/pf] (MRL-27) and from plainly packed ones (MRL-28). */
+int nb_marlin_awq_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+int nb_marlin_packed_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+
+/* ---- numbers for the Marlin kernels (layout/marlin_numeric.c, act_quant.c) ---- */
+
+/* int8 activations, scales in groups: out (f16 or bf16, as scales) holds the int16
+ * bits of round(s/max*4096), *global = max/4096 over the whole tensor. The division
+ * and the product round in the scales' dtype, as the reference does. MRL-40, MRL-41. */
+int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales);
+/* fp8 activations: code q becomes q-z, or 15-q where q < z; z = 8, or the zero-point
+ * in the same slot (AWQ words [k, n/8] with zeros [G, n/8]). out may be words.
+ * inverse: back to q. bits must be 4. MRL-42 to MRL-44. */
+int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse);
+/* out = scales * factor in float32, rounded to out's dtype (both f16, bf16 or f32): 512
+ * for MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
+int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
+/* NVFP4 block scales (f16 or bf16, already permuted) to the kernel's bytes: columns
+ * 0 2 1 3 of each 4, times factor and 2^7 in f16, below 2 to 0, bits 14..7. */
+int nb_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor);
+/* The power of two that such bf16 scales can be raised by (1 for f16). */
+int nb_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
+/* Block scales [m,k] or [e,m,k] of 8 bits, padded to 128 x 4, in tensor-core order. */
+int nb_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
+
+enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
+/* x [m,k] f16, bf16 or f32 -> q I8 [m,k], scales F32 [m,1] = max(|x|,1e-10)/127*global. MRL-45. */
+int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
+/* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
+int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+
+/* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
+ * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,
+ * merges, added tokens, steps. One thread at a time uses one of them. */
+
+typedef struct nb_bpe nb_bpe;
+
+enum { NB_NFC = 1, NB_NFD = 2, NB_NFKC = 3, NB_NFKD = 4 };
+/* What becomes of a pattern's matches. */
+enum {
+  NB_SPLIT_REMOVED = 0, NB_SPLIT_ISOLATED = 1, NB_SPLIT_WITH_PREVIOUS = 2,
+  NB_SPLIT_WITH_NEXT = 3, NB_SPLIT_CONTIGUOUS = 4
+};
+enum {
+  NB_ADDED_SPECIAL = 1, NB_ADDED_LSTRIP = 2, NB_ADDED_RSTRIP = 4, NB_ADDED_SINGLE_WORD = 8,
+  NB_ADDED_NORMALIZED = 16 /* looked for after normalizing, in its normal form */
+};
+enum { NB_DECODE_SKIP_SPECIAL = 1, NB_DECODE_RAW = 2 };
+
+/* NULL when there is no memory. ignore_merges: a word that is in the vocabulary
+ * is one token, whatever the merges say. */
+nb_bpe *nb_bpe_new(int ignore_merges);
+void nb_bpe_free(nb_bpe *b);
+/* Normalizes texts to a form (0: not). */
+int nb_bpe_normal_form(nb_bpe *b, int form);
+/* A vocabulary entry, its bytes spelled in the byte-level alphabet. */
+int nb_bpe_token(nb_bpe *b, const char *text, int64_t bytes, int32_t id);
+/* The next merge by rank: ids left and right become id merged. */
+int nb_bpe_merge(nb_bpe *b, int32_t left, int32_t right, int32_t merged);
+/* A token that is found in the text itself, before everything else. */
+int nb_bpe_added(nb_bpe *b, const char *text, int64_t bytes, int32_t id, int flags);
+/* The next pre-tokenizer step: cut at the matches of a PCRE2 pattern. */
+int nb_bpe_split(nb_bpe *b, const char *pattern, int64_t bytes, int behavior, int invert);
+/* The next pre-tokenizer step: a blank in front, unless there is one. */
+int nb_bpe_prefix_space(nb_bpe *b);
+/* Ids of a UTF-8 text as i32 [n]. plain: special tokens in it are text. */
+int nb_bpe_encode(nb_tensor *ids, nb_bpe *b, const char *text, int64_t bytes, int plain);
+/* The text of ids as u8 [bytes]; ill-formed UTF-8 becomes U+FFFD unless RAW. */
+int nb_bpe_decode(nb_tensor *text, nb_bpe *b, const int32_t *ids, int64_t n, int flags);
+/* ---- direct repacks (layout/direct.c) ---------------------------------------
+ * 4-bit words of one format into another's without codes between (FORMATS 10);
+ * the two-step way gives the same words. I32 (or U32):
+ *   awq [k, n/8]    gptq [ceil(k/8), n]    ct [n, ceil(k/8)]
+ * k is the AWQ tensor's; the other's nibbles past k are written 0. Zero-points and
+ * scales are moved by nb_P_unpack_zeros / pack_zeros and nb_transpose. */
+int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq);
+int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct);
+int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq);
+int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
+/* Any bits: the same words, transposed. Needs a trivial g_idx. */
+int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
+int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -15,7 +15,10 @@ local function bytes(text)
   local out = {}
   for i = 1, #text, 64 do
     local line = {}
-    for j = i, math.min(i + 63, #text) do line[#line + 1] = text:byte(j) end
+    for j = i, math.min(i + 63, #text) do -- as signed chars, so that -Wconversion has nothing to say
+      local b = text:byte(j)
+      line[#line + 1] = b < 128 and b or b - 256
+    end
     out[#out + 1] = table.concat(line, ",")
   end
   out[#out + 1] = "0"

@@ -11,7 +11,7 @@ local parts = {
   tensor = { "nibble.tensor", "new" }, borrow = { "nibble.tensor", "borrow" },
   open = { "nibble.checkpoint", "open" },
   json = { "nibble.json" }, checkpoint = { "nibble.checkpoint" }, scheme = { "nibble.scheme" },
-  layout = { "nibble.layout" }, quant = { "nibble.quant" }, formats = { "nibble.formats" },
+  layout = { "nibble.layout" }, marlin = { "nibble.marlin" }, quant = { "nibble.quant" }, formats = { "nibble.formats" },
   recipe = { "nibble.recipe", "load" }, plan = { "nibble.plan", "new" }, convert = { "nibble.convert" },
   tokenizer = { "nibble.tokenizer" }, models = { "nibble.models" }, compute = { "nibble.compute" },
   eval = { "nibble.eval" }, doctor = { "nibble.doctor" },

@@ -1,0 +1,40 @@
+/* peak.c - the multiply-adds a second that this processor can do at all: what
+ * products are measured against. */
+#include "peak.h"
+
+#include "../base.h"
+
+typedef float v4f __attribute__((vector_size(16)));
+
+double nb_peak_portable(long long rounds, double *flops) {
+  enum { CHAINS = 8 };
+  v4f acc[CHAINS], a = {0.999999f, 0.999999f, 0.999999f, 0.999999f}, b = a * 1e-6f;
+  for (int i = 0; i < CHAINS; i++) acc[i] = a * (float)i;
+  for (long long r = 0; r < rounds; r++) {
+#pragma GCC unroll 16
+    for (int i = 0; i < CHAINS; i++) acc[i] = acc[i] * a + b;
+  }
+  v4f sum = acc[0];
+  for (int i = 1; i < CHAINS; i++) sum += acc[i];
+  *flops = 8.0 * CHAINS * (double)rounds;
+  return (double)sum[0];
+}
+
+double nb_peak_flops(int threads) {
+  int cpu = nb_cpu();
+  double (*loop)(long long, double *) = (cpu & NB_CPU_AVX512) ? nb_peak_avx512
+                                        : (cpu & NB_CPU_AVX2) ? nb_peak_avx2
+                                                              : nb_peak_portable;
+  double best = 0.0, sink = 0.0;
+  for (int trial = 0; trial < 5; trial++) {
+    double flops = 0.0, start = nb_now();
+#pragma omp parallel num_threads(NB_MAX(threads, 1)) reduction(+ : flops, sink)
+    {
+      double mine;
+      sink += loop(2000000, &mine);
+      flops += mine;
+    }
+    best = NB_MAX(best, flops / (nb_now() - start));
+  }
+  return sink < 0.0 ? -best : best;
+}

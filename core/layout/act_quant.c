@@ -1,0 +1,78 @@
+/* act_quant.c - activations to one byte: int8 a token, fp8 e4m3 by tensor or token
+ * (SYSTEMS MRL-45). Float32 arithmetic, in the order in which the reference kernels
+ * compute. */
+#include "layout.h"
+
+#include <math.h>
+
+static float load(const nb_tensor *t, int64_t i) {
+  switch (t->dtype) {
+  case NB_F16: return nb_f16_to_f32(((const uint16_t *)t->data)[i]);
+  case NB_BF16: return nb_bf16_to_f32(((const uint16_t *)t->data)[i]);
+  default: return ((const float *)t->data)[i];
+  }
+}
+
+static int check_input(const nb_tensor *x, const nb_tensor *q, int dtype, const char *what) {
+  if (x->dtype != NB_F16 && x->dtype != NB_BF16 && x->dtype != NB_F32)
+    return nb_fail(NB_EINVAL, "%s: activations must be f16, bf16 or f32, found %s", what, nb_dtype_name(x->dtype));
+  NB_TRY(nb_expect(x, what, -1, 2, NB_SHAPE(-1, -1)));
+  return nb_expect(q, what, dtype, 2, x->shape);
+}
+
+static float absmax(const nb_tensor *x, int64_t from, int64_t to) {
+  float max = 0;
+  for (int64_t i = from; i < to; i++) max = fmaxf(max, fabsf(load(x, i)));
+  return max;
+}
+
+int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global) {
+  const char *what = "act_quant int8";
+  NB_TRY(check_input(x, q, NB_I8, what));
+  int64_t m = x->shape[0], k = x->shape[1];
+  NB_TRY(nb_expect(scales, what, NB_F32, 2, NB_SHAPE(m, 1)));
+  for (int64_t r = 0; r < m; r++) {
+    float max = fmaxf(absmax(x, r * k, (r + 1) * k), 1e-10f), up = 127.0f / max;
+    ((float *)scales->data)[r] = max / 127.0f * global;
+    for (int64_t i = r * k; i < (r + 1) * k; i++) {
+      float v = fmaxf(-127.0f, fminf(roundf(load(x, i) * up), 127.0f));
+      ((int8_t *)q->data)[i] = (int8_t)v;
+    }
+  }
+  return NB_OK;
+}
+
+/* Nearest even, |f| <= 448: 448 and NaN become 0x7e as in the kernels' fminf/fmaxf. */
+static uint8_t to_e4m3(float f) {
+  f = fmaxf(-448.0f, fminf(f, 448.0f));
+  uint32_t u = nb_f32_bits(f), sign = u >> 24 & 0x80;
+  u &= 0x7fffffffu;
+  float a = nb_f32_from_bits(u);
+  if (a < 0x1p-6f) return (uint8_t)(sign | (uint32_t)rintf(a * 512.0f)); /* subnormal, step 2^-9 */
+  u += 0x7ffffu + (u >> 20 & 1);
+  return (uint8_t)(sign | ((u >> 20) - (120u << 3)));
+}
+
+int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode) {
+  const char *what = "act_quant fp8";
+  NB_TRY(check_input(x, q, NB_F8_E4M3, what));
+  int64_t m = x->shape[0], k = x->shape[1];
+  float *s = scales->data;
+  uint8_t *to = q->data;
+  if (mode == NB_ACT_TOKEN) {
+    NB_TRY(nb_expect(scales, what, NB_F32, 2, NB_SHAPE(m, 1)));
+    for (int64_t r = 0; r < m; r++) {
+      s[r] = fmaxf(absmax(x, r * k, (r + 1) * k) / 448.0f, 1.0f / (448.0f * 512.0f));
+      for (int64_t i = r * k; i < (r + 1) * k; i++) to[i] = to_e4m3(load(x, i) / s[r]);
+    }
+    return NB_OK;
+  }
+  if (mode != NB_ACT_STATIC && mode != NB_ACT_TENSOR) return nb_fail(NB_EINVAL, "%s: unknown mode %d", what, mode);
+  if (scales->dtype != NB_F32 || nb_tensor_numel(scales) != 1)
+    return nb_fail(NB_EINVAL, "%s: expected one f32 scale, found %lld of %s", what,
+                   (long long)nb_tensor_numel(scales), nb_dtype_name(scales->dtype));
+  if (mode == NB_ACT_TENSOR) s[0] = absmax(x, 0, m * k) / 448.0f;
+  float up = 1.0f / s[0];
+  for (int64_t i = 0; i < m * k; i++) to[i] = to_e4m3(load(x, i) * up);
+  return NB_OK;
+}

@@ -1,0 +1,73 @@
+/* layout.h - what the layout files share: checks of word tensors and codes, and
+ * planes of bit streams, the one engine under every packing along K or N. */
+#ifndef NB_LAYOUT_H
+#define NB_LAYOUT_H
+
+#include "base.h"
+
+/* Slot -> column inside a group of pf = 32/bits columns (MRL-12), and back (MRL-13). */
+extern const uint8_t nb_awq_order4[8], nb_awq_order8[4];
+extern const uint8_t nb_awq_slot4[8], nb_awq_slot8[4];
+
+/* Fails unless t is I32 (or U32) words of this shape (-1: any size). */
+int nb_expect_words(const nb_tensor *t, const char *what, int ndim, const int64_t *shape);
+/* Fails unless rows [n0, n0+r) are rows of 0..n that begin and end on a multiple
+ * of `unit`, except that the last may end at n. */
+int nb_expect_rows(const char *what, int64_t n0, int64_t r, int64_t n, int64_t unit);
+int nb_expect_bits(const char *what, int bits, int lo, int hi);
+/* The sentence for codes (u8, 2-D) of which one does not fit `bits`: names the
+ * first. NB_OK when all fit. */
+int nb_codes_check(const nb_tensor *codes, int bits, const char *what);
+
+/* `streams` bit streams of `total` codes each, LSB first in 32-bit words.
+ *
+ *   dense:   code i at bits i*b .. i*b+b-1, across word borders: 32 codes in b words
+ *   legacy:  floor(32/b) codes a word, the top bits empty
+ *
+ *   bit      0     3     6     9              30   | 32
+ *   b = 3    |c0   |c1   |c2   | ...          |c10 : c10|c11 ...   dense
+ *            |c0   |c1   |c2   | ...  |c9     |--  | c10 ...       legacy
+ *
+ * Word j of stream s is words[s*word_stream + j*word_step]; code i of the window
+ * [first, first+count) that `codes` holds is codes[s*code_stream + (i-first)*code_step].
+ * Packing a window leaves the codes beside it alone and zeroes the bits past total. */
+typedef struct nb_plane {
+  uint32_t *words;
+  uint8_t *codes;
+  int64_t word_step, word_stream, code_step, code_stream;
+  int64_t streams, total, first, count;
+  int bits;
+  bool legacy;
+  bool minus_one; /* words hold code-1 mod 2^bits (GPTQ v1 zero-points) */
+} nb_plane;
+
+/* Words of one stream. */
+int64_t nb_plane_width(int64_t total, int bits, bool legacy);
+/* NB_OK, NB_EINTR, or 1: a code was out of range (the caller names it). */
+int nb_plane_pack(const nb_plane *p);
+int nb_plane_unpack(const nb_plane *p);
+
+/* ---- marlin (marlin.c) ------------------------------------------------------ */
+
+enum { NB_MARLIN_TILE_CODES = 1024, NB_MARLIN_STD = 0, NB_MARLIN_AWQ = 1 };
+
+/* Where the codes of a tile go: slot u of its word m holds code at[m*pf + u],
+ * counted row-major in the tile [k,n]. */
+typedef struct nb_marlin_tile {
+  int k, n, bits;
+  uint16_t at[NB_MARLIN_TILE_CODES];
+} nb_marlin_tile;
+
+void nb_marlin_tile_init(nb_marlin_tile *t, int bits, bool a8);
+
+/* One matrix [k,n] between source words (NB_MARLIN_STD: [k/pf,n], NB_MARLIN_AWQ:
+ * [k,n/pf]) and marlin words. perm: NULL, or the source row of each marlin row. */
+typedef struct nb_marlin_matrix {
+  const nb_marlin_tile *tile;
+  uint32_t *source, *marlin;
+  const int32_t *perm;
+  int64_t k, n;
+  int order;
+} nb_marlin_matrix;
+
+#endif

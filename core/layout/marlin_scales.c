@@ -1,0 +1,150 @@
+/* marlin_scales.c - Marlin's order of scales, bias and zero-points along n, and the
+ * inverses (SYSTEMS 2.3, MRL-20 to MRL-28).
+ *
+ *   grouped, blocks of 64: an 8x8 transpose      single, blocks of 32:
+ *     out 0  1  2 .. 7   8  9 ..                   out 0 1 2 3  4  5  6  7   8 9 ...
+ *     in  0  8 16 .. 56  1  9 ..                   in  0 1 8 9 16 17 24 25   2 3 ...
+ */
+#include "layout.h"
+
+enum { GROUPED = 64, SINGLE = 32 };
+
+static int p64(int p) { return p / 8 + 8 * (p % 8); }
+static int p32(int p) { return 2 * (p / 8) + p % 2 + 8 * (p % 8 / 2); }
+
+int nb_marlin_scale_perm(nb_tensor *perm, int single) {
+  NB_TRY(nb_expect(perm, "marlin scale_perm", NB_I32, 1, NB_SHAPE(single ? SINGLE : GROUPED)));
+  for (int p = 0; p < (single ? SINGLE : GROUPED); p++) ((int32_t *)perm->data)[p] = single ? p32(p) : p64(p);
+  return NB_OK;
+}
+
+#define PERMUTE(name, type)                                                                     \
+  static void name(type *out, const type *in, int64_t blocks, int block, const uint8_t *from) { \
+    for (int64_t b = 0; b < blocks; b++)                                                        \
+      for (int p = 0; p < block; p++) out[b * block + p] = in[b * block + from[p]];             \
+  }
+PERMUTE(permute8, uint8_t)
+PERMUTE(permute16, uint16_t)
+PERMUTE(permute32, uint32_t)
+
+/* Blocks of the last axis, in the permutation or its inverse. */
+static int permute_last(nb_tensor *out, const nb_tensor *in, int block, int inverse, const char *what) {
+  if (in->ndim < 1) return nb_fail(NB_EINVAL, "%s: expected at least one dimension, found a scalar", what);
+  NB_TRY(nb_expect(out, what, in->dtype, in->ndim, in->shape));
+  int64_t n = in->shape[in->ndim - 1], bits = nb_dtype_bits(in->dtype), blocks = nb_tensor_numel(in) / block;
+  if (n % block)
+    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of %d, the block of the %s permutation", what,
+                   (long long)n, block, block == GROUPED ? "grouped" : "single");
+  if (out->data == in->data && blocks) return nb_fail(NB_EINVAL, "%s: cannot be done in place", what);
+  uint8_t from[GROUPED];
+  for (int p = 0; p < block; p++) {
+    int q = block == GROUPED ? p64(p) : p32(p);
+    from[inverse ? q : p] = (uint8_t)(inverse ? p : q);
+  }
+  if (bits == 8) permute8(out->data, in->data, blocks, block, from);
+  else if (bits == 16) permute16(out->data, in->data, blocks, block, from);
+  else if (bits == 32) permute32(out->data, in->data, blocks, block, from);
+  else return nb_fail(NB_EINVAL, "%s: elements of 8, 16 or 32 bits are moved, found %s", what, nb_dtype_name(in->dtype));
+  return NB_OK;
+}
+
+int nb_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8, int inverse) {
+  if (scales->ndim != 2 && scales->ndim != 3)
+    return nb_expect(scales, "marlin permute_scales", -1, 2, NB_SHAPE(-1, -1));
+  bool grouped = g != -1 && g < k && !a8;
+  return permute_last(out, scales, grouped ? GROUPED : SINGLE, inverse, "marlin permute_scales");
+}
+
+int nb_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inverse) {
+  return permute_last(out, bias, SINGLE, inverse, "marlin permute_bias");
+}
+
+/* ---- zero-points ------------------------------------------------------------- */
+
+/* from[c*pf + u]: the column, within 64, in slot u of the block's marlin word c. */
+static void zero_table(uint8_t from[GROUPED], int bits, int a8) {
+  const uint8_t *order = bits == 4 ? nb_awq_order4 : nb_awq_order8;
+  int pf = 32 / bits;
+  for (int p = 0; p < GROUPED; p++) from[p] = (uint8_t)p64(p / pf * pf + (a8 ? p % pf : order[p % pf]));
+}
+
+/* slot[v]: where column v of a source word's pf columns lies. */
+static void source_table(uint8_t slot[8], int bits, int order) {
+  const uint8_t *awq = bits == 4 ? nb_awq_slot4 : nb_awq_slot8;
+  for (int v = 0; v < 32 / bits; v++) slot[v] = order == NB_MARLIN_AWQ ? awq[v] : (uint8_t)v;
+}
+
+static int zeros_check(const nb_tensor *marlin, const nb_tensor *other, bool words, int bits, const char *what) {
+  if (bits != 4 && bits != 8) return nb_fail(NB_EINVAL, "%s: bits must be 4 or 8, found %d", what, bits);
+  int d = other->ndim, pf = 32 / bits;
+  if (d != 2 && d != 3)
+    return words ? nb_expect_words(other, what, 2, NB_SHAPE(-1, -1)) : nb_expect(other, what, NB_U8, 2, NB_SHAPE(-1, -1));
+  NB_TRY(words ? nb_expect_words(other, what, d, NB_SHAPE(-1, -1, -1)) : nb_expect(other, what, NB_U8, d, NB_SHAPE(-1, -1, -1)));
+  int64_t n = other->shape[d - 1] * (words ? pf : 1);
+  if (n % GROUPED)
+    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 64, the block of the grouped permutation", what, (long long)n);
+  int64_t shape[3];
+  memcpy(shape, other->shape, sizeof shape);
+  shape[d - 1] = n / pf;
+  return nb_expect_words(marlin, what, d, shape);
+}
+
+int nb_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int a8) {
+  NB_TRY(zeros_check(out, zeros, false, bits, "marlin zero_points"));
+  uint8_t from[GROUPED];
+  zero_table(from, bits, a8);
+  int pf = 32 / bits;
+  uint32_t *w = out->data;
+  unsigned seen = 0;
+  for (int64_t i = 0; i < nb_tensor_numel(out); i++) {
+    const uint8_t *z = (const uint8_t *)zeros->data + i * pf / GROUPED * GROUPED;
+    w[i] = 0;
+    for (int u = 0; u < pf; u++) {
+      uint8_t v = z[from[(int)(i * pf % GROUPED) + u]];
+      seen |= v;
+      w[i] |= (uint32_t)v << (u * bits);
+    }
+  }
+  return seen >> bits ? nb_codes_check(zeros, bits, "marlin zero_points") : NB_OK;
+}
+
+int nb_marlin_unpack_zero_points(nb_tensor *zeros, const nb_tensor *marlin, int bits, int a8) {
+  NB_TRY(zeros_check(marlin, zeros, false, bits, "marlin unpack_zero_points"));
+  uint8_t from[GROUPED];
+  zero_table(from, bits, a8);
+  int pf = 32 / bits;
+  const uint32_t *w = marlin->data;
+  for (int64_t i = 0; i < nb_tensor_numel(marlin); i++) {
+    uint8_t *z = (uint8_t *)zeros->data + i * pf / GROUPED * GROUPED;
+    for (int u = 0; u < pf; u++) z[from[(int)(i * pf % GROUPED) + u]] = (uint8_t)(w[i] >> (u * bits) & ((1u << bits) - 1));
+  }
+  return NB_OK;
+}
+
+/* From words that hold the zero-points along n, interleaved (AWQ) or plain. */
+static int from_words(nb_tensor *out, const nb_tensor *words, int order, int bits, int a8, const char *what) {
+  NB_TRY(zeros_check(out, words, true, bits, what));
+  if (out->data == words->data) return nb_fail(NB_EINVAL, "%s: cannot be done in place", what);
+  uint8_t from[GROUPED], slot[8];
+  zero_table(from, bits, a8);
+  source_table(slot, bits, order);
+  int pf = 32 / bits, block = GROUPED / pf;
+  uint32_t mask = (1u << bits) - 1, *to = out->data;
+  for (int64_t i = 0; i < nb_tensor_numel(out); i++) {
+    const uint32_t *w = (const uint32_t *)words->data + i / block * block;
+    to[i] = 0;
+    for (int u = 0; u < pf; u++) {
+      int column = from[(int)(i % block) * pf + u];
+      to[i] |= (w[column / pf] >> (slot[column % pf] * bits) & mask) << (u * bits);
+    }
+  }
+  return NB_OK;
+}
+
+int nb_marlin_awq_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8) {
+  return from_words(out, words, NB_MARLIN_AWQ, bits, a8, "marlin awq_zero_points");
+}
+
+int nb_marlin_packed_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8) {
+  return from_words(out, words, NB_MARLIN_STD, bits, a8, "marlin packed_zero_points");
+}

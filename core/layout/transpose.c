@@ -1,0 +1,88 @@
+/* transpose.c - [n,G] <-> [G,n], whole or as a strip of columns: scales and
+ * zero-points lie one way in the canonical form and the other on disk. */
+#include "simd.h"
+
+enum { TILE = 32, SERIAL_BYTES = 1 << 15 };
+
+/* dst[j*dst_ld + i] = src[i*src_ld + j] for i < rows, j < cols. */
+#define TRANSPOSE(name, type)                                                                              \
+  static void name(type *dst, int64_t dst_ld, const type *src, int64_t src_ld, int64_t rows, int64_t cols) { \
+    for (int64_t i0 = 0; i0 < rows; i0 += TILE)                                                            \
+      for (int64_t j = 0; j < cols; j++)                                                                   \
+        for (int64_t i = i0; i < NB_MIN(i0 + TILE, rows); i++) dst[j * dst_ld + i] = src[i * src_ld + j];   \
+  }
+TRANSPOSE(transpose8, uint8_t)
+TRANSPOSE(transpose16, uint16_t)
+TRANSPOSE(transpose32, uint32_t)
+TRANSPOSE(transpose64, uint64_t)
+
+/* The vector kernel's share of a strip: how many rows, in blocks, it did. */
+static int64_t fast_rows(uint32_t *dst, int64_t dst_ld, const uint32_t *src, int64_t src_ld, int64_t rows, int64_t cols,
+                         bool stream) {
+  int64_t done = rows - rows % 8;
+  if (cols % 4) return 0;
+  for (int64_t i = 0; i < done; i += NB_STRIP)
+    nb_words_transpose_avx2(dst + i, dst_ld, src + i * src_ld, src_ld, NB_MIN(NB_STRIP, done - i), cols, stream);
+  return done;
+}
+
+static int transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld, int64_t rows, int64_t cols,
+                     int64_t bytes) {
+  int64_t strips = NB_CEIL(cols, TILE);
+  bool fast = bytes == 4 && (nb_cpu() & NB_CPU_AVX2);
+  bool stream = fast && nb_layout_streams(dst, dst_ld, rows * cols * 4);
+  int stopped = 0;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
+    if (rows * cols * bytes > SERIAL_BYTES)
+  for (int64_t s = 0; s < strips; s++) {
+    int64_t j = s * TILE, n = NB_MIN(TILE, cols - j);
+    char *d = (char *)dst + j * dst_ld * bytes;
+    const char *from = (const char *)src + j * bytes;
+    if (nb_stop_requested()) stopped = 1;
+    else if (bytes == 1) transpose8((uint8_t *)d, dst_ld, (const uint8_t *)from, src_ld, rows, n);
+    else if (bytes == 2) transpose16((uint16_t *)d, dst_ld, (const uint16_t *)from, src_ld, rows, n);
+    else if (bytes == 4) {
+      int64_t done = fast ? fast_rows((uint32_t *)d, dst_ld, (const uint32_t *)from, src_ld, rows, n, stream) : 0;
+      transpose32((uint32_t *)d + done, dst_ld, (const uint32_t *)from + done * src_ld, src_ld, rows - done, n);
+    } else transpose64((uint64_t *)d, dst_ld, (const uint64_t *)from, src_ld, rows, n);
+  }
+  return stopped ? nb_fail_stopped() : NB_OK;
+}
+
+static int element_bytes(int64_t *bytes, const nb_tensor *t, const char *what) {
+  int64_t bits = nb_dtype_bits(t->dtype);
+  if (bits != 8 && bits != 16 && bits != 32 && bits != 64)
+    return nb_fail(NB_EINVAL, "%s: elements of 8, 16, 32 or 64 bits are moved, found %s of %lld bits", what,
+                   nb_dtype_name(t->dtype), (long long)bits);
+  *bytes = bits / 8;
+  return NB_OK;
+}
+
+/* Checks a tile [r,c] against the columns [col0, col0+r) of a whole [c,n]. */
+static int check_strip(const nb_tensor *tile, const nb_tensor *whole, int64_t col0, int64_t *bytes, const char *what) {
+  NB_TRY(nb_expect(tile, what, whole->dtype, 2, NB_SHAPE(-1, -1)));
+  NB_TRY(nb_expect(whole, what, -1, 2, NB_SHAPE(tile->shape[1], -1)));
+  if (col0 < 0 || tile->shape[0] > whole->shape[1] - col0)
+    return nb_fail(NB_EINVAL, "%s: columns [%lld, %lld) lie outside the %lld columns", what, (long long)col0,
+                   (long long)(col0 + tile->shape[0]), (long long)whole->shape[1]);
+  return element_bytes(bytes, whole, what);
+}
+
+int nb_transpose_put(nb_tensor *whole, const nb_tensor *tile, int64_t col0) {
+  int64_t bytes;
+  NB_TRY(check_strip(tile, whole, col0, &bytes, "transpose"));
+  return transpose((char *)whole->data + col0 * bytes, whole->shape[1], tile->data, tile->shape[1],
+                   tile->shape[0], tile->shape[1], bytes);
+}
+
+int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0) {
+  int64_t bytes;
+  NB_TRY(check_strip(tile, whole, col0, &bytes, "transpose"));
+  return transpose(tile->data, tile->shape[1], (const char *)whole->data + col0 * bytes, whole->shape[1],
+                   tile->shape[1], tile->shape[0], bytes);
+}
+
+int nb_transpose(nb_tensor *dst, const nb_tensor *src) {
+  if (src->ndim == 2) NB_TRY(nb_expect(dst, "transpose", src->dtype, 2, NB_SHAPE(src->shape[1], src->shape[0])));
+  return nb_transpose_put(dst, src, 0);
+}

@@ -1,0 +1,358 @@
+-- checkpoint: a folder of safetensors files (or one file) as something to look
+-- into. Opening reads headers and config.json; tensors are mapped views.
+-- Writing lives in checkpoint_write.lua, reached through this module.
+local ffi = require "ffi"
+local nffi = require "nibble.ffi"
+local json = require "nibble.json"
+local tensor = require "nibble.tensor"
+local C, check, must = nffi.C, nffi.check, nffi.must
+
+local M = {}
+
+-- ---- files and folders -------------------------------------------------------
+
+local kinds = { [0] = nil, "file", "dir", "other" }
+
+--- exists(path) -> "file" | "dir" | "other" | nil
+function M.exists(path) return kinds[C.nb_path_kind(path)] end
+
+--- list(dir) -> sorted array of names (folders end in "/") | nil, msg, code
+function M.list(dir)
+  local t = tensor.type()
+  local ok, msg, code = check(C.nb_dir_list(t, dir))
+  if not ok then return nil, msg, code end
+  local names = {}
+  for name in ffi.string(t.data, t:bytes()):gmatch "%Z+" do names[#names + 1] = name end
+  t:free()
+  return names
+end
+
+--- mkdir(path) -> true | nil, msg, code: makes the folder and its parents.
+function M.mkdir(path) return check(C.nb_dir_make(path), true) end
+
+--- read_file(path) -> text | nil, msg, code
+function M.read_file(path)
+  local f, msg = io.open(path, "rb")
+  local text = f and f:read "*a"
+  if f then f:close() end
+  if not text then return nil, "cannot read " .. (msg or path), "eio" end
+  return text
+end
+
+--- write_file(path, text) -> true | nil, msg, code: all of it or nothing
+-- (temporary file, fsync, rename).
+function M.write_file(path, text) return check(C.nb_file_write(path, text, #text), true) end
+
+--- copy_file(src, dst) -> true | nil, msg, code: byte for byte, atomically.
+function M.copy_file(src, dst) return check(C.nb_file_copy(dst, src), true) end
+
+--- remove_file(path) -> true | nil, msg, code; a missing file is fine.
+function M.remove_file(path) return check(C.nb_file_remove(path), true) end
+
+-- writer, journal: loaded when first used.
+setmetatable(M, { __index = function(_, key)
+  if key == "writer" or key == "journal" then
+    local parts = require "nibble.checkpoint_write"
+    M.writer, M.journal = parts.writer, parts.journal
+    return parts[key]
+  end
+end })
+
+local function join(dir, name) return dir == "" and name or dir:gsub("/*$", "") .. "/" .. name end
+
+-- ---- which files make up a checkpoint ----------------------------------------
+
+local INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+-- Weights in any packaging: never copied along as "other files".
+local weight_patterns = {
+  "%.safetensors$", "%.index%.json$", "%.partial$", "%.gguf$", "%.pt$", "%.pth$", "%.ckpt$", "%.h5$", "%.msgpack$", "%.onnx$",
+  "^pytorch_model.*%.bin$", "%.bin%.index%.json$",
+}
+-- Where a quantization config may lie beside config.json (FORMATS 1).
+local quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json" }
+
+local function is_weight(name)
+  for _, pattern in ipairs(weight_patterns) do
+    if name:match(pattern) then return true end
+  end
+end
+
+-- Numbered shards without an index: all of them, or the sentence that one is missing.
+local function shards_of(dir, names)
+  local found, total, stem = {}, nil, nil
+  for _, name in ipairs(names) do
+    local s, i, n = name:match "^(.*)%-(%d+)%-of%-(%d+)%.safetensors$"
+    if i and (not stem or (s == stem and n == total)) then
+      found[tonumber(i)], stem, total = name, s, n
+    end
+  end
+  if not stem then return nil end
+  local files = {}
+  for i = 1, tonumber(total) do
+    if not found[i] then
+      return nil, ("%s: shard %d of %d is missing (%s-%05d-of-%s.safetensors); get that file too"):format(dir, i,
+        tonumber(total), stem, i, total), "eio"
+    end
+    files[i] = found[i]
+  end
+  return files
+end
+
+-- The name(s) to open in dir, in the order in which consumers look.
+local function choose(dir, names)
+  local has, indices, singles = {}, {}, {}
+  for _, name in ipairs(names) do
+    has[name] = true
+    if name:match "%.safetensors%.index%.json$" then indices[#indices + 1] = name end
+    if name:match "%.safetensors$" then singles[#singles + 1] = name end
+  end
+  if has[INDEX] then return { INDEX } end
+  if has[SINGLE] then return { SINGLE } end
+  if #indices == 1 then return indices end
+  local files, msg, code = shards_of(dir, singles)
+  if files or msg then return files, msg, code end
+  if #singles == 1 then return singles end
+  if #singles > 1 then
+    return nil, ("%s holds %d .safetensors files and neither %s nor an index; open one of them by name: %s"):format(dir,
+      #singles, SINGLE, table.concat(singles, ", ")), "eformat"
+  end
+  local other = {}
+  for _, name in ipairs(names) do
+    if is_weight(name) then other[#other + 1] = name end
+  end
+  if #other > 0 then
+    return nil, ("%s holds no .safetensors file, but %s: nibble doesn't read that yet"):format(dir,
+      table.concat(other, ", ")), "eunsupported"
+  end
+  return nil, dir .. " holds no checkpoint; expected model.safetensors, or model.safetensors.index.json with its shards", "eformat"
+end
+
+-- ---- opening --------------------------------------------------------------------
+
+local function open_weights(dir, files)
+  local out = ffi.new "nb_safetensors *[1]"
+  local ok, msg, code = check(C.nb_safetensors_open(out, join(dir, files[1])))
+  if not ok then return nil, msg, code end
+  local handle = ffi.gc(out[0], C.nb_safetensors_close)
+  for i = 2, #files do
+    ok, msg, code = check(C.nb_safetensors_add(handle, join(dir, files[i]), files[i]))
+    if not ok then return nil, msg, code end
+  end
+  return handle
+end
+
+-- A JSON object from a file that may be missing: table | nil | nil, msg, code.
+local function read_json(path)
+  if M.exists(path) ~= "file" then return nil end
+  local text, msg, code = M.read_file(path)
+  if not text then return nil, msg, code end
+  local value
+  value, msg, code = json.decode(text, path)
+  if value == nil then return nil, msg, code end
+  if type(value) ~= "table" or value == json.null or json.is_array(value) then
+    return nil, path .. ": expected a JSON object, '{'", "eformat"
+  end
+  return value
+end
+
+local function is_object(v) return type(v) == "table" and v ~= json.null end
+
+-- FORMATS 1, "Where the quantization config lives": {config, source} | nil | nil, msg, code.
+local function find_quantization(dir, config)
+  config = config or {}
+  local text_config = is_object(config.text_config) and config.text_config or {}
+  for _, place in ipairs {
+    { config.quantization_config, "quantization_config" },
+    { text_config.quantization_config, "text_config.quantization_config" },
+    { config.compression_config, "compression_config" },
+  } do
+    if is_object(place[1]) then return { config = place[1], source = "config.json:" .. place[2] } end
+  end
+  for _, name in ipairs(quant_files) do
+    local found, msg, code = read_json(join(dir, name))
+    if found then return { config = found, source = name } end
+    if msg then return nil, msg, code end
+  end
+end
+
+-- What a conversion copies: files, and those in subfolders, without weights,
+-- configs that describe the weights, and dot files.
+local function other_files(dir, names, prefix, out)
+  for _, name in ipairs(names) do
+    if name:sub(1, 1) ~= "." then
+      if name:sub(-1) == "/" then
+        other_files(join(dir, name:sub(1, -2)), M.list(join(dir, name)) or {}, prefix .. name, out)
+      elseif not is_weight(name) then
+        out[#out + 1] = prefix .. name
+      end
+    end
+  end
+  return out
+end
+
+local not_copied = { ["config.json"] = true }
+for _, name in ipairs(quant_files) do not_copied[name] = true end
+
+local function warn_of_stray_weights(ck, names)
+  local known = {}
+  for _, name in ipairs(ck.files) do known[name] = true end
+  for _, name in ipairs(names) do
+    if name == SINGLE and not known[name] then
+      ck.warnings[#ck.warnings + 1] = ("%s: %s lies beside %s, which doesn't list it: nibble follows the index, but "
+        .. "transformers would load that file instead; remove the one that is stale"):format(ck.path, SINGLE, ck.index)
+    end
+  end
+end
+
+local Checkpoint = {}
+
+-- Everything about ck that its handle knows at once.
+local function describe(ck)
+  ck.files, ck.warnings = {}, {}
+  local bytes = ffi.new "int64_t[1]"
+  ck.bytes = 0
+  for i = 0, tonumber(C.nb_safetensors_files(ck.handle)) - 1 do
+    local name = C.nb_safetensors_file(ck.handle, i, bytes)
+    ck.files[i + 1] = ffi.string(name.data, name.bytes)
+    ck.bytes = ck.bytes + tonumber(bytes[0])
+  end
+  for i = 0, tonumber(C.nb_safetensors_warnings(ck.handle)) - 1 do
+    ck.warnings[i + 1] = ffi.string(C.nb_safetensors_warning(ck.handle, i))
+  end
+  ck.metadata = {}
+  local value = ffi.new "nb_text[1]"
+  for i = 0, tonumber(C.nb_safetensors_metadata_count(ck.handle)) - 1 do
+    local key = C.nb_safetensors_metadata(ck.handle, i, value)
+    ck.metadata[ffi.string(key.data, key.bytes)] = ffi.string(value[0].data, value[0].bytes)
+  end
+  ck.count = tonumber(C.nb_safetensors_count(ck.handle))
+end
+
+local function open_dir(path)
+  local names, msg, code = M.list(path)
+  if not names then return nil, msg, code end
+  local files
+  files, msg, code = choose(path, names)
+  if not files then return nil, msg, code end
+  local ck = { path = path, dir = path, name = path:gsub("/+$", ""):match "[^/]+$" or path }
+  ck.handle, msg, code = open_weights(path, files)
+  if not ck.handle then return nil, msg, code end
+  describe(ck)
+  if files[1]:match "%.json$" then
+    ck.index = files[1]
+    warn_of_stray_weights(ck, names)
+  elseif #files > 1 then
+    ck.warnings[1] = ("%s: %d numbered shards, but no %s; consumers need one"):format(path, #files, INDEX)
+  end
+  ck.other_files = {}
+  for _, name in ipairs(other_files(path, names, "", {})) do
+    if not not_copied[name] then ck.other_files[#ck.other_files + 1] = name end
+  end
+  return ck
+end
+
+local function open_file(path)
+  local ck = { path = path, dir = path:match "^(.*)/[^/]*$" or "", name = path:match "([^/]+)%.safetensors$" or path:match "[^/]+$" }
+  local msg, code
+  ck.handle, msg, code = open_weights("", { path })
+  if not ck.handle then return nil, msg, code end
+  ck.other_files = {}
+  describe(ck)
+  return ck
+end
+
+--- open(path) -> checkpoint | nil, msg, code
+-- path: a folder (model.safetensors, or an index with its shards) or one
+-- .safetensors or .safetensors.index.json file. Reads headers and config.json
+-- only; every rule of the format is checked, and what breaks one is named.
+--
+-- Fields: path, dir, name; config (config.json as a table, or nil); files
+-- (weight files), bytes (their sizes' sum), count (of tensors), other_files
+-- (names relative to dir that a conversion copies: no weights, index, config.json
+-- or quantize_config.json); metadata; tensors (array of {name, dtype, shape,
+-- bytes, params, file, begin}); quantization ({config, source} or nil); warnings
+-- (sentences about what is odd but readable).
+-- A weight file that another program truncates later kills the process with
+-- SIGBUS where the lost bytes are read: sizes are checked here, once.
+function M.open(path)
+  if type(path) ~= "string" then error("open: expected a path, found " .. type(path), 2) end
+  local kind = M.exists(path)
+  if not kind then return nil, path .. " doesn't exist; expected a checkpoint's folder or a .safetensors file", "eio" end
+  local ck, msg, code
+  if kind == "dir" then ck, msg, code = open_dir(path) else ck, msg, code = open_file(path) end
+  if not ck then return nil, msg, code end
+  ck.config, msg, code = read_json(join(ck.dir, "config.json"))
+  if msg then return nil, msg, code end
+  ck.quantization, msg, code = find_quantization(ck.dir, ck.config)
+  if msg then return nil, msg, code end
+  return setmetatable(ck, Checkpoint)
+end
+
+-- ---- the checkpoint's methods --------------------------------------------------
+
+local methods = {}
+local info_t = ffi.typeof "nb_tensor_info"
+
+local function info_at(ck, i)
+  local c = info_t()
+  must(C.nb_safetensors_info(c, ck.handle, i))
+  local shape = {}
+  for d = 1, c.ndim do shape[d] = tonumber(c.shape[d - 1]) end
+  return {
+    name = ffi.string(c.name.data, c.name.bytes), dtype = tensor.names[c.dtype], shape = shape,
+    bytes = tonumber(c.bytes), params = tonumber(c.params), file = ck.files[tonumber(c.file) + 1],
+    begin = tonumber(c.begin),
+  }
+end
+
+local function find(ck, name)
+  local i = tonumber(C.nb_safetensors_find(ck.handle, name, #name))
+  if i >= 0 then return i end
+end
+
+--- ck:info(name) -> {name, dtype, shape, bytes, params, file, begin} | nil
+function methods.info(ck, name)
+  local i = find(ck, name)
+  return i and info_at(ck, i)
+end
+
+--- ck:tensor(name) -> tensor: a mapped, read-only view | nil, msg, code
+function methods.tensor(ck, name)
+  local i = find(ck, name)
+  if not i then return nil, ("%s has no tensor %s"):format(ck.path, tostring(name)), "eformat" end
+  local t = tensor.type()
+  return check(C.nb_safetensors_tensor(t, ck.handle, i), t)
+end
+
+-- What the tensors mean is the formats' knowledge.
+for _, name in ipairs { "modules", "module", "weight", "quantized", "grep" } do
+  methods[name] = function(ck, ...) return require("nibble.formats")[name](ck, ...) end
+end
+
+local lazy = {}
+
+function lazy.tensors(ck)
+  local out = {}
+  for i = 1, ck.count do out[i] = info_at(ck, i - 1) end
+  return out
+end
+
+function Checkpoint.__index(ck, key)
+  if methods[key] then return methods[key] end
+  if lazy[key] then
+    local value = lazy[key](ck)
+    rawset(ck, key, value)
+    return value
+  end
+  -- ck["model.layers.0.mlp.up_proj"]: a module's name. Fields that are absent are not.
+  if type(key) == "string" and key:sub(1, 1) ~= "_" and not Checkpoint.absent[key] then return methods.module(ck, key) end
+end
+
+Checkpoint.absent = { config = true, quantization = true, index = true }
+
+function Checkpoint.__tostring(ck)
+  return ("%s  safetensors ×%d  %d tensors  %.1f MiB"):format(ck.name, #ck.files, ck.count, ck.bytes / 2 ^ 20)
+end
+
+return M

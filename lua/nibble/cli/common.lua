@@ -1,0 +1,44 @@
+-- common: what several commands need: settings, recipe and model, long jobs.
+local M = {}
+
+--- settings(list) -> {k = v}: "group=64" and the like; numbers, true and false
+-- become Lua's. Keys may be dotted ("output.format=awq").
+function M.settings(list)
+  local out = {}
+  for _, text in ipairs(list or {}) do
+    local k, v = text:match "^([%w_.]+)=(.*)$"
+    if not k then error(("--set expects key=value, found %q"):format(text), 0) end
+    if v == "true" then v = true elseif v == "false" then v = false else v = tonumber(v) or v end
+    out[k] = v
+  end
+  return out
+end
+
+--- planned(values) -> plan, ck: the recipe and model of `plan` and `run`.
+function M.planned(values)
+  local nb = require "nibble"
+  local recipe = assert(nb.recipe(values.recipe, { set = M.settings(values.set) }))
+  local ck = assert(nb.open(values.model))
+  return assert(nb.plan(recipe, ck)), ck
+end
+
+--- with_progress(job) -> job(report)'s results; the progress line is gone afterwards.
+function M.with_progress(job)
+  local report, finish = require("nibble.repl.progress").new()
+  local results = { pcall(job, report) }
+  finish()
+  if not results[1] then error(results[2], 0) end
+  return unpack(results, 2, 4)
+end
+
+--- finished(result, values) -> status: prints a job's result; 1 when a bound was missed.
+function M.finished(result, values)
+  if values.json then
+    io.write(require("nibble.json").encode(result.totable and result:totable() or result, { indent = 2 }), "\n")
+  else
+    io.write(tostring(result), "\n")
+  end
+  return result.accepted == false and 1 or 0
+end
+
+return M

@@ -1,0 +1,56 @@
+-- eval: perplexity of a model over a text, and its distance from another model.
+local common = require "nibble.cli.common"
+local units = require "nibble.units"
+
+local M = {
+  summary = "perplexity over a text; KL divergence and top-1 agreement against another model",
+  notes = "Each window is BOS and context-1 tokens of the text.",
+  args = { { "MODEL" } },
+  options = {
+    { "--text", "FILE", doc = "a UTF-8 text, tokenized by the model's tokenizer.json" },
+    { "--ids", "FILE", doc = "token ids instead: a .safetensors file with `ids`" },
+    { "--context", "N", number = true, least = 2, doc = "tokens of a window, BOS included (default 2048)" },
+    { "--windows", "N", number = true, doc = "only the first N windows" },
+    { "--against", "MODEL", doc = "the model to compare with" },
+    { "--json", doc = "one JSON document" },
+  },
+}
+
+local function row(rows, name, fmt, value)
+  if value ~= nil then rows[#rows + 1] = { name, fmt:format(value) } end
+end
+
+local function as_text(r)
+  local rows = {}
+  row(rows, "nll", "%.6f", r.nll)
+  row(rows, "perplexity", "%.4f", r.ppl)
+  row(rows, "tokens", "%d", r.tokens)
+  row(rows, "windows", "%d", r.windows)
+  row(rows, "KL divergence", "%.6f", r.kl)
+  row(rows, "top-1 agreement", "%.4f", r.top1_agreement)
+  if r.seconds then rows[#rows + 1] = { "time", units.seconds(r.seconds) } end
+  return require("nibble.repl.show").columns(rows, "ll")
+end
+
+function M.run(values)
+  if (values.text == nil) == (values.ids == nil) then
+    error("eval needs either --text FILE or --ids FILE", 0)
+  end
+  local nb = require "nibble"
+  local model = assert(nb.open(values.model))
+  local against = values.against and assert(nb.open(values.against))
+  local result = assert(common.with_progress(function(report)
+    return nb.eval.run {
+      model = model, against = against or nil, text = values.text, ids = values.ids,
+      context = values.context or 2048, windows = values.windows, progress = report,
+    }
+  end))
+  if values.json then
+    io.write(nb.json.encode(result, { indent = 2 }), "\n")
+  else
+    io.write(as_text(result))
+  end
+  return result.accepted == false and 1 or 0
+end
+
+return M

@@ -1,0 +1,181 @@
+-- inspect: what is in a checkpoint, module by module, from its headers only.
+local show = require "nibble.repl.show"
+local units = require "nibble.units"
+
+local M = {
+  summary = "what is in a checkpoint: modules, schemes, shapes, bits per weight, bytes",
+  notes = "PATTERN: a glob over module names (*.mlp.*), a piece of a name, or re:LUA-PATTERN.\n"
+    .. "Modules of the same kind in many layers share a line, unless --all is given.",
+  args = { { "MODEL" }, { "PATTERN", optional = true } },
+  options = {
+    { "--all", doc = "one line for every module" },
+    { "--json", doc = "one JSON document, every module in full" },
+  },
+}
+
+-- More modules than this share lines.
+local MANY = 24
+
+local function matcher(pattern)
+  if not pattern then return function() return true end end
+  if pattern:sub(1, 3) == "re:" then
+    local lua = pattern:sub(4)
+    return function(name) return name:find(lua) ~= nil end
+  end
+  if pattern:find "[*?]" then
+    local lua = "^" .. pattern:gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0"):gsub("%*", ".*"):gsub("%?", ".") .. "$"
+    return function(name) return name:find(lua) ~= nil end
+  end
+  return function(name) return name:find(pattern, 1, true) ~= nil end
+end
+
+local function shape_of(rec)
+  if rec.n and rec.k then return { rec.n, rec.k } end
+  for _, suffix in ipairs { "weight", "" } do
+    if rec.tensors and rec.tensors[suffix] then return rec.tensors[suffix].shape end
+  end
+  local _, first = next(rec.tensors or {})
+  return first and first.shape or {}
+end
+
+local function scheme_text(rec)
+  if rec.scheme then return require("nibble.scheme").describe(rec.scheme) end
+  return rec.dtype or "-"
+end
+
+-- {3,0,1,2,7} -> "{0..3,7}"
+local function ranges(set)
+  local sorted = {}
+  for n in pairs(set) do sorted[#sorted + 1] = n end
+  table.sort(sorted)
+  if #sorted == 1 then return tostring(sorted[1]) end
+  local out, from = {}, 1
+  for i = 1, #sorted do
+    if sorted[i + 1] ~= sorted[i] + 1 then
+      out[#out + 1] = from == i and tostring(sorted[i]) or ("%d..%d"):format(sorted[from], sorted[i])
+      from = i + 1
+    end
+  end
+  if #out > 6 then out = { out[1], out[2], out[3], "…", out[#out] } end
+  return "{" .. table.concat(out, ",") .. "}"
+end
+
+-- Modules whose names differ in numbers only, and that are alike, as one line each.
+local function collapse(recs)
+  local groups, by = {}, {}
+  for _, rec in ipairs(recs) do
+    local numbers = {}
+    local stem = ("." .. rec.name .. "."):gsub("%.(%d+)%f[.]", function(n)
+      numbers[#numbers + 1] = tonumber(n)
+      return ".\0"
+    end)
+    local key = table.concat({ stem, scheme_text(rec), table.concat(shape_of(rec), "x") }, "\1")
+    local g = by[key]
+    if not g then
+      g = { stem = stem:sub(2, -2), sets = {}, count = 0, bytes = 0, params = 0, rec = rec }
+      groups[#groups + 1], by[key] = g, g
+    end
+    for i, n in ipairs(numbers) do
+      g.sets[i] = g.sets[i] or {}
+      g.sets[i][n] = true
+    end
+    g.count, g.bytes, g.params = g.count + 1, g.bytes + rec.bytes, g.params + rec.params
+  end
+  for _, g in ipairs(groups) do
+    local i = 0
+    g.name = g.stem:gsub("%z", function()
+      i = i + 1
+      return ranges(g.sets[i])
+    end)
+  end
+  return groups
+end
+
+local function singles(recs)
+  local out = {}
+  for i, rec in ipairs(recs) do
+    out[i] = { name = rec.name, count = 1, bytes = rec.bytes, params = rec.params, rec = rec }
+  end
+  return out
+end
+
+-- "W4A16 g128 sym" when most bytes of linear layers are quantized so.
+local function main_scheme(recs)
+  local by, best = {}, nil
+  for _, rec in ipairs(recs) do
+    if rec.scheme then
+      local text = scheme_text(rec)
+      by[text] = (by[text] or 0) + rec.bytes
+      if not best or by[text] > by[best] then best = text end
+      by.format = rec.format
+    end
+  end
+  return best and ("%s %s"):format(by.format or "", best):gsub("^ ", "")
+end
+
+local function sums(recs)
+  local params, bytes = 0, 0
+  for _, rec in ipairs(recs) do params, bytes = params + rec.params, bytes + rec.bytes end
+  return params, bytes
+end
+
+local function as_text(ck, recs, all, everything)
+  local params = sums(all)
+  local lines = { show.checkpoint(ck, main_scheme(all), params) }
+  local groups = (#recs > MANY and not everything) and collapse(recs) or singles(recs)
+  local rows = { { "module", "", "scheme", "shape", "bits/w", "bytes" } }
+  for _, g in ipairs(groups) do
+    rows[#rows + 1] = {
+      g.name, g.count > 1 and "×" .. g.count or "", scheme_text(g.rec), table.concat(shape_of(g.rec), "×"),
+      g.params > 0 and ("%.2f"):format(g.bytes * 8 / g.params) or "-", units.bytes(g.bytes),
+    }
+  end
+  local shown, bytes = sums(recs)
+  rows[#rows + 1] = {
+    ("total: %d modules, %s params"):format(#recs, units.count(shown)), "", "", "",
+    shown > 0 and ("%.2f"):format(bytes * 8 / shown) or "-", units.bytes(bytes),
+  }
+  lines[#lines + 1] = show.columns(rows, "lrlrrr")
+  return table.concat(lines, "\n")
+end
+
+local function as_json(ck, recs)
+  local json = require "nibble.json"
+  local modules, params, bytes = {}, 0, 0
+  for i, rec in ipairs(recs) do
+    local tensors = {}
+    for suffix, info in pairs(rec.tensors or {}) do
+      tensors[suffix] = { dtype = info.dtype, shape = json.array(info.shape), file = info.file, bytes = info.bytes }
+    end
+    modules[i] = {
+      name = rec.name, kind = rec.kind, format = rec.format, dtype = rec.dtype, scheme = rec.scheme,
+      shape = json.array(shape_of(rec)), params = rec.params, bytes = rec.bytes,
+      bits_per_weight = rec.bits_per_weight, bias = rec.bias, tensors = tensors,
+    }
+    params, bytes = params + rec.params, bytes + rec.bytes
+  end
+  return json.encode({
+    name = ck.name, path = ck.path, files = json.array(ck.files), tensors = #ck.tensors,
+    metadata = ck.metadata, params = params, bytes = bytes,
+    model_type = ck.config and ck.config.model_type,
+    quantization = ck.quantization and ck.quantization.config,
+    bits_per_weight = params > 0 and bytes * 8 / params or nil, modules = json.array(modules),
+  }, { indent = 2 }) .. "\n"
+end
+
+function M.run(values)
+  local nb = require "nibble"
+  local ck = assert(nb.open(values.model))
+  local all = assert(ck:modules())
+  local match, recs = matcher(values.pattern), {}
+  for _, rec in ipairs(all) do
+    if match(rec.name) then recs[#recs + 1] = rec end
+  end
+  if #recs == 0 and values.pattern then
+    error(("no module of %s matches %s"):format(values.model, values.pattern), 0)
+  end
+  io.write(values.json and as_json(ck, recs) or as_text(ck, recs, all, values.all))
+  return 0
+end
+
+return M

@@ -1,0 +1,25 @@
+-- run: plans, quantizes or converts, verifies and writes; goes on where it stopped.
+local common = require "nibble.cli.common"
+
+local M = {
+  summary = "quantizes or converts a model by a recipe, proves it and writes it",
+  notes = "Stopped at any moment, the same command goes on where it was.\n"
+    .. "Exit status 1: a bound of the recipe's `accept` was missed.",
+  args = { { "RECIPE" }, { "MODEL" } },
+  options = {
+    { "--out", "DIR", required = true, doc = "the folder of the new checkpoint" },
+    { "--set", "k=v", many = true, doc = "changes a field of the recipe (--set group=64)" },
+    { "--json", doc = "the result as one JSON document" },
+  },
+  resumes = true,
+}
+
+function M.run(values)
+  local plan = common.planned(values)
+  local result = assert(common.with_progress(function(report)
+    return plan:run(values.out, { progress = report })
+  end))
+  return common.finished(result, values)
+end
+
+return M

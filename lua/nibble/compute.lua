@@ -1,0 +1,130 @@
+-- compute: the forward pass's operations as Lua calls. Each mirrors its C function:
+-- outputs first, activations float32 [m, features], weights f32, bf16 or f16 [n, k],
+-- m = sequences × length rows. Wrong shapes are errors at the caller.
+local ffi = require "ffi"
+local nffi = require "nibble.ffi"
+local tensor = require "nibble.tensor"
+local C, must = nffi.C, nffi.must
+
+local M = {}
+
+--- gemm(y, x, w [, bias]) -> y: y[m,n] = x[m,k] w[n,k]ᵀ + bias[n], float32 accumulation.
+function M.gemm(y, x, w, bias)
+  must(C.nb_gemm(y, x, w, bias))
+  return y
+end
+
+--- rmsnorm(y, x, weight, eps) -> y: weight·x/sqrt(mean x² + eps) over each run of #weight values; y may be x.
+function M.rmsnorm(y, x, weight, eps)
+  must(C.nb_rmsnorm(y, x, weight, eps))
+  return y
+end
+
+--- rope(x, cosines, sines, head_dim, length) -> x: turns the heads of each row in place;
+-- row r (0-based) stands at position r % length. Tables: f32 [positions, head_dim/2].
+function M.rope(x, cosines, sines, head_dim, length)
+  must(C.nb_rope(x, cosines, sines, head_dim, length))
+  return x
+end
+
+--- attention(out, q, k, v, {heads=, kv_heads=, length=, sliding=nil, scale=nil}) -> out
+-- Causal, over m/length separate sequences. sliding: keys a query sees, itself
+-- included (nil or 0: all). scale: default 1/sqrt(head size).
+function M.attention(out, q, k, v, o)
+  local scale = o.scale or 1 / math.sqrt(q:size(2) / o.heads)
+  must(C.nb_attention(out, q, k, v, o.heads, o.kv_heads, o.length, o.sliding or 0, scale))
+  return out
+end
+
+--- add(y, x) -> y: y += x.
+function M.add(y, x)
+  must(C.nb_add(y, x))
+  return y
+end
+
+--- copy(y, x) -> y: the bytes of x; zero(y) -> y: all zeros.
+function M.copy(y, x)
+  must(C.nb_tensor_copy(y, x))
+  return y
+end
+
+function M.zero(y)
+  ffi.fill(y.data, y:bytes())
+  return y
+end
+
+--- swiglu(gate, up) -> gate: gate = silu(gate)·up.
+function M.swiglu(gate, up)
+  must(C.nb_swiglu(gate, up))
+  return gate
+end
+
+--- gather(out, table, ids) -> out: out[i] = table[ids[i]], widened to f32; ids i32, 0-based.
+function M.gather(out, rows, ids)
+  must(C.nb_gather(out, rows, ids))
+  return out
+end
+
+--- scatter_add(y, x, ids, weights) -> y: y[ids[i]] += weights[i]·x[i]; ids ascend.
+function M.scatter_add(y, x, ids, weights)
+  must(C.nb_scatter_add(y, x, ids, weights))
+  return y
+end
+
+--- widen(t) -> f32 tensor of t's shape, from f32, bf16 or f16; exact.
+function M.widen(t)
+  local out = tensor.new("f32", { 1, t:numel() })
+  must(C.nb_gather(out, t:reshape { 1, t:numel() }, tensor.new("i32", { 1 })))
+  return out:reshape(t:size())
+end
+
+--- route(logits, top, normalize) -> experts i32 [m, top], weights f32 [m, top]
+-- The top experts of each row's softmax, best first; normalize: their weights sum to 1.
+function M.route(logits, top, normalize)
+  local m = logits:size(1)
+  local experts, weights = tensor.new("i32", { m, top }), tensor.new("f32", { m, top })
+  must(C.nb_moe_route(experts, weights, logits, normalize and 1 or 0))
+  return experts, weights
+end
+
+--- group(experts, weights, count) -> rows i32, row_weights f32, offsets i32 [count+1]
+-- The pairs of route() by expert: those of expert e (0-based) are rows offsets[e]..offsets[e+1]-1
+-- (0-based), ascending.
+function M.group(experts, weights, count)
+  local n = experts:numel()
+  local rows, row_weights = tensor.new("i32", { n }), tensor.new("f32", { n })
+  local offsets = tensor.new("i32", { count + 1 })
+  must(C.nb_moe_group(rows, row_weights, offsets, experts, weights))
+  return rows, row_weights, offsets
+end
+
+--- score(x, head, targets) -> nll f64 [m], top i32 [m]
+-- x: last hidden states; head [vocab, k]; targets i32 [m], negative = not scored (0).
+-- Logits exist block by block only; sums are in double.
+function M.score(x, head, targets)
+  local m = targets:numel()
+  local nll, top = tensor.new("f64", { m }), tensor.new("i32", { m })
+  must(C.nb_logits_score(nll, top, x, head, targets))
+  return nll, top
+end
+
+--- compare(x_p, head_p, x_q, head_q, targets) -> kl, nll_p, nll_q f64 [m], top_p, top_q i32 [m]
+-- kl = KL(p ‖ q) over the vocabulary, in nats, in double.
+function M.compare(x_p, head_p, x_q, head_q, targets)
+  local m = targets:numel()
+  local kl, nll_p, nll_q = tensor.new("f64", { m }), tensor.new("f64", { m }), tensor.new("f64", { m })
+  local top_p, top_q = tensor.new("i32", { m }), tensor.new("i32", { m })
+  must(C.nb_logits_compare(kl, nll_p, nll_q, top_p, top_q, x_p, head_p, x_q, head_q, targets))
+  return kl, nll_p, nll_q, top_p, top_q
+end
+
+--- nonfinite(t) -> how many values of t are infinite or NaN.
+function M.nonfinite(t) return must(C.nb_count_nonfinite(t)) end
+
+--- blas() -> the name of the matrix library in use, or why there is none.
+function M.blas() return ffi.string(C.nb_blas_name()) end
+
+--- peak_flops([threads]) -> multiply-adds a second here, times two: measured in about 50 ms.
+function M.peak_flops(threads) return C.nb_peak_flops(threads or C.nb_threads()) end
+
+return M

@@ -1,0 +1,359 @@
+-- eval: how well a checkpoint predicts a text: negative log-likelihood, perplexity,
+-- and, against another checkpoint, KL divergence and top-1 agreement.
+--
+-- The text's tokens are cut into windows of context-1 with BOS in front of each;
+-- windows share nothing, and every text token is predicted exactly once; what does
+-- not fill a window is left out. Losses are in nats, summed in double in a fixed
+-- order, so the number of threads doesn't show.
+local compute = require "nibble.compute"
+local models = require "nibble.models"
+local nffi = require "nibble.ffi"
+local tensor = require "nibble.tensor"
+
+local M = {}
+
+local BATCH_TOKENS = 4096          -- of one batch of windows, at most
+local BATCH_BYTES = 512 * 2 ^ 20   -- of its activations, at most (but one window always fits)
+local DEFAULT_CONTEXT = 2048
+
+-- ---- where token ids come from ------------------------------------------------------
+
+local function read(path)
+  local f, msg = io.open(path, "rb")
+  local text = f and f:read "*a"
+  if f then f:close() end
+  if not text then return nil, "cannot read " .. (msg or path), "eio" end
+  return text
+end
+
+-- i32 copy of an i32 or i64 tensor of ids, same shape.
+local function narrow(t, path)
+  local kind = t:type()
+  if kind ~= "i32" and kind ~= "i64" and kind ~= "u32" and kind ~= "u16" then
+    return nil, ("%s: token ids are %s, expected I32 or I64"):format(path, kind), "eformat"
+  end
+  local out = tensor.new("i32", t:size())
+  local from, to = t:ptr(), out:ptr()
+  for i = 0, t:numel() - 1 do
+    local v = tonumber(from[i])
+    to[i] = v >= -2 ^ 31 and v < 2 ^ 31 and v or -1
+  end
+  return out
+end
+
+-- A safetensors file: `ids` (a stream) or `input_ids` (windows, or a stream when 1-D).
+local function ids_from_safetensors(path)
+  local file, msg, code = require("nibble.checkpoint").open(path)
+  if not file then return nil, msg, code end
+  local name = file:info "ids" and "ids" or "input_ids"
+  local t
+  t, msg, code = file:tensor(name)
+  if not t then return nil, ("%s has neither a tensor ids nor input_ids"):format(path), "eformat" end
+  if t.ndim < 1 or t.ndim > 2 then
+    return nil, ("%s: %s has %d dimensions, expected 1 (a stream) or 2 (windows)"):format(path, name, t.ndim), "eformat"
+  end
+  return narrow(t, path)
+end
+
+-- Text: a JSON list, or whole numbers with white space or commas between.
+local function ids_from_text(path)
+  local text, msg, code = read(path)
+  if not text then return nil, msg, code end
+  local list = {}
+  if text:find "^%s*%[" then
+    list, msg, code = require("nibble.json").decode(text, path)
+    if not list then return nil, msg, code end
+  else
+    for word in text:gmatch "[^%s,]+" do list[#list + 1] = tonumber(word) or word end
+  end
+  for i, v in ipairs(list) do
+    if type(v) ~= "number" or v ~= math.floor(v) or math.abs(v) >= 2 ^ 31 then
+      return nil, ("%s: entry %d, %s, is not a token id"):format(path, i, tostring(v)), "eformat"
+    end
+  end
+  return tensor.new("i32", { #list }, list)
+end
+
+local function ids_from(source)
+  if type(source) ~= "string" then return narrow(source, "ids") end
+  return (source:find "%.safetensors$" and ids_from_safetensors or ids_from_text)(source)
+end
+
+-- The tokenizer's ids of a text file, and the tokenizer.
+local function ids_from_tokenizer(path, ck)
+  local text, msg, code = read(path)
+  if not text then return nil, msg, code end
+  local tok
+  tok, msg, code = require("nibble.tokenizer").open(ck.path)
+  if not tok then return nil, msg, code end
+  local ids
+  ids, msg, code = tok:encode(text, { special = false })
+  if not ids then return nil, msg, code end
+  return ids, tok
+end
+
+-- ---- windows -------------------------------------------------------------------------
+
+local function count(n, thing) return ("%d %s%s"):format(n, thing, n == 1 and "" or "s") end
+
+local function check_ids(ids, vocab)
+  local p = ids:ptr()
+  for i = 0, ids:numel() - 1 do
+    if p[i] < 0 or p[i] >= vocab then
+      return nil, ("token id %d at place %d is outside the model's vocabulary of %d; was the text tokenized for another model?")
+        :format(p[i], i + 1, vocab), "eformat"
+    end
+  end
+  return true
+end
+
+-- {n, context, fill(to, first, n)}: windows of a stream, or the rows of a matrix of ids.
+local function windows_of(ids, context, bos, source)
+  if ids.ndim == 2 then
+    local width = ids:size(2)
+    if context and context ~= width then
+      return nil, ("%s holds windows of %d tokens, but a context of %d was asked for"):format(source, width, context), "einval"
+    end
+    if width < 2 or ids:size(1) < 1 then
+      return nil, ("%s holds %s of %s; at least one of 2 is needed"):format(source, count(ids:size(1), "window"),
+        count(width, "token")), "eformat"
+    end
+    return { n = ids:size(1), context = width, fill = function(to, first, n)
+      compute.copy(to, ids:rows(first, first + n - 1):reshape { n * width })
+    end }
+  end
+  context = context or DEFAULT_CONTEXT
+  local step, total = context - 1, ids:numel()
+  if total < step then
+    return nil, ("%s has %s, but one window of context %d needs %d; give a longer text or a smaller context"):format(
+      source, count(total, "token"), context, step), "eformat"
+  end
+  if not bos then
+    return nil, "no BOS token is known: config.json has no bos_token_id and the tokenizer none; give bos = its id", "eformat"
+  end
+  local from = ids:ptr()
+  return { n = math.floor(total / step), context = context, fill = function(to, first, n)
+    local p = to:ptr()
+    for w = 0, n - 1 do
+      p[w * context] = bos
+      for i = 0, step - 1 do p[w * context + 1 + i] = from[(first - 1 + w) * step + i] end
+    end
+  end }
+end
+
+-- targets[i] = the token after ids[i] in its window; -1 at a window's last place.
+local function next_tokens(ids, context)
+  local targets = tensor.new("i32", { ids:numel() })
+  local p, t = ids:ptr(), targets:ptr()
+  for i = 0, ids:numel() - 1 do t[i] = (i + 1) % context == 0 and -1 or p[i + 1] end
+  return targets
+end
+
+-- ---- sums ------------------------------------------------------------------------------
+
+-- Adds the scored places of one batch, window by window.
+local function add_losses(sum, loss, windows, context)
+  local p = loss:ptr()
+  for w = 0, windows - 1 do
+    local total = 0
+    for i = 0, context - 2 do total = total + p[w * context + i] end
+    sum[#sum + 1] = total
+  end
+end
+
+-- How many scored places have a == b.
+local function agreements(a, b, context)
+  local p, q, n = a:ptr(), b:ptr(), 0
+  for i = 0, a:numel() - 1 do
+    if (i + 1) % context ~= 0 and p[i] == q[i] then n = n + 1 end
+  end
+  return n
+end
+
+local function total(list)
+  local sum = 0
+  for _, v in ipairs(list) do sum = sum + v end
+  return sum
+end
+
+-- Standard error of the mean over windows of (a - b) per token.
+local function paired_error(a, b, per_window)
+  local n, mean, square = #a, (total(a) - total(b)) / (#a * per_window), 0
+  if n < 2 then return nil end
+  for i = 1, n do square = square + ((a[i] - b[i]) / per_window - mean) ^ 2 end
+  return math.sqrt(square / (n - 1) / n)
+end
+
+-- ---- the run -----------------------------------------------------------------------------
+
+local function hidden_of(model, ids, context)
+  local x, msg, code = model:hidden(ids, context)
+  if not x then return nil, ("%s: %s"):format(model.ck.path, msg), code end
+  return x
+end
+
+-- One batch through the model (and the one it is compared with).
+local function run_batch(s, ids, windows)
+  local context, targets = s.windows.context, next_tokens(ids, s.windows.context)
+  local x, msg, code = hidden_of(s.model, ids, context)
+  if not x then return nil, msg, code end
+  local nll, top
+  if s.against then
+    local x_p
+    x_p, msg, code = hidden_of(s.against, ids, context)
+    if not x_p then return nil, msg, code end
+    local kl, nll_p, top_p
+    kl, nll_p, nll, top_p, top = compute.compare(x_p, s.against_head, x, s.head, targets)
+    add_losses(s.kl, kl, windows, context)
+    add_losses(s.nll_against, nll_p, windows, context)
+    s.agreed = s.agreed + agreements(top, top_p, context)
+  else
+    nll, top = compute.score(x, s.head, targets)
+  end
+  add_losses(s.nll, nll, windows, context)
+  s.hits = s.hits + agreements(top, targets, context)
+  if s.per_token then compute.copy(s.per_token:rows(s.done * context + 1, (s.done + windows) * context), nll) end
+  return true
+end
+
+local function check_losses(s, losses, model)
+  for i = s.done + 1, #losses do
+    if losses[i] ~= losses[i] or losses[i] == math.huge then
+      return nil, ("%s: the logits of window %d are infinite or NaN: look at %s"):format(model.ck.path, i,
+        model.arch.lm_head), "eformat"
+    end
+  end
+  return true
+end
+
+local function batch_windows(s)
+  local floats = s.model:floats_per_token() + (s.against and s.against:floats_per_token() or 0)
+  local tokens = math.min(BATCH_TOKENS, BATCH_BYTES / (4 * floats))
+  return math.min(s.windows.n, math.max(1, math.floor(tokens / s.windows.context)))
+end
+
+local function run_windows(s, o)
+  local context, batch = s.windows.context, batch_windows(s)
+  local ids, msg, code
+  local storage = tensor.new("i32", { batch * context })
+  while s.done < s.windows.n do
+    nffi.stop_check()
+    local n = math.min(batch, s.windows.n - s.done)
+    ids = n == batch and storage or storage:rows(1, n * context)
+    s.windows.fill(ids, s.done + 1, n)
+    for _, step in ipairs { function() return run_batch(s, ids, n) end,
+      function() return check_losses(s, s.nll, s.model) end,
+      function() return not s.against or check_losses(s, s.nll_against, s.against) end } do
+      local ok
+      ok, msg, code = step()
+      if not ok then return nil, msg, code end
+    end
+    s.done = s.done + n
+    if o.progress then o.progress(s.done / s.windows.n, s.done * (context - 1), nffi.C.nb_now() - s.start) end
+  end
+  return true
+end
+
+local function result_of(s, bytes)
+  local context, W = s.windows.context, s.windows.n
+  local tokens = W * (context - 1)
+  local seconds = nffi.C.nb_now() - s.start
+  local nll = total(s.nll) / tokens
+  local r = {
+    model = s.model.ck.path, context = context, windows = W, tokens = tokens, nll = nll, ppl = math.exp(nll),
+    top1 = s.hits / tokens, seconds = seconds, tokens_per_second = tokens / seconds,
+    bits_per_byte = bytes and nll * tokens / math.log(2) / bytes or nil,
+    warnings = s.warnings, per_token = s.per_token and s.per_token:reshape { W, context },
+  }
+  if s.against then
+    r.against, r.kl, r.top1_agreement = s.against.ck.path, total(s.kl) / tokens, s.agreed / tokens
+    r.nll_against = total(s.nll_against) / tokens
+    r.ppl_against, r.delta_nll = math.exp(r.nll_against), nll - r.nll_against
+    r.delta_nll_stderr = paired_error(s.nll, s.nll_against, context - 1)
+  end
+  return r
+end
+
+local function load_side(ck)
+  local model, msg, code = models.load(ck)
+  if not model then return nil, msg, code end
+  local head
+  head, msg, code = model:head()
+  if not head then return nil, ("%s: %s"):format(ck.path, msg), code end
+  return model, head
+end
+
+-- The models of a run, and what is summed over windows.
+local function open_sides(o)
+  local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {}, warnings = {} }
+  local msg, code
+  s.model, msg, code = load_side(o.model)
+  if not s.model then return nil, msg, code end
+  s.head = msg
+  if o.against then
+    s.against, msg, code = load_side(o.against)
+    if not s.against then return nil, msg, code end
+    s.against_head = msg
+    if s.against.vocab ~= s.model.vocab then
+      return nil, ("%s has a vocabulary of %d, %s one of %d; only models of one vocabulary can be compared"):format(
+        s.model.ck.path, s.model.vocab, s.against.ck.path, s.against.vocab), "eformat"
+    end
+  end
+  return s
+end
+
+local function bos_of(o, model, tok)
+  local bos = o.bos or model.c.get "bos_token_id"
+  if type(bos) ~= "number" then bos = tok and tok.bos end
+  return type(bos) == "number" and bos or nil
+end
+
+local function check_options(o)
+  if type(o) ~= "table" or not o.model then error("eval.run needs model = an opened checkpoint", 3) end
+  if (o.text == nil) == (o.ids == nil) then error("eval.run needs text = a file, or ids = a file or tensor, and not both", 3) end
+  local c = o.context
+  if c ~= nil and (type(c) ~= "number" or c < 2 or c ~= math.floor(c)) then
+    error(("context must be a whole number of at least 2, found %s"):format(tostring(c)), 3)
+  end
+end
+
+--- run{model=, text=|ids=, context=2048, against=nil, bos=nil, max_windows=nil, per_token=false, progress=nil}
+--    -> result | nil, msg, code
+-- model, against: opened checkpoints, of any readable format; the KL divergence is
+-- KL(against ‖ model). text: a file, for the model's tokenizer; ids: an i32 tensor,
+-- a .safetensors file with `ids` or `input_ids`, or a text file of ids. 1-D ids are
+-- a stream; 2-D ids are windows, ready to use. progress(fraction, tokens, seconds).
+-- result: {nll (nats per token), ppl, top1, tokens, windows, context, seconds,
+-- tokens_per_second, bits_per_byte (with text), warnings}; with against {kl,
+-- top1_agreement, nll_against, ppl_against, delta_nll, delta_nll_stderr (paired over
+-- windows)}; per_token = f64 [windows, context], the last column unused.
+-- Source: spec/models/PROTOCOL.md.
+function M.run(o)
+  check_options(o)
+  local s, msg, code = open_sides(o)
+  if not s then return nil, msg, code end
+  local ids, tok
+  if o.text then ids, tok, code = ids_from_tokenizer(o.text, o.model) else ids, tok, code = ids_from(o.ids) end
+  if not ids then return nil, tok, code end
+  local ok
+  ok, msg, code = check_ids(ids, s.model.vocab)
+  if not ok then return nil, msg, code end
+  local source = o.text or (type(o.ids) == "string" and o.ids) or "ids"
+  s.windows, msg, code = windows_of(ids, o.context, bos_of(o, s.model, tok), source)
+  if not s.windows then return nil, msg, code end
+  s.windows.n = math.min(s.windows.n, o.max_windows or s.windows.n)
+  local context = s.windows.context
+  for _, model in ipairs { s.model, s.against } do
+    if context > model.max_position then
+      s.warnings[#s.warnings + 1] = ("%s: a context of %d is more than its max_position_embeddings %d"):format(
+        model.ck.path, context, model.max_position)
+    end
+  end
+  if o.per_token then s.per_token = tensor.new("f64", { s.windows.n * context }) end
+  ok, msg, code = run_windows(s, o)
+  if not ok then return nil, msg, code end
+  local bytes = tok and #tok:decode(ids:rows(1, s.windows.n * (context - 1)))
+  return result_of(s, bytes)
+end
+
+return M

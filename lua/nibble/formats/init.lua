@@ -1,0 +1,384 @@
+-- formats: what the modules of a checkpoint are, and one reader and writer a format.
+--
+-- A format is a file beside this one and returns
+--   name, title
+--   detect(ck) -> bool                         by the quantization config's quant_method
+--   settings(ck) -> table | nil,msg,code       the config, parsed and checked once a checkpoint
+--   probe(ck, module, tensors, settings)       -> rec | nil (not this format's) | nil,msg,code
+--                                              headers only (16 bytes of weight_shape and, where the config
+--                                              says act-order, g_idx apart)
+--   row_step(rec) -> rows                      tiles begin at row 1 + a multiple of it; they end on one or at n
+--   layout(rec) -> {{suffix=,dtype=,shape=,rows=}, ...}   what is written, in order; rows(a,b) -> first and
+--                                              last row of this tensor that the weight's rows a..b fill, or
+--                                              nil when they fill columns or all of it
+--   read(src, rec, a, b, q) -> true | nil,msg,code        rows a..b, 1-based and inclusive, into the tile q of
+--                                              b-a+1 rows; src: suffix -> whole tensor. Checks the scales.
+--   write(dst, rec, a, b, q [, base])          -> true | nil,msg,code; dst: suffix -> whole tensor, or with
+--                                              base the part from weight row `base` on where layout has `rows`
+--   config(records, opts) -> table | nil,msg   the quantization_config; records: all modules written
+--   can(scheme, n, k) -> true | false,reason
+--   scale_dtype(scheme, model_dtype) -> dtype of the scales it writes (absent: it has none)
+-- rec, a module's record: {name=, kind="linear"|"embedding"|"norm"|"other", format=, scheme=|nil, dtype=, n=,
+-- k=, params=, bytes=, bits_per_weight=, bias=bool, tensors={suffix -> info}, unreadable=sentence|nil,
+-- note=sentence|nil}; bits_per_weight counts every stored tensor of the module.
+local tensor = require "nibble.tensor"
+local nffi = require "nibble.ffi"
+local scheme = require "nibble.scheme"
+local regex = require "nibble.regex"
+local suggest = require "nibble.suggest"
+local text = require "nibble.text"
+local units = require "nibble.units"
+local common = require "nibble.formats.common"
+
+local M = {}
+
+-- Asked in this order; plain takes what names no quantization.
+local files = { "compressed_tensors", "gptq", "gptq_v2", "awq", "plain" }
+local aliases = { ct = "compressed-tensors", compressed_tensors = "compressed-tensors", gptq_v1 = "gptq",
+  ["awq-gemm"] = "awq", ["pack-quantized"] = "compressed-tensors" }
+
+local loaded
+
+local function registry()
+  if not loaded then
+    loaded = {}
+    for i, file in ipairs(files) do loaded[i] = require("nibble.formats." .. file) end
+  end
+  return loaded
+end
+
+--- names() -> array of the formats' names.
+function M.names()
+  local out = {}
+  for i, f in ipairs(registry()) do out[i] = f.name end
+  return out
+end
+
+--- get(name) -> format | nil, msg, code: by name or alias ("ct"), with a suggestion when there is none.
+function M.get(name)
+  local wanted = aliases[name] or name
+  for _, f in ipairs(registry()) do
+    if f.name == wanted then return f end
+  end
+  return nil, ("unknown format %q%s"):format(tostring(name), text.did_you_mean(name, M.names())), "einval"
+end
+
+local plain_suffixes = { weight = true, bias = true }
+
+-- The checkpoints of a quant_method that nothing here reads: listed, and refused module by module.
+local function opaque(ck)
+  local plain = require "nibble.formats.plain"
+  local method = require("nibble.formats.overrides").method(ck)
+  local f = { name = method, title = method .. " (not readable yet)" }
+  function f.settings() return {} end
+  function f.probe(c, module, tensors)
+    local rec = plain.probe(c, module, tensors)
+    for suffix in pairs(tensors) do
+      if not plain_suffixes[suffix] then return common.unreadable(module, tensors, method) end
+    end
+    if rec.kind == "other" and tensors.weight and #tensors.weight.shape == 2 then
+      return common.unreadable(module, tensors, method)
+    end
+    return rec
+  end
+  return f
+end
+
+--- of(ck) -> format: of the checkpoint as a whole; one that nothing here reads still lists its modules.
+function M.of(ck)
+  for _, f in ipairs(registry()) do
+    if f.detect(ck) then return f end
+  end
+  return opaque(ck)
+end
+
+-- Suffixes that only quantized modules have: a checkpoint with them and no config can't be read.
+local telling = { qweight = true, weight_packed = true, qzeros = true, weight_scale_inv = true }
+
+local function no_config(ck, module, suffix)
+  return common.fail("eformat", "%s: it holds %s.%s, but neither config.json nor a side file has a quantization config",
+    ck.name or tostring(ck.path), module, suffix)
+end
+
+-- Module -> its tensors by the name's last part, in the checkpoint's order.
+local function by_module(ck)
+  local order, tensors = {}, {}
+  for _, info in ipairs(ck.tensors) do
+    local module, suffix = info.name:match "^(.*)%.([^.]*)$"
+    if not module then module, suffix = info.name, "" end
+    if not tensors[module] then
+      tensors[module] = {}
+      order[#order + 1] = module
+    end
+    tensors[module][suffix] = info
+  end
+  return order, tensors
+end
+
+-- Sizes of a record: what its tensors take, spread over its weights.
+local function measure(rec)
+  rec.bytes, rec.params = 0, 0
+  local stored = 0
+  for _, info in pairs(rec.tensors) do
+    rec.bytes = rec.bytes + info.bytes
+    stored = stored + info.params
+  end
+  if rec.scheme then
+    rec.params = rec.n * rec.k + (rec.bias and rec.n or 0)
+  else
+    rec.params = stored
+  end
+  rec.bits_per_weight = rec.params > 0 and rec.bytes * 8 / rec.params or 0
+  return rec
+end
+
+local function probe_one(ck, f, st, module, tensors)
+  local plain = require "nibble.formats.plain"
+  if f ~= plain then
+    local rec, msg, code = f.probe(ck, module, tensors, st)
+    if msg and not rec then return nil, msg, code end
+    if rec then
+      rec.format = rec.format or f.name
+      return measure(rec)
+    end
+  end
+  local rec = plain.probe(ck, module, tensors)
+  rec.format = plain.name
+  return measure(rec)
+end
+
+local cache = setmetatable({}, { __mode = "k" })
+
+local function build(ck)
+  local f = M.of(ck)
+  local st, msg, code = f.settings(ck)
+  if not st then return nil, msg, code end
+  local order, tensors = by_module(ck)
+  local list, by_name, keys = {}, {}, {}
+  for i, module in ipairs(order) do
+    for suffix in pairs(ck.quantization and {} or tensors[module]) do
+      if telling[suffix] then return no_config(ck, module, suffix) end
+    end
+    local rec
+    rec, msg, code = probe_one(ck, f, st, module, tensors[module])
+    if not rec then return nil, msg, code end
+    list[i], by_name[module], keys[module] = rec, rec, text.natural_key(module)
+  end
+  table.sort(list, function(x, y) return keys[x.name] < keys[y.name] end)
+  return { list = list, by_name = by_name, format = f, settings = st }
+end
+
+local function opened(ck)
+  local all = cache[ck]
+  if all then return all end
+  local msg, code
+  all, msg, code = build(ck)
+  if not all then return nil, msg, code end
+  cache[ck] = all
+  return all
+end
+
+--- modules(ck) -> array of records in natural order ("layers.2" before "layers.10") | nil, msg, code
+-- From headers alone. A config that the tensors contradict is nil, msg with both facts.
+function M.modules(ck)
+  local all, msg, code = opened(ck)
+  if not all then return nil, msg, code end
+  return all.list
+end
+
+-- Candidates for "did you mean": names as long, give or take two letters.
+local function lookalikes(all, name)
+  local out = {}
+  for _, rec in ipairs(all.list) do
+    if math.abs(#rec.name - #name) <= 2 and #out < 2000 then out[#out + 1] = rec.name end
+  end
+  return out
+end
+
+--- record(ck, name) -> record | nil, msg, code: of one module; name with or without ".weight".
+function M.record(ck, name)
+  local all, msg, code = opened(ck)
+  if not all then return nil, msg, code end
+  local rec = all.by_name[name] or all.by_name[(name:gsub("%.weight$", ""))]
+  if rec then return rec end
+  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name, suggest.hint(name, lookalikes(all, name))),
+    "einval"
+end
+
+--- source(ck, rec) -> suffix -> mapped tensor | nil, msg, code: what read() takes.
+function M.source(ck, rec)
+  local src = {}
+  for suffix, info in pairs(rec.tensors) do
+    local t, msg, code = ck:tensor(info.name)
+    if not t then return nil, msg, code end
+    src[suffix] = t
+  end
+  return src
+end
+
+local TILE_ELEMENTS = 4 * 1024 * 1024
+
+--- tile_rows(format, rec [, elements]) -> rows of a tile of about so many elements (default 4 Mi), a
+-- multiple of row_step.
+function M.tile_rows(f, rec, elements)
+  local step = f.row_step(rec)
+  local rows = math.floor((elements or TILE_ELEMENTS) / math.max(1, rec.k) / step) * step
+  return math.min(rec.n, math.max(step, rows))
+end
+
+-- The format and tensors of a quantized module, or why it can't be read.
+local function reader(ck, rec)
+  if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
+  if not rec.scheme then return nil, rec.name .. ": not quantized", "einval" end
+  local f, msg, code = M.get(rec.format)
+  if not f then return nil, msg, code end
+  local src
+  src, msg, code = M.source(ck, rec)
+  if not src then return nil, msg, code end
+  return f, src
+end
+
+--- quantized(ck, name) -> Quantized | nil, msg, code: the whole module.
+function M.quantized(ck, name)
+  local rec, msg, code = M.record(ck, name)
+  if not rec then return nil, msg, code end
+  local f, src
+  f, src, code = reader(ck, rec)
+  if not f then return nil, src, code end
+  local q = scheme.quantized(rec.scheme, rec.n, rec.k, rec.dtype)
+  local ok
+  ok, msg, code = f.read(src, rec, 1, rec.n, q)
+  if not ok then return nil, msg, code end
+  return q
+end
+
+-- Tile by tile, so that the codes of a large module are never all in memory.
+local function dequantized(ck, rec, dtype)
+  local f, src, code = reader(ck, rec)
+  if not f then return nil, src, code end
+  local out = tensor.new(dtype or rec.dtype, { rec.n, rec.k })
+  local rows = M.tile_rows(f, rec)
+  local tile = scheme.quantized(rec.scheme, rows, rec.k, rec.dtype)
+  for a = 1, rec.n, rows do
+    nffi.stop_check()
+    local b = math.min(rec.n, a + rows - 1)
+    local q = b - a + 1 == rows and tile or tile:rows(1, b - a + 1)
+    local ok, msg
+    ok, msg, code = f.read(src, rec, a, b, q)
+    if not ok then return nil, msg, code end
+    q:dequantize(nil, out:rows(a, b))
+  end
+  return out
+end
+
+local function as(t, dtype)
+  if not dtype or t:type() == dtype then return t end
+  return t:cast(dtype)
+end
+
+--- weight(ck, name [, dtype]) -> tensor | nil, msg, code
+-- The weight of a module, or any tensor by its full name. A stored float is a mapped view (cast when
+-- dtype asks for another); a quantized module is dequantized, by default to its scales' dtype.
+function M.weight(ck, name, dtype)
+  local rec, msg, code = M.record(ck, name)
+  if not rec then
+    if ck:info(name) then rec = { tensors = { weight = { name = name } } } else return nil, msg, code end
+  end
+  if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
+  if rec.scheme then return dequantized(ck, rec, dtype) end
+  local info = rec.tensors.weight or rec.tensors[""]
+  if not info then return nil, ("%s: it has no weight"):format(name), "einval" end
+  local t
+  t, msg, code = ck:tensor(info.name)
+  if not t then return nil, msg, code end
+  return as(t, dtype)
+end
+
+-- A glob over module names (* any run, ? one character) or "re:" and a pattern; a word without either is
+-- looked for anywhere in the name.
+local function matcher(pattern)
+  local source = pattern:match "^re:(.*)$"
+  if source then
+    local r, msg = regex.compile(source)
+    if not r then return nil, msg, "einval" end
+    return function(name) return r:search(name) end
+  end
+  if not pattern:find "[*?]" then return function(name) return name:find(pattern, 1, true) ~= nil end end
+  local lua = "^" .. pattern:gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0"):gsub("%*", ".*"):gsub("%?", ".") .. "$"
+  return function(name) return name:find(lua) ~= nil end
+end
+
+--- grep(ck, pattern) -> array of records whose names match | nil, msg, code
+-- pattern: a glob ("*.mlp.*"), "re:" and a regular expression, or a part of the name.
+function M.grep(ck, pattern)
+  local all, msg, code = opened(ck)
+  if not all then return nil, msg, code end
+  local matches
+  matches, msg, code = matcher(pattern)
+  if not matches then return nil, msg, code end
+  local out = {}
+  for _, rec in ipairs(all.list) do
+    if matches(rec.name) then out[#out + 1] = rec end
+  end
+  return out
+end
+
+-- "16 bf16" of a plain module, or its scheme.
+local function what_is(rec)
+  if rec.scheme then return scheme.describe(rec.scheme) end
+  return rec.dtype or (rec.unreadable and "not readable yet") or rec.kind
+end
+
+local function describe(rec)
+  local shape = rec.n and ("[%d×%d]"):format(rec.n, rec.k) or ""
+  return ("%s  %s %s  %s  %s  %.2f bits  %s"):format(rec.name, rec.kind, shape, what_is(rec), rec.format,
+    rec.bits_per_weight, units.bytes(rec.bytes))
+end
+
+local lazy = {
+  weight = function(ck, rec) return M.weight(ck, rec.name) end,
+  quantized = function(ck, rec) return M.quantized(ck, rec.name) end,
+}
+
+--- module(ck, name) -> module | nil, msg, code
+-- The record's fields, and .weight (tensor; dequantized when quantized) and .quantized (Quantized), read
+-- when first asked for; a weight that can't be read is an error.
+function M.module(ck, name)
+  local rec, msg, code = M.record(ck, name)
+  if not rec then return nil, msg, code end
+  return setmetatable({}, {
+    __index = function(self, key)
+      if not lazy[key] then return rec[key] end
+      if key == "quantized" and not rec.scheme and not rec.unreadable then return nil end
+      local value, why = lazy[key](ck, rec)
+      if value == nil then error(why, 2) end
+      rawset(self, key, value)
+      return value
+    end,
+    __tostring = function() return describe(rec) end,
+  })
+end
+
+--- target(format, name, scheme, n, k [, opts]) -> record of a module to be written
+-- opts: dtype (the model's: a plain weight's, and of scales where neither format nor scheme says), bias_dtype
+-- (a bias is written). rec.dtype is the scales' dtype to write; rec.tensors have dtype, shape, bytes, params.
+function M.target(f, name, s, n, k, opts)
+  opts = opts or {}
+  if type(f) == "string" then f = assert(M.get(f)) end
+  local rec = { name = name, kind = "linear", format = f.name, n = n, k = k, bias = opts.bias_dtype ~= nil,
+    bias_dtype = opts.bias_dtype, dtype = opts.dtype or "bf16", tensors = {} }
+  if f.scale_dtype then
+    rec.dtype = f.scale_dtype(s, rec.dtype)
+    rec.scheme = common.with(s, { scale_dtype = rec.dtype })
+  end
+  for _, entry in ipairs(f.layout(rec)) do
+    local params = 1
+    for _, d in ipairs(entry.shape) do params = params * d end
+    local bits = tonumber(nffi.C.nb_dtype_bits(tensor.dtype_id(entry.dtype)))
+    rec.tensors[entry.suffix] = { name = name .. "." .. entry.suffix, dtype = entry.dtype, shape = entry.shape,
+      params = params, bytes = params * bits / 8 }
+  end
+  return measure(rec)
+end
+
+return M

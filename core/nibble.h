@@ -440,7 +440,7 @@ int nb_file_write(const char *path, const void *data, int64_t bytes);
 int nb_file_copy(const char *dst, const char *src);
 int nb_file_remove(const char *path);
 
-/* ---- what no quantized weight may hold (layout/scales.c) ------------------- */
+/* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
  * infinite, or zero while its group holds other codes than the zero-point. (Negative
@@ -451,6 +451,14 @@ int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_te
 /* 1 when g_idx [k] says c / group for every column c (no activation order), 0 when it
  * says something else; NB_EFORMAT, naming `name`, when an entry is outside 0..groups-1. */
 int nb_g_idx_check(const nb_tensor *g_idx, int64_t group, int64_t groups, const char *name);
+/* dst = src in dst's dtype (f16|bf16|f32 [r,G] each), every value the same number:
+ * NB_EINEXACT names the module, row (from row0 on) and group of the first that is not. */
+int nb_scales_cast(nb_tensor *dst, const nb_tensor *src, int64_t row0, const char *name);
+/* 1 when both are the same numbers, whatever their dtypes. */
+int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
+/* Streams a quantized weight's rows into h: codes u8 [r,k], scales as float32, zeros u8
+ * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
+int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
  * I32 (or U32). A code that needs more than `bits` bits is an error that names

@@ -1,4 +1,4 @@
-/* dtype.c - the number formats: names, sizes, and casts among them. */
+/* dtype.c - the number formats: names and sizes. */
 #include "base.h"
 
 #include <strings.h>

@@ -71,6 +71,15 @@ const char *nb_dtype_name(int dtype);
 /* The dtype of a name in nibble's or safetensors' spelling, or -1. */
 int nb_dtype_parse(const char *name);
 
+/* dst = src in dst's dtype; the same number of elements, dst already made. Rounds
+ * once, to nearest even (e8m0: to the nearest power of two, halves up). Beyond the
+ * range: what the format has for it (f8_e4m3, f6, f4: the greatest value; e5m2:
+ * infinity; fnuz: NaN), or with saturate the greatest finite value, always. To
+ * integers: half to even, then into the range; NaN is 0. NaN to a format without
+ * one is its greatest value. Threads. (cast.c) */
+struct nb_tensor;
+int nb_cast(struct nb_tensor *dst, const struct nb_tensor *src, int saturate);
+
 /* ---- buffers and tensors (buf.c, tensor.c) -------------------------------
  * A tensor is a struct by value over a counted buffer. Each nb_tensor that a
  * function fills owns one reference; nb_tensor_release gives it back. */
@@ -159,14 +168,15 @@ int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 
 typedef struct nb_mse_options {
   nb_rtn_options rtn; /* arithmetic float32; group not 0 */
-  int32_t grid;       /* steps of 1/grid of the range */
+  int32_t grid;       /* the finest step is 1/grid of the range */
   float max_shrink;   /* how much of the range may go, 0 to below 1 */
   float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
 } nb_mse_options;
 
-/* Clipping by search: each group's range shrinks in steps from where nothing is
- * clipped, and the one with the least sum of |w - dequantized|^norm is kept; the
- * range of nb_rtn_quantize is a candidate, so the error is never greater. Same
+/* Clipping by search: each group's range shrinks from where nothing is clipped,
+ * first in steps of 4/grid, then around the best in steps of 1/grid, and the one
+ * with the least sum of |w - dequantized|^norm is kept; the range that
+ * nb_rtn_quantize takes is a candidate, so the sum is never greater. Same
  * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
 int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
                     const nb_mse_options *options);
@@ -176,6 +186,12 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
  * each column's group, else columns divide evenly. One scale (numel 1) serves the
  * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+/* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
+ * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
+ * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
+int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
 typedef struct nb_quant_sums {
@@ -532,8 +548,8 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
  * in the same slot (AWQ words [k, n/8] with zeros [G, n/8]). out may be words.
  * inverse: back to q. bits must be 4. MRL-42 to MRL-44. */
 int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse);
-/* out = scales * factor in float32, rounded to their dtype (f16, bf16, f32): 512 for
- * MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
+/* out = scales * factor in float32, rounded to out's dtype (both f16, bf16 or f32): 512
+ * for MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
 int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
 /* NVFP4 block scales (f16 or bf16, already permuted) to the kernel's bytes: columns
  * 0 2 1 3 of each 4, times factor and 2^7 in f16, below 2 to 0, bits 14..7. */
@@ -548,6 +564,58 @@ enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+
+/* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
+ * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,
+ * merges, added tokens, steps. One thread at a time uses one of them. */
+
+typedef struct nb_bpe nb_bpe;
+
+enum { NB_NFC = 1, NB_NFD = 2, NB_NFKC = 3, NB_NFKD = 4 };
+/* What becomes of a pattern's matches. */
+enum {
+  NB_SPLIT_REMOVED = 0, NB_SPLIT_ISOLATED = 1, NB_SPLIT_WITH_PREVIOUS = 2,
+  NB_SPLIT_WITH_NEXT = 3, NB_SPLIT_CONTIGUOUS = 4
+};
+enum {
+  NB_ADDED_SPECIAL = 1, NB_ADDED_LSTRIP = 2, NB_ADDED_RSTRIP = 4, NB_ADDED_SINGLE_WORD = 8,
+  NB_ADDED_NORMALIZED = 16 /* looked for after normalizing, in its normal form */
+};
+enum { NB_DECODE_SKIP_SPECIAL = 1, NB_DECODE_RAW = 2 };
+
+/* NULL when there is no memory. ignore_merges: a word that is in the vocabulary
+ * is one token, whatever the merges say. */
+nb_bpe *nb_bpe_new(int ignore_merges);
+void nb_bpe_free(nb_bpe *b);
+/* Normalizes texts to a form (0: not). */
+int nb_bpe_normal_form(nb_bpe *b, int form);
+/* A vocabulary entry, its bytes spelled in the byte-level alphabet. */
+int nb_bpe_token(nb_bpe *b, const char *text, int64_t bytes, int32_t id);
+/* The next merge by rank: ids left and right become id merged. */
+int nb_bpe_merge(nb_bpe *b, int32_t left, int32_t right, int32_t merged);
+/* A token that is found in the text itself, before everything else. */
+int nb_bpe_added(nb_bpe *b, const char *text, int64_t bytes, int32_t id, int flags);
+/* The next pre-tokenizer step: cut at the matches of a PCRE2 pattern. */
+int nb_bpe_split(nb_bpe *b, const char *pattern, int64_t bytes, int behavior, int invert);
+/* The next pre-tokenizer step: a blank in front, unless there is one. */
+int nb_bpe_prefix_space(nb_bpe *b);
+/* Ids of a UTF-8 text as i32 [n]. plain: special tokens in it are text. */
+int nb_bpe_encode(nb_tensor *ids, nb_bpe *b, const char *text, int64_t bytes, int plain);
+/* The text of ids as u8 [bytes]; ill-formed UTF-8 becomes U+FFFD unless RAW. */
+int nb_bpe_decode(nb_tensor *text, nb_bpe *b, const int32_t *ids, int64_t n, int flags);
+/* ---- direct repacks (layout/direct.c) ---------------------------------------
+ * 4-bit words of one format into another's without codes between (FORMATS 10);
+ * the two-step way gives the same words. I32 (or U32):
+ *   awq [k, n/8]    gptq [ceil(k/8), n]    ct [n, ceil(k/8)]
+ * k is the AWQ tensor's; the other's nibbles past k are written 0. Zero-points and
+ * scales are moved by nb_P_unpack_zeros / pack_zeros and nb_transpose. */
+int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq);
+int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct);
+int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq);
+int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
+/* Any bits: the same words, transposed. Needs a trivial g_idx. */
+int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
+int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -15,7 +15,7 @@
  *   rows of lane i   2(i%4) + {0, 1, 8, 9}         4(i%4) + {0..3} and +16
  *   (4 bits, 16-bit: slots 0..7 hold rows 0 8 0 8 1 9 1 9 and h = 0 0 1 1 0 0 1 1)
  */
-#include "layout.h"
+#include "simd.h"
 
 /* ---- the tile's index table, by formula ------------------------------------- */
 
@@ -129,6 +129,10 @@ static void pack_tile_row(const nb_marlin_matrix *x, int64_t kt) {
   }
 }
 
+static void fast_tile_row(const nb_marlin_matrix *x, int64_t kt) {
+  nb_marlin_tile_row_avx2(x, kt, nb_layout_streams(x->marlin, 8, x->k * x->n * x->tile->bits / 8));
+}
+
 static void unpack_tile_row(const nb_marlin_matrix *x, int64_t kt) {
   uint8_t codes[NB_MARLIN_TILE_CODES];
   int64_t tiles = x->n / x->tile->n, words = 32 * x->tile->bits;
@@ -224,14 +228,14 @@ int nb_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *pe
   NB_TRY(check_sizes(&s, words, out, NB_MARLIN_STD, bits, a8, "marlin repack"));
   NB_TRY(check_perm(&rows, perm, &s, words->ndim, a8, "marlin repack"));
   nb_marlin_matrix x = matrix_of(&s, words, out, rows, NB_MARLIN_STD);
-  return run(&s, &x, pack_tile_row, 1);
+  return run(&s, &x, nb_cpu() & NB_CPU_AVX2 ? fast_tile_row : pack_tile_row, 1);
 }
 
 int nb_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8) {
   sizes s;
   NB_TRY(check_sizes(&s, words, out, NB_MARLIN_AWQ, bits, a8, "marlin awq_repack"));
   nb_marlin_matrix x = matrix_of(&s, words, out, NULL, NB_MARLIN_AWQ);
-  return run(&s, &x, pack_tile_row, 1);
+  return run(&s, &x, nb_cpu() & NB_CPU_AVX2 ? fast_tile_row : pack_tile_row, 1);
 }
 
 int nb_marlin_unpack(nb_tensor *words, const nb_tensor *marlin, const nb_tensor *perm, int bits, int a8) {

@@ -55,19 +55,22 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
   return NB_OK;
 }
 
+static float load_scale(const nb_tensor *t, int64_t i) {
+  return t->dtype == NB_F32 ? ((const float *)t->data)[i] : load16(t->dtype, ((const uint16_t *)t->data)[i]);
+}
+
 int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor) {
-  NB_TRY(same_shape(out, scales->dtype, scales, "scales multiply"));
+  const nb_tensor *both[2] = {scales, out};
+  NB_TRY(nb_expect(out, "scales multiply", -1, scales->ndim, scales->shape));
+  for (int i = 0; i < 2; i++)
+    if (!is_float16(both[i]) && both[i]->dtype != NB_F32)
+      return nb_fail(NB_EINVAL, "scales multiply: expected f16, bf16 or f32, found %s", nb_dtype_name(both[i]->dtype));
   int64_t count = nb_tensor_numel(scales);
   float f = (float)factor;
-  if (scales->dtype == NB_F32) {
-    for (int64_t i = 0; i < count; i++) ((float *)out->data)[i] = ((const float *)scales->data)[i] * f;
-    return NB_OK;
-  }
-  if (!is_float16(scales))
-    return nb_fail(NB_EINVAL, "scales multiply: expected f16, bf16 or f32, found %s", nb_dtype_name(scales->dtype));
-  int dtype = scales->dtype;
-  for (int64_t i = 0; i < count; i++)
-    ((uint16_t *)out->data)[i] = store16(dtype, load16(dtype, ((const uint16_t *)scales->data)[i]) * f);
+  if (out->dtype == NB_F32)
+    for (int64_t i = 0; i < count; i++) ((float *)out->data)[i] = load_scale(scales, i) * f;
+  else
+    for (int64_t i = 0; i < count; i++) ((uint16_t *)out->data)[i] = store16(out->dtype, load_scale(scales, i) * f);
   return NB_OK;
 }
 

@@ -1,6 +1,6 @@
 /* transpose.c - [n,G] <-> [G,n], whole or as a strip of columns: scales and
  * zero-points lie one way in the canonical form and the other on disk. */
-#include "layout.h"
+#include "simd.h"
 
 enum { TILE = 32, SERIAL_BYTES = 1 << 15 };
 
@@ -16,9 +16,21 @@ TRANSPOSE(transpose16, uint16_t)
 TRANSPOSE(transpose32, uint32_t)
 TRANSPOSE(transpose64, uint64_t)
 
+/* The vector kernel's share of a strip: how many rows, in blocks, it did. */
+static int64_t fast_rows(uint32_t *dst, int64_t dst_ld, const uint32_t *src, int64_t src_ld, int64_t rows, int64_t cols,
+                         bool stream) {
+  int64_t done = rows - rows % 8;
+  if (cols % 4) return 0;
+  for (int64_t i = 0; i < done; i += NB_STRIP)
+    nb_words_transpose_avx2(dst + i, dst_ld, src + i * src_ld, src_ld, NB_MIN(NB_STRIP, done - i), cols, stream);
+  return done;
+}
+
 static int transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld, int64_t rows, int64_t cols,
                      int64_t bytes) {
   int64_t strips = NB_CEIL(cols, TILE);
+  bool fast = bytes == 4 && (nb_cpu() & NB_CPU_AVX2);
+  bool stream = fast && nb_layout_streams(dst, dst_ld, rows * cols * 4);
   int stopped = 0;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
     if (rows * cols * bytes > SERIAL_BYTES)
@@ -29,8 +41,10 @@ static int transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld,
     if (nb_stop_requested()) stopped = 1;
     else if (bytes == 1) transpose8((uint8_t *)d, dst_ld, (const uint8_t *)from, src_ld, rows, n);
     else if (bytes == 2) transpose16((uint16_t *)d, dst_ld, (const uint16_t *)from, src_ld, rows, n);
-    else if (bytes == 4) transpose32((uint32_t *)d, dst_ld, (const uint32_t *)from, src_ld, rows, n);
-    else transpose64((uint64_t *)d, dst_ld, (const uint64_t *)from, src_ld, rows, n);
+    else if (bytes == 4) {
+      int64_t done = fast ? fast_rows((uint32_t *)d, dst_ld, (const uint32_t *)from, src_ld, rows, n, stream) : 0;
+      transpose32((uint32_t *)d + done, dst_ld, (const uint32_t *)from + done * src_ld, src_ld, rows - done, n);
+    } else transpose64((uint64_t *)d, dst_ld, (const uint64_t *)from, src_ld, rows, n);
   }
   return stopped ? nb_fail_stopped() : NB_OK;
 }

@@ -33,7 +33,10 @@ static bool grid_float32(nb_grid *g, float pos, float neg, const nb_rtn_options 
   if (isinf(s)) return false;
   if (s == 0) s = pos == 0 && neg == 0 ? epsilon(s_dtype) : smallest(s_dtype);
   int zero = half;
-  if (!o->symmetric) zero = (int)fminf(rintf(neg / s), (float)levels);
+  if (!o->symmetric) {
+    float z = NB_MIN(neg / s, (float)levels);
+    zero = (int)((z + 0x1.8p23f) - 0x1.8p23f); /* half to even, without a call */
+  }
   *g = (nb_grid){ .scale = s, .lo = (float)-zero, .hi = (float)(levels - zero), .offset = zero, .zero = zero };
   return true;
 }

@@ -59,31 +59,49 @@ static double clip_error(const search *s, const nb_grid *g, float pos, float neg
   return (double)nb_mse_pow(NB_MAX(NB_MAX(above, below), 0.0f), s->o.norm);
 }
 
-static nb_grid best_grid(const search *s, const float *x, const nb_grid *start, float pos, float neg, float factor) {
-  nb_rtn_options o = s->o.rtn;
-  o.range = NB_RANGE_NARROW; /* shrinking starts where nothing is clipped */
-  double limit = error_of(s, x, start, factor, false, INFINITY);
-  nb_grid best = *start, last = *start;
-  int steps = (int)(s->o.max_shrink * (float)s->o.grid);
-  for (int i = 0; i <= steps; i++) {
-    float p = 1.0f - (float)i / (float)s->o.grid;
-    nb_grid g;
-    if (!nb_grid_make(&g, p * pos, p * neg, &o, s->q.w_dtype, s->q.s_dtype)) continue;
-    if (g.scale == last.scale && g.zero == last.zero) continue;
-    last = g;
-    if (clip_error(s, &g, pos, neg, factor) >= limit) {
-      if (o.symmetric) break; /* and it only grows from here */
-      continue;
-    }
-    double e = error_of(s, x, &g, factor, false, limit);
-    if (e < limit) {
-      limit = e;
-      best = g;
-    }
+typedef struct attempt {
+  nb_rtn_options o;
+  const float *x;
+  float pos, neg, factor;
+  nb_grid best;
+  double limit; /* the error of best */
+  int step;     /* that gave best; -1: the start */
+} attempt;
+
+/* Tries the range shrunk by i steps. False when no smaller range can be better. */
+static bool try_step(const search *s, attempt *a, int i) {
+  float p = 1.0f - (float)i / (float)s->o.grid;
+  nb_grid g;
+  if (!nb_grid_make(&g, p * a->pos, p * a->neg, &a->o, s->q.w_dtype, s->q.s_dtype)) return true;
+  if (g.scale == a->best.scale && g.zero == a->best.zero) return true;
+  /* the clipping alone; on a symmetric grid it only grows from here */
+  if (clip_error(s, &g, a->pos, a->neg, a->factor) >= a->limit) return !a->o.symmetric;
+  double e = error_of(s, a->x, &g, a->factor, false, a->limit);
+  if (e < a->limit) {
+    a->limit = e;
+    a->best = g;
+    a->step = i;
   }
+  return true;
+}
+
+/* Every fourth step over the whole range, then the steps around the best: what
+ * trying all of them would find, but for a hair, at a third of the time. */
+static nb_grid best_grid(const search *s, const float *x, const nb_grid *start, float pos, float neg, float factor) {
+  enum { STRIDE = 4 };
+  attempt a = { .o = s->o.rtn, .x = x, .pos = pos, .neg = neg, .factor = factor, .best = *start, .step = -1 };
+  a.o.range = NB_RANGE_NARROW; /* shrinking starts where nothing is clipped */
+  a.limit = error_of(s, x, start, factor, false, INFINITY);
+  int steps = (int)(s->o.max_shrink * (float)s->o.grid);
+  for (int i = 0; i <= steps; i += STRIDE)
+    if (!try_step(s, &a, i)) break;
+  int middle = a.step;
+  if (middle >= 0)
+    for (int i = NB_MAX(0, middle - STRIDE + 1); i <= NB_MIN(steps, middle + STRIDE - 1); i++)
+      if (i != middle) try_step(s, &a, i);
   /* The codes divide; so does the comparison that decides. */
   double rtn = error_of(s, x, start, factor, true, INFINITY);
-  return error_of(s, x, &best, factor, true, INFINITY) < rtn ? best : *start;
+  return error_of(s, x, &a.best, factor, true, INFINITY) < rtn ? a.best : *start;
 }
 
 static bool quantize_group(const search *s, float *x, int64_t index) {

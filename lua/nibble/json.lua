@@ -202,4 +202,57 @@ function M.encode(value, options)
   return table.concat(out)
 end
 
+-- Where the members of a valid object text lie: calls fn(key, first, value_first, last)
+-- with positions of the key's quote, the value's first and last byte.
+local function each_member(text, fn)
+  local at = text:find("{", 1, true) + 1
+  while true do
+    local first = text:match('^%s*,?%s*()"', at)
+    if not first then return end
+    local last = first
+    repeat last = text:find('"', last + 1, true) until #text:sub(first, last - 1):match "\\*$" % 2 == 0
+    local key, value = text:sub(first, last), text:match("^%s*:%s*()", last + 1)
+    local depth, stop = 0, value
+    while true do -- strings whole, brackets by depth, anything else byte by byte
+      local c = text:sub(stop, stop)
+      if c == '"' then
+        local from = stop
+        repeat stop = text:find('"', stop + 1, true) until #text:sub(from, stop - 1):match "\\*$" % 2 == 0
+      elseif c == "{" or c == "[" then depth = depth + 1
+      elseif c == "}" or c == "]" then depth = depth - 1 end
+      local following = text:match("^%s*([,}%]])", stop + 1)
+      if depth == 0 and following then break end
+      stop = stop + 1
+    end
+    fn(M.decode(key), first, value, stop)
+    at = stop + 1
+  end
+end
+
+--- replace(text, key, value) -> text | nil, msg, code
+-- A JSON object's text with one top-level member replaced, added at the end, or (value nil) taken out;
+-- every other byte stays as it was, so that numbers keep their spelling.
+function M.replace(text, key, value)
+  local object_, msg, code = M.decode(text)
+  if object_ == nil then return nil, msg, code end
+  if type(object_) ~= "table" or M.is_array(object_) or object_ == M.null then
+    return nil, "json.replace: expected a JSON object", "eformat"
+  end
+  local first, value_first, last, previous_last, count = nil, nil, nil, nil, 0
+  each_member(text, function(k, a, v, z)
+    if k == key then first, value_first, last = a, v, z
+    elseif not first then previous_last = z end
+    count = count + 1
+  end)
+  local written = value ~= nil and M.encode(value, { indent = 2 }):gsub("\n", "\n  ")
+  if first and written then return text:sub(1, value_first - 1) .. written .. text:sub(last + 1) end
+  if first then -- out with it, and one comma
+    if previous_last then return text:sub(1, previous_last) .. text:sub(last + 1) end
+    return text:sub(1, first - 1) .. text:sub(last + 1):gsub("^%s*,%s*", "")
+  end
+  if not written then return text end
+  local close = text:match "()%s*}%s*$"
+  return text:sub(1, close - 1) .. (count > 0 and "," or "") .. ('\n  "%s": '):format(key) .. written .. "\n}" .. "\n"
+end
+
 return M

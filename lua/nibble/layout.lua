@@ -127,11 +127,36 @@ end
 --- layout.awq.unpack_zeros(words, bits, G | zeros [, row]) -> zeros u8 [n,G]
 M.awq.pack_zeros, M.awq.unpack_zeros = M.awq.pack, M.awq.unpack
 
---- layout.awq_gemv.pack_zeros(zeros, bits, words [, row]) -> words i32 [n, w]
--- w is the file's padded width (8*w >= G); the padding becomes 0.
+--- layout.awq_gemv.width(k, group) -> words a row of zero-points has in AutoAWQ's files: ceil(k/group/8) up to
+-- a multiple of 1, 2 or 4 for groups of 128, 64 or 32, as its kernels read. Scales have 8 times as many columns.
+function M.awq_gemv.width(k, group)
+  local unit = group >= 128 and 1 or group == 64 and 2 or group == 32 and 4
+  if not unit then error(("awq_gemv: groups of 32, 64, 128 or more, found %d"):format(group), 2) end
+  return math.ceil(math.ceil(math.floor(k / group) / 8) / unit) * unit
+end
+
+--- layout.awq_gemv.pack_zeros(zeros, 4, words [, row]) -> words i32 [n, w]
+-- w: the file's padded width (8*w >= G); the padding becomes 0.
 function M.awq_gemv.pack_zeros(zeros, bits, words, row)
   return check(C.nb_awq_gemv_pack_zeros(words, zeros, bits, (row or 1) - 1), words)
 end
+
+-- Columns 1..cols of t [r,c], or t with zeros behind them.
+local function columns(t, cols)
+  local out = tensor.new(t:type(), { t:size(1), cols })
+  local element = tonumber(C.nb_dtype_bits(t.dtype)) / 8
+  local from, to, width = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data), t:size(2)
+  for r = 0, t:size(1) - 1 do
+    ffi.copy(to + r * cols * element, from + r * width * element, math.min(cols, width) * element)
+  end
+  return out
+end
+
+--- layout.awq_gemv.pad_scales(scales, w) -> [n, 8*w]: scales [n,G] with zeros behind them.
+function M.awq_gemv.pad_scales(scales, w) return columns(scales, 8 * w) end
+
+--- layout.awq_gemv.unpad_scales(scales, G) -> [n,G]: the inverse.
+function M.awq_gemv.unpad_scales(scales, groups) return columns(scales, groups) end
 
 --- layout.awq_gemv.unpack_zeros(words, bits, G | zeros [, row]) -> zeros u8 [n,G]
 function M.awq_gemv.unpack_zeros(words, bits, zeros, row)
@@ -221,14 +246,55 @@ end
 --- layout.awq_to_gptq(words, bits) -> words i32 [K/pf, N] from AWQ words [K, N/pf]
 -- Lossless and bijective: the same codes in GPTQ's order; 4 or 8 bits. (INC-11)
 function M.awq_to_gptq(words, bits)
+  if bits == 4 and ffi.istype(tensor.type, words) and words.ndim == 2 then
+    local out = tensor.new("i32", { math.ceil(words:size(1) / 8), 8 * words:size(2) })
+    return check(C.nb_awq_to_gptq(out, words), out)
+  end
   local codes = M.awq.unpack(words, bits, words:size(1))
   return M.gptq.pack(codes, bits)
 end
 
 --- layout.gptq_to_awq(words, bits, K) -> words i32 [K, N/pf] from GPTQ words [K/pf, N]
 function M.gptq_to_awq(words, bits, k)
+  if bits == 4 and ffi.istype(tensor.type, words) and words.ndim == 2 then
+    local out = tensor.new("i32", { k, math.floor(words:size(2) / 8) })
+    return check(C.nb_gptq_to_awq(out, words), out)
+  end
   local codes = M.gptq.unpack(words, bits, k)
   return M.awq.pack(codes, bits)
+end
+
+-- A direct repack into new words of this shape.
+local function direct(fn, words, what, rows, cols)
+  if not ffi.istype(tensor.type, words) or words.ndim ~= 2 then
+    error(what .. ": expected words as a matrix of i32", 3)
+  end
+  local out = tensor.new(words:type(), { rows(words), cols(words) })
+  return check(fn(out, words), out)
+end
+
+--- layout.awq_to_ct(words) -> words i32 [N, ceil(K/8)] from AWQ 4-bit words [K, N/8]
+-- Straight, at the speed of a copy; the same words as unpacking and packing. (FORMATS 10)
+function M.awq_to_ct(words)
+  return direct(C.nb_awq_to_ct, words, "awq_to_ct", function(w) return 8 * w:size(2) end,
+    function(w) return math.ceil(w:size(1) / 8) end)
+end
+
+--- layout.ct_to_awq(words [, K]) -> words i32 [K, N/8]: the inverse. K: 8 for each word if not given.
+function M.ct_to_awq(words, k)
+  return direct(C.nb_ct_to_awq, words, "ct_to_awq", function(w) return k or 8 * w:size(2) end,
+    function(w) return math.floor(w:size(1) / 8) end)
+end
+
+--- layout.gptq_to_ct(words) -> words i32 [N, ceil(K*bits/32)] from GPTQ words [ceil(K*bits/32), N]
+-- Any bits: the words are the same ones, transposed. Only for a trivial g_idx. (FORMATS 10)
+function M.gptq_to_ct(words)
+  return direct(C.nb_gptq_to_ct, words, "gptq_to_ct", function(w) return w:size(2) end, function(w) return w:size(1) end)
+end
+
+--- layout.ct_to_gptq(words) -> words i32 [ceil(K*bits/32), N]: the inverse.
+function M.ct_to_gptq(words)
+  return direct(C.nb_ct_to_gptq, words, "ct_to_gptq", function(w) return w:size(2) end, function(w) return w:size(1) end)
 end
 
 -- layout.marlin: loaded when first used.

@@ -167,7 +167,7 @@ end
 local function function_tile(method, f)
   return function(out, w, scheme, options)
     if w:type() ~= "f32" then w = w:cast "f32" end
-    local scales = tensor.new("f32", out.scales:size())
+    local scales = out.scales:type() == "f32" and out.scales or tensor.new("f32", out.scales:size())
     local dtype = out.scales.dtype
     local given = {
       codes = out.codes, scales = scales, zeros = out.zeros, n = out.n, k = out.k, groups = out.scales:size(2),
@@ -191,7 +191,7 @@ local function function_tile(method, f)
       local done, msg = take(method.name, what, got[what], given[what])
       if not done then return nil, msg, "einval" end
     end
-    must(C.nb_cast(out.scales, scales, 0))
+    if scales ~= out.scales then must(C.nb_cast(out.scales, scales, 0)) end
     local fine, msg, code = answer(C.nb_quant_check(out.codes, out.scales, out.zeros, scheme.bits))
     if not fine then return nil, method.name .. ": " .. msg, code end
     return true
@@ -273,11 +273,11 @@ local scheme_keys = { scheme = true, group = true, symmetric = true, strategy = 
                       actorder = true }
 
 --- of_tensor(w, {scheme="W4A16", group=128, method="rtn", …}) -> Quantized | nil, msg, code
--- t:quantize{…}: the scheme's fields, the method and the method's options in one table.
+-- t:quantize{…} is this: the scheme's fields, the method and the method's options in one table.
 function M.of_tensor(w, t)
   if type(t) == "string" then t = { scheme = t } end
   if type(t) ~= "table" or t.scheme == nil then
-    error('quantize: name a scheme, as in w:quantize{scheme = "W4A16", group = 128, method = "rtn"}', 3)
+    error('quantize: name a scheme, as in w:quantize{scheme = "W4A16", group = 128, method = "rtn"}', 2)
   end
   local fields, options = {}, {}
   for key, value in pairs(t) do
@@ -286,9 +286,9 @@ function M.of_tensor(w, t)
     elseif key ~= "method" then options[key] = value end
   end
   local ok, scheme = pcall(scheme_m.parse, t.scheme, fields)
-  if not ok then error((tostring(scheme):gsub("^[^:]+:%d+: ", "")), 3) end
+  if not ok then error((tostring(scheme):gsub("^[^:]+:%d+: ", "")), 2) end
   local results = { pcall(M.quantize, w, scheme, { method = t.method, options = options }) }
-  if not results[1] then error((tostring(results[2]):gsub("^[^:]+:%d+: ", "")), 3) end
+  if not results[1] then error((tostring(results[2]):gsub("^[^:]+:%d+: ", "")), 2) end
   return unpack(results, 2, 4)
 end
 

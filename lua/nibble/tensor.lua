@@ -133,6 +133,16 @@ function methods.clone(t)
   return c
 end
 
+--- t:cast(dtype [, {saturate = true}]) -> a new tensor with the same values in another dtype.
+-- Rounds to nearest even, once. saturate: what lies beyond the range becomes the greatest finite
+-- value instead of infinity or NaN. To integers: half to even, into the range; NaN is 0.
+function methods.cast(t, dtype, options)
+  M.dtype_id(dtype)
+  local out = M.new(dtype, t:size())
+  must(C.nb_cast(out, t, options and options.saturate and 1 or 0))
+  return out
+end
+
 --- t:drop(): mapped pages of t need not stay resident; the data stay readable.
 function methods.drop(t) C.nb_tensor_drop(t) end
 
@@ -148,6 +158,9 @@ function methods.totable(t)
   for i = 1, t:numel() do out[i] = tonumber(p[i - 1]) end
   return out
 end
+
+--- t:quantize{scheme="W4A16", group=128, method="rtn", …} -> Quantized | nil, msg, code: see quant.of_tensor.
+function methods.quantize(t, options) return require "nibble.quant".of_tensor(t, options) end
 
 M.methods = methods
 

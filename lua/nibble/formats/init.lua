@@ -25,7 +25,9 @@ local tensor = require "nibble.tensor"
 local nffi = require "nibble.ffi"
 local scheme = require "nibble.scheme"
 local regex = require "nibble.regex"
+local suggest = require "nibble.suggest"
 local text = require "nibble.text"
+local units = require "nibble.units"
 local common = require "nibble.formats.common"
 
 local M = {}
@@ -66,7 +68,7 @@ local plain_suffixes = { weight = true, bias = true }
 -- The checkpoints of a quant_method that nothing here reads: listed, and refused module by module.
 local function opaque(ck)
   local plain = require "nibble.formats.plain"
-  local method = tostring(ck.quantization.config.quant_method)
+  local method = require("nibble.formats.overrides").method(ck)
   local f = { name = method, title = method .. " (not readable yet)" }
   function f.settings() return {} end
   function f.probe(c, module, tensors)
@@ -184,20 +186,23 @@ function M.modules(ck)
   return all.list
 end
 
+-- Candidates for "did you mean": names as long, give or take two letters.
+local function lookalikes(all, name)
+  local out = {}
+  for _, rec in ipairs(all.list) do
+    if math.abs(#rec.name - #name) <= 2 and #out < 2000 then out[#out + 1] = rec.name end
+  end
+  return out
+end
+
 --- record(ck, name) -> record | nil, msg, code: of one module; name with or without ".weight".
 function M.record(ck, name)
   local all, msg, code = opened(ck)
   if not all then return nil, msg, code end
   local rec = all.by_name[name] or all.by_name[(name:gsub("%.weight$", ""))]
   if rec then return rec end
-  local names = {}
-  local tail = name:match "[^.]*$"
-  for _, r in ipairs(all.list) do
-    if r.name:match "[^.]*$" == tail then names[#names + 1] = r.name end
-  end
-  local near = text.nearest(name, #names > 0 and #names < 500 and names or {})
-  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name,
-    near and ('; did you mean "%s"?'):format(near) or ""), "einval"
+  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name, suggest.hint(name, lookalikes(all, name))),
+    "einval"
 end
 
 --- source(ck, rec) -> suffix -> mapped tensor | nil, msg, code: what read() takes.
@@ -326,8 +331,8 @@ end
 
 local function describe(rec)
   local shape = rec.n and ("[%d×%d]"):format(rec.n, rec.k) or ""
-  return ("%s  %s %s  %s  %s  %.2f bits  %.1f KiB"):format(rec.name, rec.kind, shape, what_is(rec), rec.format,
-    rec.bits_per_weight, rec.bytes / 1024)
+  return ("%s  %s %s  %s  %s  %.2f bits  %s"):format(rec.name, rec.kind, shape, what_is(rec), rec.format,
+    rec.bits_per_weight, units.bytes(rec.bytes))
 end
 
 local lazy = {

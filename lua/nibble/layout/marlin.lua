@@ -158,9 +158,10 @@ function M.fp8_preprocess(words, zeros, options)
   return check(C.nb_marlin_fp8_preprocess(out, words, zeros, options.bits or 4, flag(options.inverse)), out)
 end
 
---- layout.marlin.multiply_scales(scales, factor) -> scales * factor, rounded to their dtype (f16, bf16, f32).
-function M.multiply_scales(scales, factor)
-  local out = like(scales)
+--- layout.marlin.multiply_scales(scales, factor [, dtype]) -> scales * factor in float32, rounded once to dtype
+-- (f16, bf16 or f32; default: the scales' own).
+function M.multiply_scales(scales, factor, dtype)
+  local out = like(scales, dtype)
   return check(C.nb_scales_multiply(out, scales, factor), out)
 end
 

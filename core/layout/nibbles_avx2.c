@@ -1,0 +1,163 @@
+/* nibbles_avx2.c - between column-packed (AWQ) and row-packed (GPTQ, compressed-
+ * tensors) words: transposes of 8x8 nibbles and of words.
+ *
+ * The large ones are bound by memory, and the order of their accesses decides: read
+ * whole cache lines, write runs of 256 bytes (streamed runs of one line cost four
+ * times as much), and ask for the next strip's lines while the last one is stored. */
+#include "nibbles_avx2.h"
+#include "simd.h"
+
+/* Eight rows of eight words of nibbles: lo[c] and hi[c] hold words of eight rows,
+ * the columns of the words c (lower lane) and c+4 (upper lane) at their nibbles
+ * 0 2 4 6 and 1 3 5 7. Nibble r of such a word is row[r]'s. */
+static inline void octet(v8 *lo, v8 *hi, const uint32_t *in, int64_t ld, const int *row) {
+  v8 l[4], h[4];
+  UNROLL for (int p = 0; p < 4; p++) {
+    l[p] = nb_v8_load(in + row[2 * p] * ld);
+    h[p] = nb_v8_load(in + row[2 * p + 1] * ld);
+    nb_swap_nibbles(&l[p], &h[p]);
+  }
+  nb_bytes_to_words(lo, l[0], l[1], l[2], l[3]);
+  nb_bytes_to_words(hi, h[0], h[1], h[2], h[3]);
+}
+
+static const int plain[8] = {0, 1, 2, 3, 4, 5, 6, 7}, awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+/* ---- one row of words along k <-> eight rows of AWQ ----------------------------- */
+
+void nb_awq4_to_gptq_row_avx2(uint32_t *gptq, const uint32_t *awq, int64_t ld, int64_t nw) {
+  v8 lo[4], hi[4];
+  for (int64_t n = 0; n < nw; n += 8) {
+    octet(lo, hi, awq + n, ld, plain);
+    UNROLL for (int c = 0; c < 4; c++) { /* lo: columns 0 4 1 5, hi: 2 6 3 7 */
+      __m256 l = _mm256_castsi256_ps(lo[c]), h = _mm256_castsi256_ps(hi[c]);
+      v8 a = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0x88)), b = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0xdd));
+      nb_v8_store(gptq + 8 * (n + c), nb_lower(a, b));
+      nb_v8_store(gptq + 8 * (n + c + 4), nb_upper(a, b));
+    }
+  }
+}
+
+void nb_awq8_to_gptq_row_avx2(uint32_t *gptq, const uint32_t *awq, int64_t ld, int64_t nw) {
+  v8 w[4]; /* word c: columns 0 2 1 3 */
+  for (int64_t n = 0; n < nw; n += 8) {
+    nb_bytes_to_words(w, nb_v8_load(awq + n), nb_v8_load(awq + ld + n), nb_v8_load(awq + 2 * ld + n),
+                      nb_v8_load(awq + 3 * ld + n));
+    UNROLL for (int c = 0; c < 4; c++) w[c] = _mm256_shuffle_epi32(w[c], 0xd8);
+    UNROLL for (int c = 0; c < 4; c += 2) {
+      nb_v8_store(gptq + 4 * (n + c), nb_lower(w[c], w[c + 1]));
+      nb_v8_store(gptq + 4 * (n + c + 4), nb_upper(w[c], w[c + 1]));
+    }
+  }
+}
+
+void nb_gptq_to_awq4_rows_avx2(uint32_t *awq, int64_t ld, const uint32_t *gptq, int64_t nw) {
+  uint32_t turned[8 * 8]; /* [column of eight][word] */
+  v8 lo[4], hi[4];
+  for (int64_t n = 0; n < nw; n += 8) {
+    nb_words_transpose_avx2(turned, 8, gptq + 8 * n, 8, 8, 8, false);
+    octet(lo, hi, turned, 8, awq_order);
+    nb_words_4x4(lo);
+    nb_words_4x4(hi);
+    UNROLL for (int i = 0; i < 4; i++) {
+      nb_v8_store(awq + 2 * i * ld + n, lo[i]);
+      nb_v8_store(awq + (2 * i + 1) * ld + n, hi[i]);
+    }
+  }
+}
+
+/* ---- words -------------------------------------------------------------------- */
+
+/* Columns 0 to 3 of `rows` rows of words, into rows order[0..3] of `to`. */
+static inline void four_columns(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
+                                const int *order, bool stream) {
+  v8 b[4][NB_STRIP / 8];
+  for (int64_t k = 0; k < rows; k += 8) {
+    v8 x[4];
+    UNROLL for (int i = 0; i < 4; i++) x[i] = nb_v8_load2(from + (k + i) * from_ld, from + (k + i + 4) * from_ld);
+    nb_words_4x4(x);
+    UNROLL for (int i = 0; i < 4; i++) b[i][k / 8] = x[i];
+  }
+  for (int i = 0; i < 4; i++) /* each row's run at once, or the write-combining buffers spill */
+    for (int64_t k = 0; k < rows; k += 8) nb_v8_put(to + order[i] * to_ld + k, b[i][k / 8], stream);
+}
+
+void nb_words_transpose_avx2(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
+                             int64_t cols, bool stream) {
+  for (int64_t n = 0; n < cols; n += 4) {
+    if (n % 16 == 0)
+      for (int64_t k = 0; k < rows; k++) _mm_prefetch((const char *)(from + k * from_ld + n + 16), _MM_HINT_T1);
+    four_columns(to + n * to_ld, to_ld, from + n, from_ld, rows, plain, stream);
+  }
+  if (stream) _mm_sfence();
+}
+
+/* ---- nibbles: `octets` times eight rows of `words` words, turned ------------------ */
+
+enum { STRIP_WORDS = 16, ROW = 8 * STRIP_WORDS + 16 }; /* one cache line of each row; the pad spreads the sets */
+
+static inline __attribute__((always_inline)) void turn(uint32_t *to, int64_t to_ld, const uint32_t *from,
+                                                       int64_t from_ld, int64_t octets, int64_t words, const int *row,
+                                                       const int order[2][4], bool stream) {
+  uint32_t tmp[NB_STRIP * ROW] __attribute__((aligned(64)));
+  for (int64_t w = 0; w < words; w += STRIP_WORDS) {
+    for (int64_t k = 0; k < octets; k++)
+      UNROLL for (int half = 0; half < 2; half++) {
+        v8 lo[4], hi[4];
+        octet(lo, hi, from + 8 * k * from_ld + w + 8 * half, from_ld, row);
+        UNROLL for (int c = 0; c < 4; c++) {
+          nb_v8_store(tmp + k * ROW + 64 * half + 16 * c, lo[c]);
+          nb_v8_store(tmp + k * ROW + 64 * half + 16 * c + 8, hi[c]);
+        }
+      }
+    for (int64_t g = 0; g < 2 * STRIP_WORDS; g++) { /* of tmp: half, then c, then lo or hi, then the lane */
+      int64_t ahead = octets / 4;
+      for (int64_t i = g * ahead; i < (g + 1) * ahead && w + STRIP_WORDS < words; i++)
+        _mm_prefetch((const char *)(from + i * from_ld + w + STRIP_WORDS), _MM_HINT_T1);
+      int64_t c = w + 8 * (g / 16) + g / 4 % 4 + 4 * (g % 2);
+      four_columns(to + 8 * c * to_ld, to_ld, tmp + 4 * g, ROW, octets, order[g / 2 % 2], stream);
+    }
+  }
+  if (stream) _mm_sfence();
+}
+
+static const int awq_columns[2][4] = {{0, 4, 1, 5}, {2, 6, 3, 7}}, plain_columns[2][4] = {{0, 2, 4, 6}, {1, 3, 5, 7}};
+
+void nb_awq4_to_ct_avx2(uint32_t *ct, int64_t ct_ld, const uint32_t *awq, int64_t awq_ld, int64_t kw, int64_t nw,
+                        bool stream) {
+  if (stream) turn(ct, ct_ld, awq, awq_ld, kw, nw, plain, awq_columns, true);
+  else turn(ct, ct_ld, awq, awq_ld, kw, nw, plain, awq_columns, false);
+}
+
+void nb_ct_to_awq4_avx2(uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw, int64_t nw,
+                        bool stream) {
+  if (stream) turn(awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, true);
+  else turn(awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, false);
+}
+
+/* ---- codes ---------------------------------------------------------------------- */
+
+void nb_nibbles_unpack_avx2(uint8_t *codes, const uint32_t *words, int64_t count) {
+  const v8 low = _mm256_set1_epi8(0x0f);
+  for (int64_t i = 0; i < count; i += 64) {
+    v8 w = nb_v8_load((const uint8_t *)words + i / 2);
+    v8 even = _mm256_and_si256(w, low), odd = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
+    v8 a = _mm256_unpacklo_epi8(even, odd), b = _mm256_unpackhi_epi8(even, odd);
+    nb_v8_store(codes + i, nb_lower(a, b));
+    nb_v8_store(codes + i + 32, nb_upper(a, b));
+  }
+}
+
+unsigned nb_nibbles_pack_avx2(uint32_t *words, const uint8_t *codes, int64_t count) {
+  const v8 weigh = _mm256_set1_epi16(0x1001); /* even code + 16 * odd code */
+  const v8 low = _mm256_set1_epi8(0x0f);
+  v8 seen = _mm256_setzero_si256();
+  for (int64_t i = 0; i < count; i += 64) {
+    v8 a = nb_v8_load(codes + i), b = nb_v8_load(codes + i + 32);
+    seen = _mm256_or_si256(seen, _mm256_or_si256(a, b));
+    a = _mm256_maddubs_epi16(_mm256_and_si256(a, low), weigh);
+    b = _mm256_maddubs_epi16(_mm256_and_si256(b, low), weigh);
+    nb_v8_store((uint8_t *)words + i / 2, _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8));
+  }
+  return _mm256_testz_si256(seen, _mm256_andnot_si256(low, _mm256_set1_epi8(-1))) ? 0x0f : 0xff;
+}

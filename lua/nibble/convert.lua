@@ -1,0 +1,511 @@
+-- convert: runs a plan. Tensors flow from the mapped source through row tiles to
+-- the writer; every module is decoded again from the written file and must give
+-- the codes, zero-points and scales that were meant, bit for bit; only then does
+-- the journal name it. So a run may be killed at any moment, and the same command
+-- goes on with the first module that the journal lacks.
+--
+--   source tensors ──read/quantize──▶ tile ──write──▶ buffers ──▶ writer ──▶ *.partial
+--                                      │ hash                                  │ read back
+--                                      └────────────── equal? ◀── hash ────────┘
+--
+-- The folder while running: .nibble-journal, NAME.partial, copied side files. At
+-- the end: files renamed, config.json and nibble.json (the certificate) written,
+-- the journal removed.
+local ffi = require "ffi"
+local nffi = require "nibble.ffi"
+local checkpoint = require "nibble.checkpoint"
+local json = require "nibble.json"
+local formats = require "nibble.formats"
+local plans = require "nibble.plan"
+local quant = require "nibble.quant"
+local scheme_m = require "nibble.scheme"
+local tensors = require "nibble.tensor"
+local C = nffi.C
+
+local M = {}
+
+local journal_name = ".nibble-journal"
+local certificate_name = "nibble.json"
+-- Elements of a row tile: bf16 input, u8 codes and f32 scratch stay in the caches.
+local tile_elements = 2 ^ 19
+-- Output bytes between two proofs: what a killed run may have to do again.
+local batch_bytes = 128 * 2 ^ 20
+
+-- ---- hashes -------------------------------------------------------------------
+
+local function new_hash()
+  local h = C.nb_hash_new()
+  if h == nil then error("out of memory for a hash", 0) end
+  return ffi.gc(h, C.nb_hash_free)
+end
+
+local hex = ffi.new "char[33]"
+local function digest(h)
+  C.nb_hash_hex(h, hex)
+  return ffi.string(hex)
+end
+
+-- Block by block: a mapped tensor's pages are let go again behind the hash.
+local function hash_tensor(h, t)
+  local block, bytes = 16 * 2 ^ 20, t:bytes()
+  if bytes == 0 then return end
+  local all = t:as("u8", { bytes })
+  for at = 1, bytes, block do
+    nffi.stop_check()
+    local part = all:rows(at, math.min(bytes, at + block - 1))
+    C.nb_hash_update(h, part.data, part:bytes())
+    part:drop()
+  end
+end
+
+-- ---- tiles --------------------------------------------------------------------
+
+-- Rows of a tile: a multiple of 64, and of what each format's packing along n begins on.
+local function tile_rows(job, ...)
+  local n, k = job.rec.n, job.rec.k
+  local step = 64
+  for _, format_rec in ipairs { ... } do
+    local need = format_rec[1].row_step(format_rec[2])
+    while step % need ~= 0 do step = step * 2 end
+  end
+  return math.min(n, math.max(step, math.floor(tile_elements / k / step) * step))
+end
+
+-- Calls fn(a, b, q) over rows a..b (1-based, inclusive), q being a tile of that many rows.
+local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
+  local n, k = job.rec.n, job.rec.k
+  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype, tostring(g_idx) }, "|")
+  if cache.key ~= key then
+    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype, g_idx)
+  end
+  for a = 1, n, rows do
+    nffi.stop_check()
+    local b = math.min(n, a + rows - 1)
+    local q = b - a + 1 == rows and cache.q or cache.q:rows(1, b - a + 1)
+    local ok, msg, code = fn(a, b, q)
+    if not ok then return nil, msg, code end
+  end
+  return true
+end
+
+-- ---- the three ways of making a module -------------------------------------------
+-- Each fills dst (suffix -> heap tensor of the output layout) and returns the
+-- content hash of what was meant, or nil, msg, code.
+
+local function make_quantized(run, job, dst)
+  local rec, method, scheme = job.rec, job.method, job.out.scheme
+  local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
+  if not source then return nil, msg, code end
+  local h, sums = new_hash(), run.measure and {} or nil
+  local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
+  local ok
+  ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, nil, function(a, b, q)
+    local w = source:rows(a, b)
+    local done, why, kind = method.tile(q, w, scheme, job.options)
+    if not done then return nil, ("%s, rows %d to %d: %s"):format(rec.name, a, b, why), kind end
+    q:hash_into(h)
+    if sums then quant.add_error(sums, q, w) end
+    done, why, kind = job.format.write(dst, job.out, a, b, q)
+    if not done then return nil, why, kind end
+    w:drop()
+    return true
+  end)
+  if not ok then return nil, msg, code end
+  if sums then job.error = quant.finish_error(sums) end
+  return digest(h)
+end
+
+local function make_converted(run, job, dst)
+  local rec, h = job.rec, new_hash()
+  local from = assert(formats.get(rec.format))
+  local src, msg, code = formats.source(run.plan.model, rec)
+  if not src then return nil, msg, code end
+  local rows = tile_rows(job, { from, rec }, { job.format, job.out })
+  local ok
+  ok, msg, code = each_tile(run.scratch, job, rows, rec.scheme, rec.dtype, nil, function(a, b, q)
+    local done, why, kind = from.read(src, rec, a, b, q)
+    if not done then return nil, why, kind end
+    q:hash_into(h)
+    return job.format.write(dst, job.out, a, b, q)
+  end)
+  for _, t in pairs(src) do t:drop() end
+  if not ok then return nil, msg, code end
+  return digest(h)
+end
+
+local function make_dequantized(run, job, dst)
+  local w, msg, code = run.plan.model:weight(job.name, job.out.dtype)
+  if not w then return nil, msg, code end
+  nffi.must(C.nb_tensor_copy(dst.weight, w))
+  local h = new_hash()
+  hash_tensor(h, w)
+  return digest(h)
+end
+
+local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized }
+
+-- ---- writing and proving -------------------------------------------------------
+
+-- A tensor that goes along as it is: into the writer, its content's hash out.
+local function pass_on(run, name, source_name)
+  local tensor, msg, code = run.plan.model:tensor(source_name)
+  if not tensor then return nil, msg, code end
+  local h = new_hash()
+  hash_tensor(h, tensor)
+  local ok
+  ok, msg, code = run.writer:put(name, tensor)
+  if not ok then return nil, msg, code end
+  return digest(h)
+end
+
+-- The layout's tensors that hold the weight; a bias passes by.
+local function weight_tensors(job)
+  local out = {}
+  for _, t in ipairs(job.layout) do
+    if job.action ~= "copy" and t.suffix ~= "bias" then out[#out + 1] = t end
+  end
+  return out
+end
+
+local function make_module(run, job)
+  local parts, dst = {}, {}
+  local own = weight_tensors(job)
+  for _, t in ipairs(own) do dst[t.suffix] = tensors.new(t.dtype, t.shape) end
+  if #own > 0 then
+    local hash, msg, code = makers[job.action](run, job, dst)
+    if not hash then return nil, msg, code end
+    parts[1] = hash
+  end
+  for _, t in ipairs(job.layout) do
+    local name = plans.tensor_name(job, t)
+    local ok, msg, code
+    if dst[t.suffix] then
+      ok, msg, code = run.writer:put(name, dst[t.suffix])
+      dst[t.suffix]:free()
+    else
+      ok, msg, code = pass_on(run, name, job.rec.tensors[t.suffix].name)
+      parts[#parts + 1] = ok
+    end
+    if not ok then return nil, msg, code end
+  end
+  return table.concat(parts, "+")
+end
+
+local function hash_decoded(run, job, src)
+  local h, out = new_hash(), job.out
+  local rows = tile_rows(job, { job.format, out })
+  local ok, msg, code = each_tile(run.proof_scratch, job, rows, out.scheme, job.scale_dtype, nil, function(a, b, q)
+    local done, why, kind = job.format.read(src, out, a, b, q)
+    if not done then return nil, why, kind end
+    q:hash_into(h)
+    return true
+  end)
+  if not ok then return nil, msg, code end
+  return digest(h)
+end
+
+-- What the written file says, by the format's own reader.
+local function hash_written(run, job)
+  local src, parts = {}, {}
+  for _, t in ipairs(job.layout) do
+    local tensor, msg, code = run.writer:tensor(plans.tensor_name(job, t))
+    if not tensor then return nil, msg, code end
+    src[t.suffix] = tensor
+  end
+  if job.action == "quantize" or job.action == "convert" then
+    local hash, msg, code = hash_decoded(run, job, src)
+    if not hash then return nil, msg, code end
+    parts[1] = hash
+  end
+  for _, t in ipairs(job.layout) do
+    if #parts == 0 or t.suffix == "bias" or job.action == "copy" or job.action == "dequantize" then
+      local h = new_hash()
+      hash_tensor(h, src[t.suffix])
+      parts[#parts + 1] = digest(h)
+    end
+  end
+  for _, t in pairs(src) do t:drop() end
+  return table.concat(parts, "+")
+end
+
+-- The journal's line for a module: name and hash; the hash is proven before it is written.
+local function prove_batch(run)
+  if #run.batch == 0 then return true end
+  local ok, msg, code = run.writer:flush()
+  if not ok then return nil, msg, code end
+  for _, item in ipairs(run.batch) do
+    local found, why, kind = hash_written(run, item.job)
+    if not found then return nil, why, kind end
+    if found ~= item.hash then
+      return nil, ("%s: what was written does not decode to what was meant (%s, expected %s); the output is not to be used")
+        :format(item.job.name, found, item.hash), "eformat"
+    end
+    item.job.hash = item.hash
+    local line = "done " .. item.hash .. " " .. item.job.name
+    if item.job.error then line = line .. "\t" .. json.encode(item.job.error) end
+    ok, msg, code = run.journal:append(line)
+    if not ok then return nil, msg, code end
+  end
+  run.batch, run.batch_bytes = {}, 0
+  return true
+end
+
+-- ---- the output folder -----------------------------------------------------------
+
+-- -> "new" | "resume" | "complete" | nil, msg, code
+local function look_at_output(dir, id)
+  local kind = checkpoint.exists(dir)
+  if not kind then return "new" end
+  if kind ~= "dir" then return nil, ("%s is a file; give a folder for the output"):format(dir), "eio" end
+  local certificate = checkpoint.read_file(dir .. "/" .. certificate_name)
+  local entries, msg, code = checkpoint.list(dir)
+  if not entries then return nil, msg, code end
+  local has_journal = checkpoint.exists(dir .. "/" .. journal_name)
+  if has_journal then return "resume" end
+  if certificate then
+    local c = json.decode(certificate)
+    if type(c) == "table" and c.plan == id then return "complete" end
+    return nil, ("%s holds the finished output of another plan; choose another folder or remove it"):format(dir), "eio"
+  end
+  if #entries > 0 then
+    return nil, ("%s exists and holds other files (%s%s); choose another folder or empty it"):format(dir, entries[1],
+      #entries > 1 and (" and %d more"):format(#entries - 1) or ""), "eio"
+  end
+  return "new"
+end
+
+local function open_journal(dir, id, state)
+  local journal, msg, code = checkpoint.journal(dir .. "/" .. journal_name)
+  if not journal then return nil, msg, code end
+  local first = journal.lines[1]
+  if first == nil then
+    local ok
+    ok, msg, code = journal:append("plan " .. id)
+    if not ok then return nil, msg, code end
+  elseif first ~= "plan " .. id then
+    journal:close()
+    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); run that command again to finish it, or remove the folder")
+      :format(dir), "eio"
+  end
+  local done = {}
+  for _, line in ipairs(journal.lines) do
+    local hash, rest = line:match "^done (%S+) (.*)$"
+    if hash then
+      local name, extra = rest:match "^([^\t]*)\t?(.*)$"
+      done[name] = { hash = hash, error = extra ~= "" and json.decode(extra) or nil }
+    end
+  end
+  return journal, done, state
+end
+
+-- config.json of the output: the source's keys in their order, with its
+-- quantization_config replaced (or taken out where nothing is quantized).
+local function write_config(run, dir)
+  local plan = run.plan
+  local records = {}
+  for i, job in ipairs(plan.jobs) do records[i] = job.out end
+  local quantization
+  for _, job in ipairs(plan.jobs) do
+    if job.out.scheme then
+      quantization = plan.format.config(records, { recipe = plan.recipe })
+      break
+    end
+  end
+  local source = plan.model.dir .. "/config.json"
+  local text, msg, code = "{}", nil, nil
+  if checkpoint.exists(source) then text, msg, code = checkpoint.read_file(source) end
+  if not text then return nil, msg, code end
+  text, msg, code = json.replace(text, "quantization_config", quantization)
+  if not text then return nil, msg, code end
+  local ok
+  ok, msg, code = checkpoint.write_file(dir .. "/config.json", text)
+  if not ok then return nil, msg, code end
+  if quantization and plan.format.side_file then
+    return checkpoint.write_file(dir .. "/" .. plan.format.side_file, json.encode(quantization, { indent = 2 }) .. "\n")
+  end
+  return true
+end
+
+-- The certificate: no time, host or path in it, so that equal runs write equal bytes.
+local function write_certificate(run, dir)
+  local plan = run.plan
+  local modules = {}
+  for i, job in ipairs(plan.jobs) do
+    modules[i] = { name = job.name, action = job.action, hash = job.hash, __order = { "name", "action", "scheme", "hash", "error" },
+                   scheme = job.out.scheme and scheme_m.describe(job.out.scheme) or nil, error = job.error }
+  end
+  local text = json.encode({ nibble = nffi.version, plan = plan:id(), format = plan.format.name,
+    recipe = plan.recipe and plan.recipe.name or nil, modules = json.array(modules),
+    __order = { "nibble", "plan", "format", "recipe", "modules" } }, { indent = 2 })
+  return checkpoint.write_file(dir .. "/" .. certificate_name, text .. "\n")
+end
+
+-- Files that describe the source's quantization must not follow into the output.
+local stale = { ["quantize_config.json"] = true, ["quant_config.json"] = true, ["quantization_config.json"] = true,
+                ["hf_quant_config.json"] = true, [certificate_name] = true }
+
+local function copy_side_files(run, dir)
+  for _, name in ipairs(run.plan.model.other_files or {}) do
+    if not stale[name] then
+      nffi.stop_check()
+      local ok, msg, code = checkpoint.copy_file(run.plan.model.dir .. "/" .. name, dir .. "/" .. name)
+      if not ok then return nil, msg, code end
+    end
+  end
+  return true
+end
+
+-- ---- running ----------------------------------------------------------------------
+
+local function all_tensors(plan)
+  local list = {}
+  for _, job in ipairs(plan.jobs) do
+    for _, t in ipairs(job.layout) do
+      list[#list + 1] = { name = plans.tensor_name(job, t), dtype = t.dtype, shape = t.shape }
+    end
+  end
+  return list
+end
+
+-- What the journal claims is proven again against the files: after a power loss
+-- the journal may know more than the disk.
+local function reprove(run, done)
+  local kept = 0
+  for _, job in ipairs(run.plan.jobs) do
+    local claim = done[job.name]
+    if claim and hash_written(run, job) == claim.hash then
+      job.hash, job.error = claim.hash, claim.error
+      kept = kept + 1
+    end
+  end
+  return kept
+end
+
+local function run_jobs(run)
+  local plan, t0 = run.plan, C.nb_now()
+  local totals = { done = 0, total = #plan.jobs, bytes = 0, total_bytes = plan.totals.bytes_in }
+  for _, job in ipairs(plan.jobs) do
+    nffi.stop_check()
+    if not job.hash then
+      local hash, msg, code = make_module(run, job)
+      if not hash then return nil, msg, code end
+      run.batch[#run.batch + 1] = { job = job, hash = hash }
+      run.batch_bytes = run.batch_bytes + job.bytes_out
+      if run.batch_bytes >= run.batch_limit then
+        local ok
+        ok, msg, code = prove_batch(run)
+        if not ok then return nil, msg, code end
+      end
+    end
+    totals.done, totals.bytes = totals.done + 1, totals.bytes + job.bytes_in
+    totals.name, totals.seconds = job.name, C.nb_now() - t0
+    if run.progress then run.progress(totals) end
+  end
+  return prove_batch(run)
+end
+
+local function summarize(run, dir, seconds, state)
+  local plan, worst = run.plan, nil
+  for _, job in ipairs(plan.jobs) do
+    if job.error and (not worst or job.error.sqnr_db < worst.sqnr_db) then
+      worst = { name = job.name, sqnr_db = job.error.sqnr_db }
+    end
+  end
+  local accept = plan.recipe and plan.recipe.accept or {}
+  local result = { dir = dir, modules = #plan.jobs, seconds = seconds, bytes_in = plan.totals.bytes_in,
+                   bytes_out = plan.totals.bytes_out, resumed = run.resumed, proven = #plan.jobs, worst = worst,
+                   accepted = true, state = state, plan = plan }
+  if accept.sqnr_db and worst and worst.sqnr_db < accept.sqnr_db then
+    result.accepted = false
+    result.why = ("%s has %.2f dB of signal to quantization noise, the recipe accepts %.2f or more"):format(worst.name,
+      worst.sqnr_db, accept.sqnr_db)
+  end
+  return setmetatable(result, { __tostring = function(r)
+    return ("%s: %d modules, %s → %s in %.2f s (%.2f GB/s)%s; every module decoded from the written file and found equal%s"):format(
+      r.dir, r.modules, plans.human_bytes(r.bytes_in), plans.human_bytes(r.bytes_out), r.seconds,
+      r.bytes_in / r.seconds / 1e9, r.resumed and r.resumed > 0 and (", %d of them from before"):format(r.resumed) or "",
+      r.worst and ("; worst %s at %.1f dB"):format(r.worst.name, r.worst.sqnr_db) or "")
+  end })
+end
+
+local function remove_tree(dir)
+  for _, name in ipairs(checkpoint.list(dir) or {}) do
+    local path = dir .. "/" .. name:gsub("/$", "")
+    if name:sub(-1) == "/" then remove_tree(path) else checkpoint.remove_file(path) end
+  end
+  os.remove(dir)
+end
+
+local function close(run, keep)
+  if run.writer then run.writer:close() end
+  if run.journal then run.journal:close() end
+  if not keep and run.made_dir then remove_tree(run.dir) end
+end
+
+local function execute(run, dir)
+  local plan = run.plan
+  local ok, msg, code = copy_side_files(run, dir)
+  if not ok then return nil, msg, code end
+  run.writer, msg, code = checkpoint.writer { dir = dir, tensors = all_tensors(plan), shard_bytes = plan.shard_bytes,
+    metadata = { format = "pt" }, resume = run.state == "resume" }
+  if not run.writer then return nil, msg, code end
+  run.resumed = run.state == "resume" and reprove(run, run.done) or 0
+  ok, msg, code = run_jobs(run)
+  if not ok then return nil, msg, code end
+  ok, msg, code = run.writer:finish()
+  if not ok then return nil, msg, code end
+  ok, msg, code = write_config(run, dir)
+  if not ok then return nil, msg, code end
+  ok, msg, code = write_certificate(run, dir)
+  if not ok then return nil, msg, code end
+  return run.journal:remove()
+end
+
+--- execute(plan, dir [, {progress = fn, measure = bool, tile_elements =, batch_bytes =}]) -> result | nil, msg, code
+-- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
+-- proves every module. A failure that no second run could mend leaves no folder that
+-- this call made; an interruption or a full disk leaves what the next run goes on from.
+-- measure: also the error of every quantized module (on where the recipe's accept needs it).
+function M.execute(plan, dir, options)
+  options = options or {}
+  local t0 = C.nb_now()
+  dir = dir:gsub("/+$", "")
+  local id = plan:id()
+  local state, msg, code = look_at_output(dir, id)
+  if not state then return nil, msg, code end
+  local accept = plan.recipe and plan.recipe.accept or {}
+  local run = { plan = plan, dir = dir, state = state, batch = {}, batch_bytes = 0,
+                batch_limit = options.batch_bytes or batch_bytes, scratch = {}, proof_scratch = {},
+                progress = options.progress, measure = options.measure or accept.sqnr_db ~= nil }
+  if state == "complete" then return summarize(run, dir, C.nb_now() - t0, state) end
+  local ok
+  ok, msg, code = checkpoint.mkdir(dir)
+  if not ok then return nil, msg, code end
+  run.made_dir = state == "new"
+  local done
+  run.journal, done, code = open_journal(dir, id, state)
+  if not run.journal then return nil, done, code end
+  run.done = done
+  local called
+  called, ok, msg, code = pcall(execute, run, dir)
+  if not called then -- an interruption or a mistake: what was proven stays for the next run
+    close(run, true)
+    error(ok, 0)
+  end
+  if not ok then
+    close(run, code ~= "eformat" and code ~= "einexact" and code ~= "einval")
+    return nil, msg, code
+  end
+  close(run, true)
+  return summarize(run, dir, C.nb_now() - t0, state)
+end
+
+--- to(checkpoint, format, dir [, {lossy =, dtype =, shard =, progress =}]) -> result | nil, msg, code
+-- Changes the format, exactly or not at all (FORMATS 10); lossy steps must be asked for by name.
+function M.to(ck, format, dir, options)
+  local plan, msg, code = plans.conversion(ck, format, options)
+  if not plan then return nil, msg, code end
+  return M.execute(plan, dir, options)
+end
+
+return M

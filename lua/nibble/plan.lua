@@ -1,0 +1,499 @@
+-- plan: what a recipe does to a checkpoint, module by module and with the reason,
+-- decided from headers alone (and statistics where a rule's `when` asks for them).
+--
+-- A plan is a list of jobs. Each job turns one module of the source into one
+-- module of the output:
+--   copy       every tensor of the module, byte for byte
+--   quantize   a float weight (or, with requantize, a dequantized one) by a method
+--   convert    a quantized weight into another format, codes and scales unchanged
+--   dequantize a quantized weight into a float one
+-- nibble.convert runs them.
+local nffi = require "nibble.ffi"
+local words = require "nibble.text"
+local recipes = require "nibble.recipe"
+local scheme_m = require "nibble.scheme"
+local formats = require "nibble.formats"
+local quant = require "nibble.quant"
+local ffi = require "ffi"
+
+local M = {}
+local plan_mt = {}
+plan_mt.__index = plan_mt
+
+-- ---- patterns over modules ----------------------------------------------------
+
+-- Compiles patterns once and remembers which ones ever matched.
+local function matchers(patterns)
+  local list = {}
+  for i, p in ipairs(patterns) do list[i] = { text = p, test = assert(recipes.matcher(p)), hits = 0 } end
+  return list
+end
+
+local function first_match(list, name, accept)
+  for i, m in ipairs(list) do
+    if m.test(name) and (not accept or accept(i)) then
+      m.hits = m.hits + 1
+      return i, m
+    end
+  end
+end
+
+-- ---- one module's decision ----------------------------------------------------
+
+-- What a rule's `when` sees: the module's header facts at once, statistics of its
+-- weight when they are asked for.
+local function weight_view(ck, rec)
+  local stats
+  return setmetatable({ name = rec.name, n = rec.n, k = rec.k, dtype = rec.dtype, params = rec.params }, {
+    __index = function(_, key)
+      if not stats then
+        local w = assert(ck:weight(rec.name))
+        stats = w:stats()
+        w:drop()
+      end
+      if stats[key] == nil then
+        local known = {}
+        for name in pairs(stats) do known[#known + 1] = name end
+        table.sort(known)
+        error(("when: a weight has no %q%s"):format(tostring(key), words.did_you_mean(key, known)), 0)
+      end
+      return stats[key]
+    end,
+  })
+end
+
+local scheme_fields = { "group", "symmetric", "strategy", "scale_dtype", "actorder" }
+
+-- The scheme, method and kernels that hold for a module: the rule's keys over the
+-- recipe's. A rule that names a scheme starts from it, without the default's group.
+local function settings_of(recipe, rule, head_scheme)
+  local s = { scheme = recipe.scheme, method = recipe.method, options = recipe.options, kernels = recipe.kernels }
+  local overrides = {}
+  for _, f in ipairs(scheme_fields) do overrides[f] = recipe[f] end
+  for _, layer in ipairs { rule or false, head_scheme and { scheme = head_scheme } or false } do
+    if layer then
+      if layer.scheme ~= nil then
+        s.scheme = layer.scheme
+        if layer.scheme ~= recipe.scheme then overrides = { group = recipe.group } end
+      end
+      for _, f in ipairs(scheme_fields) do
+        if layer[f] ~= nil then overrides[f] = layer[f] end
+      end
+      if layer.method ~= nil then s.method, s.options = layer.method, layer.options end
+      if layer.options ~= nil then s.options = layer.options end
+      if layer.kernels ~= nil then s.kernels = layer.kernels end
+    end
+  end
+  s.method = s.method or "rtn"
+  s.overrides = overrides
+  return s
+end
+
+local function is_head(rec) return rec.name == "lm_head" or rec.name:match "%.lm_head$" ~= nil end
+
+-- -> decision {action, scheme, method, options, reason, rule} | nil, msg
+local function decide(p, rec)
+  local recipe, name = p.recipe, rec.name
+  if rec.kind ~= "linear" then return { action = "copy", reason = rec.kind } end
+  local head_scheme
+  if is_head(rec) then
+    if not recipe.lm_head then return { action = "keep", reason = "lm_head = false" } end
+    head_scheme = type(recipe.lm_head) == "string" and recipe.lm_head or nil
+  end
+  local _, skip = first_match(p.skips, name)
+  if skip then return { action = "keep", reason = ("skip %q"):format(skip.text) } end
+  local problem
+  local i, hit = first_match(p.rules, name, function(i)
+    local when = recipe.rules[i].when
+    if not when then return true end
+    local ok, answer = pcall(when, weight_view(p.model, rec))
+    if not ok then problem = ("rule %d (%q) on %s: %s"):format(i, recipe.rules[i][1], name, tostring(answer)) end
+    return ok and answer
+  end)
+  if problem then return nil, problem end
+  local rule = i and recipe.rules[i]
+  local s = settings_of(recipe, rule, head_scheme)
+  local reason = hit and ("rule %d %q"):format(i, hit.text) or head_scheme and "lm_head" or "default"
+  if s.scheme == false then return { action = "keep", reason = reason, rule = i } end
+  if s.scheme == nil then
+    return nil, ("%s [%d×%d]: nothing in the recipe names this linear layer; add it to skip, write a rule for it, or set a default scheme")
+      :format(name, rec.n, rec.k)
+  end
+  local scheme, fault = scheme_m.try(s.scheme, s.overrides)
+  if not scheme then return nil, ("%s (%s): %s"):format(name, reason, fault) end
+  return { action = "quantize", scheme = scheme, method = s.method, options = s.options, kernels = s.kernels,
+           reason = reason, rule = i }
+end
+
+-- ---- fused siblings -----------------------------------------------------------
+
+local default_fused = {
+  { "q_proj", "k_proj", "v_proj", as = "qkv_proj" },
+  { "gate_proj", "up_proj", as = "gate_up_proj" },
+  { "w1", "w3", as = "w13" },
+}
+
+local function fused_groups(ck)
+  local arch = ck.config and require("nibble.models").of(ck.config)
+  return arch and arch.fused or default_fused
+end
+
+local function outcome(job)
+  return job.out.scheme and scheme_m.describe(job.out.scheme) or "left " .. tostring(job.rec.dtype)
+end
+
+-- Consumers load siblings as one matrix: they must agree in all but the weights.
+local function check_fused(jobs, groups)
+  local by_name = {}
+  for _, job in ipairs(jobs) do by_name[job.name] = job end
+  for _, job in ipairs(jobs) do
+    local parent, leaf = job.name:match "^(.*)%.([^.]+)$"
+    for _, group in ipairs(groups) do
+      if leaf == group[1] then
+        for i = 2, #group do
+          local other = by_name[parent .. "." .. group[i]]
+          if other and outcome(other) ~= outcome(job) then
+            return nil, ("%s: %s (%s, %s) and %s (%s, %s) are fused as %s by consumers and must share one scheme; give both the same rule")
+              :format(parent, leaf, outcome(job), job.reason, group[i], outcome(other), other.reason, group.as)
+          end
+        end
+      end
+    end
+  end
+  return true
+end
+
+-- ---- jobs ---------------------------------------------------------------------
+
+local function copy_of(rec)
+  local layout = {}
+  for suffix, info in pairs(rec.tensors) do
+    layout[#layout + 1] = { suffix = suffix, dtype = info.dtype, shape = info.shape, name = info.name }
+  end
+  table.sort(layout, function(a, b) return a.suffix < b.suffix end)
+  return layout
+end
+
+-- The full name of an output tensor of a job.
+function M.tensor_name(job, t) return t.name or (t.suffix == "" and job.name or job.name .. "." .. t.suffix) end
+
+-- Sets job.out (the record of the written module) and job.layout (its tensors).
+local function lay_out(p, job, scheme)
+  local rec = job.rec
+  job.bytes_in = rec.bytes
+  if job.action == "copy" then
+    job.out, job.layout, job.bytes_out = rec, copy_of(rec), rec.bytes
+    return true
+  end
+  job.format = job.action == "dequantize" and p.plain or p.format
+  if job.action ~= "dequantize" then
+    local ok, why = job.format.can(scheme, rec.n, rec.k)
+    if not ok then
+      return nil, ("%s [%d×%d] as %s in %s: %s"):format(rec.name, rec.n, rec.k, scheme_m.describe(scheme),
+        p.format.name, why), job.action == "convert" and "einexact" or "einval"
+    end
+  end
+  job.out = formats.target(job.format, rec.name, scheme, rec.n, rec.k,
+    { dtype = p.dtype or rec.dtype, bias_dtype = rec.bias and rec.tensors.bias.dtype or nil })
+  job.layout, job.bytes_out = job.format.layout(job.out), job.out.bytes
+  for _, t in ipairs(job.layout) do
+    if t.suffix == "scales" or t.suffix == "weight_scale" then job.scale_dtype = t.dtype end
+  end
+  return true
+end
+
+local function model_matches(recipe, ck)
+  for key, wanted in pairs(recipe.model or {}) do
+    local found = ck.config and ck.config[key]
+    local list = type(wanted) == "table" and wanted or { wanted }
+    local ok = false
+    for _, v in ipairs(list) do
+      if found == v then ok = true end
+      if type(found) == "table" then
+        for _, f in ipairs(found) do if f == v then ok = true end end
+      end
+    end
+    if not ok then
+      local names = {}
+      for i, v in ipairs(list) do names[i] = tostring(v) end
+      return nil, ("recipe %s is for %s = %s; %s has %s; use another recipe, or change its model table")
+        :format(recipe.name, key, table.concat(names, " or "), ck.name,
+          type(found) == "table" and table.concat(found, ", ") or tostring(found))
+    end
+  end
+  return true
+end
+
+-- An action for a module that stays as it is: byte for byte where the output's
+-- format can hold it as it stands, else converted.
+local function keep_action(p, rec)
+  if not rec.scheme or rec.format == p.format.name then return "copy" end
+  return "convert"
+end
+
+local function finish(p)
+  local ok, msg = check_fused(p.jobs, p.fused)
+  if not ok then return nil, msg, "einval" end
+  local t = { modules = #p.jobs, quantized = 0, kept = 0, bytes_in = 0, bytes_out = 0, params = 0 }
+  for _, job in ipairs(p.jobs) do
+    t.bytes_in, t.bytes_out = t.bytes_in + job.bytes_in, t.bytes_out + job.bytes_out
+    t.params = t.params + (job.rec.params or 0)
+    if job.action == "copy" then t.kept = t.kept + 1 else t.quantized = t.quantized + 1 end
+  end
+  p.totals = t
+  return setmetatable(p, plan_mt)
+end
+
+local function start(ck, format_name, recipe)
+  local format, msg, code = formats.get(format_name)
+  if not format then return nil, msg, code end
+  local modules
+  modules, msg, code = ck:modules()
+  if not modules then return nil, msg, code end
+  return { model = ck, recipe = recipe, format = format, plain = formats.get "plain", jobs = {}, notes = {},
+           fused = fused_groups(ck), modules = modules, out_bytes_per_s = 1e9 }
+end
+
+--- plan(recipe, checkpoint [, {sample = false}]) -> plan | nil, msg, code
+-- Decides every module. Refused, each with its sentence: a model that the recipe
+-- isn't for; a linear layer that nothing names; a scheme that the output format or
+-- the shape cannot hold; fused siblings (q/k/v, gate/up) that disagree; modules
+-- that are quantized already; a recipe that matches nothing.
+function M.new(recipe, ck, options)
+  if type(recipe) ~= "table" or not recipe.name then
+    local r, msg, code = recipes.load(recipe)
+    if not r then return nil, msg, code end
+    recipe = r
+  end
+  local ok, msg = model_matches(recipe, ck)
+  if not ok then return nil, msg, "einval" end
+  local output = recipe.output or {}
+  local p, why, code = start(ck, output.format or "compressed-tensors", recipe)
+  if not p then return nil, why, code end
+  p.shard_bytes = output.shard and recipes.parse_bytes(output.shard) or 5e9
+  p.skips = matchers(recipe.skip or {})
+  local patterns = {}
+  for i, rule in ipairs(recipe.rules or {}) do patterns[i] = rule[1] end
+  p.rules = matchers(patterns)
+  local quantized = 0
+  for _, rec in ipairs(p.modules) do
+    local d, problem = decide(p, rec)
+    if not d then return nil, problem, "einval" end
+    local job = { name = rec.name, rec = rec, reason = d.reason, rule = d.rule, kernels = d.kernels }
+    if d.action == "quantize" then
+      if rec.scheme and not recipe.requantize then
+        return nil, ("%s is quantized already (%s, %s); skip it, convert the checkpoint, or set requantize = true to quantize its dequantized weights again")
+          :format(rec.name, scheme_m.describe(rec.scheme), rec.format), "einval"
+      end
+      job.action, job.options = "quantize", d.options
+      job.method, problem = quant.method(d.method, d.options)
+      if not job.method then return nil, ("%s (%s): %s"):format(rec.name, d.reason, problem), "einval" end
+      quantized = quantized + 1
+    else
+      job.action = d.action == "copy" and "copy" or keep_action(p, rec)
+    end
+    local s = d.scheme or rec.scheme
+    ok, problem, code = lay_out(p, job, s)
+    if not ok then return nil, problem, code end
+    p.jobs[#p.jobs + 1] = job
+  end
+  if quantized == 0 then
+    return nil, ("recipe %s quantizes none of the %d modules of %s; compare its patterns with `inspect`")
+      :format(recipe.name, #p.modules, ck.name), "einval"
+  end
+  for _, list in ipairs { p.skips, p.rules } do
+    for _, m in ipairs(list) do
+      if m.hits == 0 then p.notes[#p.notes + 1] = ("pattern %q matches no module"):format(m.text) end
+    end
+  end
+  p.options = options or {}
+  return finish(p)
+end
+
+--- conversion(checkpoint, format [, {lossy =, dtype =, shard =}]) -> plan | nil, msg, code
+-- The plan of `convert`: every quantized module into the format with codes, zero-points
+-- and scales unchanged; to "plain": dequantized (float32 is exact, others are lossy).
+function M.conversion(ck, format_name, options)
+  options = options or {}
+  local p, msg, code = start(ck, format_name, nil)
+  if not p then return nil, msg, code end
+  p.shard_bytes, p.lossy, p.options = options.shard and recipes.parse_bytes(options.shard) or 5e9, options.lossy, options
+  if format_name == "plain" then
+    p.dtype = options.dtype or "f32"
+    if p.dtype ~= "f32" and not options.lossy then
+      return nil, ("dequantizing to %s rounds every weight; say lossy to accept that, or take dtype f32, which is exact"):format(p.dtype), "einexact"
+    end
+  end
+  local some
+  for _, rec in ipairs(p.modules) do
+    local job = { name = rec.name, rec = rec, reason = rec.scheme and "convert" or rec.kind }
+    if not rec.scheme then job.action = "copy"
+    elseif format_name == "plain" then job.action, some = "dequantize", true
+    elseif rec.format == p.format.name then job.action, job.reason, some = "copy", "already " .. rec.format, true
+    else job.action, some = "convert", true end
+    local ok, problem, why = lay_out(p, job, rec.scheme and M.converted_scheme(p.format, rec.scheme) or nil)
+    if not ok then return nil, problem, why end
+    p.jobs[#p.jobs + 1] = job
+  end
+  if not some then
+    return nil, ("%s holds no quantized module; `run` with a recipe quantizes it"):format(ck.name), "einval"
+  end
+  return finish(p)
+end
+
+-- AWQ stores zero-points always: a symmetric scheme becomes an asymmetric one with
+-- the constant zero-point 2^(b-1), which is the same weight bit for bit.
+function M.converted_scheme(format, scheme)
+  if format.converted then return format.converted(scheme) end
+  return scheme
+end
+
+-- ---- identity -----------------------------------------------------------------
+
+--- plan:id() -> 32 hex digits that name this plan: recipe, source (names, shapes,
+-- file sizes) and output layout. The same command on the same input gives the same id.
+function plan_mt:id()
+  if self.cached_id then return self.cached_id end
+  local h = ffi.gc(nffi.C.nb_hash_new(), nffi.C.nb_hash_free)
+  local function add(s)
+    s = tostring(s) .. "\n"
+    nffi.C.nb_hash_update(h, s, #s)
+  end
+  add("nibble plan 1") add(nffi.version) add(self.format.name) add(self.shard_bytes) add(tostring(self.dtype))
+  if self.recipe then add(recipes.canonical(self.recipe)) add(self.recipe.text or "") end
+  for _, t in ipairs(self.model.tensors) do add(t.name) add(t.dtype) add(table.concat(t.shape, "x")) add(t.file or "") end
+  for _, file in ipairs(self.model.file_stamps and self.model:file_stamps() or {}) do add(file) end
+  for _, job in ipairs(self.jobs) do
+    add(job.action) add(job.name)
+    for _, t in ipairs(job.layout) do add(M.tensor_name(job, t)) add(t.dtype) add(table.concat(t.shape, "x")) end
+  end
+  local out = ffi.new "char[33]"
+  nffi.C.nb_hash_hex(h, out)
+  self.cached_id = ffi.string(out)
+  return self.cached_id
+end
+
+-- ---- estimates ----------------------------------------------------------------
+
+local sample_rows_elements = 1024 * 256
+
+--- plan:estimate() -> {seconds =, memory_bytes =}
+-- Times one small sample of each method here and now; memory is the bound that
+-- nibble.convert keeps: the writer's queue, one module's output, and one tile.
+function plan_mt:estimate()
+  if self.estimated then return self.estimated end
+  local rates, seconds, largest = {}, 0, 0
+  for _, job in ipairs(self.jobs) do
+    if job.action == "quantize" then
+      local key = tostring(job.method.name) .. scheme_m.describe(job.out.scheme)
+      if not rates[key] then
+        local rows = math.max(1, math.min(job.rec.n, math.floor(sample_rows_elements / job.rec.k)))
+        local w = self.model:weight(job.name)
+        if w then
+          local part = w:rows(1, rows)
+          if not job.method.row_local then part = w end
+          local t0 = nffi.C.nb_now()
+          pcall(quant.quantize, part, job.out.scheme, { method = job.method, options = job.options })
+          rates[key] = part:numel() / math.max(nffi.C.nb_now() - t0, 1e-6)
+          w:drop()
+        end
+      end
+      seconds = seconds + job.rec.n * job.rec.k / (rates[key] or 1e8)
+    end
+    largest = math.max(largest, job.action == "copy" and 0 or job.bytes_out)
+  end
+  seconds = seconds + self.totals.bytes_in / 4e9 + self.totals.bytes_out / self.out_bytes_per_s
+  self.estimated = { seconds = seconds, memory_bytes = 64 * 2 ^ 20 + 2 * largest + 24 * 2 ^ 20 }
+  return self.estimated
+end
+
+-- ---- showing ------------------------------------------------------------------
+
+local function human_bytes(b)
+  local unit = { "B", "KiB", "MiB", "GiB", "TiB" }
+  local i = 1
+  while b >= 1024 and i < #unit do b, i = b / 1024, i + 1 end
+  return (i == 1 and "%d %s" or "%.1f %s"):format(b, unit[i])
+end
+M.human_bytes = human_bytes
+
+--- plan:totable() -> {recipe, format, modules = {{name, action, scheme, method, reason, bytes_in, bytes_out,
+-- bits_per_weight}, …}, totals, estimate, notes}: what `plan --json` prints.
+function plan_mt:totable()
+  local list = {}
+  for i, job in ipairs(self.jobs) do
+    list[i] = { name = job.name, action = job.action, kind = job.rec.kind, n = job.rec.n, k = job.rec.k,
+                scheme = job.out.scheme and scheme_m.describe(job.out.scheme) or nil, dtype = job.rec.dtype,
+                method = job.method and job.method.name or nil, rule = job.rule, reason = job.reason,
+                bytes_in = job.bytes_in, bytes_out = job.bytes_out,
+                bits_per_weight = job.rec.params and job.rec.params > 0 and job.bytes_out * 8 / job.rec.params or nil }
+  end
+  return { recipe = self.recipe and self.recipe.name, model = self.model.name, format = self.format.name, id = self:id(),
+           modules = list, totals = self.totals, estimate = self:estimate(), notes = self.notes }
+end
+
+local function collapse(rows)
+  -- Rows that differ only in numbers inside the name are one line with a count.
+  local out, index = {}, {}
+  for _, r in ipairs(rows) do
+    local key = table.concat({ r.name:gsub("%d+", "*"), r.what, r.how, r.reason, r.shape }, "|")
+    local line = index[key]
+    if line then
+      line.count, line.bytes_in, line.bytes_out = line.count + 1, line.bytes_in + r.bytes_in, line.bytes_out + r.bytes_out
+      line.name = r.name:gsub("%d+", "*")
+    else
+      line = { name = r.name, what = r.what, how = r.how, reason = r.reason, shape = r.shape, count = 1,
+               bytes_in = r.bytes_in, bytes_out = r.bytes_out, params = r.params }
+      index[key] = line
+      out[#out + 1] = line
+    end
+  end
+  return out
+end
+
+--- plan:lines([{all = true}]) -> array of text lines: a table of the modules (equal layers in one
+-- line unless all), totals, estimate, notes.
+function plan_mt:lines(options)
+  local rows = {}
+  for i, job in ipairs(self.jobs) do
+    rows[i] = { name = job.name, what = job.out.scheme and scheme_m.describe(job.out.scheme) or tostring(job.out.dtype or job.rec.dtype),
+                how = job.action == "quantize" and job.method.name or job.action, reason = job.reason,
+                shape = job.rec.n and ("%d×%d"):format(job.rec.n, job.rec.k) or "", count = 1,
+                bytes_in = job.bytes_in, bytes_out = job.bytes_out }
+  end
+  if not (options and options.all) then rows = collapse(rows) end
+  local header = { "module", "count", "shape", "scheme", "by", "why", "in", "out" }
+  local cells = { header }
+  for _, r in ipairs(rows) do
+    cells[#cells + 1] = { r.name, tostring(r.count), r.shape, r.what, r.how, r.reason, human_bytes(r.bytes_in), human_bytes(r.bytes_out) }
+  end
+  local function width(s) return select(2, s:gsub("[^\128-\191]", "")) end
+  local widths = {}
+  for _, row in ipairs(cells) do
+    for c, s in ipairs(row) do widths[c] = math.max(widths[c] or 0, width(s)) end
+  end
+  local right = { [2] = true, [7] = true, [8] = true }
+  local out = {}
+  for _, row in ipairs(cells) do
+    local parts = {}
+    for c, s in ipairs(row) do
+      local pad = (" "):rep(widths[c] - width(s))
+      parts[c] = right[c] and pad .. s or s .. pad
+    end
+    out[#out + 1] = (table.concat(parts, "  "):gsub("%s+$", ""))
+  end
+  local t, e = self.totals, self:estimate()
+  out[#out + 1] = ("%d modules: %d quantized, %d kept; %s → %s (%.2f bits per weight); about %.1f s, at most %s of memory"):format(
+    t.modules, t.quantized, t.kept, human_bytes(t.bytes_in), human_bytes(t.bytes_out),
+    t.params > 0 and t.bytes_out * 8 / t.params or 0, e.seconds, human_bytes(e.memory_bytes))
+  for _, note in ipairs(self.notes) do out[#out + 1] = "note: " .. note end
+  return out
+end
+
+function plan_mt.__tostring(p) return table.concat(p:lines(), "\n") end
+
+--- plan:run(dir [, {progress = fn, measure = true}]) -> result | nil, msg, code
+-- Executes the plan into dir (nibble.convert.execute).
+function plan_mt:run(dir, options) return require("nibble.convert").execute(self, dir, options) end
+
+return M

@@ -1,0 +1,72 @@
+-- Casts: every path gives the same bytes; the wide road rounds once (DESIGN 1.5, FORMATS 1).
+-- Bit-exactness to torch and the peers is the golden runner's (spec/golden_ops/numbers.lua).
+local nb = require "nibble"
+local C = require("nibble.ffi").C
+
+local function noise(n, seed)
+  math.randomseed(seed)
+  local t = nb.tensor("u32", { n })
+  local p = t:ptr()
+  for i = 0, n - 1 do p[i] = math.random(0, 2 ^ 31 - 1) + (math.random() < 0.5 and 2 ^ 31 or 0) end
+  return t:as "f32"
+end
+
+describe("cast", function()
+  it("gives the portable path's bytes on every path", function()
+    local x = noise(9001, 3)
+    -- NaN payloads may differ between paths: numbers only
+    local p = x:ptr()
+    for i = 0, x:numel() - 1 do if p[i] ~= p[i] then p[i] = i end end
+    for _, dtype in ipairs { "bf16", "f16" } do
+      C.nb_cpu_limit(0)
+      local narrow = x:cast(dtype)
+      local wide = narrow:cast "f32"
+      C.nb_cpu_limit(-1)
+      assert.is_true(narrow:equal(x:cast(dtype)), dtype)
+      assert.is_true(wide:equal(narrow:cast "f32"), dtype)
+    end
+  end)
+
+  it("does not depend on the number of threads", function()
+    local x = noise(300000, 4)
+    C.nb_threads_set(1)
+    local one = x:cast "f8_e4m3"
+    C.nb_threads_set(3)
+    assert.is_true(one:equal(x:cast "f8_e4m3"))
+    C.nb_threads_set(0)
+  end)
+
+  it("rounds f64 and 64-bit integers once", function()
+    -- just above halfway between two f16 values: through f32 first it would tie and go to even
+    local x = nb.tensor("f64", { 2 }, { 1 + 2 ^ -11 + 2 ^ -40, -(1 + 2 ^ -11 + 2 ^ -40) })
+    assert.equal(1 + 2 ^ -10, x:cast("f16"):cast("f32"):get(1))
+    assert.equal(-(1 + 2 ^ -10), x:cast("f16"):cast("f32"):get(2))
+    local i = nb.tensor("i64", { 1 })
+    i:ptr()[0] = 2LL ^ 60 + 2LL ^ 36 + 1LL
+    assert.equal(2 ^ 60 + 2 ^ 37, i:cast("f32"):get(1))
+    assert.equal(i:ptr()[0], i:cast("u64"):cast("i64"):ptr()[0])
+  end)
+
+  it("saturates integers and takes NaN for 0", function()
+    local x = nb.tensor("f32", { 6 }, { 300, -300, 2.5, 3.5, 0 / 0, 1e30 })
+    assert.same({ 127, -128, 2, 4, 0, 127 }, x:cast("i8"):totable())
+    assert.same({ 255, 0, 2, 4, 0, 255 }, x:cast("u8"):totable())
+    assert.same({ 300, -300, 2, 4, 0, 2147483647 }, x:cast("i32"):totable())
+  end)
+
+  it("packs four- and six-bit values and unpacks them again", function()
+    for _, dtype in ipairs { "i4", "u4", "f4", "f6_e2m3", "f6_e3m2" } do
+      local n = 4104 -- beyond one block
+      local x = nb.tensor("f32", { n })
+      for i = 1, n do x:set(i, (i * 7) % 6 - (dtype == "u4" and 0 or 2)) end
+      assert.is_true(x:equal(x:cast(dtype):cast "f32"), dtype)
+    end
+  end)
+
+  it("refuses different sizes and complex numbers", function()
+    assert.equal("eunsupported", select(2, pcall(function() nb.tensor("c64", { 2 }):cast "f32" end)):match "complex" and "eunsupported")
+    local a, b = nb.tensor("f32", { 4 }), nb.tensor("bf16", { 5 })
+    assert.equal(tonumber(C.NB_EINVAL), C.nb_cast(b, a, 0))
+    assert.matches("different numbers of elements", require("ffi").string(C.nb_error()))
+  end)
+end)

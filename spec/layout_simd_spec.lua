@@ -1,0 +1,140 @@
+-- Every path that nb_cpu_limit can select gives the portable path's words.
+local nb = require "nibble"
+local ffi = require "ffi"
+local bit = require "bit"
+local C = require("nibble.ffi").C
+local layout = nb.layout
+
+local paths = {
+  { name = "avx2", features = tonumber(C.NB_CPU_AVX2) },
+  { name = "avx512", features = bit.bor(tonumber(C.NB_CPU_AVX2), tonumber(C.NB_CPU_AVX512), tonumber(C.NB_CPU_AVX512_VNNI),
+    tonumber(C.NB_CPU_AVX512_BF16), tonumber(C.NB_CPU_AVX512_VBMI)) },
+}
+local here, ran, skipped = C.nb_cpu_detected(), { "portable" }, {}
+for i = #paths, 1, -1 do
+  if bit.band(here, paths[i].features) ~= paths[i].features then
+    table.insert(skipped, 1, table.remove(paths, i).name)
+  end
+end
+for _, path in ipairs(paths) do ran[#ran + 1] = path.name end
+print("layout paths run: " .. table.concat(ran, ", ")
+  .. (#skipped > 0 and "; not on this processor: " .. table.concat(skipped, ", ") or ""))
+
+local seed = 1
+local function random(dtype, shape, limit)
+  local t = nb.tensor(dtype, shape)
+  local bytes = ffi.cast("uint8_t *", t.data)
+  for i = 0, t:bytes() - 1 do
+    seed = (seed * 16807) % 2147483647
+    bytes[i] = bit.band(bit.rshift(seed, 11), limit or 255)
+  end
+  return t
+end
+
+local function shuffled(k)
+  local t = nb.tensor("i32", { k })
+  local p = ffi.cast("int32_t *", t.data)
+  for i = 0, k - 1 do p[i] = i end
+  for i = k - 1, 1, -1 do
+    seed = (seed * 16807) % 2147483647
+    local j = seed % (i + 1)
+    p[i], p[j] = p[j], p[i]
+  end
+  return t
+end
+
+-- make() on every path and with one and two threads.
+local function same_everywhere(what, make)
+  C.nb_cpu_limit(0)
+  local want = make()
+  for _, path in ipairs(paths) do
+    for threads = 1, 2 do
+      C.nb_cpu_limit(path.features)
+      C.nb_threads_set(threads)
+      local got = make()
+      assert.is_true(want:equal(got), ("%s: %s with %d threads differs from portable"):format(what, path.name, threads))
+    end
+  end
+  return want
+end
+
+describe("vector paths of the layouts", function()
+  after_each(function()
+    C.nb_cpu_limit(-1)
+    C.nb_threads_set(0)
+  end)
+
+  -- whole strips, edges on either side, fewer than one vector
+  local shapes = { { 512, 1024 }, { 520, 1032 }, { 64, 128 }, { 8, 8 }, { 1000, 136 }, { 24, 2200 }, { 2064, 64 } }
+
+  it("turns AWQ, GPTQ and CT words into one another as the portable loops do", function()
+    for _, s in ipairs(shapes) do
+      local k, n = s[1], s[2]
+      local at = k .. "x" .. n
+      local awq, gptq, ct = random("i32", { k, n / 8 }), random("i32", { k / 8, n }), random("i32", { n, k / 8 })
+      same_everywhere("awq_to_ct " .. at, function() return layout.awq_to_ct(awq) end)
+      same_everywhere("ct_to_awq " .. at, function() return layout.ct_to_awq(ct) end)
+      same_everywhere("awq_to_gptq " .. at, function() return layout.awq_to_gptq(awq, 4) end)
+      same_everywhere("gptq_to_awq " .. at, function() return layout.gptq_to_awq(gptq, 4, k) end)
+      same_everywhere("gptq_to_ct " .. at, function() return layout.gptq_to_ct(gptq) end)
+      same_everywhere("ct_to_gptq " .. at, function() return layout.ct_to_gptq(ct) end)
+    end
+  end)
+
+  it("takes a K that fills no whole word", function()
+    for _, k in ipairs { 1, 7, 515 } do
+      local awq = random("i32", { k, 34 })
+      local ct = same_everywhere("awq_to_ct", function() return layout.awq_to_ct(awq) end)
+      assert.is_true(awq:equal(same_everywhere("ct_to_awq", function() return layout.ct_to_awq(ct, k) end)))
+      local gptq = same_everywhere("awq_to_gptq", function() return layout.awq_to_gptq(awq, 4) end)
+      assert.is_true(awq:equal(same_everywhere("gptq_to_awq", function() return layout.gptq_to_awq(gptq, 4, k) end)))
+    end
+  end)
+
+  it("DESIGN 4: a direct repack equals the two-step way bit for bit", function()
+    for _, s in ipairs(shapes) do
+      local k, n = s[1], s[2]
+      local awq, gptq, ct = random("i32", { k, n / 8 }), random("i32", { k / 8, n }), random("i32", { n, k / 8 })
+      local codes = layout.awq.unpack(awq, 4, k)
+      assert.is_true(layout.awq_to_ct(awq):equal(layout.ct.pack(codes, 4)))
+      assert.is_true(layout.awq_to_gptq(awq, 4):equal(layout.gptq.pack(codes, 4)))
+      assert.is_true(layout.gptq_to_ct(gptq):equal(layout.ct.pack(layout.gptq.unpack(gptq, 4, k), 4)))
+      assert.is_true(layout.gptq_to_awq(gptq, 4, k):equal(layout.awq.pack(layout.gptq.unpack(gptq, 4, k), 4)))
+      assert.is_true(layout.ct_to_awq(ct):equal(layout.awq.pack(layout.ct.unpack(ct, 4, k), 4)))
+    end
+  end)
+
+  it("streams results of 16 MiB and more past the caches with the same words", function()
+    local k, n = 4096, 8192 + 128
+    local awq = random("i32", { k, n / 8 })
+    local ct = layout.awq_to_ct(awq)
+    assert.is_true(awq:equal(layout.ct_to_awq(ct)))
+    assert.is_true(ct:equal(layout.gptq_to_ct(layout.awq_to_gptq(awq, 4))))
+    local direct, by_gptq = nb.tensor("i32", { k / 16, 2 * n }), nb.tensor("i32", { k / 16, 2 * n })
+    assert.equal(0, C.nb_marlin_awq_repack(direct, awq, 4, 0))
+    assert.equal(0, C.nb_marlin_repack(by_gptq, layout.awq_to_gptq(awq, 4), nil, 4, 0))
+    assert.is_true(direct:equal(by_gptq))
+    C.nb_cpu_limit(0)
+    assert.is_true(ct:equal(layout.awq_to_ct(awq)))
+  end)
+
+  it("MRL-30, MRL-32, MRL-33: Marlin tiles of both widths and activations, with and without an order", function()
+    for _, s in ipairs { { 64, 128 }, { 160, 192 }, { 512, 1024 } } do
+      local k, n = s[1], s[2]
+      for bits = 4, 8, 4 do
+        local gptq, awq, perm = random("i32", { k * bits / 32, n }), random("i32", { k, n * bits / 32 }), shuffled(k)
+        local function repack(fn, words, ...)
+          local out = nb.tensor("i32", { k / 16, n * bits / 2 })
+          assert.equal(0, fn(out, words, ...))
+          return out
+        end
+        for a8 = 0, 1 do
+          local what = ("%d bits, a8 = %d, %dx%d"):format(bits, a8, k, n)
+          same_everywhere("repack " .. what, function() return repack(C.nb_marlin_repack, gptq, nil, bits, a8) end)
+          same_everywhere("awq_repack " .. what, function() return repack(C.nb_marlin_awq_repack, awq, bits, a8) end)
+        end
+        same_everywhere("repack with perm", function() return repack(C.nb_marlin_repack, gptq, perm, bits, 0) end)
+      end
+    end
+  end)
+end)

@@ -1,0 +1,191 @@
+-- Plans and runs: decisions with reasons, streaming, proof, resumption (issue "First light", DESIGN 1).
+local nb = require "nibble"
+local checkpoint = require "nibble.checkpoint"
+
+local model_dir = "spec/models/tiny-llama"
+local scratch_dirs = {}
+
+local function scratch()
+  local dir = os.tmpname()
+  os.remove(dir)
+  scratch_dirs[#scratch_dirs + 1] = dir
+  return dir
+end
+
+local function sh(command) return os.execute(command .. " >/dev/null 2>&1") end
+
+local function digest(dir)
+  local p = io.popen(("cd %q && find . -type f | sort | xargs sha256sum"):format(dir))
+  local text = p:read "*a"
+  p:close()
+  return text
+end
+
+local function plan(recipe, model)
+  local r, why = nb.recipe(recipe)
+  assert(r, why)
+  return nb.plan(r, model or assert(nb.open(model_dir)))
+end
+
+teardown(function()
+  for _, dir in ipairs(scratch_dirs) do os.execute(("rm -rf %q"):format(dir)) end
+end)
+
+describe("plan", function()
+  it("decides every module and says why", function()
+    local p = assert(plan { name = "t", scheme = "W4A16", group = 64,
+      skip = { "*.layers.0.*" }, rules = { { "*.down_proj", scheme = "W8A16" } } })
+    local by = {}
+    for _, m in ipairs(p:totable().modules) do by[m.name] = m end
+    assert.equal('skip "*.layers.0.*"', by["model.layers.0.mlp.up_proj"].reason)
+    assert.equal('rule 1 "*.down_proj"', by["model.layers.1.mlp.down_proj"].reason)
+    assert.equal("W8A16 g64 sym", by["model.layers.1.mlp.down_proj"].scheme)
+    assert.equal("default", by["model.layers.1.mlp.up_proj"].reason)
+    assert.equal("lm_head = false", by["lm_head"].reason)
+    assert.equal("copy", by["model.norm"].action)
+  end)
+
+  local refusals = {
+    { "a linear layer that nothing names", { rules = { { "*.q_proj", scheme = "W4A16" } } },
+      "model.layers.0.mlp.down_proj %[256×768%]: nothing in the recipe names this linear layer" },
+    { "a group that does not divide the inputs", { scheme = "W4A16", group = 96 }, "96" },
+    { "an unknown scheme", { scheme = "W4A17" }, "W4A17" },
+    { "fused siblings that disagree", { scheme = "W4A16", rules = { { "*.2.self_attn.v_proj", scheme = "W8A16" } } },
+      "model.layers.2.self_attn: q_proj .* and v_proj .* are fused as qkv_proj" },
+    { "another model", { scheme = "W4A16", model = { model_type = "qwen3" } }, "is for model_type = qwen3; tiny%-llama has llama" },
+    { "an unknown method", { scheme = "W4A16", method = "gptqq" }, "gptqq" },
+    { "an unknown output", { scheme = "W4A16", output = { format = "awqq" } }, 'unknown format "awqq"; did you mean "awq"%?' },
+    { "patterns that match nothing at all", { skip = { "*" }, scheme = "W4A16" }, "quantizes none" },
+    { "what the format cannot hold", { scheme = "W8A16", output = { format = "awq" } }, "4 bits" },
+  }
+  for _, case in ipairs(refusals) do
+    it("refuses " .. case[1], function()
+      case[2].name = "t"
+      local p, msg, code = plan(case[2])
+      assert.is_nil(p)
+      assert.is_string(code)
+      assert.matches(case[3], msg)
+    end)
+  end
+
+  it("asks `when` with the weight's statistics, and reports its mistakes", function()
+    local p = assert(plan { name = "t", scheme = "W4A16", rules = {
+      { "*.down_proj", scheme = "W8A16", when = function(w) return w.kurtosis > -10 and w.k == 768 end } } })
+    assert.equal("W8A16 g128 sym", p:totable().modules[#p.jobs].scheme or "W8A16 g128 sym")
+    local _, msg = plan { name = "t", scheme = "W4A16", rules = { { "*", when = function(w) return w.kurtosys > 1 end } } }
+    assert.matches('has no "kurtosys"; did you mean "kurtosis"%?', msg)
+  end)
+
+  it("notes patterns that match nothing", function()
+    local p = assert(plan { name = "t", scheme = "W4A16", skip = { "visual.*" } })
+    assert.same({ 'pattern "visual.*" matches no module' }, p.notes)
+  end)
+end)
+
+describe("run", function()
+  it("writes a checkpoint that reads back as planned, side files byte for byte", function()
+    local dir = scratch()
+    local p = assert(plan { name = "t", scheme = "W4A16", method = "rtn" })
+    local result = assert(p:run(dir))
+    assert.equal(#p.jobs, result.proven)
+    assert.equal(0, sh(("cmp %s/tokenizer.json %s/tokenizer.json"):format(model_dir, dir)))
+    local m = assert(nb.open(dir))
+    local rec = m:module "model.layers.3.mlp.gate_proj"
+    assert.equal(4, rec.scheme.bits)
+    local q = assert(m:quantized "model.layers.3.mlp.gate_proj")
+    local direct = nb.quant.quantize(assert(assert(nb.open(model_dir)):weight "model.layers.3.mlp.gate_proj"),
+      rec.scheme, { method = "rtn" })
+    assert.is_true(q.codes:equal(direct.codes))
+    assert.equal("compressed-tensors", m.config.quantization_config.quant_method)
+    assert.is_nil(checkpoint.exists(dir .. "/.nibble-journal"))
+  end)
+
+  it("gives the same bytes for any number of threads and any tile size", function()
+    local C = require("nibble.ffi").C
+    local reference
+    for _, threads in ipairs { 1, 2, 3 } do
+      C.nb_threads_set(threads)
+      local dir = scratch()
+      assert(assert(plan { name = "t", scheme = "W4A16", group = 64, method = "mse" }):run(dir, { batch_bytes = threads * 10000 }))
+      reference = reference or digest(dir)
+      assert.equal(reference, digest(dir))
+    end
+    C.nb_threads_set(0)
+  end)
+
+  it("is done at once when it was done before, and refuses another's folder", function()
+    local dir = scratch()
+    local p = assert(plan { name = "t", scheme = "W4A16", method = "rtn" })
+    assert(p:run(dir))
+    local before = digest(dir)
+    assert.equal("complete", assert(p:run(dir)).state)
+    assert.equal(before, digest(dir))
+    local other = assert(plan { name = "t", scheme = "W8A16", method = "rtn" })
+    local ok, msg = other:run(dir)
+    assert.is_nil(ok)
+    assert.matches("holds the finished output of another plan", msg)
+    assert.equal(before, digest(dir))
+  end)
+
+  it("refuses a folder with other files and leaves them alone", function()
+    local dir = scratch()
+    os.execute(("mkdir -p %s && echo mine > %s/notes.txt"):format(dir, dir))
+    local ok, msg = assert(plan { name = "t", scheme = "W4A16" }):run(dir)
+    assert.is_nil(ok)
+    assert.matches("exists and holds other files %(notes.txt%)", msg)
+    assert.equal("mine\n", io.open(dir .. "/notes.txt"):read "*a")
+  end)
+
+  it("leaves no folder behind when the weights cannot be quantized", function()
+    local bad, dir = scratch(), scratch()
+    os.execute(("cp -r %s %s && chmod -R u+w %s"):format(model_dir, bad, bad))
+    local ck = assert(nb.open(bad))
+    local info = ck:info "model.layers.2.mlp.up_proj.weight"
+    ck = nil
+    collectgarbage()
+    -- one bf16 NaN in the middle of the weight
+    local f = assert(io.open(bad .. "/model.safetensors", "r+b"))
+    local header = f:read(8)
+    local n = 0
+    for i = 8, 1, -1 do n = n * 256 + header:byte(i) end
+    local begin = f:read(n):match('"model%.layers%.2%.mlp%.up_proj%.weight":%b{}'):match '"data_offsets":%s*%[(%d+)'
+    f:seek("set", 8 + n + tonumber(begin) + 2 * (5 * 256 + 7))
+    f:write "\192\127"
+    f:close()
+    local ok, msg, code = assert(plan({ name = "t", scheme = "W4A16" }, assert(nb.open(bad)))):run(dir)
+    assert.is_nil(ok)
+    assert.equal("eformat", code)
+    assert.matches("model%.layers%.2%.mlp%.up_proj", msg)
+    assert.matches("[Nn]a[Nn]", msg)
+    assert.is_nil(checkpoint.exists(dir))
+    assert.equal(256 * 768 * 2, info.bytes)
+  end)
+
+  it("goes on after kill -9 at any moment, to the same bytes", function()
+    local script = scratch() .. ".lua"
+    local f = assert(io.open(script, "w"))
+    f:write(([[
+      local nb = require "nibble"
+      local p = assert(nb.plan(assert(nb.recipe { name = "kill", scheme = "W4A16", group = 32, method = "mse" }), assert(nb.open %q)))
+      assert(p:run(arg[1], { batch_bytes = 1 }))]]):format(model_dir))
+    f:close()
+    local build = os.getenv "NIBBLE_BUILD" or "build"
+    local run = ("%s/nibble %s "):format(build, script)
+    local whole, dir = scratch(), scratch()
+    assert.equal(0, os.execute(run .. whole))
+    local expected, finished = digest(whole), 0
+    math.randomseed(20)
+    for i = 1, 20 do
+      local wait = math.random() * 0.35
+      os.execute(("%s %s >/dev/null 2>&1 & p=$!; sleep %.3f; kill -9 $p 2>/dev/null; wait $p 2>/dev/null"):format(run, dir, wait))
+      if checkpoint.exists(dir .. "/nibble.json") and not checkpoint.exists(dir .. "/.nibble-journal") then
+        finished = finished + 1
+        assert.equal(expected, digest(dir))
+        if i < 20 then os.execute("rm -rf " .. dir) end
+      end
+    end
+    assert.equal(0, os.execute(run .. dir))
+    assert.equal(expected, digest(dir))
+    os.remove(script)
+  end)
+end)

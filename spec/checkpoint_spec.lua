@@ -166,6 +166,27 @@ describe("checkpoint", function()
     refused "quantize_config.json:1:2: not JSON"
   end)
 
+  it("survives each failed allocation while it opens", function()
+    local C = require("nibble.ffi").C
+    collectgarbage()
+    local before, failures, n = tonumber(C.nb_live_buffers()), 0, 0
+    repeat
+      n = n + 1
+      C.nb_debug_fail_alloc(n)
+      local ok, ck, msg, code = pcall(nb.open, "spec/models/parity/qwen3-moe-sharded")
+      C.nb_debug_fail_alloc(0)
+      local failed = not (ok and ck)
+      if failed then
+        failures = failures + 1
+        assert.matches("out of memory", ok and msg or ck)
+        assert.equal(ok and "enomem" or nil, code)
+      end
+    until not failed and n > 50 or n > 1000
+    assert.is_true(failures > 40 and n < 1000)
+    collectgarbage() collectgarbage()
+    assert.equal(before, tonumber(C.nb_live_buffers()))
+  end)
+
   it("lists what a conversion copies, without weights and their configs", function()
     put("model.safetensors", shard "a")
     for _, name in ipairs { "config.json", "quantize_config.json", "tokenizer.json", "pytorch_model.bin", "x.partial",

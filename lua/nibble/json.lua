@@ -156,6 +156,11 @@ local function ordered_keys(t)
   return keys
 end
 
+-- LuaJIT 2.1.0-beta3 (Debian 12) sometimes compiles a pairs loop inside this
+-- recursion so that it finds no key at all: these stay interpreted.
+jit.off(is_list)
+jit.off(ordered_keys)
+
 local write
 local function write_table(out, t, indent, depth)
   if depth > MAX_DEPTH then error("json.encode: nested more than 512 deep (does a table hold itself?)", 0) end

@@ -132,7 +132,7 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
 
-/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) -------
+/* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
  * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
  * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
@@ -140,7 +140,9 @@ void nb_hash_free(nb_hash *h);
 enum {
   NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
   NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
-  NB_RANGE_TIGHT = 2   /* scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1))        */
+  /* vLLM's rule: scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1)); and in dtype
+   * arithmetic a zero-point is added after rounding (as in AutoAWQ), not before */
+  NB_RANGE_TIGHT = 2
 };
 
 enum {
@@ -152,7 +154,7 @@ typedef struct nb_rtn_options {
   int32_t bits;       /* 2 to 8 */
   int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
   int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
-  int32_t range;      /* NB_RANGE_*, symmetric grids only */
+  int32_t range;      /* NB_RANGE_*: the scale of a symmetric grid */
   int32_t arithmetic; /* NB_ARITHMETIC_* */
 } nb_rtn_options;
 
@@ -193,6 +195,14 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
  * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
 int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
+
+/* Round to nearest onto FP8 E4M3: scale = absmax / 448 of each row (per_tensor: of
+ * all, repeated), codes f8_e4m3 [n,k], scales f32|bf16|f16 [n,1], w f32|bf16|f16
+ * [n,k]; NB_ARITHMETIC_DTYPE gives compressed-tensors' bytes. Errors as
+ * nb_rtn_quantize. */
+int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int per_tensor, int arithmetic);
+/* out f32|bf16|f16 [n,k] = codes * scales, rounded to float32, then to out's dtype. */
+int nb_fp8_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales);
 
 typedef struct nb_quant_sums {
   double error2, weight2; /* sums of squares: of w - dequantized, of w */

@@ -50,13 +50,13 @@ int nb_dtype_parse(const char *name) {
  * the next power of two up (the tie's mantissa is odd, so it goes up); the others
  * have no infinity and stay at their largest value. */
 static const nb_small_float smalls[NB_NDTYPES] = {
-    [NB_F4] = {2, 1, 1, 0x40c00000, 0x07, 0x07, false, true, 6.0f},
-    [NB_F6_E2M3] = {2, 3, 1, 0x40f00000, 0x1f, 0x1f, false, false, 7.5f},
-    [NB_F6_E3M2] = {3, 2, 3, 0x41e00000, 0x1f, 0x1f, false, false, 28.0f},
-    [NB_F8_E5M2] = {5, 2, 15, 0x47700000, 0x7c, 0x7f, false, false, 57344.0f},
-    [NB_F8_E4M3] = {4, 3, 7, 0x43e00000, 0x7e, 0x7f, false, false, 448.0f},
-    [NB_F8_E4M3FNUZ] = {4, 3, 8, 0x43780000, 0x80, 0x80, true, false, 240.0f},
-    [NB_F8_E5M2FNUZ] = {5, 2, 16, 0x47700000, 0x80, 0x80, true, false, 57344.0f},
+    [NB_F4] = {2, 1, 1, 0x40c00000, 0x07, 0x07, false, false, true, 6.0f},
+    [NB_F6_E2M3] = {2, 3, 1, 0x40f00000, 0x1f, 0x1f, false, false, false, 7.5f},
+    [NB_F6_E3M2] = {3, 2, 3, 0x41e00000, 0x1f, 0x1f, false, false, false, 28.0f},
+    [NB_F8_E5M2] = {5, 2, 15, 0x47700000, 0x7c, 0x7f, true, false, false, 57344.0f},
+    [NB_F8_E4M3] = {4, 3, 7, 0x43e00000, 0x7e, 0x7f, true, false, false, 448.0f},
+    [NB_F8_E4M3FNUZ] = {4, 3, 8, 0x43780000, 0x80, 0x80, false, true, false, 240.0f},
+    [NB_F8_E5M2FNUZ] = {5, 2, 16, 0x47700000, 0x80, 0x80, false, true, false, 57344.0f},
 };
 
 const nb_small_float *nb_small_of(int dtype) {

@@ -26,12 +26,16 @@ nb_store_fn *nb_store_avx512(int dtype);
  * which round to nearest even. */
 void nb_load_f64(double *out, const void *in, int dtype, int64_t n);
 
+/* Fails with a sentence that begins with `what` for complex numbers and device memory. */
+int nb_real_only(const nb_tensor *t, const char *what);
+
 /* A float of up to 8 bits: sign, ebits, mbits, exponent bias. Values from the f32
  * with bits `over` up become over_code, NaN becomes nan_code. */
 typedef struct nb_small_float {
   int ebits, mbits, bias;
   uint32_t over;
   uint8_t over_code, nan_code;
+  bool signed_nan;
   bool code_0x80_is_nan; /* the fnuz formats: no -0, no infinity */
   bool drops_negative_zero; /* f4: -0.0 becomes 0 (but not what rounds to it), as its peers do */
   float max;
@@ -46,8 +50,8 @@ static inline uint8_t nb_f32_to_small(float f, const nb_small_float *s) {
   uint32_t u = nb_f32_bits(f), a = u & 0x7fffffffu, code;
   uint8_t sign = (uint8_t)(u >> 31 << (s->ebits + s->mbits));
   int shift = 23 - s->mbits;
-  if (a > 0x7f800000u) return s->code_0x80_is_nan ? s->nan_code : (uint8_t)(s->nan_code | sign);
-  if (a >= s->over) return s->code_0x80_is_nan && s->over_code == 0x80 ? 0x80 : (uint8_t)(s->over_code | sign);
+  if (a > 0x7f800000u) return s->signed_nan ? (uint8_t)(s->nan_code | sign) : s->nan_code;
+  if (a >= s->over) return s->code_0x80_is_nan ? s->over_code : (uint8_t)(s->over_code | sign);
   if (a < (uint32_t)(128 - s->bias) << 23) {
     /* Below the smallest normal: an addend whose last bit is the smallest
      * subnormal makes the adder round there. */

@@ -639,6 +639,44 @@ int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
 int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
 int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
 
+/* ---- statistics (stats.c, compare.c) ----------------------------------------
+ * Any real dtype, values as double (64-bit integers beyond 2^53 rounded). Sums in
+ * double over fixed blocks in a fixed order: the same bits for any number of threads. */
+
+/* NaN and infinities are counted and left out of everything else. */
+typedef struct nb_stats {
+  int64_t numel, zeros, nan, inf;
+  double min, max, absmax, mean, std, kurtosis; /* kurtosis: m4 / m2^2, 3 for a normal distribution */
+} nb_stats;
+
+int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
+
+/* counts[i] of the values in [lo + i*w, lo + (i+1)*w), w = (hi-lo)/bins; hi belongs
+ * to the last bin; values outside are not counted. */
+int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
+
+typedef struct nb_comparison {
+  int64_t numel, max_at, worst_row;  /* 0-based; max_at in the flattened tensor */
+  int64_t odd;                       /* pairs that differ by a NaN or an infinity: in no sum */
+  double error2, a2, b2, dot, max_abs, worst_error2; /* sums of squares and of products */
+} nb_comparison;
+
+/* b against a, of one shape; a row is the last dimension's elements. by_column (may
+ * be NULL): 1 to 64 sums of squared error over equal spans of the columns. */
+int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a, const nb_tensor *b);
+
+/* ---- elements (element.c) ----------------------------------------------------- */
+
+/* Element i of the flattened tensor, any real dtype (c64: the real part); i must be
+ * inside. set and fill round as nb_cast. */
+double nb_tensor_get(const nb_tensor *t, int64_t i);
+void nb_tensor_set(nb_tensor *t, int64_t i, double v);
+void nb_tensor_fill(nb_tensor *t, double v);
+/* Elements [at, at+n) as double and back; a block begins and ends on a byte. Every
+ * NaN read is the plain one (LuaJIT takes NaNs with other bits for other types). */
+int nb_tensor_load_f64(double *out, const nb_tensor *t, int64_t at, int64_t n);
+int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

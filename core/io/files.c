@@ -1,5 +1,6 @@
 /* files.c - files and folders: listing, making, writing and copying atomically. */
 #include "files.h"
+#include "write_queue.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -126,7 +127,10 @@ static int write_atomically(const char *path, int src, const void *data, int64_t
     return nb_fail(NB_EIO, "cannot write %s: the path is too long", path);
   int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd < 0) return nb_fail_errno(NB_EIO, "cannot create %s", temporary);
+  nb_signals held;
+  nb_hold_sigxfsz(&held);
   int rc = fill(fd, src, data, bytes, path);
+  nb_release_sigxfsz(&held);
   if (rc == NB_OK && fsync(fd) < 0) rc = nb_fail_errno(NB_EIO, "cannot write %s to the disk", path);
   if (close(fd) < 0 && rc == NB_OK) rc = nb_fail_errno(NB_EIO, "cannot write %s", path);
   if (rc == NB_OK && rename(temporary, path) < 0) rc = nb_fail_errno(NB_EIO, "cannot rename %s to %s", temporary, path);

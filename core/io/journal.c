@@ -6,7 +6,7 @@
  * The chain makes one damaged, lost or exchanged line invalidate all after it;
  * on opening, the file is cut after the last good line. */
 #include "safetensors.h"
-#include "files.h"
+#include "write_queue.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -84,8 +84,13 @@ int nb_journal_append(nb_journal *j, const char *line, int64_t bytes) {
   text[PREFIX + bytes] = '\n';
   int64_t size = PREFIX + bytes + 1;
   ssize_t n;
+  nb_signals held;
+  nb_hold_sigxfsz(&held);
   do n = write(j->fd, text, (size_t)size);
   while (n < 0 && errno == EINTR);
+  int e = errno;
+  nb_release_sigxfsz(&held);
+  errno = e;
   free(text);
   if (n == size) {
     j->bytes += size;

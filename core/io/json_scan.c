@@ -289,6 +289,9 @@ bool nb_text_is(nb_text t, const char *s) {
 int64_t nb_utf8_invalid(const char *text, int64_t bytes) {
   const unsigned char *p = (const unsigned char *)text, *end = p + bytes;
   while (p < end) {
+    uint64_t eight; /* at once while they are ASCII */
+    while (end - p >= 8 && (memcpy(&eight, p, 8), (eight & 0x8080808080808080u) == 0)) p += 8;
+    if (p == end) break;
     if (*p < 0x80) {
       p++;
       continue;

@@ -28,8 +28,11 @@ typedef struct reader {
   const char *path;
   nb_scan scan;
   int64_t data_begin, data_bytes, first; /* first: number of this file's first tensor */
-  char shown[ST_SHOW];                   /* the current tensor's name */
+  nb_text name;                          /* the current tensor's */
+  char shown[ST_SHOW];                   /* the same, for sentences */
 } reader;
+
+static const char *who(reader *r) { return nb_text_show(r->name, r->shown, sizeof r->shown); }
 
 /* ---- one entry ------------------------------------------------------------- */
 
@@ -53,7 +56,7 @@ static int read_dtype(reader *r, st_record *t) {
   for (int64_t i = 0; i < text.bytes; i++) upper = upper && !(text.data[i] >= 'a' && text.data[i] <= 'z');
   if (dtype < 0 || dtype > NB_U64 || !upper)
     return nb_fail(NB_EFORMAT, "%s: tensor %s has the unknown dtype \"%s\"; expected one of safetensors' (F32, BF16, "
-                   "I32, U8, F8_E4M3, ...)", r->path, r->shown, nb_text_show(text, shown, sizeof shown));
+                   "I32, U8, F8_E4M3, ...)", r->path, who(r), nb_text_show(text, shown, sizeof shown));
   t->dtype = (int16_t)dtype;
   return NB_OK;
 }
@@ -74,7 +77,7 @@ static int read_sizes(reader *r, int64_t *out, int *count, int max, const char *
 wrong:;
   char found[32];
   return nb_fail(NB_EFORMAT, "%s: tensor %s: %s must be %s, found %s at byte %lld of the header; " DAMAGED, r->path,
-                 r->shown, field, expected, nb_scan_found(&r->scan, found, sizeof found),
+                 who(r), field, expected, nb_scan_found(&r->scan, found, sizeof found),
                  (ll)(r->scan.p - r->scan.start));
 }
 
@@ -82,7 +85,7 @@ static int read_shape(reader *r, st_record *t) {
   int n;
   NB_TRY(read_sizes(r, t->shape, &n, 6, "shape", "an array of non-negative integers below 2^63"));
   if (n > 6)
-    return nb_fail(NB_EUNSUPPORTED, "%s: tensor %s has %d dimensions; nibble reads at most 6", r->path, r->shown, n);
+    return nb_fail(NB_EUNSUPPORTED, "%s: tensor %s has %d dimensions; nibble reads at most 6", r->path, who(r), n);
   t->ndim = (int16_t)n;
   return NB_OK;
 }
@@ -92,9 +95,9 @@ static int read_offsets(reader *r, int64_t offsets[2]) {
   NB_TRY(read_sizes(r, offsets, &n, 2, "data_offsets", "two non-negative integers [begin, end]"));
   if (n != 2)
     return nb_fail(NB_EFORMAT, "%s: tensor %s: data_offsets has %d numbers, expected 2 [begin, end]; " DAMAGED, r->path,
-                   r->shown, n);
+                   who(r), n);
   if (offsets[1] < offsets[0])
-    return nb_fail(NB_EFORMAT, "%s: tensor %s: data_offsets end %lld lies before begin %lld; " DAMAGED, r->path, r->shown,
+    return nb_fail(NB_EFORMAT, "%s: tensor %s: data_offsets end %lld lies before begin %lld; " DAMAGED, r->path, who(r),
                    (ll)offsets[1], (ll)offsets[0]);
   return NB_OK;
 }
@@ -105,13 +108,13 @@ static int check_size(reader *r, const st_record *t) {
   const char *dtype = nb_dtype_name(t->dtype);
   for (int i = 0; i < t->ndim; i++)
     if (__builtin_mul_overflow(bits, t->shape[i], &bits))
-      return nb_fail(NB_EFORMAT, "%s: tensor %s: the size of its shape overflows 64 bits; " DAMAGED, r->path, r->shown);
+      return nb_fail(NB_EFORMAT, "%s: tensor %s: the size of its shape overflows 64 bits; " DAMAGED, r->path, who(r));
   if (bits % 8)
     return nb_fail(NB_EFORMAT, "%s: tensor %s: %lld bits of %s don't end on a byte; expected a multiple of 8", r->path,
-                   r->shown, (ll)bits, dtype);
+                   who(r), (ll)bits, dtype);
   if (bits / 8 != t->bytes)
     return nb_fail(NB_EFORMAT, "%s: tensor %s: its dtype (%s) and shape need %lld bytes, its data_offsets give %lld; "
-                   DAMAGED, r->path, r->shown, dtype, (ll)(bits / 8), (ll)t->bytes);
+                   DAMAGED, r->path, who(r), dtype, (ll)(bits / 8), (ll)t->bytes);
   return NB_OK;
 }
 
@@ -125,12 +128,12 @@ static int read_entry(reader *r, st_record *t) {
   bool first = true;
   if (!nb_scan_take(&r->scan, '{'))
     return nb_fail(NB_EFORMAT, "%s: tensor %s: expected an object with dtype, shape and data_offsets; " DAMAGED, r->path,
-                   r->shown);
+                   who(r));
   while ((more = nb_scan_member(&r->scan, &key, &first)) > 0) {
     int field = 0;
     while (field < 3 && !nb_text_is(key, fields[field])) field++;
     if (field < 3 && (seen & 1 << field))
-      return nb_fail(NB_EFORMAT, "%s: tensor %s has the key %s twice; " DAMAGED, r->path, r->shown, fields[field]);
+      return nb_fail(NB_EFORMAT, "%s: tensor %s has the key %s twice; " DAMAGED, r->path, who(r), fields[field]);
     seen |= field < 3 ? 1 << field : 0;
     if (field == 0) NB_TRY(read_dtype(r, t));
     else if (field == 1) NB_TRY(read_shape(r, t));
@@ -140,7 +143,7 @@ static int read_entry(reader *r, st_record *t) {
   if (more < 0) return not_json(r);
   for (int i = 0; i < 3; i++)
     if (!(seen & 1 << i))
-      return nb_fail(NB_EFORMAT, "%s: tensor %s has no %s; " DAMAGED, r->path, r->shown, fields[i]);
+      return nb_fail(NB_EFORMAT, "%s: tensor %s has no %s; " DAMAGED, r->path, who(r), fields[i]);
   t->begin = offsets[0]; /* within the data area; read_header makes it absolute */
   t->bytes = offsets[1] - offsets[0];
   return check_size(r, t);
@@ -177,14 +180,15 @@ static int read_metadata(reader *r) {
   if (!nb_scan_take(&r->scan, '{'))
     return nb_fail(NB_EFORMAT, "%s: __metadata__ must be an object of strings; " DAMAGED, r->path);
   while (rc == NB_OK && (more = nb_scan_member(&r->scan, &key, &first)) > 0) {
-    nb_text_show(key, shown, sizeof shown);
     int64_t id, at = 0;
     rc = nb_names_add(&own, &id, key);
     if (rc < 0) break;
     if (rc == 0) {
-      rc = nb_fail(NB_EFORMAT, "%s: __metadata__ has the key %s twice; " DAMAGED, r->path, shown);
+      rc = nb_fail(NB_EFORMAT, "%s: __metadata__ has the key %s twice; " DAMAGED, r->path,
+                   nb_text_show(key, shown, sizeof shown));
     } else if (!nb_scan_string(&r->scan, &value)) {
-      rc = nb_fail(NB_EFORMAT, "%s: __metadata__: the value of %s must be a string; " DAMAGED, r->path, shown);
+      rc = nb_fail(NB_EFORMAT, "%s: __metadata__: the value of %s must be a string; " DAMAGED, r->path,
+                   nb_text_show(key, shown, sizeof shown));
     } else {
       rc = NB_OK;
       while (at < s->metadata_count && !(s->metadata[at].key.bytes == key.bytes &&
@@ -204,9 +208,9 @@ static int add_tensor(reader *r, nb_text name) {
   int fresh = nb_names_add(&s->names, &id, name);
   if (fresh < 0) return fresh;
   if (!fresh && id >= r->first)
-    return nb_fail(NB_EFORMAT, "%s: the header has the key %s twice; " DAMAGED, r->path, r->shown);
+    return nb_fail(NB_EFORMAT, "%s: the header has the key %s twice; " DAMAGED, r->path, who(r));
   if (!fresh)
-    return nb_fail(NB_EFORMAT, "tensor %s is in both %s and %s; expected in one file only", r->shown,
+    return nb_fail(NB_EFORMAT, "tensor %s is in both %s and %s; expected in one file only", who(r),
                    s->files[s->records[id].file].path, r->path);
   st_record *t = &s->records[id];
   memset(t, 0, sizeof *t);
@@ -224,7 +228,8 @@ static int by_begin(const void *a, const void *b, void *records) {
 }
 
 static const char *show_record(reader *r, int64_t id) {
-  return nb_text_show(nb_names_get(&r->s->names, id), r->shown, sizeof r->shown);
+  r->name = nb_names_get(&r->s->names, id);
+  return who(r);
 }
 
 static int check_chain(reader *r, const int64_t *order, int64_t n) {
@@ -286,7 +291,7 @@ static int read_header(reader *r) {
     return nb_fail(NB_EFORMAT, "%s: byte %lld of the header is not valid UTF-8; " DAMAGED, r->path, (ll)invalid);
   if (!nb_scan_need(&r->scan, '{', "expected an object, '{'")) return not_json(r);
   while ((more = nb_scan_member(&r->scan, &key, &first)) > 0) {
-    nb_text_show(key, r->shown, sizeof r->shown);
+    r->name = key;
     if (!nb_text_is(key, "__metadata__")) {
       NB_TRY(add_tensor(r, key));
       continue;

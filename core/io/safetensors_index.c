@@ -51,12 +51,12 @@ static int read_map(index_t *x) {
   if (!nb_scan_take(&x->scan, '{'))
     return nb_fail(NB_EFORMAT, "%s: weight_map must be an object from tensor names to file names", x->path);
   while ((more = nb_scan_member(&x->scan, &tensor, &first)) > 0) {
-    nb_text_show(tensor, shown, sizeof shown);
     if (!nb_scan_string(&x->scan, &file))
-      return nb_fail(NB_EFORMAT, "%s: weight_map: the file of tensor %s must be a string", x->path, shown);
+      return nb_fail(NB_EFORMAT, "%s: weight_map: the file of tensor %s must be a string", x->path,
+                     nb_text_show(tensor, shown, sizeof shown));
     if (!stays_inside(file))
       return nb_fail(NB_EFORMAT, "%s: weight_map: tensor %s lies in \"%s\", outside the checkpoint's folder; refused",
-                     x->path, shown, nb_text_show(file, shown_file, sizeof shown_file));
+                     x->path, nb_text_show(tensor, shown, sizeof shown), nb_text_show(file, shown_file, sizeof shown_file));
     NB_TRY(nb_grow(&x->entries, &x->room, x->count + 1, sizeof *x->entries));
     int rc = nb_names_add(&x->files, &x->entries[x->count].file, file);
     if (rc < 0) return rc;
@@ -133,15 +133,15 @@ static int add_files(nb_safetensors *s, index_t *x, const int64_t *order) {
 static int check_entry(nb_safetensors *s, index_t *x, const entry *e, const int64_t *rank, char *listed) {
   char shown[ST_SHOW];
   int64_t id = nb_names_find(&s->names, e->tensor);
-  nb_text_show(e->tensor, shown, sizeof shown);
   const char *file = nb_names_get(&x->files, e->file).data;
   if (id < 0)
     return nb_fail(NB_EFORMAT, "%s: weight_map puts tensor %s into %s, whose header doesn't have it; get both again", x->path,
-                   shown, file);
+                   nb_text_show(e->tensor, shown, sizeof shown), file);
   if (s->records[id].file != rank[e->file])
-    return nb_fail(NB_EFORMAT, "%s: weight_map puts tensor %s into %s, but it lies in %s; get both again", x->path, shown,
-                   file, s->files[s->records[id].file].name);
-  if (listed[id]) return nb_fail(NB_EFORMAT, "%s: weight_map has the key %s twice", x->path, shown);
+    return nb_fail(NB_EFORMAT, "%s: weight_map puts tensor %s into %s, but it lies in %s; get both again", x->path,
+                   nb_text_show(e->tensor, shown, sizeof shown), file, s->files[s->records[id].file].name);
+  if (listed[id]) return nb_fail(NB_EFORMAT, "%s: weight_map has the key %s twice", x->path,
+                   nb_text_show(e->tensor, shown, sizeof shown));
   listed[id] = 1;
   return NB_OK;
 }

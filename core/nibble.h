@@ -132,7 +132,7 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
 
-/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) -------
+/* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
  * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
  * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
@@ -140,7 +140,9 @@ void nb_hash_free(nb_hash *h);
 enum {
   NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
   NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
-  NB_RANGE_TIGHT = 2   /* scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1))        */
+  /* vLLM's rule: scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1)); and in dtype
+   * arithmetic a zero-point is added after rounding (as in AutoAWQ), not before */
+  NB_RANGE_TIGHT = 2
 };
 
 enum {
@@ -152,7 +154,7 @@ typedef struct nb_rtn_options {
   int32_t bits;       /* 2 to 8 */
   int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
   int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
-  int32_t range;      /* NB_RANGE_*, symmetric grids only */
+  int32_t range;      /* NB_RANGE_*: the scale of a symmetric grid */
   int32_t arithmetic; /* NB_ARITHMETIC_* */
 } nb_rtn_options;
 
@@ -193,6 +195,14 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
  * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
 int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
+
+/* Round to nearest onto FP8 E4M3: scale = absmax / 448 of each row (per_tensor: of
+ * all, repeated), codes f8_e4m3 [n,k], scales f32|bf16|f16 [n,1], w f32|bf16|f16
+ * [n,k]; NB_ARITHMETIC_DTYPE gives compressed-tensors' bytes. Errors as
+ * nb_rtn_quantize. */
+int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int per_tensor, int arithmetic);
+/* out f32|bf16|f16 [n,k] = codes * scales, rounded to float32, then to out's dtype. */
+int nb_fp8_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales);
 
 typedef struct nb_quant_sums {
   double error2, weight2; /* sums of squares: of w - dequantized, of w */
@@ -440,7 +450,7 @@ int nb_file_write(const char *path, const void *data, int64_t bytes);
 int nb_file_copy(const char *dst, const char *src);
 int nb_file_remove(const char *path);
 
-/* ---- what no quantized weight may hold (layout/scales.c) ------------------- */
+/* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
  * infinite, or zero while its group holds other codes than the zero-point. (Negative
@@ -451,6 +461,14 @@ int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_te
 /* 1 when g_idx [k] says c / group for every column c (no activation order), 0 when it
  * says something else; NB_EFORMAT, naming `name`, when an entry is outside 0..groups-1. */
 int nb_g_idx_check(const nb_tensor *g_idx, int64_t group, int64_t groups, const char *name);
+/* dst = src in dst's dtype (f16|bf16|f32 [r,G] each), every value the same number:
+ * NB_EINEXACT names the module, row (from row0 on) and group of the first that is not. */
+int nb_scales_cast(nb_tensor *dst, const nb_tensor *src, int64_t row0, const char *name);
+/* 1 when both are the same numbers, whatever their dtypes. */
+int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
+/* Streams a quantized weight's rows into h: codes u8 [r,k], scales as float32, zeros u8
+ * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
+int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
  * I32 (or U32). A code that needs more than `bits` bits is an error that names

@@ -170,7 +170,18 @@ describe("packing", function()
     local n, k, G = 64, 128, 2
     local c, z = codes(n, k, 4), codes(n, G, 4, 7)
     assert.is_true(layout.awq_gemv.unpack(layout.awq_gemv.pack(c, 4), 4, k):equal(c))
-    assert.is_true(layout.awq_gemv_fast.unpack(layout.awq_gemv_fast.pack(c, 4), 4, k):equal(c))
+    local fast = layout.awq_gemv_fast.pack(c, 4)
+    assert.same({ n / 4, k }, fast:size())
+    assert.is_true(layout.awq_gemv_fast.unpack(fast, 4, k):equal(c))
+    for y = 0, 3 do -- row 5, k 96 to 127: nibble 8y+4z+x of the 32 holds k = 8x+2y+z
+      for z = 0, 1 do
+        for x = 0, 3 do
+          local nibble = 8 * y + 4 * z + x
+          local word = fast:as("u16"):get(1 * k + 64 + 16 + 8 + math.floor(nibble / 4) + 1)
+          assert.equal(c:ptr()[5 * k + 96 + 8 * x + 2 * y + z], bit.band(bit.rshift(word, nibble % 4 * 4), 15))
+        end
+      end
+    end
     local w = layout.awq_gemv.pack_zeros(z, 4, nb.tensor("i32", { n, 2 }))
     assert.equal(0, w:get(2))
     assert.is_true(layout.awq_gemv.unpack_zeros(w, 4, G):equal(z))
@@ -250,6 +261,8 @@ describe("packing", function()
       "rows %[4, 16%) lie outside the 12 rows")
     assert.error_matches(function() layout.gptq.unpack(nb.tensor("i32", { 4, 8 }), 4, 24) end,
       "expected i32 %[3x%*%], found i32 %[4x8%]")
+    assert.error_matches(function() layout.ct.unpack("words", 4, 8) end, "ct unpack: expected a matrix, found string")
+    assert.error_matches(function() layout.transpose(nb.tensor("u8", { 2 })) end, "expected a matrix, found a tensor of 1 dimensions")
     local ok, msg, code = layout.gptq.pack(c, 5)
     assert.is_nil(ok)
     assert.equal("eunsupported", code)

@@ -191,6 +191,7 @@ describe("round to nearest", function()
         for _, t in ipairs {
           { bits = 4 }, { bits = 8, range = "narrow" }, { bits = 3, symmetric = false }, { bits = 2, range = "tight" },
           { bits = 4, arithmetic = "dtype" }, { bits = 4, symmetric = false, arithmetic = "dtype" },
+          { bits = 4, symmetric = false, arithmetic = "dtype", range = "tight" },
         } do
           t.group = s[3]
           C.nb_cpu_limit(0)

@@ -9,14 +9,6 @@ float nb_round_scale(float x, int dtype) { return nb_round_to(x, dtype); }
 
 /* ---- grids ---------------------------------------------------------------- */
 
-static float smallest(int dtype) { return nb_from_bits(1, dtype); }
-
-/* finfo(dtype).eps, which compressed-tensors stores as the scale of a group of zeros. */
-static float epsilon(int dtype) {
-  if (dtype == NB_F32) return 0x1p-23f;
-  return dtype == NB_BF16 ? 0x1p-7f : 0x1p-10f;
-}
-
 /* What the largest magnitude is divided by. */
 static float raw_scale(float pos, float neg, int bits, int range) {
   float qmax = (float)((1 << (bits - 1)) - 1), qmin = (float)(1 << (bits - 1));
@@ -31,7 +23,7 @@ static bool grid_float32(nb_grid *g, float pos, float neg, const nb_rtn_options 
   float raw = o->symmetric ? raw_scale(pos, neg, o->bits, o->range) : (pos + neg) / (float)levels;
   float s = nb_round_to(raw, s_dtype);
   if (isinf(s)) return false;
-  if (s == 0) s = pos == 0 && neg == 0 ? epsilon(s_dtype) : smallest(s_dtype);
+  if (s == 0) s = pos == 0 && neg == 0 ? nb_epsilon(s_dtype) : nb_from_bits(1, s_dtype);
   int zero = half;
   if (!o->symmetric) {
     float z = NB_MIN(neg / s, (float)levels);
@@ -41,26 +33,29 @@ static bool grid_float32(nb_grid *g, float pos, float neg, const nb_rtn_options 
   return true;
 }
 
-/* dtype: as compressed-tensors does it, each operation rounded to the weights'
- * dtype, a scale of zero replaced by the dtype's eps after the zero-point was found. */
+/* dtype: each operation rounded to the weights' dtype; a scale of zero becomes the
+ * dtype's eps, after the zero-point was found with it. */
 static bool grid_dtype(nb_grid *g, float pos, float neg, const nb_rtn_options *o, int dtype) {
   int levels = (1 << o->bits) - 1, half = 1 << (o->bits - 1);
-  float add = 0, s;
-  if (!o->symmetric) {
-    s = nb_round_to(nb_round_to(pos + neg, dtype) / (float)levels, dtype);
-    if (neg > 0) { /* neg / 0 is infinite and ends at the upper bound; 0 / 0 counts as 0 there */
-      float z = nb_round_to(nb_round_to(neg / s, dtype) - (float)half, dtype);
-      add = rintf(fminf(fmaxf(z, (float)-half), (float)(half - 1)));
-    } else if (pos > 0 && s > 0) {
-      add = (float)-half;
-    }
-  } else {
-    s = nb_round_to(raw_scale(pos, neg, o->bits, o->range), dtype);
-  }
+  float raw = o->symmetric ? raw_scale(pos, neg, o->bits, o->range) : nb_round_to(pos + neg, dtype) / (float)levels;
+  float s = nb_round_to(raw, dtype), z = 0; /* z: the signed zero-point; 0 / 0 counts as 0 */
   if (isinf(s)) return false;
-  if (s == 0) s = epsilon(dtype);
-  *g = (nb_grid){ .scale = s, .add = add, .lo = (float)-half, .hi = (float)(half - 1), .offset = half,
-                  .zero = (int)add + half };
+  bool tight = o->range == NB_RANGE_TIGHT;
+  if (!o->symmetric && (neg > 0 || s > 0)) {
+    float down = nb_round_to(neg / s, dtype); /* infinite where s is 0: ends at the upper bound */
+    if (tight) down = rintf(NB_MIN(down, (float)levels));
+    z = nb_round_to(down - (float)half, dtype);
+    z = rintf(NB_MIN(NB_MAX(z, (float)-half), (float)(half - 1)));
+  }
+  int zero = (int)z + half;
+  *g = (nb_grid){ .scale = s > 0 ? s : nb_epsilon(dtype), .add = z, .lo = (float)-half, .hi = (float)(half - 1),
+                  .offset = half, .zero = zero };
+  if (tight) { /* the zero-point is added to the rounded value */
+    g->add = 0;
+    g->lo = (float)-zero;
+    g->hi = (float)(levels - zero);
+    g->offset = zero;
+  }
   return true;
 }
 

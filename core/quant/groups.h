@@ -46,6 +46,12 @@ static inline void nb_store(void *at, int64_t i, float f, int dtype) {
   else ((uint16_t *)at)[i] = dtype == NB_BF16 ? nb_f32_to_bf16(f) : nb_f32_to_f16(f);
 }
 
+/* finfo(dtype).eps, which compressed-tensors stores as the scale of a group of zeros. */
+static inline float nb_epsilon(int dtype) {
+  if (dtype == NB_F32) return 0x1p-23f;
+  return dtype == NB_BF16 ? 0x1p-7f : 0x1p-10f;
+}
+
 /* The magnitude bits of infinity. */
 static inline uint32_t nb_inf_bits(int dtype) {
   if (dtype == NB_F32) return 0x7f800000u;

@@ -21,6 +21,14 @@ local function codes_shape(codes, what)
   return codes:size(1), codes:size(2)
 end
 
+-- A matrix of any dtype; C looks closer.
+local function expect_matrix(t, what)
+  if not ffi.istype(tensor.type, t) or t.ndim ~= 2 then
+    error(("%s: expected a matrix, found %s"):format(what, ffi.istype(tensor.type, t)
+      and ("a tensor of %d dimensions"):format(t.ndim) or type(t)), 3)
+  end
+end
+
 local function check_bits(bits, what)
   if type(bits) ~= "number" or bits < 1 or bits > 8 or bits % 1 ~= 0 then
     error(("%s: bits must be a whole number from 1 to 8, found %s"):format(what, tostring(bits)), 3)
@@ -42,6 +50,7 @@ local function packing(name, dtype, shape, rows)
   end
   function P.unpack(words, bits, codes, row)
     check_bits(bits, name .. " unpack")
+    expect_matrix(words, name .. " unpack")
     if type(codes) == "number" then codes = tensor.new("u8", { rows(words, bits), codes }) end
     codes_shape(codes, name .. " unpack")
     return check(c_unpack(codes, words, bits, (row or 1) - 1), codes)
@@ -100,6 +109,7 @@ end
 --- layout.ct.unpack_zeros(words, bits, n | zeros [, row, n]) -> zeros u8 [n,G]
 function M.ct.unpack_zeros(words, bits, zeros, row, n)
   check_bits(bits, "ct unpack_zeros")
+  expect_matrix(words, "ct unpack_zeros")
   if type(zeros) == "number" then n, zeros = zeros, tensor.new("u8", { zeros, words:size(2) }) end
   return check(C.nb_ct_unpack_zeros(zeros, words, bits, (row or 1) - 1, n or zeros:size(1)), zeros)
 end
@@ -118,6 +128,7 @@ end
 --- layout.gptq.unpack_zeros(words, bits, minus_one, n | zeros [, row, n]) -> zeros u8 [n,G]
 function M.gptq.unpack_zeros(words, bits, minus_one, zeros, row, n)
   check_bits(bits, "gptq unpack_zeros")
+  expect_matrix(words, "gptq unpack_zeros")
   if type(zeros) == "number" then n, zeros = zeros, tensor.new("u8", { zeros, words:size(1) }) end
   return check(C.nb_gptq_unpack_zeros(zeros, words, bits, (row or 1) - 1, n or zeros:size(1),
     minus_one and 1 or 0), zeros)
@@ -143,6 +154,7 @@ end
 
 -- Columns 1..cols of t [r,c], or t with zeros behind them.
 local function columns(t, cols)
+  expect_matrix(t, "awq_gemv scales")
   local out = tensor.new(t:type(), { t:size(1), cols })
   local element = tonumber(C.nb_dtype_bits(t.dtype)) / 8
   local from, to, width = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data), t:size(2)
@@ -160,6 +172,7 @@ function M.awq_gemv.unpad_scales(scales, groups) return columns(scales, groups) 
 
 --- layout.awq_gemv.unpack_zeros(words, bits, G | zeros [, row]) -> zeros u8 [n,G]
 function M.awq_gemv.unpack_zeros(words, bits, zeros, row)
+  expect_matrix(words, "awq_gemv unpack_zeros")
   if type(zeros) == "number" then zeros = tensor.new("u8", { words:size(1), zeros }) end
   return check(C.nb_awq_gemv_unpack_zeros(zeros, words, bits, (row or 1) - 1), zeros)
 end
@@ -172,6 +185,7 @@ end
 
 --- layout.awq_gemv_fast.unpack_zeros(qzeros, scales, G | zeros [, row]) -> zeros u8 [n,G] | nil, msg, "einexact"
 function M.awq_gemv_fast.unpack_zeros(qzeros, scales, zeros, row)
+  expect_matrix(qzeros, "awq_gemv_fast unpack_zeros")
   if type(zeros) == "number" then zeros = tensor.new("u8", { qzeros:size(2), zeros }) end
   return check(C.nb_awq_gemv_fast_unpack_zeros(zeros, qzeros, scales, (row or 1) - 1), zeros)
 end
@@ -238,7 +252,7 @@ end
 
 --- layout.transpose(t) -> t transposed: [a,b] -> [b,a], elements of 8 to 64 bits.
 function M.transpose(t)
-  if t.ndim ~= 2 then error(("transpose: expected a matrix, found %d dimensions"):format(t.ndim), 2) end
+  expect_matrix(t, "transpose")
   local out = tensor.new(t:type(), { t:size(2), t:size(1) })
   return check(C.nb_transpose(out, t), out)
 end

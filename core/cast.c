@@ -131,8 +131,7 @@ static void narrow_f16(uint16_t *out, const float *in, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] = nb_f32_to_f16(in[i]);
 }
 
-/* p: the block's first byte; n elements. */
-static void decode_block(float *out, int dtype, const void *p, int64_t n) {
+void nb_decode_block(float *out, int dtype, const void *p, int64_t n) {
   bool avx2 = nb_cpu() & NB_CPU_AVX2;
   const small_float *t = small_of(dtype);
   float table[256];
@@ -163,7 +162,7 @@ static int to_int(float f, int lo, int hi) {
   return f <= (float)lo ? lo : f >= (float)hi ? hi : (int)f;
 }
 
-static void encode_block(void *p, int dtype, const float *in, int64_t n, bool saturate) {
+void nb_encode_block(void *p, int dtype, const float *in, int64_t n, bool saturate) {
   bool avx2 = nb_cpu() & NB_CPU_AVX2;
   const small_float *t = small_of(dtype);
   switch (dtype) {
@@ -231,9 +230,9 @@ static void cast_wide(char *to, int td, const char *from, int fd, int64_t n, boo
   } else if (is_wide(fd)) {
     for (int64_t i = 0; i < n; i++)
       scratch[i] = td == NB_F32 ? (float)wide_get(fd, from, i) : round_to_odd(wide_get(fd, from, i));
-    encode_block(to, td, scratch, n, saturate);
+    nb_encode_block(to, td, scratch, n, saturate);
   } else {
-    decode_block(scratch, fd, from, n);
+    nb_decode_block(scratch, fd, from, n);
     for (int64_t i = 0; i < n; i++) wide_put(td, to, i, scratch[i]);
   }
 }
@@ -269,12 +268,12 @@ int nb_cast(nb_tensor *dst, const nb_tensor *src, int saturate) {
     if (wide) {
       cast_wide(to, td, from, fd, count, saturate != 0, scratch);
     } else if (td == NB_F32) {
-      decode_block((float *)(void *)to, fd, from, count);
+      nb_decode_block((float *)(void *)to, fd, from, count);
     } else if (fd == NB_F32) {
-      encode_block(to, td, (const float *)(const void *)from, count, saturate != 0);
+      nb_encode_block(to, td, (const float *)(const void *)from, count, saturate != 0);
     } else {
-      decode_block(scratch, fd, from, count);
-      encode_block(to, td, scratch, count, saturate != 0);
+      nb_decode_block(scratch, fd, from, count);
+      nb_encode_block(to, td, scratch, count, saturate != 0);
     }
   }
   return stopped ? nb_fail_stopped() : NB_OK;

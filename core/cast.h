@@ -8,6 +8,10 @@
 /* Elements of a block: a multiple of 8, so that sub-byte blocks begin on a byte. */
 enum { NB_CAST_BLOCK = 4096 };
 
+/* n elements of a narrow dtype (not f64, i32, u32, i64, u64, c64) at p to float32 and back. */
+void nb_decode_block(float *out, int dtype, const void *p, int64_t n);
+void nb_encode_block(void *p, int dtype, const float *in, int64_t n, bool saturate);
+
 /* n 16-bit elements to float32 and back, round to nearest even. The vector paths
  * give the portable ones' bytes, NaN payloads apart. */
 typedef void nb_widen_fn(float *out, const uint16_t *in, int64_t n);

@@ -635,6 +635,35 @@ int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
 int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
 int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
 
+/* ---- statistics (stats.c) ---------------------------------------------------
+ * Any real dtype; f64 and 64-bit integers count by their float32 values. Sums in
+ * double over fixed blocks in a fixed order: the same bits for any number of
+ * threads. NaN and infinities are counted and left out of everything else. */
+
+typedef struct nb_stats {
+  int64_t numel, zeros, nan, inf;
+  double min, max, absmax, mean, std, kurtosis; /* kurtosis: m4 / m2^2, 3 for a normal distribution */
+} nb_stats;
+
+int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
+
+/* counts[i] of the values in [lo + i*w, lo + (i+1)*w), w = (hi-lo)/bins; hi belongs
+ * to the last bin; values outside are not counted. */
+int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
+
+typedef struct nb_comparison {
+  int64_t numel, max_at, worst_row;  /* 0-based; max_at in the flattened tensor */
+  double error2, a2, b2, dot, max_abs, worst_error2; /* sums of squares and of products */
+} nb_comparison;
+
+/* b against a, of one shape; rows are the first dimension's. by_column (may be
+ * NULL): bins sums of squared error over equal spans of the last dimension. */
+int nb_tensor_compare(nb_comparison *out, double *by_column, int bins, const nb_tensor *a, const nb_tensor *b);
+
+/* One element of the flattened tensor, any real dtype; i is inside it. */
+double nb_tensor_get(const nb_tensor *t, int64_t i);
+void nb_tensor_set(nb_tensor *t, int64_t i, double v);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

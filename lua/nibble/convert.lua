@@ -20,6 +20,7 @@ local plans = require "nibble.plan"
 local quant = require "nibble.quant"
 local scheme_m = require "nibble.scheme"
 local tensors = require "nibble.tensor"
+local units = require "nibble.units"
 local C = nffi.C
 
 local M = {}
@@ -422,7 +423,7 @@ local function summarize(run, dir, seconds, state)
   end
   return setmetatable(result, { __tostring = function(r)
     return ("%s: %d modules, %s → %s in %.2f s (%.2f GB/s)%s; every module decoded from the written file and found equal%s"):format(
-      r.dir, r.modules, plans.human_bytes(r.bytes_in), plans.human_bytes(r.bytes_out), r.seconds,
+      r.dir, r.modules, units.bytes(r.bytes_in), units.bytes(r.bytes_out), r.seconds,
       r.bytes_in / r.seconds / 1e9, r.resumed and r.resumed > 0 and (", %d of them from before"):format(r.resumed) or "",
       r.worst and ("; worst %s at %.1f dB"):format(r.worst.name, r.worst.sqnr_db) or "")
   end })

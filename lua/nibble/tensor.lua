@@ -82,18 +82,26 @@ function methods.size(t, i)
   return s
 end
 
---- t:get(i) -> number: element i of the flattened tensor, 1-based.
-function methods.get(t, i)
-  if i < 1 or i > t:numel() then error(("index %d is outside 1..%d"):format(i, t:numel()), 2) end
-  local v = t:ptr()[i - 1]
-  return type(v) == "cdata" and tonumber(v) or v
+local function index_of(t, i, level)
+  if type(i) == "table" then -- {row, column, …}
+    if #i ~= t.ndim then error(("%d indices for %d dimensions"):format(#i, t.ndim), level + 1) end
+    local flat = 0
+    for d = 1, t.ndim do
+      local size = tonumber(t.shape[d - 1])
+      if i[d] < 1 or i[d] > size then error(("index %d is outside 1..%d"):format(i[d], size), level + 1) end
+      flat = flat * size + i[d] - 1
+    end
+    return flat
+  end
+  if i < 1 or i > t:numel() then error(("index %d is outside 1..%d"):format(i, t:numel()), level + 1) end
+  return i - 1
 end
 
---- t:set(i, v): element i of the flattened tensor, 1-based.
-function methods.set(t, i, v)
-  if i < 1 or i > t:numel() then error(("index %d is outside 1..%d"):format(i, t:numel()), 2) end
-  t:ptr()[i - 1] = v
-end
+--- t:get(i) or t:get{row, column, …} -> number: element i of the flattened tensor, 1-based. Any real dtype.
+function methods.get(t, i) return C.nb_tensor_get(t, index_of(t, i, 2)) end
+
+--- t:set(i, v) or t:set({row, column}, v): one element, rounded as t:cast rounds.
+function methods.set(t, i, v) C.nb_tensor_set(t, index_of(t, i, 2), v) end
 
 --- t:rows(a, b) -> view of rows a..b, 1-based and inclusive.
 function methods.rows(t, a, b)
@@ -154,18 +162,126 @@ end
 
 --- t:totable() -> flat Lua table of numbers.
 function methods.totable(t)
-  local out, p = {}, t:ptr()
-  for i = 1, t:numel() do out[i] = tonumber(p[i - 1]) end
+  local out = {}
+  for i = 1, t:numel() do out[i] = C.nb_tensor_get(t, i - 1) end
   return out
 end
 
---- t:quantize{scheme="W4A16", group=128, method="rtn", …} -> Quantized | nil, msg, code: see quant.of_tensor.
-function methods.quantize(t, options) return require "nibble.quant".of_tensor(t, options) end
+--- t:fill(v) -> t
+function methods.fill(t, v)
+  for i = 1, t:numel() do C.nb_tensor_set(t, i - 1, v) end
+  return t
+end
+
+-- Elements between two looks at the stop flag: compiled loops see no Ctrl-C.
+local map_block = 65536
+
+--- t:map(fn [, out]) -> out
+-- out[i] = fn(t[i]) for every element; out: a tensor of as many elements, default t itself.
+-- For f32, f64 and integers a compiled loop over memory.
+function methods.map(t, fn, out)
+  out = out or t
+  local n = t:numel()
+  if out:numel() ~= n then error(("map: %d elements into %d"):format(n, out:numel()), 2) end
+  if not (pointers[t.dtype] and pointers[out.dtype]) then
+    for i = 0, n - 1 do
+      if i % map_block == 0 then nffi.stop_check() end
+      C.nb_tensor_set(out, i, fn(C.nb_tensor_get(t, i)))
+    end
+    return out
+  end
+  local from, to = t:ptr(), out:ptr()
+  for at = 0, n - 1, map_block do
+    nffi.stop_check()
+    for i = at, math.min(at + map_block, n) - 1 do to[i] = fn(from[i]) end
+  end
+  return out
+end
+
+--- t:transpose() -> a new [n,m] tensor of an [m,n] one (8-, 16- and 32-bit elements).
+function methods.transpose(t)
+  if t.ndim ~= 2 then error(("transpose: expected 2 dimensions, found %d"):format(t.ndim), 2) end
+  local out = M.new(t:type(), { t:size(2), t:size(1) })
+  must(C.nb_transpose(out, t))
+  return out
+end
+
+--- t:stats() -> {numel, zeros, nan, inf, min, max, absmax, mean, std, kurtosis}
+-- NaN and infinities are counted and left out of the rest; kurtosis is 3 for a normal distribution.
+function methods.stats(t)
+  local s = ffi.new "nb_stats"
+  must(C.nb_tensor_stats(s, t))
+  return { numel = tonumber(s.numel), zeros = tonumber(s.zeros), nan = tonumber(s.nan), inf = tonumber(s.inf),
+           min = s.min, max = s.max, absmax = s.absmax, mean = s.mean, std = s.std, kurtosis = s.kurtosis }
+end
+
+--- t:hist([bins = 32 [, lo, hi]]) -> {counts…, lo =, hi =}
+-- Counts of equal spans of lo..hi, by default -absmax..absmax (0..max where nothing is negative).
+function methods.hist(t, bins, lo, hi)
+  bins = bins or 32
+  if not lo then
+    local s = t:stats()
+    lo, hi = s.min < 0 and -s.absmax or 0, s.absmax
+    if hi == lo then hi = lo + 1 end
+  end
+  if bins < 1 or bins > 65536 then error(("hist: %d bins, expected 1 to 65536"):format(bins), 2) end
+  local counts = ffi.new("int64_t[?]", bins)
+  must(C.nb_tensor_hist(counts, bins, lo, hi, t))
+  local out = { lo = lo, hi = hi }
+  for i = 1, bins do out[i] = tonumber(counts[i - 1]) end
+  return out
+end
+
+--- t:quantize{scheme = "W4A16", group = 128, method = "rtn", …} -> Quantized | nil, msg, code
+-- The scheme's fields, the method and the method's options in one table (nibble.quant).
+function methods.quantize(t, options) return require("nibble.quant").of_tensor(t, options) end
+
+--- t:show() -> text: the one line and a corner of the values.
+function methods.show(t) return require("nibble.show").corner(t) end
+
+--- compare(a, b) -> {mse, sqnr_db, cosine, max_abs, max_at, worst_row, worst_row_share, by_column}
+-- b against a, tensors of one shape or quantized weights (dequantized). sqnr_db: signal to quantization
+-- noise, 10 log10(|a|² / |a-b|²), math.huge where they are equal; worst_row is 1-based, its share that of
+-- the squared error; by_column: 16 sums of squared error over equal spans of the last dimension.
+function M.compare(a, b)
+  local function float(x)
+    if type(x) == "table" and x.dequantize then return x:dequantize() end
+    if not ffi.istype(tensor_t, x) then error("compare: expected a tensor, found a " .. type(x), 3) end
+    return x
+  end
+  a, b = float(a), float(b)
+  local c, bins = ffi.new "nb_comparison", math.min(16, a.ndim > 0 and a:size(a.ndim) or 1)
+  local columns = ffi.new("double[?]", 64)
+  must(C.nb_tensor_compare(c, columns, bins, a, b))
+  local n, by_column = tonumber(c.numel), {}
+  for i = 1, bins do by_column[i] = columns[i - 1] end
+  local lost = c.error2 > 0
+  return setmetatable({
+    mse = n > 0 and c.error2 / n or 0, sqnr_db = lost and 10 * math.log10(c.a2 / c.error2) or math.huge,
+    cosine = c.a2 > 0 and c.b2 > 0 and c.dot / math.sqrt(c.a2 * c.b2) or (lost and 0 or 1), max_abs = c.max_abs,
+    max_at = lost and tonumber(c.max_at) + 1 or nil, worst_row = lost and tonumber(c.worst_row) + 1 or nil,
+    worst_row_share = lost and c.worst_error2 / c.error2 or nil, by_column = by_column,
+  }, { __tostring = function(r) return require("nibble.show").comparison(r) end })
+end
 
 M.methods = methods
 
 ffi.metatype(tensor_t, {
-  __index = function(_, key) return methods[key] end,
+  __index = function(t, key)
+    local method = methods[key]
+    if method then return method end
+    if type(key) == "table" then return C.nb_tensor_get(t, index_of(t, key, 2)) end
+    if type(key) ~= "number" then error(("a tensor has no field or method %q"):format(tostring(key)), 2) end
+    if t.ndim == 1 then return C.nb_tensor_get(t, index_of(t, key, 2)) end
+    if t.ndim < 1 or key < 1 or key > tonumber(t.shape[0]) then
+      error(("index %d is outside 1..%d"):format(key, t.ndim < 1 and 0 or tonumber(t.shape[0])), 2)
+    end
+    local row, shape = t:rows(key, key), t:size()
+    table.remove(shape, 1)
+    return row:reshape(shape)
+  end,
+  __newindex = function(t, key, v) C.nb_tensor_set(t, index_of(t, key, 2), v) end,
+  __tostring = function(t) return require("nibble.show").line(t) end,
   __gc = C.nb_tensor_release,
   __len = function(t) return tonumber(t.shape[0]) end,
 })

@@ -214,7 +214,7 @@ int nb_tensor_compare(nb_comparison *out, double *by_column, int bins, const nb_
 
 /* ---- one element --------------------------------------------------------------------- */
 
-double nb_tensor_get(const nb_tensor *t, int64_t i) {
+static double element(const nb_tensor *t, int64_t i) {
   switch (t->dtype) { /* what float32 can't hold */
   case NB_F64: return ((const double *)t->data)[i];
   case NB_I32: return ((const int32_t *)t->data)[i];
@@ -228,6 +228,11 @@ double nb_tensor_get(const nb_tensor *t, int64_t i) {
   int64_t from = i & ~(int64_t)7;
   values(x, t, from, NB_MIN((int64_t)8, nb_tensor_numel(t) - from));
   return x[i - from];
+}
+
+double nb_tensor_get(const nb_tensor *t, int64_t i) {
+  double v = element(t, i);
+  return v != v ? (double)NAN : v; /* LuaJIT takes the bits of some NaNs for other types' tags */
 }
 
 void nb_tensor_set(nb_tensor *t, int64_t i, double v) {

@@ -149,6 +149,7 @@ describe("quant", function()
   it("runs the method that a recipe carries, on bf16 weights", function()
     local r = assert(nb.recipe "recipes/llama-w4a16-lua-method.lua")
     assert.equal("function", type(r.method))
+    assert.is_nil((debug.gethook())) -- the recipe's instruction limit ends with the recipe
     local w = nb.open "spec/models/tiny-llama":tensor "model.layers.0.mlp.up_proj.weight"
     local q = assert(quant.quantize(w, nb.scheme.parse(r.scheme, { group = r.group }),
       { method = r.method, options = r.options }))

@@ -23,7 +23,7 @@ INLINE void store8(void *out, int64_t i, __m256 x, int dtype) {
     __m256i near =
         _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    near = _mm256_blendv_epi8(near, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    near = _mm256_blendv_epi8(near, high, nan); /* a product's NaN is quiet already */
     h = _mm_packus_epi32(_mm256_castsi256_si128(near), _mm256_extracti128_si256(near, 1));
   }
   _mm_storeu_si128((__m128i *)((uint16_t *)out + i), h);

@@ -255,9 +255,9 @@ local function open_dir(path)
 end
 
 local function open_file(path)
-  local dir, file = path:match "^(.*)/([^/]*)$"
-  file = file or path
-  local ck = { path = path, dir = dir or "", name = file:match "^(.+)%.safetensors$" or file }
+  local dir, file = path:match "^(.*/)([^/]*)$"
+  dir, file = dir or "", file or path
+  local ck = { path = path, dir = dir, name = file:match "^(.+)%.safetensors$" or file }
   local msg, code
   ck.handle, msg, code = open_weights("", { path })
   if not ck.handle then return nil, msg, code end

@@ -71,7 +71,7 @@ local weight_patterns = {
   "^pytorch_model.*%.bin$", "%.bin%.index%.json$",
 }
 -- Where a quantization config may lie beside config.json (FORMATS 1).
-local quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json" }
+local quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json" }
 
 local function is_weight(name)
   for _, pattern in ipairs(weight_patterns) do
@@ -255,9 +255,9 @@ local function open_dir(path)
 end
 
 local function open_file(path)
-  local dir, file = path:match "^(.*)/([^/]*)$"
-  file = file or path
-  local ck = { path = path, dir = dir or "", name = file:match "^(.+)%.safetensors$" or file }
+  local dir, file = path:match "^(.*/)([^/]*)$"
+  dir, file = dir or "", file or path
+  local ck = { path = path, dir = dir, name = file:match "^(.+)%.safetensors$" or file }
   local msg, code
   ck.handle, msg, code = open_weights("", { path })
   if not ck.handle then return nil, msg, code end

@@ -27,8 +27,9 @@ describe("marlin_float", function()
     for i = 1, 64 do assert.equal(256, one.scales:cast("f32"):get(i)) end
     local channel = marlin_float.prepare { kind = "fp8", weight = w, scale = ones("f32", { 64, 1 }), dtype = "f16" }
     assert.is_true(channel.scales:equal(one.scales))
-    local k_first = marlin_float.prepare { kind = "fp8", weight = layout.transpose(w:as("u8", { 64, 128 })):as("f8_e4m3", { 128, 64 }),
-                                           scale = ones("f32", { 1 }), dtype = "f16", k_first = true }
+    local turned = layout.transpose(w:as("u8", { 64, 128 })):as("f8_e4m3", { 128, 64 })
+    local k_first = marlin_float.prepare { kind = "fp8", weight = turned, scale = ones("f32", { 1 }),
+                                           dtype = "f16", k_first = true }
     assert.is_true(k_first.words:equal(one.words))
     assert.error_matches(function()
       marlin_float.prepare { kind = "fp8", weight = w, scale = ones("f32", { 3 }), dtype = "f16" }
@@ -41,8 +42,9 @@ describe("marlin_float", function()
     local out = assert(marlin_float.prepare(m))
     local codes = layout.gptq.unpack(layout.marlin.unpack(out.words, 4), 4, 128)
     assert.is_true(layout.ct.pack(codes, 4):as("u8", { 64, 64 }):equal(w))
-    local moe = assert(marlin_float.prepare_moe { kind = "nvfp4", dtype = "bf16", global = nb.tensor("f32", { 2 }, { 0.5, 0.5 }),
-      weight = bytes("u8", { 2, 64, 64 }), scale = bytes("f8_e4m3", { 2, 64, 8 }), size = { 64, 128 } })
+    local moe = assert(marlin_float.prepare_moe { kind = "nvfp4", dtype = "bf16",
+      global = nb.tensor("f32", { 2 }, { 0.5, 0.5 }), weight = bytes("u8", { 2, 64, 64 }),
+      scale = bytes("f8_e4m3", { 2, 64, 8 }), size = { 64, 128 } })
     assert.same({ 2, 8, 128 }, moe.words:size())
     assert.same({ 2, 8, 64 }, moe.scales:size())
     assert.equal(moe.global:get(1), moe.global:get(2))
@@ -54,7 +56,8 @@ describe("marlin_float", function()
     assert.same({ 16, 26, 36, 46 }, layout.marlin.mx_scales(s, true):totable())
     s:set(3, 250)
     assert.error_matches(function() layout.marlin.mx_scales(s, true) end, "scale 2^123 at position 3 is too large")
-    assert.error_matches(function() layout.marlin.mx_scales(nb.tensor("u8", { 1, 6 })) end, "N = 6 is not a multiple of 4")
+    assert.error_matches(function() layout.marlin.mx_scales(nb.tensor("u8", { 1, 6 })) end,
+      "N = 6 is not a multiple of 4")
   end)
 
   it("MRL-47, CTM-NVFP4-16: refuses 8-bit activations and sizes that no tile fits", function()
@@ -65,7 +68,8 @@ describe("marlin_float", function()
     assert.equal(128, marlin_float.padded_moe(128, 96))
     assert.equal(128, marlin_float.padded_moe(192, 96))
     assert.matches("hidden size 100", select(2, marlin_float.padded_moe(100, 96)))
-    assert.error_matches(function() marlin_float.prepare { kind = "fp9" } end, "kind must be fp8, mxfp8, nvfp4 or mxfp4, found fp9")
+    assert.error_matches(function() marlin_float.prepare { kind = "fp9" } end,
+      "kind must be fp8, mxfp8, nvfp4 or mxfp4, found fp9")
   end)
 end)
 
@@ -95,8 +99,9 @@ end)
 
 describe("nvfp4_moe", function()
   it("CTM-NVFP4-12, CTM-NVFP4-14: swaps gate and up for flashinfer and reduces input scales", function()
-    local m = { which = "w13", backend = "flashinfer_cutlass", weight = bytes("u8", { 1, 4, 2 }), scale = bytes("f8_e4m3", { 1, 4, 4 }),
-                global = nb.tensor("f32", { 1, 2 }, { 4, 8 }), input_global = nb.tensor("f32", { 1, 2 }, { 0.5, 0.25 }) }
+    local m = { which = "w13", backend = "flashinfer_cutlass", weight = bytes("u8", { 1, 4, 2 }),
+                scale = bytes("f8_e4m3", { 1, 4, 4 }), global = nb.tensor("f32", { 1, 2 }, { 4, 8 }),
+                input_global = nb.tensor("f32", { 1, 2 }, { 0.5, 0.25 }) }
     local out = assert(nvfp4_moe.prepare(m))
     assert.is_true(out.weight:reshape { 4, 2 }:rows(1, 2):equal(m.weight:reshape { 4, 2 }:rows(3, 4)))
     assert.same({ 0.25, 4 }, { out.global:get(1), out.input_scale:get(1) })

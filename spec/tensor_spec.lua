@@ -21,6 +21,14 @@ describe("tensor", function()
     assert.error_matches(function() t:reshape { 3 } end, "reshape")
   end)
 
+  it("reads a NaN of any bits as a number (LuaJIT would take some for other types)", function()
+    local t = nb.tensor("u32", { 2 }, { 0xfffff123, 0x7fc00001 }):as "f32"
+    for i = 1, 2 do
+      assert.equal("number", type(t:get(i)))
+      assert.is_true(t:get(i) ~= t:get(i))
+    end
+  end)
+
   it("counts live bytes and gives them back", function()
     collectgarbage() collectgarbage()
     local before = tonumber(nffi.C.nb_live_bytes())

@@ -56,16 +56,21 @@ static int check(const nb_tensor *codes, const nb_tensor *scales, const nb_tenso
 int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int per_tensor, int arithmetic) {
   NB_TRY(check(codes, scales, w));
   if (arithmetic == NB_ARITHMETIC_DTYPE && scales->dtype != w->dtype)
-    return nb_fail(NB_EINVAL, "%s: arithmetic in the weight's dtype stores scales in it too: expected %s scales, "
-                   "found %s", what, nb_dtype_name(w->dtype), nb_dtype_name(scales->dtype));
+    return nb_fail(NB_EINVAL,
+                   "%s: arithmetic in the weight's dtype stores scales in it too: expected %s scales, "
+                   "found %s",
+                   what, nb_dtype_name(w->dtype), nb_dtype_name(scales->dtype));
   int64_t n = w->shape[0], k = w->shape[1], size = nb_elem_bytes(w->dtype), bad = INT64_MAX;
   if (n == 0 || k == 0) return NB_OK;
   nb_span_fn *span = nb_group_kernels_of(w->dtype, arithmetic).span;
   uint32_t *absmax = nb_alloc(n, sizeof *absmax), all = 0;
   if (!absmax) return NB_ENOMEM;
   int stopped = 0;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 65536) \
-  reduction(min : bad) reduction(max : all) reduction(| : stopped)
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 65536) reduction(min \
+                                                                                                 : bad) \
+    reduction(max \
+              : all) reduction(| \
+                               : stopped)
   for (int64_t r = 0; r < n; r++) {
     if (nb_stop_requested()) stopped |= 1;
     if (stopped) continue;
@@ -74,10 +79,12 @@ int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int
     all = NB_MAX(all, absmax[r]);
     if (absmax[r] >= nb_inf_bits(w->dtype)) bad = NB_MIN(bad, r);
   }
-  nb_groups q = { .n = n, .k = k, .group = k, .per_row = 1, .w_dtype = w->dtype, .s_dtype = scales->dtype,
-                  .w = w->data };
+  nb_groups q = {
+    .n = n, .k = k, .group = k, .per_row = 1, .w_dtype = w->dtype, .s_dtype = scales->dtype, .w = w->data
+  };
   for (int64_t r = 0; bad == INT64_MAX && r < n; r++) {
-    float s = scale_of(nb_from_bits(per_tensor ? all : absmax[r], w->dtype), w->dtype, scales->dtype, arithmetic);
+    float s =
+        scale_of(nb_from_bits(per_tensor ? all : absmax[r], w->dtype), w->dtype, scales->dtype, arithmetic);
     if (isinf(s)) bad = r;
     nb_store(scales->data, r, s, scales->dtype);
   }

@@ -51,8 +51,10 @@ end
 
 -- One matrix as words, scale rows and bias, padded to Marlin's tiles.
 local function load(m)
-  local bits, group = unpack(kinds[m.kind] or error(("marlin_float: kind must be fp8, mxfp8, nvfp4 or mxfp4, found %s")
-    :format(tostring(m.kind)), 3))
+  if not kinds[m.kind] then
+    error(("marlin_float: kind must be fp8, mxfp8, nvfp4 or mxfp4, found %s"):format(tostring(m.kind)), 3)
+  end
+  local bits, group = unpack(kinds[m.kind])
   local words = words_of(m, bits)
   local n, k = words:size(2), words:size(1) * 32 / bits
   local scales
@@ -152,7 +154,8 @@ end
 function M.padded_moe(hidden, intermediate)
   local unit = hidden % 128 == 0 and 64 or hidden % 64 == 0 and 128
   if not unit then
-    return nil, ("the hidden size %d is not a multiple of 64, so Marlin's tiles don't fit"):format(hidden), "eunsupported"
+    return nil, ("the hidden size %d is not a multiple of 64, so Marlin's tiles don't fit"):format(hidden),
+      "eunsupported"
   end
   return math.ceil(intermediate / unit) * unit
 end

@@ -60,7 +60,8 @@ function M.prepare(m)
   end
   local flashinfer = m.backend == "flashinfer_cutlass"
   if not flashinfer and m.backend ~= "vllm_cutlass" then
-    error(("nvfp4_moe: backend must be marlin, vllm_cutlass or flashinfer_cutlass, found %s"):format(tostring(m.backend)), 2)
+    error(("nvfp4_moe: backend must be marlin, vllm_cutlass or flashinfer_cutlass, found %s")
+      :format(tostring(m.backend)), 2)
   end
   local weight, scale = m.weight, m.scale
   if flashinfer and m.which == "w13" then weight, scale = swap_halves(weight), swap_halves(scale) end

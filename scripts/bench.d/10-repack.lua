@@ -4,7 +4,9 @@ local ffi = require "ffi"
 local C = require("nibble.ffi").C
 local tensor = require "nibble.tensor"
 
-local SHAPES = { { 4096, 14336 }, { 8192, 28672 }, { 8192, 8192 } }
+-- k, n: two of real models, whose rows lie 7 * 2^m bytes apart, one whose rows lie a power
+-- of two apart (the hardest for the caches), one of neither.
+local SHAPES = { { 4096, 14336 }, { 8192, 28672 }, { 8192, 16384 }, { 5120, 27648 } }
 local BAR = 0.70
 
 local function ok(rc) assert(rc == 0, ffi.string(C.nb_error())) end
@@ -41,7 +43,7 @@ local function jobs_of(k, n, from, to, perm)
 end
 
 return {
-  title = "repacks of int4 words, GB/s read and written, and their share of a copy of the same bytes (best, median turn)",
+  title = "repacks of int4 words, GB/s read and written, and their share of a copy of the same bytes (by best times; by the median turn, which the verdict goes by)",
   run = function(ctx)
     for _, shape in ipairs(SHAPES) do
       local k, n = shape[1], shape[2]
@@ -62,7 +64,7 @@ return {
         end
         for i, job in ipairs(turn) do
           local best, median = limit / results[i].min, results[i].ratio / results[base].ratio
-          local verdict = job.bar and (math.max(best, median) >= BAR and "at least 70 %" or "BELOW 70 %") or ""
+          local verdict = job.bar and (median >= BAR and "at least 70 %" or "BELOW 70 %") or ""
           print(("  %5dx%-5d %dT  %-26s %5.1f GB/s (median %5.1f)  %4.0f %% %4.0f %%  %s"):format(k, n, threads, job.name,
             k * n / results[i].min / 1e9, k * n / results[i].median / 1e9, 100 * best, 100 * median, verdict))
         end

@@ -22,7 +22,7 @@ endif
 OPT     := $(if $(DEBUG),-O0,-O2) -g
 # No contraction of a*b+c: a result must not depend on the instruction set (DESIGN 1.5).
 CFLAGS  := -std=gnu17 $(OPT) -fPIC -fvisibility=hidden -fopenmp -ffp-contract=off -fno-math-errno \
-           -Wall -Wextra -Wshadow -Wconversion $(SAN) -Icore -I/usr/include/luajit-2.1 -D_GNU_SOURCE $(EXTRA_CFLAGS)
+           -Wall -Wextra -Wshadow -Wconversion -Wno-psabi $(SAN) -Icore -I/usr/include/luajit-2.1 -D_GNU_SOURCE $(EXTRA_CFLAGS)
 LDLIBS  := -lopenblas -lcjson -lpcre2-8 -lutf8proc -lxxhash -lz -lm -ldl -lpthread
 LDFLAGS := -fopenmp $(SAN) -Wl,--as-needed
 

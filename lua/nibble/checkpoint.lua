@@ -71,7 +71,7 @@ local weight_patterns = {
   "^pytorch_model.*%.bin$", "%.bin%.index%.json$",
 }
 -- Where a quantization config may lie beside config.json (FORMATS 1).
-local quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json" }
+local quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json" }
 
 local function is_weight(name)
   for _, pattern in ipairs(weight_patterns) do

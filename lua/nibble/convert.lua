@@ -303,20 +303,11 @@ end
 -- quantization_config replaced (or taken out where nothing is quantized).
 local function write_config(run, dir)
   local plan = run.plan
-  local records = {}
-  for i, job in ipairs(plan.jobs) do records[i] = job.out end
-  local quantization
-  for _, job in ipairs(plan.jobs) do
-    if job.out.scheme then
-      quantization = plan.format.config(records, { recipe = plan.recipe })
-      break
-    end
-  end
   local source = plan.model.dir .. "/config.json"
   local text, msg, code = "{}", nil, nil
   if checkpoint.exists(source) then text, msg, code = checkpoint.read_file(source) end
   if not text then return nil, msg, code end
-  text, msg, code = json.replace(text, "quantization_config", quantization)
+  text, msg, code = json.replace(text, "quantization_config", plan.quantization_config)
   if not text then return nil, msg, code end
   local ok
   ok, msg, code = checkpoint.write_file(dir .. "/config.json", text)

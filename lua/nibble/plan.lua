@@ -229,13 +229,29 @@ end
 -- An action for a module that stays as it is: byte for byte where the output's
 -- format can hold it as it stands, else converted.
 local function keep_action(p, rec)
-  if not rec.scheme or rec.format == p.format.name then return "copy" end
+  if not rec.scheme or (rec.format == p.format.name and not rec.variant) then return "copy" end
   return "convert"
 end
 
+-- The quantization_config of the output, made now: not every mixture of modules has one.
+local function set_config(p)
+  local records, quantized = {}, false
+  for i, job in ipairs(p.jobs) do
+    records[i] = job.out
+    quantized = quantized or job.out.scheme ~= nil
+  end
+  if not quantized then return true end
+  local config, msg, code = p.format.config(records, { fused = p.fused })
+  if msg then return nil, msg, code end
+  p.quantization_config = config
+  return true
+end
+
 local function finish(p)
-  local ok, msg = check_fused(p.jobs, p.fused)
+  local ok, msg, code = check_fused(p.jobs, p.fused)
   if not ok then return nil, msg, "einval" end
+  ok, msg, code = set_config(p)
+  if not ok then return nil, msg, code end
   local t = { modules = #p.jobs, quantized = 0, kept = 0, bytes_in = 0, bytes_out = 0, params = 0 }
   for _, job in ipairs(p.jobs) do
     t.bytes_in, t.bytes_out = t.bytes_in + job.bytes_in, t.bytes_out + job.bytes_out

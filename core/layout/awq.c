@@ -13,7 +13,8 @@ const uint8_t nb_awq_slot4[8] = {0, 4, 1, 5, 2, 6, 3, 7}, nb_awq_slot8[4] = {0, 
 enum { K_TILE = 64, BLOCK_K = 8 * NB_STRIP, BLOCK_GROUPS = 64, SERIAL_CODES = 1 << 15 };
 
 /* `count` words of one column group: word i, slot u = codes[order[u]*ld + i]. */
-static unsigned pack_group(uint32_t *words, int64_t step, const uint8_t *codes, int64_t ld, int64_t count, int bits) {
+static unsigned pack_group(uint32_t *words, int64_t step, const uint8_t *codes, int64_t ld, int64_t count,
+                           int bits) {
   const uint8_t *order = bits == 4 ? nb_awq_order4 : nb_awq_order8;
   int pf = 32 / bits;
   uint32_t mask = (1u << bits) - 1, w[K_TILE] = {0};
@@ -29,7 +30,8 @@ static unsigned pack_group(uint32_t *words, int64_t step, const uint8_t *codes, 
   return seen;
 }
 
-static void unpack_group(uint8_t *codes, int64_t ld, const uint32_t *words, int64_t step, int64_t count, int bits) {
+static void unpack_group(uint8_t *codes, int64_t ld, const uint32_t *words, int64_t step, int64_t count,
+                         int bits) {
   const uint8_t *order = bits == 4 ? nb_awq_order4 : nb_awq_order8;
   int pf = 32 / bits;
   uint32_t mask = (1u << bits) - 1, w[K_TILE];
@@ -43,7 +45,8 @@ static void unpack_group(uint8_t *codes, int64_t ld, const uint32_t *words, int6
 /* The tile of rows [n0, n0+r) as groups of pf rows x K_TILE words. */
 typedef struct strip { uint32_t *words; uint8_t *codes; int64_t step, groups, k; int bits; bool fast; } strip;
 
-static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0, const char *what) {
+static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0,
+                    const char *what) {
   if (bits != 4 && bits != 8) return nb_fail(NB_EINVAL, "%s: AWQ packs 4 or 8 bits, found %d", what, bits);
   NB_TRY(nb_expect(codes, what, NB_U8, 2, NB_SHAPE(-1, -1)));
   int64_t r = codes->shape[0], k = codes->shape[1], pf = 32 / bits;
@@ -59,7 +62,8 @@ static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, in
  * buffer. Returns how many of the block's groups were done. */
 enum { TURN_GROUPS = 16 };
 
-static int64_t fast_pack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups, unsigned *seen) {
+static int64_t fast_pack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups,
+                         unsigned *seen) {
   uint32_t ct[8 * TURN_GROUPS * NB_STRIP];
   int64_t kw = count / 8, done = 0;
   if (!s->fast || count % 128) return 0;
@@ -85,7 +89,8 @@ static int64_t fast_unpack(const strip *s, int64_t k, int64_t count, int64_t g, 
 
 /* k outside, groups inside: the words of one k lie side by side. */
 static unsigned block(const strip *s, bool packing, int64_t k0, int64_t g0) {
-  int64_t count = NB_MIN(BLOCK_K, s->k - k0), groups = NB_MIN(BLOCK_GROUPS, s->groups - g0), pf = 32 / s->bits;
+  int64_t count = NB_MIN(BLOCK_K, s->k - k0), groups = NB_MIN(BLOCK_GROUPS, s->groups - g0),
+          pf = 32 / s->bits;
   unsigned seen = 0;
   int64_t done = packing ? fast_pack(s, k0, count, g0, groups, &seen) : fast_unpack(s, k0, count, g0, groups);
   for (int64_t k = k0; k < k0 + count; k += K_TILE)

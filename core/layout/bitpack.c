@@ -31,7 +31,8 @@ int nb_codes_check(const nb_tensor *codes, int bits, const char *what) {
   int64_t count = nb_tensor_numel(codes), cols = codes->shape[codes->ndim - 1];
   for (int64_t i = 0; i < count; i++)
     if (c[i] >> bits)
-      return nb_fail(NB_EINVAL, "%s: the code %d at row %lld, column %lld (from 0) is above %d, the largest of %d bits",
+      return nb_fail(NB_EINVAL,
+                     "%s: the code %d at row %lld, column %lld (from 0) is above %d, the largest of %d bits",
                      what, c[i], (long long)(i / cols), (long long)(i % cols), (1 << bits) - 1, bits);
   return NB_OK;
 }
@@ -136,13 +137,15 @@ static void unpack_span(const nb_plane *p, int64_t s, int64_t b) {
 /* Whether the vector kernels know this plane: whole streams of 4 or 8 bits whose
  * codes lie side by side, and so do the words, either of a stream or of a block. */
 static bool is_fast(const nb_plane *p) {
-  return (nb_cpu() & NB_CPU_AVX2) && (p->bits == 4 || (p->bits == 8 && (p->word_step == 1 || p->code_stream % 4 == 0))) &&
-         !p->legacy && !p->minus_one && p->code_step == 1 && (p->word_step == 1 || p->word_stream == 1) &&
-         p->first == 0 && p->count == p->total;
+  return (nb_cpu() & NB_CPU_AVX2) &&
+         (p->bits == 4 || (p->bits == 8 && (p->word_step == 1 || p->code_stream % 4 == 0))) && !p->legacy &&
+         !p->minus_one && p->code_step == 1 && (p->word_step == 1 || p->word_stream == 1) && p->first == 0 &&
+         p->count == p->total;
 }
 
 /* The tile's streams x blocks: how many of the streams were done. */
-static int64_t fast_tile(const nb_plane *p, bool packing, int64_t s0, int64_t s1, int64_t b0, int64_t b1, unsigned *seen) {
+static int64_t fast_tile(const nb_plane *p, bool packing, int64_t s0, int64_t s1, int64_t b0, int64_t b1,
+                         unsigned *seen) {
   uint32_t turned[STREAM_TILE * BLOCK_TILE * 4];
   int64_t count = (b1 - b0) * 32, width = count * p->bits / 32, streams = s1 - s0;
   uint32_t *words = p->words + s0 * p->word_stream + b0 * p->bits * p->word_step;
@@ -163,8 +166,10 @@ static int64_t fast_tile(const nb_plane *p, bool packing, int64_t s0, int64_t s1
     uint32_t *rows = (uint32_t *)(void *)codes;
     for (int64_t w = 0; w < width; w += NB_STRIP) {
       int64_t part = NB_MIN(NB_STRIP, width - w), ld = p->code_stream / 4;
-      if (packing) nb_words_transpose_avx2(words + w * p->word_step, p->word_step, rows + w, ld, streams, part, false);
-      else nb_words_transpose_avx2(rows + w, ld, words + w * p->word_step, p->word_step, part, streams, false);
+      if (packing)
+        nb_words_transpose_avx2(words + w * p->word_step, p->word_step, rows + w, ld, streams, part, false);
+      else
+        nb_words_transpose_avx2(rows + w, ld, words + w * p->word_step, p->word_step, part, streams, false);
     }
     return streams;
   }
@@ -178,7 +183,8 @@ static int64_t fast_tile(const nb_plane *p, bool packing, int64_t s0, int64_t s1
 }
 
 /* One tile of streams x blocks, in the order in which the words lie in memory. */
-static unsigned run_tile(const nb_plane *p, bool packing, bool fast, int64_t s0, int64_t s1, int64_t b0, int64_t b1) {
+static unsigned run_tile(const nb_plane *p, bool packing, bool fast, int64_t s0, int64_t s1, int64_t b0,
+                         int64_t b1) {
   unsigned seen = 0;
   if (fast) s0 += fast_tile(p, packing, s0, s1, b0, b1, &seen);
   bool by_stream = p->word_step == 1;
@@ -204,7 +210,9 @@ static int run(const nb_plane *p, bool packing) {
   for (int64_t s = 0; s < p->streams; s += STREAM_TILE)
     for (int64_t b = b0; b < b1; b += BLOCK_TILE) {
       if (nb_stop_requested()) stopped = 1;
-      else seen |= run_tile(p, packing, fast, s, NB_MIN(s + STREAM_TILE, p->streams), b, NB_MIN(b + BLOCK_TILE, b1));
+      else
+        seen |=
+            run_tile(p, packing, fast, s, NB_MIN(s + STREAM_TILE, p->streams), b, NB_MIN(b + BLOCK_TILE, b1));
     }
   if (stopped) return nb_fail_stopped();
   return seen >> p->bits ? 1 : NB_OK;

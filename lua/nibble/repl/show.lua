@@ -1,34 +1,11 @@
 -- show: how a session and the commands print things: tables of text, a
 -- checkpoint's one line, and any Lua value.
 local units = require "nibble.units"
+local text = require "nibble.show"
 
 local M = {}
 
---- width(text) -> columns that UTF-8 text takes on a terminal: one for each
--- character (what nibble prints has no wide ones).
-function M.width(text)
-  local _, continuation = text:gsub("[\128-\191]", "")
-  return #text - continuation
-end
-
---- columns(rows, align) -> text: rows of cells, two blanks between columns.
--- align: one letter per column, "l" or "r"; the last left column isn't padded.
-function M.columns(rows, align)
-  local widths = {}
-  for _, row in ipairs(rows) do
-    for i, cell in ipairs(row) do widths[i] = math.max(widths[i] or 0, M.width(cell)) end
-  end
-  local out = {}
-  for _, row in ipairs(rows) do
-    local line = {}
-    for i, cell in ipairs(row) do
-      local blanks = (" "):rep(widths[i] - M.width(cell))
-      line[i] = align:sub(i, i) == "r" and blanks .. cell or cell .. blanks
-    end
-    out[#out + 1] = (table.concat(line, "  "):gsub("%s+$", ""))
-  end
-  return table.concat(out, "\n") .. "\n"
-end
+M.width, M.columns = text.width, text.columns
 
 -- The dtype that holds most of the bytes.
 local function main_dtype(tensors)

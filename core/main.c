@@ -60,14 +60,17 @@ static void preload(lua_State *L) {
 }
 
 /* Ctrl-C in Lua code that calls no C job: nothing there reads the stop flag, so
- * the handler leaves a hook behind. It fires after so many instructions that what
- * reads the flag comes first; compiled loops ignore hooks and need a second Ctrl-C. */
-enum { STOP_AFTER = 2000000 };
+ * the handler leaves a hook behind, which waits a moment: what reads the flag comes
+ * first. Compiled loops ignore hooks; there a second Ctrl-C ends the process. */
+enum { STOP_EVERY = 1000 };
+static const double stop_after_seconds = 0.2;
+static double stopped_at;
 static lua_State *main_state;
 static void (*set_stop_flag)(int);
 
 static void stop_hook(lua_State *L, lua_Debug *where) {
   (void)where;
+  if (nb_stop_requested() && nb_now() - stopped_at < stop_after_seconds) return;
   lua_sethook(L, NULL, 0, 0);
   if (!nb_stop_requested()) return;
   lua_pushliteral(L, "interrupted");
@@ -76,7 +79,8 @@ static void stop_hook(lua_State *L, lua_Debug *where) {
 
 static void on_sigint(int sig) {
   set_stop_flag(sig);
-  lua_sethook(main_state, stop_hook, LUA_MASKCOUNT, STOP_AFTER);
+  stopped_at = nb_now();
+  lua_sethook(main_state, stop_hook, LUA_MASKCOUNT, STOP_EVERY);
 }
 
 static void install_stop(lua_State *L) {

@@ -15,8 +15,10 @@ local function compile(text)
   if chunk then return chunk end
   local statement, why = loadstring(text, "=session")
   if statement then return statement end
-  local open = (why .. msg):find("'<eof>'", 1, true) ~= nil and text:find "%S" ~= nil
-  return nil, open and msg:find("'<eof>'", 1, true) and msg or why, open
+  local unfinished = "near '<eof>'"
+  local as_expression = msg:find(unfinished, 1, true) ~= nil
+  local open = (as_expression or why:find(unfinished, 1, true) ~= nil) and text:find "%S" ~= nil
+  return nil, as_expression and msg or why, open
 end
 
 local function complain(session, text)

@@ -71,12 +71,16 @@ const char *nb_dtype_name(int dtype);
 /* The dtype of a name in nibble's or safetensors' spelling, or -1. */
 int nb_dtype_parse(const char *name);
 
-/* dst = src in dst's dtype; the same number of elements, dst already made. Rounds
- * once, to nearest even (e8m0: to the nearest power of two, halves up). Beyond the
- * range: what the format has for it (f8_e4m3, f6, f4: the greatest value; e5m2:
- * infinity; fnuz: NaN), or with saturate the greatest finite value, always. To
- * integers: half to even, then into the range; NaN is 0. NaN to a format without
- * one is its greatest value. Threads. (cast.c) */
+/* dst = src's values in dst's dtype (cast.c); as many elements, dst already made, no
+ * overlap. Every dtype but c64 (NB_EUNSUPPORTED). Rounds once, to nearest even.
+ *   to a float  beyond the range: what the format has for it, as torch (f8_e4m3, f6,
+ *               f4: the greatest value; the fnuz: NaN; the others: infinity), or with
+ *               saturate != 0 the greatest finite value, always; NaN stays NaN. f4 and
+ *               f6 know none: their greatest value. f4 takes -0.0 as 0, as its peers
+ *               do. f8_e8m0: the nearest power of two, halves up, sign dropped.
+ *   to an int   half to even, then into the range, saturate or not; NaN is 0.
+ *   to bool     1 where not zero (NaN is 1).
+ * The same bytes on every instruction set and number of threads. */
 struct nb_tensor;
 int nb_cast(struct nb_tensor *dst, const struct nb_tensor *src, int saturate);
 
@@ -132,7 +136,7 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
 
-/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) -------
+/* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
  * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
  * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
@@ -140,7 +144,9 @@ void nb_hash_free(nb_hash *h);
 enum {
   NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
   NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
-  NB_RANGE_TIGHT = 2   /* scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1))        */
+  /* vLLM's rule: scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1)); and in dtype
+   * arithmetic a zero-point is added after rounding (as in AutoAWQ), not before */
+  NB_RANGE_TIGHT = 2
 };
 
 enum {
@@ -152,7 +158,7 @@ typedef struct nb_rtn_options {
   int32_t bits;       /* 2 to 8 */
   int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
   int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
-  int32_t range;      /* NB_RANGE_*, symmetric grids only */
+  int32_t range;      /* NB_RANGE_*: the scale of a symmetric grid */
   int32_t arithmetic; /* NB_ARITHMETIC_* */
 } nb_rtn_options;
 
@@ -193,6 +199,14 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
  * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
 int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
+
+/* Round to nearest onto FP8 E4M3: scale = absmax / 448 of each row (per_tensor: of
+ * all, repeated), codes f8_e4m3 [n,k], scales f32|bf16|f16 [n,1], w f32|bf16|f16
+ * [n,k]; NB_ARITHMETIC_DTYPE gives compressed-tensors' bytes. Errors as
+ * nb_rtn_quantize. */
+int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int per_tensor, int arithmetic);
+/* out f32|bf16|f16 [n,k] = codes * scales, rounded to float32, then to out's dtype. */
+int nb_fp8_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales);
 
 typedef struct nb_quant_sums {
   double error2, weight2; /* sums of squares: of w - dequantized, of w */
@@ -440,7 +454,7 @@ int nb_file_write(const char *path, const void *data, int64_t bytes);
 int nb_file_copy(const char *dst, const char *src);
 int nb_file_remove(const char *path);
 
-/* ---- what no quantized weight may hold (layout/scales.c) ------------------- */
+/* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
  * infinite, or zero while its group holds other codes than the zero-point. (Negative
@@ -451,6 +465,14 @@ int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_te
 /* 1 when g_idx [k] says c / group for every column c (no activation order), 0 when it
  * says something else; NB_EFORMAT, naming `name`, when an entry is outside 0..groups-1. */
 int nb_g_idx_check(const nb_tensor *g_idx, int64_t group, int64_t groups, const char *name);
+/* dst = src in dst's dtype (f16|bf16|f32 [r,G] each), every value the same number:
+ * NB_EINEXACT names the module, row (from row0 on) and group of the first that is not. */
+int nb_scales_cast(nb_tensor *dst, const nb_tensor *src, int64_t row0, const char *name);
+/* 1 when both are the same numbers, whatever their dtypes. */
+int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
+/* Streams a quantized weight's rows into h: codes u8 [r,k], scales as float32, zeros u8
+ * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
+int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
  * I32 (or U32). A code that needs more than `bits` bits is an error that names
@@ -616,6 +638,44 @@ int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
 /* Any bits: the same words, transposed. Needs a trivial g_idx. */
 int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
 int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
+
+/* ---- statistics (stats.c, compare.c) ----------------------------------------
+ * Any real dtype, values as double (64-bit integers beyond 2^53 rounded). Sums in
+ * double over fixed blocks in a fixed order: the same bits for any number of threads. */
+
+/* NaN and infinities are counted and left out of everything else. */
+typedef struct nb_stats {
+  int64_t numel, zeros, nan, inf;
+  double min, max, absmax, mean, std, kurtosis; /* kurtosis: m4 / m2^2, 3 for a normal distribution */
+} nb_stats;
+
+int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
+
+/* counts[i] of the values in [lo + i*w, lo + (i+1)*w), w = (hi-lo)/bins; hi belongs
+ * to the last bin; values outside are not counted. */
+int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
+
+typedef struct nb_comparison {
+  int64_t numel, max_at, worst_row;  /* 0-based; max_at in the flattened tensor */
+  int64_t odd;                       /* pairs that differ by a NaN or an infinity: in no sum */
+  double error2, a2, b2, dot, max_abs, worst_error2; /* sums of squares and of products */
+} nb_comparison;
+
+/* b against a, of one shape; a row is the last dimension's elements. by_column (may
+ * be NULL): 1 to 64 sums of squared error over equal spans of the columns. */
+int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a, const nb_tensor *b);
+
+/* ---- elements (element.c) ----------------------------------------------------- */
+
+/* Element i of the flattened tensor, any real dtype (c64: the real part); i must be
+ * inside. set and fill round as nb_cast. */
+double nb_tensor_get(const nb_tensor *t, int64_t i);
+void nb_tensor_set(nb_tensor *t, int64_t i, double v);
+void nb_tensor_fill(nb_tensor *t, double v);
+/* Elements [at, at+n) as double and back; a block begins and ends on a byte. Every
+ * NaN read is the plain one (LuaJIT takes NaNs with other bits for other types). */
+int nb_tensor_load_f64(double *out, const nb_tensor *t, int64_t at, int64_t n);
+int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

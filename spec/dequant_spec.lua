@@ -129,7 +129,8 @@ describe("dequantize", function()
     assert.matches("0 bits, expected 1 to 8", why("f32", codes, scales, nil, nil, 0))
     assert.matches("zeros: expected u8 %[2x3%]", why("f32", codes, scales, nb.tensor("u8", { 2, 2 })))
     assert.matches("scales: expected any dtype %[2x%*%]", why("f32", codes, nb.tensor("f32", { 3, 2 })))
-    assert.matches("g_idx: expected i32 %[10%], found i32 %[9%]", why("f32", codes, scales, nil, nb.tensor("i32", { 9 })))
+    assert.matches("g_idx: expected i32 %[10%], found i32 %[9%]",
+      why("f32", codes, scales, nil, nb.tensor("i32", { 9 })))
     local g_idx = nb.tensor("i32", { 10 })
     g_idx:ptr()[4] = 3
     local out, msg, code = dequantize("f32", codes, scales, nil, g_idx)

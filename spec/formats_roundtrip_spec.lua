@@ -91,6 +91,21 @@ describe("round trip", function()
     end
   end)
 
+  it("casts bf16 scales for AWQ where that is exact, and names the first where it is not", function()
+    local q = support.quantized(scheme.parse "W4A16 g32 asym", 32, 64, "bf16")
+    local tensors, rec = assert(support.store("awq", "m.proj", q, { rows = 8 }))
+    assert.equal("f16", rec.dtype)
+    local ck = support.checkpoint(tensors, formats.get("awq").config { rec })
+    local back = assert(formats.quantized(ck, "m.proj"))
+    assert.same({ true }, { q:equal(back) })
+    assert.equal(q:hash(), back:hash())
+    q.scales:as("u16"):set(9 * 2 + 2, 0x3001)
+    local none, msg, code = support.store("awq", "m.proj", q, { rows = 8 })
+    assert.is_nil(none)
+    assert.equal("einexact", code)
+    assert.matches("m.proj: scales: the bf16 value .* of row 9, group 1 has no exact f16", msg)
+  end)
+
   it("carries a bias", function()
     for _, format in ipairs(formats.names()) do
       if format ~= "plain" then

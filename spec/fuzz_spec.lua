@@ -60,18 +60,18 @@ describe("hostile bytes", function()
   it("as a safetensors file never crash the reader", function()
     local random, opened = generator(1), 0
     local valid = files.safetensors(header, 22)
-    for _ = 1, 3000 do
+    for _ = 1, 2000 do
       files.write(dir .. "/x.safetensors", mutate(valid, random))
       opened = opened + judge(dir .. "/x.safetensors")
     end
-    assert.is_true(opened > 20 and opened < 2900) -- both ways are really taken
+    assert.is_true(opened > 20 and opened < 1900) -- both ways are really taken
   end)
 
   it("as an index never crash the reader", function()
     local random, opened = generator(2), 0
     files.write(dir .. "/s", files.safetensors(header, 22))
     local valid = '{"metadata":{"total_size":22},"weight_map":{"a":"s","b\\u00e9":"s"}}'
-    for _ = 1, 2000 do
+    for _ = 1, 1000 do
       files.write(dir .. "/x.safetensors.index.json", mutate(valid, random))
       opened = opened + judge(dir .. "/x.safetensors.index.json")
     end
@@ -81,11 +81,11 @@ describe("hostile bytes", function()
   it("as JSON never crash the parser", function()
     local random, parsed = generator(3), 0
     local valid = files.read "spec/models/tiny-llama/config.json"
-    for _ = 1, 3000 do
+    for _ = 1, 2000 do
       local value, msg = nb.json.decode(mutate(valid, random))
       if value == nil then assert(#msg > 10) else parsed = parsed + 1 end
     end
-    assert.is_true(parsed > 20 and parsed < 2900)
+    assert.is_true(parsed > 20 and parsed < 1900)
   end)
 
   it("that once crashed a reader don't any more", function()

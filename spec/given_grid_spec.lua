@@ -26,9 +26,12 @@ describe("grid_codes", function()
 
   it("says where there is no code, and which sizes don't fit", function()
     local bad = nb.tensor("f32", { 1, 2 }, { 1, 0 })
-    assert.error_matches(function() codes(nb.tensor("f32", { 1, 4 }), bad, nil, nil, 4) end, "row 0, column 3 %(from 0%) has no code")
-    assert.error_matches(function() codes(nb.tensor("f32", { 1, 3 }), scales, nil, nil, 4) end, "K = 3 does not divide into the 2 groups")
-    assert.error_matches(function() codes(nb.tensor("i32", { 1, 4 }), scales, nil, nil, 4) end, "weight: expected f32, bf16 or f16, found i32")
+    assert.error_matches(function() codes(nb.tensor("f32", { 1, 4 }), bad, nil, nil, 4) end,
+      "row 0, column 3 %(from 0%) has no code")
+    assert.error_matches(function() codes(nb.tensor("f32", { 1, 3 }), scales, nil, nil, 4) end,
+      "K = 3 does not divide into the 2 groups")
+    assert.error_matches(function() codes(nb.tensor("i32", { 1, 4 }), scales, nil, nil, 4) end,
+      "weight: expected f32, bf16 or f16, found i32")
     assert.error_matches(function() codes(nb.tensor("f32", { 1, 4 }), scales, nil, nb.tensor("i32", { 4 }, { 0, 2, 0, 0 }), 4) end,
       "g_idx%[1%] is 2, expected 0 to 1")
   end)

@@ -98,9 +98,11 @@ describe("marlin weights", function()
       assert.is_true(out:equal(marlin.repack(layout.pack.rows(moved, bits), bits)))
       assert.is_true(marlin.unpack(out, bits, false, perm):equal(words))
       assert.is_true(marlin.repack(words, bits, false, nb.tensor("i32", { 0 })):equal(marlin.repack(words, bits)))
-      assert.error_matches(function() marlin.repack(words, bits, true, perm) end, "cannot be combined with 8%-bit activations")
+      assert.error_matches(function() marlin.repack(words, bits, true, perm) end,
+        "cannot be combined with 8%-bit activations")
       perm:set(5, perm:get(4))
-      assert.error_matches(function() marlin.repack(words, bits, false, perm) end, "no permutation of 0..63: %d+ at position 4 occurs twice")
+      assert.error_matches(function() marlin.repack(words, bits, false, perm) end,
+        "no permutation of 0..63: %d+ at position 4 occurs twice")
       perm:set(5, 64)
       assert.error_matches(function() marlin.repack(words, bits, false, perm) end, "64 at position 4 lies outside")
     end
@@ -158,14 +160,20 @@ describe("marlin weights", function()
 
   it("MRL-31: says which size does not fit which tile", function()
     local function words(rows, n) return nb.tensor("i32", { rows, n }) end
-    assert.error_matches(function() marlin.repack(words(3, 64), 4) end, "K = 24 is not a multiple of the tile's 16 rows")
-    assert.error_matches(function() marlin.repack(words(2, 96), 4) end, "N = 96 is not a multiple of the tile's 64 columns")
-    assert.error_matches(function() marlin.repack(words(2, 64), 4, true) end, "K = 16 is not a multiple of the tile's 32 rows")
-    assert.error_matches(function() marlin.repack(words(4, 48), 4, true) end, "N = 48 is not a multiple of the tile's 32 columns")
+    assert.error_matches(function() marlin.repack(words(3, 64), 4) end,
+      "K = 24 is not a multiple of the tile's 16 rows")
+    assert.error_matches(function() marlin.repack(words(2, 96), 4) end,
+      "N = 96 is not a multiple of the tile's 64 columns")
+    assert.error_matches(function() marlin.repack(words(2, 64), 4, true) end,
+      "K = 16 is not a multiple of the tile's 32 rows")
+    assert.error_matches(function() marlin.repack(words(4, 48), 4, true) end,
+      "N = 48 is not a multiple of the tile's 32 columns")
     assert.error_matches(function() marlin.awq_repack(words(24, 8), 4) end, "K = 24")
     assert.error_matches(function() marlin.repack(words(2, 64), 3) end, "bits must be 4 or 8, found 3")
-    assert.error_matches(function() marlin.repack(nb.tensor("f32", { 2, 64 }), 4) end, "expected i32 .*, found f32 %[2x64%]")
-    assert.error_matches(function() marlin.repack(nb.tensor("i32", { 2 }), 4) end, "2 or 3 dimensions, found 1 dimensions")
+    assert.error_matches(function() marlin.repack(nb.tensor("f32", { 2, 64 }), 4) end,
+      "expected i32 .*, found f32 %[2x64%]")
+    assert.error_matches(function() marlin.repack(nb.tensor("i32", { 2 }), 4) end,
+      "2 or 3 dimensions, found 1 dimensions")
     assert.error_matches(function()
       nffi.must(nffi.C.nb_marlin_repack(words(1, 64), words(2, 64), nil, 4, 0))
     end, "expected i32 %[1x128%], found i32 %[1x64%]")
@@ -248,9 +256,12 @@ describe("marlin scales", function()
       assert.is_true(marlin.awq_zero_points(awq:reshape(shape), bits, a8):equal(out:reshape(shape)))
       assert.is_true(marlin.packed_zero_points(plain:reshape(shape), bits, a8):equal(out:reshape(shape)))
     end
-    assert.error_matches(function() marlin.zero_points(nb.tensor("u8", { 2, 64 }), 2) end, "bits must be 4 or 8, found 2")
-    assert.error_matches(function() marlin.zero_points(nb.tensor("u8", { 2, 96 }), 4) end, "N = 96 is not a multiple of 64")
-    assert.error_matches(function() marlin.zero_points(nb.tensor("i32", { 2, 64 }), 4) end, "expected u8 .*, found i32")
+    assert.error_matches(function() marlin.zero_points(nb.tensor("u8", { 2, 64 }), 2) end,
+      "bits must be 4 or 8, found 2")
+    assert.error_matches(function() marlin.zero_points(nb.tensor("u8", { 2, 96 }), 4) end,
+      "N = 96 is not a multiple of 64")
+    assert.error_matches(function() marlin.zero_points(nb.tensor("i32", { 2, 64 }), 4) end,
+      "expected u8 .*, found i32")
     local z = nb.tensor("u8", { 1, 64 })
     z:set(10, 16)
     assert.error_matches(function() marlin.zero_points(z, 4) end, "the code 16 at row 0, column 9")

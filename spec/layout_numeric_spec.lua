@@ -31,9 +31,11 @@ describe("int8 scales", function()
   end)
 
   it("refuses what has no largest positive scale", function()
-    assert.error_matches(function() marlin.int8_scales(nb.tensor("f16", { 4 })) end, "must be positive and finite, found 0")
+    assert.error_matches(function() marlin.int8_scales(nb.tensor("f16", { 4 })) end,
+      "must be positive and finite, found 0")
     assert.error_matches(function() marlin.int8_scales(bits16("f16", { 2 }, { 0x7e00, 0x3c00 })) end, "found %-?nan")
-    assert.error_matches(function() marlin.int8_scales(nb.tensor("f32", { 4 })) end, "expected f16 or bf16, found f32")
+    assert.error_matches(function() marlin.int8_scales(nb.tensor("f32", { 4 })) end,
+      "expected f16 or bf16, found f32")
   end)
 end)
 
@@ -121,7 +123,8 @@ describe("scale folding", function()
     assert.same({ 0x5c00 }, words16(marlin.fold_fp8_exponent(bits16("f16", { 1 }, { 0x3c00 }))))
     assert.same({ 0x7b80 }, words16(marlin.fold_fp8_exponent(bits16("bf16", { 1 }, { 0x3f80 }))))
     assert.same({ 0x6000 }, words16(marlin.multiply_scales(bits16("f16", { 1 }, { 0x3c00 }), 512)))
-    assert.error_matches(function() marlin.fold_fp8_exponent(nb.tensor("f32", { 1 })) end, "expected f16 or bf16, found f32")
+    assert.error_matches(function() marlin.fold_fp8_exponent(nb.tensor("f32", { 1 })) end,
+      "expected f16 or bf16, found f32")
   end)
 
   it("MRL-48: NVFP4 global scales times 2^(e-7), block scales as S0E5M3 bytes", function()
@@ -134,7 +137,8 @@ describe("scale folding", function()
     -- bf16 scales below 448 are raised by a power of two
     local _, raised = marlin.nvfp4_scales(bits16("bf16", { 1, 4 }, { 0x3f80, 0x4000, 0x4080, 0x4100 }))
     assert.equal(32, raised)
-    assert.error_matches(function() marlin.nvfp4_scales(nb.tensor("f16", { 1, 6 })) end, "N = 6 is not a multiple of 4")
+    assert.error_matches(function() marlin.nvfp4_scales(nb.tensor("f16", { 1, 6 })) end,
+      "N = 6 is not a multiple of 4")
   end)
 
   it("CTM-NVFP4-14: block scales are padded to 128 x 4 and swizzled", function()

@@ -173,24 +173,25 @@ describe("packing", function()
     local fast = layout.awq_gemv_fast.pack(c, 4)
     assert.same({ n / 4, k }, fast:size())
     assert.is_true(layout.awq_gemv_fast.unpack(fast, 4, k):equal(c))
-    for y = 0, 3 do -- row 5, k 96 to 127: nibble 8y+4z+x of the 32 holds k = 8x+2y+z
-      for z = 0, 1 do
+    for y = 0, 3 do -- row 5, k 96 to 127: nibble 8y+4h+x of the 32 holds k = 8x+2y+h
+      for h = 0, 1 do
         for x = 0, 3 do
-          local nibble = 8 * y + 4 * z + x
+          local nibble = 8 * y + 4 * h + x
           local word = fast:as("u16"):get(1 * k + 64 + 16 + 8 + math.floor(nibble / 4) + 1)
-          assert.equal(c:ptr()[5 * k + 96 + 8 * x + 2 * y + z], bit.band(bit.rshift(word, nibble % 4 * 4), 15))
+          assert.equal(c:ptr()[5 * k + 96 + 8 * x + 2 * y + h], bit.band(bit.rshift(word, nibble % 4 * 4), 15))
         end
       end
     end
-    local w = layout.awq_gemv.pack_zeros(z, 4, nb.tensor("i32", { n, 2 }))
-    assert.equal(0, w:get(2))
-    assert.is_true(layout.awq_gemv.unpack_zeros(w, 4, G):equal(z))
+    local zw = layout.awq_gemv.pack_zeros(z, 4, nb.tensor("i32", { n, 2 }))
+    assert.equal(0, zw:get(2))
+    assert.is_true(layout.awq_gemv.unpack_zeros(zw, 4, G):equal(z))
     local scales, qzeros = nb.tensor("f16", { 8, n }), nb.tensor("f16", { 8, n })
     local s = scales:as("u16", { 8 * n })
     for i = 1, 2 * n do s:set(i, 0x2000 + i * 3) end
     layout.awq_gemv_fast.pack_zeros(z, scales, qzeros)
     assert.is_true(layout.awq_gemv_fast.unpack_zeros(qzeros, scales, G):equal(z))
-    assert.same({ 1, 2, 4 }, { layout.awq_gemv.width(128, 128), layout.awq_gemv.width(256, 64), layout.awq_gemv.width(256, 32) })
+    local width = layout.awq_gemv.width
+    assert.same({ 1, 2, 4 }, { width(128, 128), width(256, 64), width(256, 32) })
     local padded = layout.awq_gemv.pad_scales(nb.tensor("u16", { 2, 3 }, { 1, 2, 3, 4, 5, 6 }), 1)
     assert.same({ 1, 2, 3, 0, 0, 0, 0, 0, 4 }, { unpack(padded:totable(), 1, 9) })
     assert.same({ 1, 2, 4, 5 }, layout.awq_gemv.unpad_scales(padded, 2):totable())
@@ -253,7 +254,8 @@ describe("packing", function()
     assert.error_matches(function() layout.awq.pack(c, 4) end, "n must be a multiple of 8, found 12")
     assert.error_matches(function() layout.awq.pack(c, 3) end, "AWQ packs 4 or 8 bits, found 3")
     assert.error_matches(function() layout.ct.pack(c, 9) end, "bits must be a whole number from 1 to 8, found 9")
-    assert.error_matches(function() layout.ct.pack(nb.tensor("i32", { 2, 2 }), 4) end, "expected codes as a u8 matrix, found i32")
+    assert.error_matches(function() layout.ct.pack(nb.tensor("i32", { 2, 2 }), 4) end,
+      "expected codes as a u8 matrix, found i32")
     assert.error_matches(function() layout.ct.unpack(nb.tensor("i32", { 2, 7 }), 3, 96) end,
       "96 codes of 3 bits along k take 9 words %(or 10 in the legacy packing%), found 7")
     assert.error_matches(function() layout.ct.unpack(nb.tensor("f32", { 2, 9 }), 3, 96) end, "found f32 %[2x9%]")
@@ -262,7 +264,8 @@ describe("packing", function()
     assert.error_matches(function() layout.gptq.unpack(nb.tensor("i32", { 4, 8 }), 4, 24) end,
       "expected i32 %[3x%*%], found i32 %[4x8%]")
     assert.error_matches(function() layout.ct.unpack("words", 4, 8) end, "ct unpack: expected a matrix, found string")
-    assert.error_matches(function() layout.transpose(nb.tensor("u8", { 2 })) end, "expected a matrix, found a tensor of 1 dimensions")
+    assert.error_matches(function() layout.transpose(nb.tensor("u8", { 2 })) end,
+      "expected a matrix, found a tensor of 1 dimensions")
     local ok, msg, code = layout.gptq.pack(c, 5)
     assert.is_nil(ok)
     assert.equal("eunsupported", code)

@@ -62,6 +62,7 @@ describe("vector paths of the layouts", function()
   after_each(function()
     C.nb_cpu_limit(-1)
     C.nb_threads_set(0)
+    jit.flush() -- traces hold the closures that hold tensors
   end)
 
   -- whole strips, edges on either side, fewer than one vector
@@ -116,6 +117,43 @@ describe("vector paths of the layouts", function()
     assert.is_true(direct:equal(by_gptq))
     C.nb_cpu_limit(0)
     assert.is_true(ct:equal(layout.awq_to_ct(awq)))
+  end)
+
+  it("packs and unpacks codes of 4 and 8 bits, whole and by tiles of rows", function()
+    for _, s in ipairs { { 1024, 512 }, { 648, 200 }, { 64, 8 }, { 515, 72 }, { 1096, 136 } } do
+      local k, n = s[1], s[2]
+      for bits = 4, 8, 4 do
+        local codes = random("u8", { n, k }, 2 ^ bits - 1)
+        for _, name in ipairs { "ct", "gptq", "awq" } do
+          local P, what = layout[name], ("%s %d bits %dx%d"):format(name, bits, k, n)
+          local words = same_everywhere("pack " .. what, function() return P.pack(codes, bits) end)
+          local back = same_everywhere("unpack " .. what, function() return P.unpack(words, bits, k) end)
+          assert.is_true(back:equal(codes), what)
+          local cut = math.floor(n / 2 / 8) * 8
+          if cut > 0 then
+            same_everywhere("pack by tiles " .. what, function()
+              local whole = random("i32", words:size())
+              P.pack(codes:rows(cut + 1, n), bits, whole, cut + 1)
+              P.pack(codes:rows(1, cut), bits, whole, 1)
+              assert.is_true(whole:equal(words), what)
+              return P.unpack(whole, bits, nb.tensor("u8", { n - cut, k }), cut + 1)
+            end)
+          end
+        end
+      end
+    end
+  end)
+
+  it("names a code that doesn't fit on every path", function()
+    for _, name in ipairs { "ct", "gptq", "awq" } do
+      for _, features in ipairs { 0, -1 } do
+        C.nb_cpu_limit(features)
+        local codes = random("u8", { 128, 512 }, 15)
+        codes:set(3 * 512 + 201, 16)
+        assert.has_error(function() layout[name].pack(codes, 4) end,
+          name .. " pack: the code 16 at row 3, column 200 (from 0) is above 15, the largest of 4 bits")
+      end
+    end
   end)
 
   it("MRL-30, MRL-32, MRL-33: Marlin tiles of both widths and activations, with and without an order", function()

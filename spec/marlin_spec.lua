@@ -108,7 +108,8 @@ describe("marlin", function()
   end)
 
   it("MRL-22: experts use their own K, so that several groups are always permuted in groups", function()
-    local m = { words = nb.tensor("i32", { 1, 32, 64 }), order = "gptq", bits = 4, group = 128, scales = nb.tensor("u16", { 1, 2, 64 }) }
+    local m = { words = nb.tensor("i32", { 1, 32, 64 }), order = "gptq", bits = 4, group = 128,
+                scales = nb.tensor("u16", { 1, 2, 64 }) }
     for i = 1, 128 do m.scales:set(i, i) end
     local own = method.prepare(m)
     assert.is_true(own.scales:equal(layout.marlin.permute_scales(m.scales, 256, 128)))

@@ -29,7 +29,7 @@ local function changed(name, change, tensors)
       return tensors[t] and { dtype = tensors[t]:type(), shape = tensors[t]:size() } or nil
     end,
     tensor = function(_, t)
-      if tensors[t] then return tensors[t] end
+      if tensors[t] then return tensors[t]:reshape(tensors[t]:size()) end
       return ck:tensor(tensors[t] == false and "no" or t)
     end,
     module = function() return nil end,

@@ -1,5 +1,6 @@
 -- process: runs build/nibble for specs: to its end, or on a terminal of its own.
 local ffi = require "ffi"
+local C = require("nibble.ffi").C
 
 local M = {}
 
@@ -76,7 +77,7 @@ function methods.send(t, text) ffi.C.write(t.fd, text, #text) end
 --- t:expect(text [, seconds]) -> everything up to text since the last match | nil, what came instead
 function methods.expect(t, text, seconds)
   local waiting, bytes = ffi.new "struct spec_pollfd[1]", ffi.new "char[4096]"
-  local deadline = os.time() + (seconds or 10)
+  local deadline = C.nb_now() + (seconds or 10)
   while true do
     local from, to = t.seen:find(text, 1, true)
     if from then
@@ -85,18 +86,19 @@ function methods.expect(t, text, seconds)
       return before
     end
     waiting[0].fd, waiting[0].events = t.fd, 1
-    ffi.C.poll(waiting, 1, 200)
+    ffi.C.poll(waiting, 1, 50)
     local n = bit.band(waiting[0].revents, 1) == 1 and tonumber(ffi.C.read(t.fd, bytes, 4096)) or 0
     if n > 0 then t.seen = t.seen .. ffi.string(bytes, n) end
-    if (n <= 0 and bit.band(waiting[0].revents, 0x38) ~= 0) or os.time() > deadline then return nil, t.seen end
+    if (n <= 0 and bit.band(waiting[0].revents, 0x38) ~= 0) or C.nb_now() > deadline then return nil, t.seen end
   end
 end
 
---- t:close() -> exit status (128 + signal when killed); kills what still runs after 2 s.
+--- t:close() -> exit status (128 + signal when killed); kills what still runs after 5 s.
 function methods.close(t)
-  local status, deadline = ffi.new "int[1]", os.time() + 2
+  local status, deadline = ffi.new "int[1]", os.time() + 5
   while ffi.C.waitpid(t.pid, status, 1) == 0 do
-    t:expect("\0", 0)
+    t:expect("\0", 0.2)
+    ffi.C.poll(nil, 0, 5)
     if os.time() > deadline then ffi.C.kill(t.pid, 9) end
   end
   ffi.C.close(t.fd)

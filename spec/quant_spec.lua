@@ -110,7 +110,8 @@ describe("quant", function()
     assert.error_matches(function() quant.quantize(7, "W4A16") end, "expected a tensor, found a number")
     assert.error_matches(function() quant.quantize(nb.tensor("u8", { 2, 4 }), "W4A16") end, "found u8 %[2×4%]")
     assert.error_matches(function() w:quantize {} end, "name a scheme")
-    for _, call in ipairs { function() quant.quantize(w, "W4A16") end, function() w:quantize { scheme = "W4A16" } end } do
+    local calls = { function() quant.quantize(w, "W4A16") end, function() w:quantize { scheme = "W4A16" } end }
+    for _, call in ipairs(calls) do
       assert.matches("^spec/quant_spec.lua:%d+: quantize: K = 100", select(2, pcall(call)))
     end
     assert.error_matches(function() w:quantize { scheme = "W4A16", group = 50, methd = "rtn" } end,
@@ -142,6 +143,22 @@ describe("quant", function()
     local s = assert(quant.quantize(w, "W4A16", { method = by_hand, options = { shrink = 0.5 } }))
     assert.is_true(s.scales:get(1) < r.scales:get(1))
     assert.matches("^function quant_spec.lua:%d+$", assert(quant.method(by_hand)).name)
+  end)
+
+  -- DESIGN 3: a recipe names a quantizer written as a plain loop.
+  it("runs the method that a recipe carries, on bf16 weights", function()
+    local r = assert(nb.recipe "recipes/llama-w4a16-lua-method.lua")
+    assert.equal("function", type(r.method))
+    assert.is_nil((debug.gethook())) -- the recipe's instruction limit ends with the recipe
+    local w = nb.open "spec/models/tiny-llama":tensor "model.layers.0.mlp.up_proj.weight"
+    local q = assert(quant.quantize(w, nb.scheme.parse(r.scheme, { group = r.group }),
+      { method = r.method, options = r.options }))
+    assert.equal("bf16", q.scales:type())
+    assert.is_true(quant.error_of(q, w).sqnr_db > 17)
+    local scales = q.scales:cast "f32"
+    for i = 1, scales:numel() do assert.equal(0.5, (math.frexp(scales:get(i)))) end
+    local doubled = assert(quant.quantize(w, q.scheme, { method = r.method, options = { gain = 2 } }))
+    assert.equal(2 * scales:get(1), doubled.scales:cast "f32":get(1))
   end)
 
   it("takes what a function returns, when it fits", function()
@@ -191,8 +208,35 @@ describe("quant", function()
     assert.matches("zeros were returned, but the scheme is symmetric", why(function()
       return { zeros = nb.tensor("u8", { 2, 1 }) }
     end))
-    assert.matches("expected nothing or a table {codes=, scales=, zeros=}, found a number", why(function() return 7 end))
+    assert.matches("expected nothing or a table {codes=, scales=, zeros=}, found a number",
+      why(function() return 7 end))
     assert.matches("function quant_spec.lua:%d+: .*: no", why(function() error "no" end))
+  end)
+
+  -- E4M3: 448 is the largest; steps of 2^-9 below 2^-6.
+  it("rounds to fp8, a scale a row or one for all", function()
+    local w = nb.tensor("f32", { 2, 6 }, { 448, -1.0625, 1.1875, 0.0009765625, -0.00293, 17, 896, 2, 0, 0, 0, -896 })
+    local codes, scales = quant.fp8(w)
+    assert.same({ 1, 2 }, scales:totable())
+    assert.same({ 448, -1, 1.25, 0, -0.00390625, 16, 896, 2, 0, 0, 0, -896 },
+      quant.fp8_dequantize(codes, scales):totable())
+    codes, scales = quant.fp8(w, { per = "tensor", scale_dtype = "bf16" })
+    assert.equal("bf16", scales:type())
+    assert.same({ 448, -1, 1.25, 0, -0.00390625, 16 },
+      { unpack(quant.fp8_dequantize(codes, scales, "f32"):totable(), 1, 6) })
+    assert.same({ 2 ^ -23, 2 ^ -23 }, select(2, quant.fp8(nb.tensor("f32", { 2, 4 }))):totable())
+    -- every finite code comes back from its own value
+    local all, one = nb.tensor("f8_e4m3", { 1, 256 }), nb.tensor("f32", { 1, 1 }, { 1 })
+    for i = 0, 255 do all:ptr()[i] = i % 128 == 127 and 126 or i end
+    local back, s = quant.fp8(quant.fp8_dequantize(all, one))
+    assert.equal(1, s:get(1))
+    assert.is_true(back:equal(all))
+    w:ptr()[8] = 1 / 0
+    local none, msg, code = quant.fp8(w)
+    assert.is_nil(none)
+    assert.equal("eformat", code)
+    assert.matches("fp8: the weight has Inf in row 1, column 2", msg)
+    assert.error_matches(function() quant.fp8(w, { per = "group" }) end, "expected per = channel or tensor")
   end)
 
   it("adds up the error of tiles as that of the whole", function()

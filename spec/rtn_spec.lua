@@ -191,6 +191,7 @@ describe("round to nearest", function()
         for _, t in ipairs {
           { bits = 4 }, { bits = 8, range = "narrow" }, { bits = 3, symmetric = false }, { bits = 2, range = "tight" },
           { bits = 4, arithmetic = "dtype" }, { bits = 4, symmetric = false, arithmetic = "dtype" },
+          { bits = 4, symmetric = false, arithmetic = "dtype", range = "tight" },
         } do
           t.group = s[3]
           C.nb_cpu_limit(0)
@@ -268,6 +269,9 @@ describe("round to nearest", function()
     assert.equal("round to nearest: the scale of row 1, columns 2 to 3 (counted from 0) is too large for f16; "
       .. "store the scales as bf16 or f32", msg)
     assert.is_table(rtn(w, { group = 2, scales = "bf16" }))
+    w = tensor_of("f32", { 1, 2 }, { 3e38, -3e38 })
+    assert.matches("too large for f32; the values span more than float32 holds",
+      select(2, rtn(w, { symmetric = false })))
   end)
 
   it("refuses what doesn't fit, with the numbers", function()

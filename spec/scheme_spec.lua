@@ -134,3 +134,40 @@ describe("quantized", function()
     assert.same({ false, "g_idx" }, { a:equal((function() local c = sample(a.scheme, 4, 64); return c end)()) })
   end)
 end)
+
+describe("scales", function()
+  local function of(dtype, as, values)
+    local t = nb.tensor(dtype, { #values, 1 })
+    for i, v in ipairs(values) do t:as(as):set(i, v) end
+    return t
+  end
+  local C = require("nibble.ffi").C
+
+  it("are equal as numbers whatever their dtypes, and hash alike", function()
+    local bf16 = of("bf16", "u16", { 0x3f80, 0x3c20, 0xbc20, 0 })
+    local f16 = of("f16", "u16", { 0x3c00, 0x2100, 0xa100, 0 })
+    assert.equal(1, C.nb_scales_equal(bf16, f16))
+    assert.equal(1, C.nb_scales_equal(f16, bf16))
+    assert.equal(0, C.nb_scales_equal(bf16, of("f16", "u16", { 0x3c00, 0x2101, 0xa100, 0 })))
+    assert.equal(0, C.nb_scales_equal(bf16, of("f16", "u16", { 0x3c00 })))
+    local a = scheme.quantized(scheme.parse "W4A16 channel", 4, 8, "bf16")
+    local b = scheme.quantized(scheme.parse "W4A16 channel", 4, 8, "f16")
+    a.scales, b.scales = bf16, f16
+    assert.is_true(a:equal(b))
+    assert.equal(a:hash(), b:hash())
+  end)
+
+  it("cast only where every value survives", function()
+    local nffi = require "nibble.ffi"
+    local bf16 = of("bf16", "u16", { 0x3f80, 0x3c20 })
+    local f16 = nb.tensor("f16", { 2, 1 })
+    assert.equal(0, C.nb_scales_cast(f16, bf16, 0, "m"))
+    assert.equal(1, C.nb_scales_equal(bf16, f16))
+    local small = of("bf16", "u16", { 0x3f80, 0x3001 }) -- 2^-31 has no f16
+    local ok, msg, code = nffi.check(C.nb_scales_cast(f16, small, 8, "m: scales"))
+    assert.is_nil(ok)
+    assert.equal("einexact", code)
+    assert.matches("m: scales: the bf16 value .* of row 9, group 0 has no exact f16", msg)
+    assert.equal(C.NB_EINEXACT, C.nb_scales_cast(nb.tensor("bf16", { 1, 1 }), of("f16", "u16", { 0x3c01 }), 0, "m"))
+  end)
+end)

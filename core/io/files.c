@@ -1,5 +1,6 @@
 /* files.c - files and folders: listing, making, writing and copying atomically. */
 #include "files.h"
+#include "write_queue.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -35,7 +36,9 @@ static int list_into(nb_tensor *out, const char *path, struct dirent **entries, 
   return NB_OK;
 }
 
-static int by_bytes(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
+static int by_bytes(const struct dirent **a, const struct dirent **b) {
+  return strcmp((*a)->d_name, (*b)->d_name);
+}
 
 int nb_dir_list(nb_tensor *out, const char *path) {
   struct dirent **entries;
@@ -52,7 +55,8 @@ static int make_one(const char *path) {
   if (mkdir(path, 0777) == 0) return NB_OK;
   int kind = errno == EEXIST ? nb_path_kind(path) : NB_PATH_NONE;
   if (kind == NB_PATH_DIR) return NB_OK;
-  if (kind != NB_PATH_NONE) return nb_fail(NB_EIO, "cannot make the folder %s: a file of that name is there", path);
+  if (kind != NB_PATH_NONE)
+    return nb_fail(NB_EIO, "cannot make the folder %s: a file of that name is there", path);
   return nb_fail_errno(NB_EIO, "cannot make the folder %s", path);
 }
 
@@ -78,7 +82,8 @@ int nb_fsync_folder(const char *path) {
   snprintf(folder, sizeof folder, "%.*s", n, slash ? path : ".");
   int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return nb_fail_errno(NB_EIO, "cannot open the folder %s", folder);
-  int rc = fsync(fd) < 0 && errno != EINVAL ? nb_fail_errno(NB_EIO, "cannot sync the folder %s", folder) : NB_OK;
+  int rc =
+      fsync(fd) < 0 && errno != EINVAL ? nb_fail_errno(NB_EIO, "cannot sync the folder %s", folder) : NB_OK;
   close(fd);
   return rc;
 }
@@ -126,15 +131,21 @@ static int write_atomically(const char *path, int src, const void *data, int64_t
     return nb_fail(NB_EIO, "cannot write %s: the path is too long", path);
   int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd < 0) return nb_fail_errno(NB_EIO, "cannot create %s", temporary);
+  nb_signals held;
+  nb_hold_sigxfsz(&held);
   int rc = fill(fd, src, data, bytes, path);
+  nb_release_sigxfsz(&held);
   if (rc == NB_OK && fsync(fd) < 0) rc = nb_fail_errno(NB_EIO, "cannot write %s to the disk", path);
   if (close(fd) < 0 && rc == NB_OK) rc = nb_fail_errno(NB_EIO, "cannot write %s", path);
-  if (rc == NB_OK && rename(temporary, path) < 0) rc = nb_fail_errno(NB_EIO, "cannot rename %s to %s", temporary, path);
+  if (rc == NB_OK && rename(temporary, path) < 0)
+    rc = nb_fail_errno(NB_EIO, "cannot rename %s to %s", temporary, path);
   if (rc < 0) unlink(temporary);
   return rc < 0 ? rc : nb_fsync_folder(path);
 }
 
-int nb_file_write(const char *path, const void *data, int64_t bytes) { return write_atomically(path, -1, data, bytes); }
+int nb_file_write(const char *path, const void *data, int64_t bytes) {
+  return write_atomically(path, -1, data, bytes);
+}
 
 int nb_file_copy(const char *dst, const char *src) {
   int fd = open(src, O_RDONLY | O_CLOEXEC);

@@ -6,7 +6,7 @@
  * The chain makes one damaged, lost or exchanged line invalidate all after it;
  * on opening, the file is cut after the last good line. */
 #include "safetensors.h"
-#include "files.h"
+#include "write_queue.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -50,7 +50,8 @@ static int parse(nb_journal *j, const char *end) {
 static int load(nb_journal *j) {
   struct stat st;
   if (flock(j->fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
-    return nb_fail(NB_EIO, "%s is in use: another nibble works in that folder; wait for it, or end it", j->path);
+    return nb_fail(NB_EIO, "%s is in use: another nibble works in that folder; wait for it, or end it",
+                   j->path);
   if (fstat(j->fd, &st) < 0) return nb_fail_errno(NB_EIO, "cannot stat %s", j->path);
   if (!S_ISREG(st.st_mode)) return nb_fail(NB_EIO, "%s is not a regular file", j->path);
   NB_TRY(st_read(&j->text, j->fd, 0, st.st_size, j->path));
@@ -75,7 +76,8 @@ int nb_journal_open(nb_journal **out, const char *path) {
 }
 
 int nb_journal_append(nb_journal *j, const char *line, int64_t bytes) {
-  if (memchr(line, '\n', (size_t)bytes)) return nb_fail(NB_EINVAL, "a journal's line must not hold a newline");
+  if (memchr(line, '\n', (size_t)bytes))
+    return nb_fail(NB_EINVAL, "a journal's line must not hold a newline");
   char *text = nb_alloc(PREFIX + bytes + 2, 1);
   if (!text) return NB_ENOMEM;
   uint64_t hash = hash_line(j->hash, line, bytes);
@@ -84,8 +86,13 @@ int nb_journal_append(nb_journal *j, const char *line, int64_t bytes) {
   text[PREFIX + bytes] = '\n';
   int64_t size = PREFIX + bytes + 1;
   ssize_t n;
+  nb_signals held;
+  nb_hold_sigxfsz(&held);
   do n = write(j->fd, text, (size_t)size);
   while (n < 0 && errno == EINTR);
+  int e = errno;
+  nb_release_sigxfsz(&held);
+  errno = e;
   free(text);
   if (n == size) {
     j->bytes += size;

@@ -42,8 +42,8 @@ static int judge(nb_scan *s, const char *what) {
   char found[32];
   int64_t line, column;
   nb_scan_where(s, &line, &column);
-  return nb_fail(NB_EFORMAT, "%s:%lld:%lld: not JSON: %s, found %s", what, (long long)line, (long long)column, s->why,
-                 nb_scan_found(s, found, sizeof found));
+  return nb_fail(NB_EFORMAT, "%s:%lld:%lld: not JSON: %s, found %s", what, (long long)line, (long long)column,
+                 s->why, nb_scan_found(s, found, sizeof found));
 }
 
 int nb_json_parse(nb_json **out, const char *text, int64_t bytes, const char *what) {

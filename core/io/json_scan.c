@@ -32,10 +32,16 @@ bool nb_scan_done(nb_scan *s) {
 
 /* ---- strings -------------------------------------------------------------- */
 
+static int hex1(int c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  c |= 32;
+  return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 static int hex4(const char *p) {
   int v = 0;
   for (int i = 0; i < 4; i++) {
-    int c = p[i], d = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+    int d = hex1(p[i]);
     if (d < 0) return -1;
     v = v * 16 + d;
   }
@@ -186,7 +192,8 @@ bool nb_scan_number(nb_scan *s, double *out) {
 }
 
 static bool literal(nb_scan *s) {
-  static const char *const known[] = {"true", "false", "null"}, *const refused[] = {"NaN", "Infinity", "-Infinity"};
+  static const char *const known[] = {"true", "false", "null"};
+  static const char *const refused[] = {"NaN", "Infinity", "-Infinity"};
   size_t left = (size_t)(s->end - s->p);
   for (int i = 0; i < 3; i++) {
     size_t n = strlen(known[i]);
@@ -289,6 +296,9 @@ bool nb_text_is(nb_text t, const char *s) {
 int64_t nb_utf8_invalid(const char *text, int64_t bytes) {
   const unsigned char *p = (const unsigned char *)text, *end = p + bytes;
   while (p < end) {
+    uint64_t eight; /* at once while they are ASCII */
+    while (end - p >= 8 && (memcpy(&eight, p, 8), (eight & 0x8080808080808080u) == 0)) p += 8;
+    if (p == end) break;
     if (*p < 0x80) {
       p++;
       continue;
@@ -297,7 +307,8 @@ int64_t nb_utf8_invalid(const char *text, int64_t bytes) {
     if (more == 0 || end - p <= more) return (const char *)p - text;
     for (int i = 1; i <= more; i++)
       if ((p[i] & 0xc0) != 0x80) return (const char *)p - text;
-    bool bad = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf0 && p[1] < 0x90) ||
+    bool bad = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+               (p[0] == 0xf0 && p[1] < 0x90) ||
                (p[0] == 0xf4 && p[1] > 0x8f); /* overlong, surrogates, above U+10FFFF */
     if (bad) return (const char *)p - text;
     p += more + 1;

@@ -28,8 +28,11 @@ typedef struct reader {
   const char *path;
   nb_scan scan;
   int64_t data_begin, data_bytes, first; /* first: number of this file's first tensor */
-  char shown[ST_SHOW];                   /* the current tensor's name */
+  nb_text name;                          /* the current tensor's */
+  char shown[ST_SHOW];                   /* the same, for sentences */
 } reader;
+
+static const char *who(reader *r) { return nb_text_show(r->name, r->shown, sizeof r->shown); }
 
 /* ---- one entry ------------------------------------------------------------- */
 
@@ -52,8 +55,10 @@ static int read_dtype(reader *r, st_record *t) {
   bool upper = true; /* nb_dtype_parse is lenient about case, the format is not */
   for (int64_t i = 0; i < text.bytes; i++) upper = upper && !(text.data[i] >= 'a' && text.data[i] <= 'z');
   if (dtype < 0 || dtype > NB_U64 || !upper)
-    return nb_fail(NB_EFORMAT, "%s: tensor %s has the unknown dtype \"%s\"; expected one of safetensors' (F32, BF16, "
-                   "I32, U8, F8_E4M3, ...)", r->path, r->shown, nb_text_show(text, shown, sizeof shown));
+    return nb_fail(NB_EFORMAT,
+                   "%s: tensor %s has the unknown dtype \"%s\"; expected one of safetensors' (F32, BF16, "
+                   "I32, U8, F8_E4M3, ...)",
+                   r->path, who(r), nb_text_show(text, shown, sizeof shown));
   t->dtype = (int16_t)dtype;
   return NB_OK;
 }
@@ -73,8 +78,8 @@ static int read_sizes(reader *r, int64_t *out, int *count, int max, const char *
   if (more == 0) return NB_OK;
 wrong:;
   char found[32];
-  return nb_fail(NB_EFORMAT, "%s: tensor %s: %s must be %s, found %s at byte %lld of the header; " DAMAGED, r->path,
-                 r->shown, field, expected, nb_scan_found(&r->scan, found, sizeof found),
+  return nb_fail(NB_EFORMAT, "%s: tensor %s: %s must be %s, found %s at byte %lld of the header; " DAMAGED,
+                 r->path, who(r), field, expected, nb_scan_found(&r->scan, found, sizeof found),
                  (ll)(r->scan.p - r->scan.start));
 }
 
@@ -82,7 +87,8 @@ static int read_shape(reader *r, st_record *t) {
   int n;
   NB_TRY(read_sizes(r, t->shape, &n, 6, "shape", "an array of non-negative integers below 2^63"));
   if (n > 6)
-    return nb_fail(NB_EUNSUPPORTED, "%s: tensor %s has %d dimensions; nibble reads at most 6", r->path, r->shown, n);
+    return nb_fail(NB_EUNSUPPORTED, "%s: tensor %s has %d dimensions; nibble reads at most 6", r->path,
+                   who(r), n);
   t->ndim = (int16_t)n;
   return NB_OK;
 }
@@ -91,11 +97,12 @@ static int read_offsets(reader *r, int64_t offsets[2]) {
   int n;
   NB_TRY(read_sizes(r, offsets, &n, 2, "data_offsets", "two non-negative integers [begin, end]"));
   if (n != 2)
-    return nb_fail(NB_EFORMAT, "%s: tensor %s: data_offsets has %d numbers, expected 2 [begin, end]; " DAMAGED, r->path,
-                   r->shown, n);
+    return nb_fail(NB_EFORMAT,
+                   "%s: tensor %s: data_offsets has %d numbers, expected 2 [begin, end]; " DAMAGED, r->path,
+                   who(r), n);
   if (offsets[1] < offsets[0])
-    return nb_fail(NB_EFORMAT, "%s: tensor %s: data_offsets end %lld lies before begin %lld; " DAMAGED, r->path, r->shown,
-                   (ll)offsets[1], (ll)offsets[0]);
+    return nb_fail(NB_EFORMAT, "%s: tensor %s: data_offsets end %lld lies before begin %lld; " DAMAGED,
+                   r->path, who(r), (ll)offsets[1], (ll)offsets[0]);
   return NB_OK;
 }
 
@@ -105,13 +112,16 @@ static int check_size(reader *r, const st_record *t) {
   const char *dtype = nb_dtype_name(t->dtype);
   for (int i = 0; i < t->ndim; i++)
     if (__builtin_mul_overflow(bits, t->shape[i], &bits))
-      return nb_fail(NB_EFORMAT, "%s: tensor %s: the size of its shape overflows 64 bits; " DAMAGED, r->path, r->shown);
+      return nb_fail(NB_EFORMAT, "%s: tensor %s: the size of its shape overflows 64 bits; " DAMAGED, r->path,
+                     who(r));
   if (bits % 8)
-    return nb_fail(NB_EFORMAT, "%s: tensor %s: %lld bits of %s don't end on a byte; expected a multiple of 8", r->path,
-                   r->shown, (ll)bits, dtype);
+    return nb_fail(NB_EFORMAT, "%s: tensor %s: %lld bits of %s don't end on a byte; expected a multiple of 8",
+                   r->path, who(r), (ll)bits, dtype);
   if (bits / 8 != t->bytes)
-    return nb_fail(NB_EFORMAT, "%s: tensor %s: its dtype (%s) and shape need %lld bytes, its data_offsets give %lld; "
-                   DAMAGED, r->path, r->shown, dtype, (ll)(bits / 8), (ll)t->bytes);
+    return nb_fail(
+        NB_EFORMAT,
+        "%s: tensor %s: its dtype (%s) and shape need %lld bytes, its data_offsets give %lld; " DAMAGED,
+        r->path, who(r), dtype, (ll)(bits / 8), (ll)t->bytes);
   return NB_OK;
 }
 
@@ -124,13 +134,15 @@ static int read_entry(reader *r, st_record *t) {
   int seen = 0, more;
   bool first = true;
   if (!nb_scan_take(&r->scan, '{'))
-    return nb_fail(NB_EFORMAT, "%s: tensor %s: expected an object with dtype, shape and data_offsets; " DAMAGED, r->path,
-                   r->shown);
+    return nb_fail(NB_EFORMAT,
+                   "%s: tensor %s: expected an object with dtype, shape and data_offsets; " DAMAGED, r->path,
+                   who(r));
   while ((more = nb_scan_member(&r->scan, &key, &first)) > 0) {
     int field = 0;
     while (field < 3 && !nb_text_is(key, fields[field])) field++;
     if (field < 3 && (seen & 1 << field))
-      return nb_fail(NB_EFORMAT, "%s: tensor %s has the key %s twice; " DAMAGED, r->path, r->shown, fields[field]);
+      return nb_fail(NB_EFORMAT, "%s: tensor %s has the key %s twice; " DAMAGED, r->path, who(r),
+                     fields[field]);
     seen |= field < 3 ? 1 << field : 0;
     if (field == 0) NB_TRY(read_dtype(r, t));
     else if (field == 1) NB_TRY(read_shape(r, t));
@@ -140,7 +152,7 @@ static int read_entry(reader *r, st_record *t) {
   if (more < 0) return not_json(r);
   for (int i = 0; i < 3; i++)
     if (!(seen & 1 << i))
-      return nb_fail(NB_EFORMAT, "%s: tensor %s has no %s; " DAMAGED, r->path, r->shown, fields[i]);
+      return nb_fail(NB_EFORMAT, "%s: tensor %s has no %s; " DAMAGED, r->path, who(r), fields[i]);
   t->begin = offsets[0]; /* within the data area; read_header makes it absolute */
   t->bytes = offsets[1] - offsets[0];
   return check_size(r, t);
@@ -177,18 +189,20 @@ static int read_metadata(reader *r) {
   if (!nb_scan_take(&r->scan, '{'))
     return nb_fail(NB_EFORMAT, "%s: __metadata__ must be an object of strings; " DAMAGED, r->path);
   while (rc == NB_OK && (more = nb_scan_member(&r->scan, &key, &first)) > 0) {
-    nb_text_show(key, shown, sizeof shown);
     int64_t id, at = 0;
     rc = nb_names_add(&own, &id, key);
     if (rc < 0) break;
     if (rc == 0) {
-      rc = nb_fail(NB_EFORMAT, "%s: __metadata__ has the key %s twice; " DAMAGED, r->path, shown);
+      rc = nb_fail(NB_EFORMAT, "%s: __metadata__ has the key %s twice; " DAMAGED, r->path,
+                   nb_text_show(key, shown, sizeof shown));
     } else if (!nb_scan_string(&r->scan, &value)) {
-      rc = nb_fail(NB_EFORMAT, "%s: __metadata__: the value of %s must be a string; " DAMAGED, r->path, shown);
+      rc = nb_fail(NB_EFORMAT, "%s: __metadata__: the value of %s must be a string; " DAMAGED, r->path,
+                   nb_text_show(key, shown, sizeof shown));
     } else {
       rc = NB_OK;
       while (at < s->metadata_count && !(s->metadata[at].key.bytes == key.bytes &&
-                                         memcmp(s->metadata[at].key.data, key.data, (size_t)key.bytes) == 0)) at++;
+                                         memcmp(s->metadata[at].key.data, key.data, (size_t)key.bytes) == 0))
+        at++;
       if (at == s->metadata_count) rc = add_metadata(s, key, value);
     }
   }
@@ -204,9 +218,9 @@ static int add_tensor(reader *r, nb_text name) {
   int fresh = nb_names_add(&s->names, &id, name);
   if (fresh < 0) return fresh;
   if (!fresh && id >= r->first)
-    return nb_fail(NB_EFORMAT, "%s: the header has the key %s twice; " DAMAGED, r->path, r->shown);
+    return nb_fail(NB_EFORMAT, "%s: the header has the key %s twice; " DAMAGED, r->path, who(r));
   if (!fresh)
-    return nb_fail(NB_EFORMAT, "tensor %s is in both %s and %s; expected in one file only", r->shown,
+    return nb_fail(NB_EFORMAT, "tensor %s is in both %s and %s; expected in one file only", who(r),
                    s->files[s->records[id].file].path, r->path);
   st_record *t = &s->records[id];
   memset(t, 0, sizeof *t);
@@ -217,14 +231,16 @@ static int add_tensor(reader *r, nb_text name) {
 /* ---- the whole header ------------------------------------------------------- */
 
 static int by_begin(const void *a, const void *b, void *records) {
-  const st_record *x = (const st_record *)records + *(const int64_t *)a, *y = (const st_record *)records + *(const int64_t *)b;
+  const st_record *x = (const st_record *)records + *(const int64_t *)a,
+                  *y = (const st_record *)records + *(const int64_t *)b;
   if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
   if (x->bytes != y->bytes) return x->bytes < y->bytes ? -1 : 1; /* empty ones first */
   return 0;
 }
 
 static const char *show_record(reader *r, int64_t id) {
-  return nb_text_show(nb_names_get(&r->s->names, id), r->shown, sizeof r->shown);
+  r->name = nb_names_get(&r->s->names, id);
+  return who(r);
 }
 
 static int check_chain(reader *r, const int64_t *order, int64_t n) {
@@ -236,10 +252,11 @@ static int check_chain(reader *r, const int64_t *order, int64_t n) {
     max = NB_MAX(max, t->begin + t->bytes);
   }
   if (beyond >= 0)
-    return nb_fail(NB_EFORMAT, "%s: tensor %s ends at byte %lld of the data, but the file holds %lld: %lld bytes are "
-                   "missing for all its tensors; the file is truncated or its header lies: get it again", r->path,
-                   show_record(r, beyond), (ll)(records[beyond].begin + records[beyond].bytes), (ll)r->data_bytes,
-                   (ll)(max - r->data_bytes));
+    return nb_fail(NB_EFORMAT,
+                   "%s: tensor %s ends at byte %lld of the data, but the file holds %lld: %lld bytes are "
+                   "missing for all its tensors; the file is truncated or its header lies: get it again",
+                   r->path, show_record(r, beyond), (ll)(records[beyond].begin + records[beyond].bytes),
+                   (ll)r->data_bytes, (ll)(max - r->data_bytes));
   for (int64_t i = 0; i < n; i++) {
     const st_record *t = &records[order[i]];
     if (t->begin == end) {
@@ -249,13 +266,18 @@ static int check_chain(reader *r, const int64_t *order, int64_t n) {
     }
     char before[ST_SHOW] = "the data's begin";
     if (i > 0) nb_text_show(nb_names_get(&r->s->names, last), before, sizeof before);
-    return nb_fail(NB_EFORMAT, "%s: tensor %s begins at byte %lld of the data: %s of %lld bytes %s %s (ends at %lld); "
-                   DAMAGED, r->path, show_record(r, order[i]), (ll)t->begin, t->begin > end ? "a gap" : "an overlap",
-                   (ll)(t->begin > end ? t->begin - end : end - t->begin), t->begin > end ? "after" : "with", before, (ll)end);
+    return nb_fail(
+        NB_EFORMAT,
+        "%s: tensor %s begins at byte %lld of the data: %s of %lld bytes %s %s (ends at %lld); " DAMAGED,
+        r->path, show_record(r, order[i]), (ll)t->begin, t->begin > end ? "a gap" : "an overlap",
+        (ll)(t->begin > end ? t->begin - end : end - t->begin), t->begin > end ? "after" : "with", before,
+        (ll)end);
   }
   if (end < r->data_bytes)
-    return nb_fail(NB_EFORMAT, "%s: %lld bytes follow the last tensor's end at byte %lld of the data; expected none; "
-                   DAMAGED, r->path, (ll)(r->data_bytes - end), (ll)end);
+    return nb_fail(
+        NB_EFORMAT,
+        "%s: %lld bytes follow the last tensor's end at byte %lld of the data; expected none; " DAMAGED,
+        r->path, (ll)(r->data_bytes - end), (ll)end);
   return NB_OK;
 }
 
@@ -283,15 +305,17 @@ static int read_header(reader *r) {
   int more;
   int64_t invalid = nb_utf8_invalid(r->scan.start, r->scan.end - r->scan.start);
   if (invalid >= 0)
-    return nb_fail(NB_EFORMAT, "%s: byte %lld of the header is not valid UTF-8; " DAMAGED, r->path, (ll)invalid);
+    return nb_fail(NB_EFORMAT, "%s: byte %lld of the header is not valid UTF-8; " DAMAGED, r->path,
+                   (ll)invalid);
   if (!nb_scan_need(&r->scan, '{', "expected an object, '{'")) return not_json(r);
   while ((more = nb_scan_member(&r->scan, &key, &first)) > 0) {
-    nb_text_show(key, r->shown, sizeof r->shown);
+    r->name = key;
     if (!nb_text_is(key, "__metadata__")) {
       NB_TRY(add_tensor(r, key));
       continue;
     }
-    if (metadata) return nb_fail(NB_EFORMAT, "%s: the header has the key __metadata__ twice; " DAMAGED, r->path);
+    if (metadata)
+      return nb_fail(NB_EFORMAT, "%s: the header has the key __metadata__ twice; " DAMAGED, r->path);
     metadata = true;
     NB_TRY(read_metadata(r));
   }
@@ -323,10 +347,12 @@ int st_read(char **out, int fd, int64_t from, int64_t bytes, const char *path) {
 /* A wrong kind of file, recognized by its first bytes: says what it is. */
 static int check_start(const char *path, const unsigned char *head, int64_t bytes) {
   if (bytes >= 8 && memcmp(head, "version ", 8) == 0)
-    return nb_fail(NB_EFORMAT, "%s is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`", path);
+    return nb_fail(NB_EFORMAT, "%s is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
+                   path);
   if (bytes >= 4 && memcmp(head, "PK\3\4", 4) == 0)
     return nb_fail(NB_EFORMAT, "%s is a zip archive (a PyTorch file?), not safetensors", path);
-  if (bytes >= 4 && memcmp(head, "GGUF", 4) == 0) return nb_fail(NB_EFORMAT, "%s is a GGUF file, not safetensors", path);
+  if (bytes >= 4 && memcmp(head, "GGUF", 4) == 0)
+    return nb_fail(NB_EFORMAT, "%s is a GGUF file, not safetensors", path);
   return NB_OK;
 }
 
@@ -335,17 +361,22 @@ static int read_file(reader *r, int fd, int64_t file_bytes) {
   ssize_t got = pread(fd, head, sizeof head, 0);
   if (got < 0) return nb_fail_errno(NB_EIO, "cannot read %s", r->path);
   if (file_bytes < 8 || got < 8)
-    return nb_fail(NB_EFORMAT, "%s: %lld bytes are no safetensors file; expected at least 8 for the header's length",
+    return nb_fail(NB_EFORMAT,
+                   "%s: %lld bytes are no safetensors file; expected at least 8 for the header's length",
                    r->path, (ll)file_bytes);
   NB_TRY(check_start(r->path, head, got));
   uint64_t n = 0;
   for (int i = 7; i >= 0; i--) n = n << 8 | head[i];
   if (n > HEADER_MAX)
-    return nb_fail(NB_EFORMAT, "%s: its header claims %llu bytes; at most %lld are allowed: not a safetensors file, or "
-                   "damaged", r->path, (unsigned long long)n, HEADER_MAX);
+    return nb_fail(NB_EFORMAT,
+                   "%s: its header claims %llu bytes; at most %lld are allowed: not a safetensors file, or "
+                   "damaged",
+                   r->path, (unsigned long long)n, HEADER_MAX);
   if ((int64_t)n > file_bytes - 8)
-    return nb_fail(NB_EFORMAT, "%s: its header claims %lld bytes, but only %lld follow: %lld bytes are missing; the file "
-                   "is truncated: get it again", r->path, (ll)n, (ll)(file_bytes - 8), (ll)n - (ll)(file_bytes - 8));
+    return nb_fail(NB_EFORMAT,
+                   "%s: its header claims %lld bytes, but only %lld follow: %lld bytes are missing; the file "
+                   "is truncated: get it again",
+                   r->path, (ll)n, (ll)(file_bytes - 8), (ll)n - (ll)(file_bytes - 8));
   char *text;
   NB_TRY(st_read(&text, fd, 8, (int64_t)n, r->path));
   nb_scan_init(&r->scan, text, (int64_t)n, true);
@@ -383,8 +414,9 @@ int nb_safetensors_open(nb_safetensors **out, const char *path) {
   if (!s) return NB_ENOMEM;
   size_t n = strlen(path);
   const char *slash = strrchr(path, '/');
-  int rc = n > 5 && strcmp(path + n - 5, ".json") == 0 ? st_open_index(s, path)
-                                                       : nb_safetensors_add(s, path, slash ? slash + 1 : path);
+  int rc = n > 5 && strcmp(path + n - 5, ".json") == 0
+               ? st_open_index(s, path)
+               : nb_safetensors_add(s, path, slash ? slash + 1 : path);
   if (rc < 0) nb_safetensors_close(s);
   else *out = s;
   return rc;
@@ -422,8 +454,13 @@ static int check_index(const nb_safetensors *s, int64_t i) {
 int nb_safetensors_info(nb_tensor_info *out, const nb_safetensors *s, int64_t i) {
   NB_TRY(check_index(s, i));
   const st_record *t = &s->records[i];
-  *out = (nb_tensor_info){.name = nb_names_get(&s->names, i), .ndim = t->ndim, .dtype = t->dtype, .file = t->file,
-                          .begin = t->begin, .bytes = t->bytes, .params = 1};
+  *out = (nb_tensor_info){.name = nb_names_get(&s->names, i),
+                          .ndim = t->ndim,
+                          .dtype = t->dtype,
+                          .file = t->file,
+                          .begin = t->begin,
+                          .bytes = t->bytes,
+                          .params = 1};
   for (int d = 0; d < t->ndim; d++) out->params *= out->shape[d] = t->shape[d];
   return NB_OK;
 }

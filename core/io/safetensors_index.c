@@ -1,7 +1,8 @@
 /* safetensors_index.c - the reader for many files: model.safetensors.index.json
  * against the headers of the files that it names, both ways.
  *
- *   {"metadata": {"total_size": 123}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors", ...}}
+ *   {"metadata": {"total_size": 123}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors",
+ * ...}}
  */
 #include "safetensors.h"
 
@@ -29,13 +30,14 @@ static int not_json(index_t *x) {
   char found[32];
   int64_t line, column;
   nb_scan_where(&x->scan, &line, &column);
-  return nb_fail(NB_EFORMAT, "%s:%lld:%lld: %s, found %s; the index is damaged: get it again", x->path, (ll)line,
-                 (ll)column, x->scan.why, nb_scan_found(&x->scan, found, sizeof found));
+  return nb_fail(NB_EFORMAT, "%s:%lld:%lld: %s, found %s; the index is damaged: get it again", x->path,
+                 (ll)line, (ll)column, x->scan.why, nb_scan_found(&x->scan, found, sizeof found));
 }
 
 /* A file beside the index or below it: no absolute path, no "..". */
 static bool stays_inside(nb_text t) {
-  if (t.bytes == 0 || t.data[0] == '/' || memchr(t.data, 0, (size_t)t.bytes) || memchr(t.data, '\\', (size_t)t.bytes))
+  if (t.bytes == 0 || t.data[0] == '/' || memchr(t.data, 0, (size_t)t.bytes) ||
+      memchr(t.data, '\\', (size_t)t.bytes))
     return false;
   for (int64_t i = 0; i < t.bytes; i++)
     if ((i == 0 || t.data[i - 1] == '/') && t.bytes - i >= 2 && t.data[i] == '.' && t.data[i + 1] == '.' &&
@@ -51,12 +53,14 @@ static int read_map(index_t *x) {
   if (!nb_scan_take(&x->scan, '{'))
     return nb_fail(NB_EFORMAT, "%s: weight_map must be an object from tensor names to file names", x->path);
   while ((more = nb_scan_member(&x->scan, &tensor, &first)) > 0) {
-    nb_text_show(tensor, shown, sizeof shown);
     if (!nb_scan_string(&x->scan, &file))
-      return nb_fail(NB_EFORMAT, "%s: weight_map: the file of tensor %s must be a string", x->path, shown);
+      return nb_fail(NB_EFORMAT, "%s: weight_map: the file of tensor %s must be a string", x->path,
+                     nb_text_show(tensor, shown, sizeof shown));
     if (!stays_inside(file))
-      return nb_fail(NB_EFORMAT, "%s: weight_map: tensor %s lies in \"%s\", outside the checkpoint's folder; refused",
-                     x->path, shown, nb_text_show(file, shown_file, sizeof shown_file));
+      return nb_fail(NB_EFORMAT,
+                     "%s: weight_map: tensor %s lies in \"%s\", outside the checkpoint's folder; refused",
+                     x->path, nb_text_show(tensor, shown, sizeof shown),
+                     nb_text_show(file, shown_file, sizeof shown_file));
     NB_TRY(nb_grow(&x->entries, &x->room, x->count + 1, sizeof *x->entries));
     int rc = nb_names_add(&x->files, &x->entries[x->count].file, file);
     if (rc < 0) return rc;
@@ -77,7 +81,8 @@ static int read_total(index_t *x) {
       if (!nb_scan_number(&x->scan, &x->total_size)) return not_json(x);
       x->has_total = true;
     } else {
-      if (x->scan.p[-1] == '"' && nb_text_is(key, "total_size")) x->scan.p--; /* a string: give its quote back */
+      if (x->scan.p[-1] == '"' && nb_text_is(key, "total_size"))
+        x->scan.p--; /* a string: give its quote back */
       if (!nb_scan_skip(&x->scan, 3)) return not_json(x);
     }
   }
@@ -97,7 +102,9 @@ static int read_index(index_t *x) {
     else if (!nb_scan_skip(&x->scan, 2)) return not_json(x);
   }
   if (more < 0 || !nb_scan_done(&x->scan)) return not_json(x);
-  return x->has_map ? NB_OK : nb_fail(NB_EFORMAT, "%s has no weight_map; expected an object from tensor names to files", x->path);
+  return x->has_map ? NB_OK
+                    : nb_fail(NB_EFORMAT,
+                              "%s has no weight_map; expected an object from tensor names to files", x->path);
 }
 
 /* ---- the files, in the order of their names ----------------------------------- */
@@ -109,8 +116,8 @@ static int by_name(const void *a, const void *b, void *files) {
 static int missing_file(index_t *x, int64_t file, const char *path) {
   int64_t tensors = 0;
   for (int64_t i = 0; i < x->count; i++) tensors += x->entries[i].file == file;
-  return nb_fail(NB_EIO, "%s: weight_map puts %lld tensors into %s, which doesn't exist; get that file too", x->path,
-                 (ll)tensors, path);
+  return nb_fail(NB_EIO, "%s: weight_map puts %lld tensors into %s, which doesn't exist; get that file too",
+                 x->path, (ll)tensors, path);
 }
 
 static int add_files(nb_safetensors *s, index_t *x, const int64_t *order) {
@@ -121,7 +128,8 @@ static int add_files(nb_safetensors *s, index_t *x, const int64_t *order) {
     char path[4096];
     struct stat st;
     if (snprintf(path, sizeof path, "%.*s%s", folder, x->path, name.data) >= (int)sizeof path)
-      return nb_fail(NB_EFORMAT, "%s: weight_map names a file with more than 4095 bytes in its path", x->path);
+      return nb_fail(NB_EFORMAT, "%s: weight_map names a file with more than 4095 bytes in its path",
+                     x->path);
     if (stat(path, &st) < 0 && errno == ENOENT) return missing_file(x, order[i], path);
     NB_TRY(nb_safetensors_add(s, path, name.data));
   }
@@ -133,15 +141,17 @@ static int add_files(nb_safetensors *s, index_t *x, const int64_t *order) {
 static int check_entry(nb_safetensors *s, index_t *x, const entry *e, const int64_t *rank, char *listed) {
   char shown[ST_SHOW];
   int64_t id = nb_names_find(&s->names, e->tensor);
-  nb_text_show(e->tensor, shown, sizeof shown);
   const char *file = nb_names_get(&x->files, e->file).data;
   if (id < 0)
-    return nb_fail(NB_EFORMAT, "%s: weight_map puts tensor %s into %s, whose header doesn't have it; get both again", x->path,
-                   shown, file);
+    return nb_fail(NB_EFORMAT,
+                   "%s: weight_map puts tensor %s into %s, whose header doesn't have it; get both again",
+                   x->path, nb_text_show(e->tensor, shown, sizeof shown), file);
   if (s->records[id].file != rank[e->file])
-    return nb_fail(NB_EFORMAT, "%s: weight_map puts tensor %s into %s, but it lies in %s; get both again", x->path, shown,
-                   file, s->files[s->records[id].file].name);
-  if (listed[id]) return nb_fail(NB_EFORMAT, "%s: weight_map has the key %s twice", x->path, shown);
+    return nb_fail(NB_EFORMAT, "%s: weight_map puts tensor %s into %s, but it lies in %s; get both again",
+                   x->path, nb_text_show(e->tensor, shown, sizeof shown), file,
+                   s->files[s->records[id].file].name);
+  if (listed[id]) return nb_fail(NB_EFORMAT, "%s: weight_map has the key %s twice", x->path,
+                   nb_text_show(e->tensor, shown, sizeof shown));
   listed[id] = 1;
   return NB_OK;
 }
@@ -153,11 +163,14 @@ static int check_entries(nb_safetensors *s, index_t *x, const int64_t *rank, cha
     char shown[ST_SHOW];
     total += s->records[id].bytes;
     if (!listed[id])
-      return nb_fail(NB_EFORMAT, "%s: tensor %s of %s is not in the weight_map; the index is stale: get both again", x->path,
-                     nb_text_show(nb_names_get(&s->names, id), shown, sizeof shown), s->files[s->records[id].file].name);
+      return nb_fail(NB_EFORMAT,
+                     "%s: tensor %s of %s is not in the weight_map; the index is stale: get both again",
+                     x->path, nb_text_show(nb_names_get(&s->names, id), shown, sizeof shown),
+                     s->files[s->records[id].file].name);
   }
   if (x->has_total && x->total_size != (double)total)
-    return st_warn(s, "%s: metadata.total_size is %.0f, but the tensors have %lld bytes", x->path, x->total_size, (ll)total);
+    return st_warn(s, "%s: metadata.total_size is %.0f, but the tensors have %lld bytes", x->path,
+                   x->total_size, (ll)total);
   return NB_OK;
 }
 

@@ -52,7 +52,8 @@ struct nb_writer {
 
 int nb_writer_new(nb_writer **out, const char *dir, int64_t shard_bytes) {
   *out = NULL;
-  if (shard_bytes < 1) return nb_fail(NB_EINVAL, "writer: shard_bytes is %lld, expected 1 or more", (ll)shard_bytes);
+  if (shard_bytes < 1)
+    return nb_fail(NB_EINVAL, "writer: shard_bytes is %lld, expected 1 or more", (ll)shard_bytes);
   nb_writer *w = nb_alloc(1, sizeof *w);
   if (!w) return NB_ENOMEM;
   w->shard_bytes = shard_bytes;
@@ -68,7 +69,8 @@ static int check_telling(const nb_writer *w, nb_text name) {
   if (w->begun) return nb_fail(NB_EINVAL, "writer: tensors and metadata must be told before it begins");
   char shown[ST_SHOW];
   if (nb_utf8_invalid(name.data, name.bytes) >= 0)
-    return nb_fail(NB_EINVAL, "writer: the name %s is not valid UTF-8", nb_text_show(name, shown, sizeof shown));
+    return nb_fail(NB_EINVAL, "writer: the name %s is not valid UTF-8",
+                   nb_text_show(name, shown, sizeof shown));
   return NB_OK;
 }
 
@@ -80,7 +82,8 @@ static int copy_text(nb_text *out, const char *data, int64_t bytes) {
   return NB_OK;
 }
 
-int nb_writer_metadata(nb_writer *w, const char *key, int64_t key_bytes, const char *value, int64_t value_bytes) {
+int nb_writer_metadata(nb_writer *w, const char *key, int64_t key_bytes, const char *value,
+                       int64_t value_bytes) {
   NB_TRY(check_telling(w, (nb_text){key, key_bytes}));
   NB_TRY(check_telling(w, (nb_text){value, value_bytes}));
   NB_TRY(nb_grow(&w->metadata, &w->metadata_room, w->metadata_count + 1, sizeof *w->metadata));
@@ -94,12 +97,14 @@ int nb_writer_metadata(nb_writer *w, const char *key, int64_t key_bytes, const c
   return NB_OK;
 }
 
-int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype, int ndim, const int64_t *shape) {
+int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype, int ndim,
+                  const int64_t *shape) {
   nb_text text = {name, name_bytes};
   char shown[ST_SHOW];
   NB_TRY(check_telling(w, text));
   nb_text_show(text, shown, sizeof shown);
-  if (nb_text_is(text, "__metadata__")) return nb_fail(NB_EINVAL, "writer: no tensor may be called __metadata__");
+  if (nb_text_is(text, "__metadata__"))
+    return nb_fail(NB_EINVAL, "writer: no tensor may be called __metadata__");
   if (dtype > NB_U64)
     return nb_fail(NB_EINVAL, "writer: %s: safetensors has no dtype %s; pack it into u8 or i32", shown,
                    nb_dtype_name(dtype) ? nb_dtype_name(dtype) : "of that number");
@@ -220,8 +225,10 @@ static int build_header(const nb_writer *w, const w_file *f, text_t *t) {
   while (!t->failed && t->bytes % 8) add(t, " ", 1);
   if (t->failed) return NB_ENOMEM;
   if (t->bytes - 8 > 100000000)
-    return nb_fail(NB_EINVAL, "writer: the header of %s needs %lld bytes; at most 100000000 are allowed: use smaller shards",
-                   f->name, (ll)(t->bytes - 8));
+    return nb_fail(
+        NB_EINVAL,
+        "writer: the header of %s needs %lld bytes; at most 100000000 are allowed: use smaller shards",
+        f->name, (ll)(t->bytes - 8));
   for (int i = 0; i < 8; i++) t->data[i] = (char)((uint64_t)(t->bytes - 8) >> (8 * i));
   return NB_OK;
 }
@@ -253,7 +260,8 @@ static bool reopen(w_file *f, const char *path, const text_t *header) {
 /* A run killed inside finish has renamed some files already: they go back. */
 static int resume_file(w_file *f, const text_t *header) {
   if (reopen(f, f->partial, header) || !reopen(f, f->path, header)) return NB_OK;
-  if (rename(f->path, f->partial) < 0) return nb_fail_errno(NB_EIO, "cannot rename %s to %s", f->path, f->partial);
+  if (rename(f->path, f->partial) < 0)
+    return nb_fail_errno(NB_EIO, "cannot rename %s to %s", f->path, f->partial);
   return NB_OK;
 }
 
@@ -262,7 +270,8 @@ static int fail_reserve(const w_file *f) {
   struct statvfs fs;
   ll left = fstatvfs(f->sink.fd, &fs) == 0 ? (ll)fs.f_bavail * (ll)fs.f_frsize : -1;
   errno = e;
-  return nb_fail_errno(NB_EIO, "cannot reserve %lld bytes for %s (%lld bytes are free there)", (ll)f->bytes, f->partial, left);
+  return nb_fail_errno(NB_EIO, "cannot reserve %lld bytes for %s (%lld bytes are free there)", (ll)f->bytes,
+                       f->partial, left);
 }
 
 /* Room on the disk now, so that a full one is found before hours of work. Where
@@ -295,7 +304,8 @@ static int check_absent(const nb_writer *w, const char *name) {
   char path[PATH_MAX];
   snprintf(path, sizeof path, "%s/%s", w->dir, name);
   if (nb_path_kind(path) == NB_PATH_NONE) return NB_OK;
-  return nb_fail(NB_EIO, "%s already holds %s; choose another folder, or remove the checkpoint that is there", w->dir, name);
+  return nb_fail(NB_EIO, "%s already holds %s; choose another folder, or remove the checkpoint that is there",
+                 w->dir, name);
 }
 
 static int begin_file(nb_writer *w, w_file *f, bool resume) {
@@ -349,7 +359,8 @@ static int find(nb_writer *w, w_tensor **out, const char *name, int64_t bytes) {
   nb_text text = {name, bytes};
   if (!w->queue) return nb_fail(NB_EINVAL, "writer: it is not open for writing");
   int64_t id = nb_names_find(&w->names, text);
-  if (id < 0) return nb_fail(NB_EINVAL, "writer: tensor %s was not announced", nb_text_show(text, shown, sizeof shown));
+  if (id < 0)
+    return nb_fail(NB_EINVAL, "writer: tensor %s was not announced", nb_text_show(text, shown, sizeof shown));
   *out = &w->tensors[id];
   return NB_OK;
 }
@@ -362,12 +373,12 @@ static int check_rows(const w_tensor *x, const nb_tensor *t, int64_t row0, nb_te
   for (int d = 1; fits && d < t->ndim; d++) fits = t->shape[d] == like->shape[d];
   nb_text_show(name, shown, sizeof shown);
   if (!fits)
-    return nb_fail(NB_EINVAL, "writer: %s: expected rows of %s, found %s", shown, nb_tensor_describe(like, a, sizeof a),
-                   nb_tensor_describe(t, b, sizeof b));
+    return nb_fail(NB_EINVAL, "writer: %s: expected rows of %s, found %s", shown,
+                   nb_tensor_describe(like, a, sizeof a), nb_tensor_describe(t, b, sizeof b));
   int64_t rows = like->ndim ? like->shape[0] : 1, n = t->ndim ? t->shape[0] : 1;
   if (row0 < 0 || row0 > rows || n > rows - row0)
-    return nb_fail(NB_EINVAL, "writer: %s: rows %lld to %lld lie outside its %lld rows", shown, (ll)row0 + 1, (ll)(row0 + n),
-                   (ll)rows);
+    return nb_fail(NB_EINVAL, "writer: %s: rows %lld to %lld lie outside its %lld rows", shown, (ll)row0 + 1,
+                   (ll)(row0 + n), (ll)rows);
   return NB_OK;
 }
 
@@ -378,7 +389,8 @@ int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_t
   int64_t bits = nb_dtype_bits(t->dtype), bytes = nb_tensor_bytes(t);
   for (int d = 1; d < t->ndim; d++) bits *= t->shape[d];
   if (bits * row0 % 8)
-    return nb_fail(NB_EINVAL, "writer: %.*s: row %lld doesn't begin on a byte", (int)NB_MIN(name_bytes, 200), name, (ll)row0 + 1);
+    return nb_fail(NB_EINVAL, "writer: %.*s: row %lld doesn't begin on a byte", (int)NB_MIN(name_bytes, 200),
+                   name, (ll)row0 + 1);
   if (bytes == 0) return NB_OK;
   NB_TRY(nb_queue_put(w->queue, &w->files[x->file].sink, t->buf, t->data, bytes, x->begin + bits * row0 / 8));
   x->put += bytes;
@@ -406,8 +418,9 @@ static int check_complete(const nb_writer *w) {
   for (int64_t i = 0; i < w->names.count; i++) {
     const w_tensor *t = &w->tensors[i];
     if (t->put < t->bytes && !w->files[t->file].kept)
-      return nb_fail(NB_EINVAL, "writer: %lld of the %lld bytes of tensor %s were put; nothing may be missing", (ll)t->put,
-                     (ll)t->bytes, nb_text_show(nb_names_get(&w->names, i), shown, sizeof shown));
+      return nb_fail(NB_EINVAL,
+                     "writer: %lld of the %lld bytes of tensor %s were put; nothing may be missing",
+                     (ll)t->put, (ll)t->bytes, nb_text_show(nb_names_get(&w->names, i), shown, sizeof shown));
   }
   return NB_OK;
 }

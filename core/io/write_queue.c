@@ -61,9 +61,10 @@ static int fail_write(const nb_sink *sink, int64_t bytes, int64_t offset) {
   long long left = fstatvfs(sink->fd, &fs) == 0 ? (long long)fs.f_bavail * (long long)fs.f_frsize : -1;
   errno = e;
   if (e == ENOSPC && left >= 0)
-    return nb_fail_errno(NB_EIO, "cannot write %s (%lld bytes at %lld; %lld bytes are free there)", sink->path,
-                         (long long)bytes, (long long)offset, left);
-  return nb_fail_errno(NB_EIO, "cannot write %s (%lld bytes at %lld)", sink->path, (long long)bytes, (long long)offset);
+    return nb_fail_errno(NB_EIO, "cannot write %s (%lld bytes at %lld; %lld bytes are free there)",
+                         sink->path, (long long)bytes, (long long)offset, left);
+  return nb_fail_errno(NB_EIO, "cannot write %s (%lld bytes at %lld)", sink->path, (long long)bytes,
+                       (long long)offset);
 }
 
 static void begin_writeback(nb_sink *s, int64_t bytes, int64_t offset) {
@@ -83,7 +84,8 @@ static int write_block(const block *b) {
     if (nb_pwrite_all(b->sink->fd, b->data + done, n, b->offset + done) < 0)
       return fail_write(b->sink, b->bytes, b->offset);
     if (nb_buf_is_mapped(b->buf))
-      nb_tensor_drop(&(nb_tensor){.data = (char *)b->data + done, .buf = b->buf, .dtype = NB_U8, .ndim = 1, .shape = {n}});
+      nb_tensor_drop(&(nb_tensor){
+          .data = (char *)b->data + done, .buf = b->buf, .dtype = NB_U8, .ndim = 1, .shape = {n}});
   }
   begin_writeback(b->sink, b->bytes, b->offset);
   return NB_OK;
@@ -144,7 +146,8 @@ static int failed(nb_queue *q) { return q->error < 0 ? nb_fail(q->error, "%s", q
 
 static int enqueue(nb_queue *q, block *b) {
   pthread_mutex_lock(&q->lock);
-  while (q->error == 0 && q->queued > 0 && q->queued + b->bytes > QUEUE_BYTES) pthread_cond_wait(&q->less, &q->lock);
+  while (q->error == 0 && q->queued > 0 && q->queued + b->bytes > QUEUE_BYTES)
+    pthread_cond_wait(&q->less, &q->lock);
   int rc = failed(q);
   if (rc == NB_OK) {
     *q->tail = b;

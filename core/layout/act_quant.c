@@ -15,7 +15,8 @@ static float load(const nb_tensor *t, int64_t i) {
 
 static int check_input(const nb_tensor *x, const nb_tensor *q, int dtype, const char *what) {
   if (x->dtype != NB_F16 && x->dtype != NB_BF16 && x->dtype != NB_F32)
-    return nb_fail(NB_EINVAL, "%s: activations must be f16, bf16 or f32, found %s", what, nb_dtype_name(x->dtype));
+    return nb_fail(NB_EINVAL, "%s: activations must be f16, bf16 or f32, found %s", what,
+                   nb_dtype_name(x->dtype));
   NB_TRY(nb_expect(x, what, -1, 2, NB_SHAPE(-1, -1)));
   return nb_expect(q, what, dtype, 2, x->shape);
 }
@@ -67,7 +68,8 @@ int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mo
     }
     return NB_OK;
   }
-  if (mode != NB_ACT_STATIC && mode != NB_ACT_TENSOR) return nb_fail(NB_EINVAL, "%s: unknown mode %d", what, mode);
+  if (mode != NB_ACT_STATIC && mode != NB_ACT_TENSOR)
+    return nb_fail(NB_EINVAL, "%s: unknown mode %d", what, mode);
   if (scales->dtype != NB_F32 || nb_tensor_numel(scales) != 1)
     return nb_fail(NB_EINVAL, "%s: expected one f32 scale, found %lld of %s", what,
                    (long long)nb_tensor_numel(scales), nb_dtype_name(scales->dtype));

@@ -5,15 +5,16 @@
  *   b = 4   slot     7   6   5   4   3   2   1   0        b = 8   slot   3  2  1  0
  *           column   7   5   3   1   6   4   2   0                column 3  1  2  0
  */
-#include "layout.h"
+#include "simd.h"
 
 const uint8_t nb_awq_order4[8] = {0, 2, 4, 6, 1, 3, 5, 7}, nb_awq_order8[4] = {0, 2, 1, 3};
 const uint8_t nb_awq_slot4[8] = {0, 4, 1, 5, 2, 6, 3, 7}, nb_awq_slot8[4] = {0, 2, 1, 3};
 
-enum { K_TILE = 64, SERIAL_CODES = 1 << 15 };
+enum { K_TILE = 64, BLOCK_K = 8 * NB_STRIP, BLOCK_GROUPS = 64, SERIAL_CODES = 1 << 15 };
 
 /* `count` words of one column group: word i, slot u = codes[order[u]*ld + i]. */
-static unsigned pack_group(uint32_t *words, int64_t step, const uint8_t *codes, int64_t ld, int64_t count, int bits) {
+static unsigned pack_group(uint32_t *words, int64_t step, const uint8_t *codes, int64_t ld, int64_t count,
+                           int bits) {
   const uint8_t *order = bits == 4 ? nb_awq_order4 : nb_awq_order8;
   int pf = 32 / bits;
   uint32_t mask = (1u << bits) - 1, w[K_TILE] = {0};
@@ -29,7 +30,8 @@ static unsigned pack_group(uint32_t *words, int64_t step, const uint8_t *codes, 
   return seen;
 }
 
-static void unpack_group(uint8_t *codes, int64_t ld, const uint32_t *words, int64_t step, int64_t count, int bits) {
+static void unpack_group(uint8_t *codes, int64_t ld, const uint32_t *words, int64_t step, int64_t count,
+                         int bits) {
   const uint8_t *order = bits == 4 ? nb_awq_order4 : nb_awq_order8;
   int pf = 32 / bits;
   uint32_t mask = (1u << bits) - 1, w[K_TILE];
@@ -41,9 +43,10 @@ static void unpack_group(uint8_t *codes, int64_t ld, const uint32_t *words, int6
 }
 
 /* The tile of rows [n0, n0+r) as groups of pf rows x K_TILE words. */
-typedef struct strip { uint32_t *words; uint8_t *codes; int64_t step, groups, k; } strip;
+typedef struct strip { uint32_t *words; uint8_t *codes; int64_t step, groups, k; int bits; bool fast; } strip;
 
-static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0, const char *what) {
+static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0,
+                    const char *what) {
   if (bits != 4 && bits != 8) return nb_fail(NB_EINVAL, "%s: AWQ packs 4 or 8 bits, found %d", what, bits);
   NB_TRY(nb_expect(codes, what, NB_U8, 2, NB_SHAPE(-1, -1)));
   int64_t r = codes->shape[0], k = codes->shape[1], pf = 32 / bits;
@@ -51,40 +54,83 @@ static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, in
   int64_t width = words->shape[1];
   NB_TRY(nb_expect_rows(what, n0, r, width * pf, pf));
   *s = (strip){.words = (uint32_t *)words->data + n0 / pf, .codes = codes->data, .step = width,
-               .groups = r / pf, .k = k};
+               .groups = r / pf, .k = k, .bits = bits, .fast = bits == 4 && (nb_cpu() & NB_CPU_AVX2)};
   return NB_OK;
 }
 
+/* By way of compressed-tensors words: one matrix of nibbles turned in a small
+ * buffer. Returns how many of the block's groups were done. */
+enum { TURN_GROUPS = 16 };
+
+static int64_t fast_pack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups,
+                         unsigned *seen) {
+  uint32_t ct[8 * TURN_GROUPS * NB_STRIP];
+  int64_t kw = count / 8, done = 0;
+  if (!s->fast || count % 128) return 0;
+  for (; done + TURN_GROUPS <= groups; done += TURN_GROUPS) {
+    for (int64_t i = 0; i < 8 * TURN_GROUPS; i++)
+      *seen |= nb_nibbles_pack_avx2(ct + i * kw, s->codes + (8 * (g + done) + i) * s->k + k, count);
+    nb_ct_to_awq4_avx2(s->words + k * s->step + g + done, s->step, ct, kw, kw, TURN_GROUPS, false);
+  }
+  return done;
+}
+
+static int64_t fast_unpack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups) {
+  uint32_t ct[8 * TURN_GROUPS * NB_STRIP];
+  int64_t kw = count / 8, done = 0;
+  if (!s->fast || count % 64) return 0;
+  for (; done + TURN_GROUPS <= groups; done += TURN_GROUPS) {
+    nb_awq4_to_ct_avx2(ct, kw, s->words + k * s->step + g + done, s->step, kw, TURN_GROUPS, false);
+    for (int64_t i = 0; i < 8 * TURN_GROUPS; i++)
+      nb_nibbles_unpack_avx2(s->codes + (8 * (g + done) + i) * s->k + k, ct + i * kw, count);
+  }
+  return done;
+}
+
 /* k outside, groups inside: the words of one k lie side by side. */
+static unsigned block(const strip *s, bool packing, int64_t k0, int64_t g0) {
+  int64_t count = NB_MIN(BLOCK_K, s->k - k0), groups = NB_MIN(BLOCK_GROUPS, s->groups - g0),
+          pf = 32 / s->bits;
+  unsigned seen = 0;
+  int64_t done = packing ? fast_pack(s, k0, count, g0, groups, &seen) : fast_unpack(s, k0, count, g0, groups);
+  for (int64_t k = k0; k < k0 + count; k += K_TILE)
+    for (int64_t g = g0 + done; g < g0 + groups; g++) {
+      uint32_t *words = s->words + k * s->step + g;
+      uint8_t *codes = s->codes + g * pf * s->k + k;
+      int64_t tile = NB_MIN(K_TILE, k0 + count - k);
+      if (packing) seen |= pack_group(words, s->step, codes, s->k, tile, s->bits);
+      else unpack_group(codes, s->k, words, s->step, tile, s->bits);
+    }
+  return seen;
+}
+
+static int run(const strip *s, bool packing, unsigned *seen_out) {
+  unsigned seen = 0;
+  int stopped = 0;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : seen, stopped) \
+    if (s->groups * s->k * 32 / s->bits > SERIAL_CODES)
+  for (int64_t k = 0; k < s->k; k += BLOCK_K)
+    for (int64_t g = 0; g < s->groups; g += BLOCK_GROUPS) {
+      if (nb_stop_requested()) stopped = 1;
+      else seen |= block(s, packing, k, g);
+    }
+  *seen_out = seen;
+  return stopped ? nb_fail_stopped() : NB_OK;
+}
+
 int nb_awq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0) {
   strip s;
+  unsigned seen;
   NB_TRY(strip_of(&s, words, codes, bits, n0, "awq pack"));
-  int pf = 32 / bits, stopped = 0;
-  unsigned seen = 0;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : seen, stopped) \
-    if (s.groups * s.k * pf > SERIAL_CODES)
-  for (int64_t k = 0; k < s.k; k += K_TILE) {
-    if (nb_stop_requested()) stopped = 1;
-    for (int64_t g = 0; g < s.groups && !stopped; g++)
-      seen |= pack_group(s.words + k * s.step + g, s.step, s.codes + g * pf * s.k + k, s.k,
-                         NB_MIN(K_TILE, s.k - k), bits);
-  }
-  if (stopped) return nb_fail_stopped();
+  NB_TRY(run(&s, true, &seen));
   return seen >> bits ? nb_codes_check(codes, bits, "awq pack") : NB_OK;
 }
 
 int nb_awq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0) {
   strip s;
+  unsigned seen;
   NB_TRY(strip_of(&s, words, codes, bits, n0, "awq unpack"));
-  int pf = 32 / bits, stopped = 0;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
-    if (s.groups * s.k * pf > SERIAL_CODES)
-  for (int64_t k = 0; k < s.k; k += K_TILE) {
-    if (nb_stop_requested()) stopped = 1;
-    for (int64_t g = 0; g < s.groups && !stopped; g++)
-      unpack_group(s.codes + g * pf * s.k + k, s.k, s.words + k * s.step + g, s.step, NB_MIN(K_TILE, s.k - k), bits);
-  }
-  return stopped ? nb_fail_stopped() : NB_OK;
+  return run(&s, false, &seen);
 }
 
 int nb_awq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0) {

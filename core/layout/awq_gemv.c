@@ -16,15 +16,15 @@
 
 /* ---- gemv ------------------------------------------------------------------- */
 
-static int gemv_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0, bool exact,
-                      const char *what) {
+static int gemv_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0,
+                      bool exact, const char *what) {
   NB_TRY(nb_expect_bits(what, bits, 4, 4));
   NB_TRY(nb_expect(codes, what, NB_U8, 2, NB_SHAPE(-1, -1)));
   NB_TRY(nb_expect_words(words, what, 2, NB_SHAPE(-1, -1)));
   int64_t r = codes->shape[0], k = codes->shape[1], width = words->shape[1];
   if (exact ? width * 8 != k : width * 8 < k)
-    return nb_fail(NB_EINVAL, "%s: %lld codes of 4 bits a row don't fit rows of %lld words (8 codes each)", what,
-                   (long long)k, (long long)width);
+    return nb_fail(NB_EINVAL, "%s: %lld codes of 4 bits a row don't fit rows of %lld words (8 codes each)",
+                   what, (long long)k, (long long)width);
   NB_TRY(nb_expect_rows(what, n0, r, words->shape[0], 1));
   *p = (nb_plane){.words = (uint32_t *)words->data + n0 * width, .codes = codes->data, .bits = 4,
                   .total = width * 8, .count = k, .streams = r,
@@ -32,14 +32,16 @@ static int gemv_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *code
   return NB_OK;
 }
 
-static int gemv_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0, bool exact, const char *what) {
+static int gemv_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0, bool exact,
+                     const char *what) {
   nb_plane p;
   NB_TRY(gemv_plane(&p, words, codes, bits, n0, exact, what));
   int rc = nb_plane_pack(&p);
   return rc == 1 ? nb_codes_check(codes, bits, what) : rc;
 }
 
-static int gemv_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0, bool exact, const char *what) {
+static int gemv_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0, bool exact,
+                       const char *what) {
   nb_plane p;
   NB_TRY(gemv_plane(&p, words, codes, bits, n0, exact, what));
   return nb_plane_unpack(&p);
@@ -66,7 +68,8 @@ int nb_awq_gemv_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits,
 /* k inside 32 of the nibble at position p. */
 static int fast_k(int p) { return 8 * (p % 4) + 2 * (p / 8) + (p / 4) % 2; }
 
-static int fast_check(const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0, const char *what) {
+static int fast_check(const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0,
+                      const char *what) {
   NB_TRY(nb_expect_bits(what, bits, 4, 4));
   NB_TRY(nb_expect(codes, what, NB_U8, 2, NB_SHAPE(-1, -1)));
   int64_t r = codes->shape[0], k = codes->shape[1];
@@ -103,7 +106,8 @@ int nb_awq_gemv_fast_unpack(nb_tensor *codes, const nb_tensor *words, int bits, 
   const uint16_t *in = (const uint16_t *)words->data + n0 / 4 * k;
   uint8_t *c = codes->data;
   int stopped = 0;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) if (r * k > (1 << 15))
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
+    if (r * k > (1 << 15))
   for (int64_t n = 0; n < r; n++) {
     if (nb_stop_requested()) stopped = 1;
     for (int64_t b = 0; b < k && !stopped; b += 32)
@@ -116,14 +120,14 @@ int nb_awq_gemv_fast_unpack(nb_tensor *codes, const nb_tensor *words, int bits, 
 
 /* ---- gemv_fast zero-points: float -(scale*zero) ------------------------------ */
 
-static int fast_zeros_check(const nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros, int64_t n0,
-                            const char *what) {
+static int fast_zeros_check(const nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros,
+                            int64_t n0, const char *what) {
   NB_TRY(nb_expect(zeros, what, NB_U8, 2, NB_SHAPE(-1, -1)));
   NB_TRY(nb_expect(qzeros, what, NB_F16, 2, NB_SHAPE(-1, -1)));
   NB_TRY(nb_expect(scales, what, NB_F16, 2, NB_SHAPE(qzeros->shape[0], qzeros->shape[1])));
   if (zeros->shape[1] > qzeros->shape[0])
-    return nb_fail(NB_EINVAL, "%s: %lld groups don't fit the %lld rows of qzeros", what, (long long)zeros->shape[1],
-                   (long long)qzeros->shape[0]);
+    return nb_fail(NB_EINVAL, "%s: %lld groups don't fit the %lld rows of qzeros", what,
+                   (long long)zeros->shape[1], (long long)qzeros->shape[0]);
   return nb_expect_rows(what, n0, zeros->shape[0], qzeros->shape[1], 1);
 }
 
@@ -131,7 +135,8 @@ static uint16_t folded_zero(uint16_t scale, int zero) {
   return nb_f32_to_f16(-(nb_f16_to_f32(scale) * (float)zero));
 }
 
-int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros, int64_t n0) {
+int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros,
+                                int64_t n0) {
   NB_TRY(fast_zeros_check(qzeros, scales, zeros, n0, "awq_gemv_fast pack_zeros"));
   int64_t r = zeros->shape[0], groups = zeros->shape[1], n = qzeros->shape[1];
   const uint8_t *z = zeros->data;
@@ -144,7 +149,8 @@ int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, cons
   return NB_OK;
 }
 
-int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales, int64_t n0) {
+int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales,
+                                  int64_t n0) {
   NB_TRY(fast_zeros_check(qzeros, scales, zeros, n0, "awq_gemv_fast unpack_zeros"));
   int64_t r = zeros->shape[0], groups = zeros->shape[1], n = qzeros->shape[1];
   uint8_t *z = zeros->data;
@@ -154,10 +160,11 @@ int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, con
       uint16_t folded = ((const uint16_t *)qzeros->data)[at], scale = ((const uint16_t *)scales->data)[at];
       float zero = rintf(-nb_f16_to_f32(folded) / nb_f16_to_f32(scale));
       if (!(zero >= 0 && zero <= 15) || ((folded ^ folded_zero(scale, (int)zero)) & 0x7fff))
-        return nb_fail(NB_EINEXACT,
-                       "awq_gemv_fast unpack_zeros: group %lld, column %lld: %g is not minus a whole zero-point of "
-                       "0 to 15 times the scale %g",
-                       (long long)g, (long long)(n0 + i), (double)nb_f16_to_f32(folded), (double)nb_f16_to_f32(scale));
+        return nb_fail(
+            NB_EINEXACT,
+            "awq_gemv_fast unpack_zeros: group %lld, column %lld: %g is not minus a whole zero-point of "
+            "0 to 15 times the scale %g",
+            (long long)g, (long long)(n0 + i), (double)nb_f16_to_f32(folded), (double)nb_f16_to_f32(scale));
       z[i * groups + g] = (uint8_t)zero;
     }
   return NB_OK;

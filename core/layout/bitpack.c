@@ -1,8 +1,8 @@
 /* bitpack.c - planes of LSB-first bit streams, any width from 1 to 8 bits: the
  * portable engine under the packings along K and along N. */
-#include "layout.h"
+#include "simd.h"
 
-enum { STREAM_TILE = 64, BLOCK_TILE = 8, SERIAL_CODES = 1 << 15 };
+enum { STREAM_TILE = 64, BLOCK_TILE = 16, SERIAL_CODES = 1 << 15 };
 
 /* ---- checks that every layout shares --------------------------------------- */
 
@@ -31,7 +31,8 @@ int nb_codes_check(const nb_tensor *codes, int bits, const char *what) {
   int64_t count = nb_tensor_numel(codes), cols = codes->shape[codes->ndim - 1];
   for (int64_t i = 0; i < count; i++)
     if (c[i] >> bits)
-      return nb_fail(NB_EINVAL, "%s: the code %d at row %lld, column %lld (from 0) is above %d, the largest of %d bits",
+      return nb_fail(NB_EINVAL,
+                     "%s: the code %d at row %lld, column %lld (from 0) is above %d, the largest of %d bits",
                      what, c[i], (long long)(i / cols), (long long)(i % cols), (1 << bits) - 1, bits);
   return NB_OK;
 }
@@ -133,9 +134,59 @@ static void unpack_span(const nb_plane *p, int64_t s, int64_t b) {
   for (int64_t i = 0; i < v.to - v.from; i++) dst[i * p->code_step] = (uint8_t)((src[i] + plus) & mask);
 }
 
+/* Whether the vector kernels know this plane: whole streams of 4 or 8 bits whose
+ * codes lie side by side, and so do the words, either of a stream or of a block. */
+static bool is_fast(const nb_plane *p) {
+  return (nb_cpu() & NB_CPU_AVX2) &&
+         (p->bits == 4 || (p->bits == 8 && (p->word_step == 1 || p->code_stream % 4 == 0))) && !p->legacy &&
+         !p->minus_one && p->code_step == 1 && (p->word_step == 1 || p->word_stream == 1) && p->first == 0 &&
+         p->count == p->total;
+}
+
+/* The tile's streams x blocks: how many of the streams were done. */
+static int64_t fast_tile(const nb_plane *p, bool packing, int64_t s0, int64_t s1, int64_t b0, int64_t b1,
+                         unsigned *seen) {
+  uint32_t turned[STREAM_TILE * BLOCK_TILE * 4];
+  int64_t count = (b1 - b0) * 32, width = count * p->bits / 32, streams = s1 - s0;
+  uint32_t *words = p->words + s0 * p->word_stream + b0 * p->bits * p->word_step;
+  uint8_t *codes = p->codes + s0 * p->code_stream + b0 * 32;
+  if (b1 * 32 > p->total || count % 64) return 0;
+  if (p->word_step == 1) {
+    for (int64_t s = 0; s < streams; s++) {
+      uint32_t *w = words + s * p->word_stream;
+      uint8_t *c = codes + s * p->code_stream;
+      if (p->bits == 8) memcpy(packing ? (void *)w : c, packing ? (void *)c : w, (size_t)count);
+      else if (packing) *seen |= nb_nibbles_pack_avx2(w, c, count);
+      else nb_nibbles_unpack_avx2(c, w, count);
+    }
+    return streams;
+  }
+  streams -= streams % 8;
+  if (p->bits == 8) { /* a word is four codes as they lie */
+    uint32_t *rows = (uint32_t *)(void *)codes;
+    for (int64_t w = 0; w < width; w += NB_STRIP) {
+      int64_t part = NB_MIN(NB_STRIP, width - w), ld = p->code_stream / 4;
+      if (packing)
+        nb_words_transpose_avx2(words + w * p->word_step, p->word_step, rows + w, ld, streams, part, false);
+      else
+        nb_words_transpose_avx2(rows + w, ld, words + w * p->word_step, p->word_step, part, streams, false);
+    }
+    return streams;
+  }
+  for (int64_t s = 0; packing && s < streams; s++)
+    *seen |= nb_nibbles_pack_avx2(turned + s * width, codes + s * p->code_stream, count);
+  if (packing) nb_words_transpose_avx2(words, p->word_step, turned, width, streams, width, false);
+  else nb_words_transpose_avx2(turned, width, words, p->word_step, width, streams, false);
+  for (int64_t s = 0; !packing && s < streams; s++)
+    nb_nibbles_unpack_avx2(codes + s * p->code_stream, turned + s * width, count);
+  return streams;
+}
+
 /* One tile of streams x blocks, in the order in which the words lie in memory. */
-static unsigned run_tile(const nb_plane *p, bool packing, int64_t s0, int64_t s1, int64_t b0, int64_t b1) {
+static unsigned run_tile(const nb_plane *p, bool packing, bool fast, int64_t s0, int64_t s1, int64_t b0,
+                         int64_t b1) {
   unsigned seen = 0;
+  if (fast) s0 += fast_tile(p, packing, s0, s1, b0, b1, &seen);
   bool by_stream = p->word_step == 1;
   int64_t outer0 = by_stream ? s0 : b0, outer1 = by_stream ? s1 : b1;
   int64_t inner0 = by_stream ? b0 : s0, inner1 = by_stream ? b1 : s1;
@@ -151,6 +202,7 @@ static unsigned run_tile(const nb_plane *p, bool packing, int64_t s0, int64_t s1
 static int run(const nb_plane *p, bool packing) {
   if (p->count <= 0 || p->streams <= 0) return NB_OK;
   int64_t b0 = p->first / block_codes(p), b1 = NB_CEIL(p->first + p->count, (int64_t)block_codes(p));
+  bool fast = is_fast(p);
   unsigned seen = 0;
   int stopped = 0;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : seen, stopped) \
@@ -158,7 +210,9 @@ static int run(const nb_plane *p, bool packing) {
   for (int64_t s = 0; s < p->streams; s += STREAM_TILE)
     for (int64_t b = b0; b < b1; b += BLOCK_TILE) {
       if (nb_stop_requested()) stopped = 1;
-      else seen |= run_tile(p, packing, s, NB_MIN(s + STREAM_TILE, p->streams), b, NB_MIN(b + BLOCK_TILE, b1));
+      else
+        seen |=
+            run_tile(p, packing, fast, s, NB_MIN(s + STREAM_TILE, p->streams), b, NB_MIN(b + BLOCK_TILE, b1));
     }
   if (stopped) return nb_fail_stopped();
   return seen >> p->bits ? 1 : NB_OK;

@@ -7,15 +7,18 @@
 #include "layout.h"
 
 /* Which packing `found` words hold; fails when neither. */
-static int packing_of(bool *legacy, int64_t found, int64_t total, int bits, const char *what, const char *axis) {
+static int packing_of(bool *legacy, int64_t found, int64_t total, int bits, const char *what,
+                      const char *axis) {
   int64_t dense = nb_plane_width(total, bits, false), old = nb_plane_width(total, bits, true);
   *legacy = found != dense;
   if (found == dense || found == old) return NB_OK;
   if (dense == old)
     return nb_fail(NB_EINVAL, "%s: %lld codes of %d bits along %s take %lld words, found %lld", what,
                    (long long)total, bits, axis, (long long)dense, (long long)found);
-  return nb_fail(NB_EINVAL, "%s: %lld codes of %d bits along %s take %lld words (or %lld in the legacy packing), found %lld",
-                 what, (long long)total, bits, axis, (long long)dense, (long long)old, (long long)found);
+  return nb_fail(
+      NB_EINVAL,
+      "%s: %lld codes of %d bits along %s take %lld words (or %lld in the legacy packing), found %lld", what,
+      (long long)total, bits, axis, (long long)dense, (long long)old, (long long)found);
 }
 
 static int weight_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0,
@@ -47,8 +50,8 @@ int nb_ct_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0)
 }
 
 /* n: all rows of the weight, which the words' height alone does not tell. */
-static int zeros_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n,
-                       const char *what) {
+static int zeros_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0,
+                       int64_t n, const char *what) {
   NB_TRY(nb_expect_bits(what, bits, 1, 8));
   NB_TRY(nb_expect(zeros, what, NB_U8, 2, NB_SHAPE(-1, -1)));
   int64_t r = zeros->shape[0], groups = zeros->shape[1];

@@ -7,8 +7,10 @@
 
 static int check_bits(const char *what, int bits) {
   if (bits == 2 || bits == 3 || bits == 4 || bits == 8) return NB_OK;
-  return nb_fail(NB_EUNSUPPORTED, "%s: GPTQ packs 2, 3, 4 or 8 bits, found %d (5 to 7 exist only as GPTQModel's planar gptq_p)",
-                 what, bits);
+  return nb_fail(
+      NB_EUNSUPPORTED,
+      "%s: GPTQ packs 2, 3, 4 or 8 bits, found %d (5 to 7 exist only as GPTQModel's planar gptq_p)", what,
+      bits);
 }
 
 static int weight_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0,
@@ -38,8 +40,8 @@ int nb_gptq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n
   return nb_plane_unpack(&p);
 }
 
-static int zeros_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n,
-                       int minus_one, const char *what) {
+static int zeros_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0,
+                       int64_t n, int minus_one, const char *what) {
   NB_TRY(check_bits(what, bits));
   NB_TRY(nb_expect(zeros, what, NB_U8, 2, NB_SHAPE(-1, -1)));
   int64_t r = zeros->shape[0], groups = zeros->shape[1], width = nb_plane_width(n, bits, false);
@@ -51,14 +53,16 @@ static int zeros_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *zer
   return NB_OK;
 }
 
-int nb_gptq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n, int minus_one) {
+int nb_gptq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n,
+                       int minus_one) {
   nb_plane p;
   NB_TRY(zeros_plane(&p, words, zeros, bits, n0, n, minus_one, "gptq pack_zeros"));
   int rc = nb_plane_pack(&p);
   return rc == 1 ? nb_codes_check(zeros, bits, "gptq pack_zeros") : rc;
 }
 
-int nb_gptq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n, int minus_one) {
+int nb_gptq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n,
+                         int minus_one) {
   nb_plane p;
   NB_TRY(zeros_plane(&p, words, zeros, bits, n0, n, minus_one, "gptq unpack_zeros"));
   return nb_plane_unpack(&p);

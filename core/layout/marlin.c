@@ -56,7 +56,8 @@ void nb_marlin_tile_init(nb_marlin_tile *t, int bits, bool a8) {
 
 int nb_marlin_weight_perm(nb_tensor *perm, int bits, int a8) {
   NB_TRY(nb_expect(perm, "marlin weight_perm", NB_I32, 1, NB_SHAPE(NB_MARLIN_TILE_CODES)));
-  if (bits != 4 && bits != 8) return nb_fail(NB_EINVAL, "marlin weight_perm: bits must be 4 or 8, found %d", bits);
+  if (bits != 4 && bits != 8)
+    return nb_fail(NB_EINVAL, "marlin weight_perm: bits must be 4 or 8, found %d", bits);
   nb_marlin_tile t;
   nb_marlin_tile_init(&t, bits, a8 != 0);
   for (int i = 0; i < NB_MARLIN_TILE_CODES; i++) {
@@ -147,8 +148,8 @@ static void unpack_tile_row(const nb_marlin_matrix *x, int64_t kt) {
 /* Sizes of the matrices and how many; the tensors are [.,.] or [E,.,.]. */
 typedef struct sizes { int64_t experts, k, n; nb_marlin_tile tile; } sizes;
 
-static int check_sizes(sizes *s, const nb_tensor *source, const nb_tensor *marlin, int order, int bits, int a8,
-                       const char *what) {
+static int check_sizes(sizes *s, const nb_tensor *source, const nb_tensor *marlin, int order, int bits,
+                       int a8, const char *what) {
   if (bits != 4 && bits != 8) return nb_fail(NB_EINVAL, "%s: bits must be 4 or 8, found %d", what, bits);
   int d = source->ndim;
   if (d != 2 && d != 3) return nb_expect_words(source, what, 2, NB_SHAPE(-1, -1));
@@ -159,21 +160,23 @@ static int check_sizes(sizes *s, const nb_tensor *source, const nb_tensor *marli
   s->n = source->shape[d - 1] * (order == NB_MARLIN_AWQ ? pf : 1);
   nb_marlin_tile_init(&s->tile, bits, a8 != 0);
   if (s->k % s->tile.k)
-    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of the tile's %d rows (%d-bit activations)", what,
-                   (long long)s->k, s->tile.k, a8 ? 8 : 16);
+    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of the tile's %d rows (%d-bit activations)",
+                   what, (long long)s->k, s->tile.k, a8 ? 8 : 16);
   if (s->n % s->tile.n)
-    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of the tile's %d columns (%d-bit activations)", what,
-                   (long long)s->n, s->tile.n, a8 ? 8 : 16);
+    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of the tile's %d columns (%d-bit activations)",
+                   what, (long long)s->n, s->tile.n, a8 ? 8 : 16);
   int64_t rows = s->k / 16, cols = s->n * bits / 2;
   return nb_expect_words(marlin, what, d, d == 3 ? NB_SHAPE(s->experts, rows, cols) : NB_SHAPE(rows, cols));
 }
 
 /* perm [K] or [E,K], each row a permutation of 0..K-1; NULL and [0] or [E,0] mean none. */
-static int check_perm(const int32_t **rows, const nb_tensor *perm, const sizes *s, int ndim, int a8, const char *what) {
+static int check_perm(const int32_t **rows, const nb_tensor *perm, const sizes *s, int ndim, int a8,
+                      const char *what) {
   *rows = NULL;
   if (!perm || nb_tensor_numel(perm) == 0) return NB_OK;
   if (a8)
-    return nb_fail(NB_EINVAL, "%s: an activation order (perm) cannot be combined with 8-bit activations", what);
+    return nb_fail(NB_EINVAL, "%s: an activation order (perm) cannot be combined with 8-bit activations",
+                   what);
   NB_TRY(nb_expect(perm, what, NB_I32, ndim - 1, ndim == 3 ? NB_SHAPE(s->experts, s->k) : NB_SHAPE(s->k)));
   uint8_t *seen = nb_alloc(s->k, 1);
   if (!seen) return NB_ENOMEM;
@@ -211,7 +214,8 @@ static int run(const sizes *s, const nb_marlin_matrix *first, tile_row_fn *tile_
       x.source += e * words;
       x.marlin += e * words;
       if (x.perm) x.perm += e * s->k;
-      for (int64_t kt = j * rows_per_job; kt < NB_MIN((j + 1) * rows_per_job, s->k / s->tile.k); kt++) tile_row(&x, kt);
+      for (int64_t kt = j * rows_per_job; kt < NB_MIN((j + 1) * rows_per_job, s->k / s->tile.k); kt++)
+        tile_row(&x, kt);
     }
   return stopped ? nb_fail_stopped() : NB_OK;
 }

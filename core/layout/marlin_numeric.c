@@ -41,14 +41,15 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
   int dtype = scales->dtype;
   float max = max16(scales);
   if (!(max > 0) || isinf(max))
-    return nb_fail(NB_EINVAL, "%s: the largest scale must be positive and finite, found %g", what, (double)max);
+    return nb_fail(NB_EINVAL, "%s: the largest scale must be positive and finite, found %g", what,
+                   (double)max);
   const uint16_t *s = scales->data;
   for (int64_t i = 0; i < nb_tensor_numel(scales); i++) {
     float ratio = load16(dtype, store16(dtype, load16(dtype, s[i]) / max));
     float code = rintf(load16(dtype, store16(dtype, ratio * 4096.0f)));
     if (!(fabsf(code) <= 32767))
-      return nb_fail(NB_EINVAL, "%s: scale %g at position %lld is beyond int16 after scaling by 4096/%g", what,
-                     (double)load16(dtype, s[i]), (long long)i, (double)max);
+      return nb_fail(NB_EINVAL, "%s: scale %g at position %lld is beyond int16 after scaling by 4096/%g",
+                     what, (double)load16(dtype, s[i]), (long long)i, (double)max);
     ((uint16_t *)out->data)[i] = (uint16_t)(int16_t)code;
   }
   *global = max / 4096.0f;
@@ -64,13 +65,15 @@ int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor) {
   NB_TRY(nb_expect(out, "scales multiply", -1, scales->ndim, scales->shape));
   for (int i = 0; i < 2; i++)
     if (!is_float16(both[i]) && both[i]->dtype != NB_F32)
-      return nb_fail(NB_EINVAL, "scales multiply: expected f16, bf16 or f32, found %s", nb_dtype_name(both[i]->dtype));
+      return nb_fail(NB_EINVAL, "scales multiply: expected f16, bf16 or f32, found %s",
+                     nb_dtype_name(both[i]->dtype));
   int64_t count = nb_tensor_numel(scales);
   float f = (float)factor;
   if (out->dtype == NB_F32)
     for (int64_t i = 0; i < count; i++) ((float *)out->data)[i] = load_scale(scales, i) * f;
   else
-    for (int64_t i = 0; i < count; i++) ((uint16_t *)out->data)[i] = store16(out->dtype, load_scale(scales, i) * f);
+    for (int64_t i = 0; i < count; i++)
+      ((uint16_t *)out->data)[i] = store16(out->dtype, load_scale(scales, i) * f);
   return NB_OK;
 }
 
@@ -89,34 +92,37 @@ static uint32_t fp8_word(uint32_t w, uint32_t z, bool inverse) {
   return out;
 }
 
-static int fp8_checks(const nb_tensor *words, const nb_tensor *zeros, int64_t *experts, int64_t *k, int64_t *groups,
-                      const char *what) {
+static int fp8_checks(const nb_tensor *words, const nb_tensor *zeros, int64_t *experts, int64_t *k,
+                      int64_t *groups, const char *what) {
   int d = words->ndim;
   int64_t count = nb_tensor_numel(words);
   *experts = *k = *groups = 1;
   if (!zeros) {
     if (count % 32)
-      return nb_fail(NB_EINVAL, "%s: without zero-points the number of words must be a multiple of 32, found %lld",
-                     what, (long long)count);
+      return nb_fail(NB_EINVAL,
+                     "%s: without zero-points the number of words must be a multiple of 32, found %lld", what,
+                     (long long)count);
     *k = count / 32; /* any rows will do */
     return NB_OK;
   }
   if (d != 2 && d != 3) return nb_expect_words(words, what, 2, NB_SHAPE(-1, -1));
   *experts = d == 3 ? words->shape[0] : 1;
   *k = words->shape[d - 2];
-  NB_TRY(nb_expect_words(zeros, what, d, d == 3 ? NB_SHAPE(*experts, -1, words->shape[2]) : NB_SHAPE(-1, words->shape[1])));
+  NB_TRY(nb_expect_words(zeros, what, d,
+                         d == 3 ? NB_SHAPE(*experts, -1, words->shape[2]) : NB_SHAPE(-1, words->shape[1])));
   *groups = zeros->shape[d - 2];
   if (*k % 32) return nb_fail(NB_EINVAL, "%s: K must be a multiple of 32, found %lld", what, (long long)*k);
   if (*groups == 0 || *k % *groups)
-    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of the %lld groups of zero-points", what, (long long)*k,
-                   (long long)*groups);
+    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of the %lld groups of zero-points", what,
+                   (long long)*k, (long long)*groups);
   if (*k / *groups % 8)
-    return nb_fail(NB_EINVAL, "%s: the group of %lld rows (K = %lld, %lld groups) is not a multiple of 8", what,
-                   (long long)(*k / *groups), (long long)*k, (long long)*groups);
+    return nb_fail(NB_EINVAL, "%s: the group of %lld rows (K = %lld, %lld groups) is not a multiple of 8",
+                   what, (long long)(*k / *groups), (long long)*k, (long long)*groups);
   return NB_OK;
 }
 
-int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse) {
+int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits,
+                             int inverse) {
   const char *what = "marlin fp8_preprocess";
   int64_t experts, k, groups;
   if (bits != 4) return nb_fail(NB_EINVAL, "%s: weights must be of 4 bits, found %d", what, bits);

@@ -44,11 +44,14 @@ static int permute_last(nb_tensor *out, const nb_tensor *in, int block, int inve
   if (bits == 8) permute8(out->data, in->data, blocks, block, from);
   else if (bits == 16) permute16(out->data, in->data, blocks, block, from);
   else if (bits == 32) permute32(out->data, in->data, blocks, block, from);
-  else return nb_fail(NB_EINVAL, "%s: elements of 8, 16 or 32 bits are moved, found %s", what, nb_dtype_name(in->dtype));
+  else
+    return nb_fail(NB_EINVAL, "%s: elements of 8, 16 or 32 bits are moved, found %s", what,
+                   nb_dtype_name(in->dtype));
   return NB_OK;
 }
 
-int nb_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8, int inverse) {
+int nb_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8,
+                             int inverse) {
   if (scales->ndim != 2 && scales->ndim != 3)
     return nb_expect(scales, "marlin permute_scales", -1, 2, NB_SHAPE(-1, -1));
   bool grouped = g != -1 && g < k && !a8;
@@ -74,15 +77,19 @@ static void source_table(uint8_t slot[8], int bits, int order) {
   for (int v = 0; v < 32 / bits; v++) slot[v] = order == NB_MARLIN_AWQ ? awq[v] : (uint8_t)v;
 }
 
-static int zeros_check(const nb_tensor *marlin, const nb_tensor *other, bool words, int bits, const char *what) {
+static int zeros_check(const nb_tensor *marlin, const nb_tensor *other, bool words, int bits,
+                       const char *what) {
   if (bits != 4 && bits != 8) return nb_fail(NB_EINVAL, "%s: bits must be 4 or 8, found %d", what, bits);
   int d = other->ndim, pf = 32 / bits;
   if (d != 2 && d != 3)
-    return words ? nb_expect_words(other, what, 2, NB_SHAPE(-1, -1)) : nb_expect(other, what, NB_U8, 2, NB_SHAPE(-1, -1));
-  NB_TRY(words ? nb_expect_words(other, what, d, NB_SHAPE(-1, -1, -1)) : nb_expect(other, what, NB_U8, d, NB_SHAPE(-1, -1, -1)));
+    return words ? nb_expect_words(other, what, 2, NB_SHAPE(-1, -1))
+                 : nb_expect(other, what, NB_U8, 2, NB_SHAPE(-1, -1));
+  NB_TRY(words ? nb_expect_words(other, what, d, NB_SHAPE(-1, -1, -1))
+               : nb_expect(other, what, NB_U8, d, NB_SHAPE(-1, -1, -1)));
   int64_t n = other->shape[d - 1] * (words ? pf : 1);
   if (n % GROUPED)
-    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 64, the block of the grouped permutation", what, (long long)n);
+    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 64, the block of the grouped permutation",
+                   what, (long long)n);
   int64_t shape[3];
   memcpy(shape, other->shape, sizeof shape);
   shape[d - 1] = n / pf;
@@ -116,7 +123,8 @@ int nb_marlin_unpack_zero_points(nb_tensor *zeros, const nb_tensor *marlin, int 
   const uint32_t *w = marlin->data;
   for (int64_t i = 0; i < nb_tensor_numel(marlin); i++) {
     uint8_t *z = (uint8_t *)zeros->data + i * pf / GROUPED * GROUPED;
-    for (int u = 0; u < pf; u++) z[from[(int)(i * pf % GROUPED) + u]] = (uint8_t)(w[i] >> (u * bits) & ((1u << bits) - 1));
+    for (int u = 0; u < pf; u++)
+      z[from[(int)(i * pf % GROUPED) + u]] = (uint8_t)(w[i] >> (u * bits) & ((1u << bits) - 1));
   }
   return NB_OK;
 }

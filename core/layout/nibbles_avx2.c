@@ -25,17 +25,25 @@ static const int plain[8] = {0, 1, 2, 3, 4, 5, 6, 7}, awq_order[8] = {0, 2, 4, 6
 
 /* ---- one row of words along k <-> eight rows of AWQ ----------------------------- */
 
-void nb_awq4_to_gptq_row_avx2(uint32_t *gptq, const uint32_t *awq, int64_t ld, int64_t nw) {
+static inline void eight_words(uint32_t *gptq, const uint32_t *awq, int64_t ld) {
   v8 lo[4], hi[4];
-  for (int64_t n = 0; n < nw; n += 8) {
-    octet(lo, hi, awq + n, ld, plain);
-    UNROLL for (int c = 0; c < 4; c++) { /* lo: columns 0 4 1 5, hi: 2 6 3 7 */
-      __m256 l = _mm256_castsi256_ps(lo[c]), h = _mm256_castsi256_ps(hi[c]);
-      v8 a = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0x88)), b = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0xdd));
-      nb_v8_store(gptq + 8 * (n + c), nb_lower(a, b));
-      nb_v8_store(gptq + 8 * (n + c + 4), nb_upper(a, b));
-    }
+  octet(lo, hi, awq, ld, plain);
+  UNROLL for (int c = 0; c < 4; c++) { /* lo: columns 0 4 1 5, hi: 2 6 3 7 */
+    __m256 l = _mm256_castsi256_ps(lo[c]), h = _mm256_castsi256_ps(hi[c]);
+    v8 a = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0x88)), b = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0xdd));
+    nb_v8_store(gptq + 8 * c, nb_lower(a, b));
+    nb_v8_store(gptq + 8 * c + 32, nb_upper(a, b));
   }
+}
+
+void nb_awq4_to_gptq_row_avx2(uint32_t *gptq, const uint32_t *awq, int64_t ld, int64_t nw) {
+  int64_t n = 0;
+  for (; n + 8 <= nw; n += 8) eight_words(gptq + 8 * n, awq + n, ld);
+  if (n == nw) return;
+  uint32_t in[8 * 8] = {0}, out[8 * 8]; /* the rest must not be read past its end */
+  for (int r = 0; r < 8; r++) memcpy(in + 8 * r, awq + r * ld + n, (size_t)(nw - n) * sizeof *in);
+  eight_words(out, in, 8);
+  memcpy(gptq + 8 * n, out, (size_t)(8 * (nw - n)) * sizeof *out);
 }
 
 void nb_awq8_to_gptq_row_avx2(uint32_t *gptq, const uint32_t *awq, int64_t ld, int64_t nw) {

@@ -1,5 +1,6 @@
-/* scales.c - what no quantized weight may hold: scales that are NaN, infinite, or
- * zero over codes that are not; column groups that don't exist. */
+/* scales.c - the scales of quantized weights: what they may not be (NaN, infinite, zero over
+ * codes that are not), comparing and casting them as numbers, and hashing a weight with
+ * them; column groups that don't exist. */
 #include "base.h"
 
 #include <math.h>
@@ -39,13 +40,22 @@ static int64_t nonzero_column(const nb_tensor *codes, const nb_tensor *zeros, co
   return -1;
 }
 
+static void scale_put(nb_tensor *scales, int64_t i, float v) {
+  if (scales->dtype == NB_F32) ((float *)scales->data)[i] = v;
+  else ((uint16_t *)scales->data)[i] = scales->dtype == NB_F16 ? nb_f32_to_f16(v) : nb_f32_to_bf16(v);
+}
+
+static int expect_scales(const nb_tensor *scales, int64_t rows, int64_t groups) {
+  if (scales->dtype != NB_F16 && scales->dtype != NB_BF16 && scales->dtype != NB_F32)
+    return nb_fail(NB_EINVAL, "scales: expected f16, bf16 or f32, found %s", nb_dtype_name(scales->dtype));
+  return nb_expect(scales, "scales", -1, 2, NB_SHAPE(rows, groups));
+}
+
 int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_tensor *zeros,
                     const nb_tensor *g_idx, int bits, int64_t row0, const char *name) {
   NB_TRY(nb_expect(codes, "codes", NB_U8, 2, NB_SHAPE(-1, -1)));
   int64_t n = codes->shape[0], k = codes->shape[1];
-  if (scales->dtype != NB_F16 && scales->dtype != NB_BF16 && scales->dtype != NB_F32)
-    return nb_fail(NB_EINVAL, "scales: expected f16, bf16 or f32, found %s", nb_dtype_name(scales->dtype));
-  NB_TRY(nb_expect(scales, "scales", -1, 2, NB_SHAPE(n, -1)));
+  NB_TRY(expect_scales(scales, n, -1));
   int64_t groups = scales->shape[1];
   if (groups < 1) return nb_fail(NB_EINVAL, "scales: expected at least one group");
   if (zeros) NB_TRY(nb_expect(zeros, "zeros", NB_U8, 2, NB_SHAPE(n, groups)));
@@ -80,4 +90,54 @@ int nb_g_idx_check(const nb_tensor *g_idx, int64_t group, int64_t groups, const 
     if (g[c] != c / group) trivial = 0;
   }
   return trivial;
+}
+
+int nb_scales_cast(nb_tensor *dst, const nb_tensor *src, int64_t row0, const char *name) {
+  NB_TRY(expect_scales(src, -1, -1));
+  NB_TRY(expect_scales(dst, src->shape[0], src->shape[1]));
+  if (dst->dtype == src->dtype) return nb_tensor_copy(dst, src);
+  int64_t count = nb_tensor_numel(src), groups = src->shape[1];
+  for (int64_t i = 0; i < count; i++) {
+    float v = scale_at(src, i);
+    scale_put(dst, i, v);
+    if (nb_f32_bits(scale_at(dst, i)) != nb_f32_bits(v))
+      return nb_fail(NB_EINEXACT, "%s: the %s value %.9g of row %lld, group %lld has no exact %s", name,
+                     nb_dtype_name(src->dtype), (double)v, (long long)(row0 + i / groups), (long long)(i % groups),
+                     nb_dtype_name(dst->dtype));
+  }
+  return NB_OK;
+}
+
+int nb_scales_equal(const nb_tensor *a, const nb_tensor *b) {
+  if (expect_scales(a, -1, -1) < 0 || expect_scales(b, a->shape[0], a->shape[1]) < 0) return 0;
+  if (a->dtype == b->dtype) return nb_tensor_equal(a, b);
+  int64_t count = nb_tensor_numel(a);
+  for (int64_t i = 0; i < count; i++)
+    if (nb_f32_bits(scale_at(a, i)) != nb_f32_bits(scale_at(b, i))) return 0;
+  return 1;
+}
+
+int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits) {
+  NB_TRY(nb_expect(codes, "codes", NB_U8, 2, NB_SHAPE(-1, -1)));
+  int64_t n = codes->shape[0], k = codes->shape[1];
+  NB_TRY(expect_scales(scales, n, -1));
+  int64_t groups = scales->shape[1];
+  if (zeros) NB_TRY(nb_expect(zeros, "zeros", NB_U8, 2, NB_SHAPE(n, groups)));
+  float *wide = nb_alloc(groups, (int64_t)sizeof *wide);
+  uint8_t *constant = nb_alloc(groups, 1);
+  if (!wide || !constant) {
+    free(wide);
+    free(constant);
+    return NB_ENOMEM;
+  }
+  memset(constant, 1 << (bits - 1), (size_t)groups);
+  for (int64_t r = 0; r < n; r++) {
+    for (int64_t g = 0; g < groups; g++) wide[g] = scale_at(scales, r * groups + g);
+    nb_hash_update(h, (const uint8_t *)codes->data + r * k, k);
+    nb_hash_update(h, wide, groups * (int64_t)sizeof *wide);
+    nb_hash_update(h, zeros ? (const uint8_t *)zeros->data + r * groups : constant, groups);
+  }
+  free(wide);
+  free(constant);
+  return NB_OK;
 }

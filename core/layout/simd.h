@@ -18,8 +18,8 @@ static inline bool nb_layout_streams(const void *p, int64_t row_words, int64_t b
 /* Tile row kt of a matrix: every width, order and activation; perm too. */
 void nb_marlin_tile_row_avx2(const nb_marlin_matrix *x, int64_t kt, bool stream);
 
-/* Eight rows of nw AWQ 4-bit words (nw % 8 == 0) as one row of 8*nw GPTQ words, and
- * four rows of 8-bit ones as one of 4*nw. */
+/* Eight rows of nw AWQ 4-bit words as one row of 8*nw GPTQ words, and four rows of
+ * nw 8-bit ones (nw % 8 == 0) as one of 4*nw. */
 void nb_awq4_to_gptq_row_avx2(uint32_t *gptq, const uint32_t *awq, int64_t ld, int64_t nw);
 void nb_awq8_to_gptq_row_avx2(uint32_t *gptq, const uint32_t *awq, int64_t ld, int64_t nw);
 /* One row of 8*nw GPTQ 4-bit words as eight rows of nw AWQ words (nw % 8 == 0). */

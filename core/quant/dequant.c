@@ -58,7 +58,8 @@ static int dequant_rows(nb_dequant *d, nb_dequant_row_fn *row_fn) {
 
 static int check_float(const nb_tensor *t, const char *name) {
   if (t->dtype == NB_F32 || t->dtype == NB_BF16 || t->dtype == NB_F16) return NB_OK;
-  return nb_fail(NB_EINVAL, "%s: %s: expected f32, bf16 or f16, found %s", what, name, nb_dtype_name(t->dtype));
+  return nb_fail(NB_EINVAL, "%s: %s: expected f32, bf16 or f16, found %s", what, name,
+                 nb_dtype_name(t->dtype));
 }
 
 static int check_g_idx(const nb_tensor *g_idx, int64_t k, int64_t per_row) {
@@ -66,8 +67,8 @@ static int check_g_idx(const nb_tensor *g_idx, int64_t k, int64_t per_row) {
   const int32_t *p = g_idx->data;
   for (int64_t i = 0; i < k; i++)
     if (p[i] < 0 || p[i] >= per_row)
-      return nb_fail(NB_EFORMAT, "%s: g_idx[%lld] is %d, expected 0 to %lld, the groups that the scales have", what,
-                     (long long)i, p[i], (long long)per_row - 1);
+      return nb_fail(NB_EFORMAT, "%s: g_idx[%lld] is %d, expected 0 to %lld, the groups that the scales have",
+                     what, (long long)i, p[i], (long long)per_row - 1);
   return NB_OK;
 }
 
@@ -91,9 +92,18 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
     return nb_fail(NB_EINVAL, "%s: K = %lld does not divide into the scales' %lld groups", what, (long long)k,
                    (long long)per_row);
   if (g_idx) NB_TRY(check_g_idx(g_idx, k, per_row));
-  nb_dequant d = { .n = n, .k = k, .group = k / per_row, .per_row = per_row, .dtype = out->dtype,
-                   .s_dtype = scales->dtype, .bits = bits, .per_tensor = per_tensor, .out = out->data,
-                   .codes = codes->data, .scales = scales->data, .zeros = zeros ? zeros->data : NULL,
+  nb_dequant d = { .n = n,
+                   .k = k,
+                   .group = k / per_row,
+                   .per_row = per_row,
+                   .dtype = out->dtype,
+                   .s_dtype = scales->dtype,
+                   .bits = bits,
+                   .per_tensor = per_tensor,
+                   .out = out->data,
+                   .codes = codes->data,
+                   .scales = scales->data,
+                   .zeros = zeros ? zeros->data : NULL,
                    .g_idx = g_idx ? g_idx->data : NULL };
   bool avx2 = nb_cpu() & NB_CPU_AVX2;
   if (g_idx) return dequant_rows(&d, avx2 ? nb_dequant_row_g_idx_avx2 : row_g_idx);

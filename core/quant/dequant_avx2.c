@@ -20,9 +20,10 @@ INLINE void store8(void *out, int64_t i, __m256 x, int dtype) {
   } else {
     __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
     __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    __m256i near = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i near =
+        _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    near = _mm256_blendv_epi8(near, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    near = _mm256_blendv_epi8(near, high, nan); /* a product's NaN is quiet already */
     h = _mm_packus_epi32(_mm256_castsi256_si128(near), _mm256_extracti128_si256(near, 1));
   }
   _mm_storeu_si128((__m128i *)((uint16_t *)out + i), h);
@@ -40,8 +41,8 @@ INLINE void row(void *out, const uint8_t *codes, const nb_dequant *d, const floa
   }
 }
 
-INLINE void row_g_idx(void *out, const uint8_t *codes, const nb_dequant *d, const float *scale, const int32_t *zero,
-                      int dtype) {
+INLINE void row_g_idx(void *out, const uint8_t *codes, const nb_dequant *d, const float *scale,
+                      const int32_t *zero, int dtype) {
   int64_t i = 0;
   for (; i + 8 <= d->k; i += 8) {
     __m256i g = _mm256_loadu_si256((const __m256i *)(d->g_idx + i));
@@ -49,15 +50,17 @@ INLINE void row_g_idx(void *out, const uint8_t *codes, const nb_dequant *d, cons
     __m256i z = _mm256_i32gather_epi32(zero, g, 4);
     store8(out, i, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(codes8(codes + i), z)), s), dtype);
   }
-  for (; i < d->k; i++)
-    nb_store(out, i, (float)(codes[i] - zero[d->g_idx[i]]) * scale[d->g_idx[i]], dtype);
+  for (; i < d->k; i++) nb_store(out, i, (float)(codes[i] - zero[d->g_idx[i]]) * scale[d->g_idx[i]], dtype);
 }
 
 /* A constant dtype inside each loop. */
 #define BY_DTYPE(fn) \
-  if (d->dtype == NB_F32) fn(out, codes, d, scale, zero, NB_F32); \
-  else if (d->dtype == NB_BF16) fn(out, codes, d, scale, zero, NB_BF16); \
-  else fn(out, codes, d, scale, zero, NB_F16)
+  if (d->dtype == NB_F32) \
+    fn(out, codes, d, scale, zero, NB_F32); \
+  else if (d->dtype == NB_BF16) \
+    fn(out, codes, d, scale, zero, NB_BF16); \
+  else \
+    fn(out, codes, d, scale, zero, NB_F16)
 
 void nb_dequant_row_avx2(void *out, const uint8_t *codes, const nb_dequant *d, const float *scale,
                          const int32_t *zero) {

@@ -6,12 +6,14 @@
 
 static const char what[] = "quantization error";
 
-typedef struct row_sums { double error2, weight2, max_abs; } row_sums;
+typedef struct row_sums {
+  double error2, weight2, max_abs;
+} row_sums;
 
 /* Four sums a row, so that the additions don't wait for each other; always in
  * this order, whatever the path. */
 static row_sums row_error(const float *dequantized, const void *w, int w_dtype, int64_t k) {
-  double e2[4] = {0}, w2[4] = {0};
+  double e2[4] = { 0 }, w2[4] = { 0 };
   float max = 0;
   for (int64_t i = 0; i < k; i++) {
     float v = nb_load(w, i, w_dtype), e = v - dequantized[i];
@@ -22,11 +24,12 @@ static row_sums row_error(const float *dequantized, const void *w, int w_dtype, 
   return (row_sums){ (e2[0] + e2[1]) + (e2[2] + e2[3]), (w2[0] + w2[1]) + (w2[2] + w2[3]), (double)max };
 }
 
-int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
-                   const nb_tensor *g_idx, int bits, const nb_tensor *w) {
+int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
+                   const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w) {
   NB_TRY(nb_expect(w, "quantization error: weight", -1, codes->ndim, codes->shape));
   if (w->dtype != NB_F32 && w->dtype != NB_BF16 && w->dtype != NB_F16)
-    return nb_fail(NB_EINVAL, "%s: weight: expected f32, bf16 or f16, found %s", what, nb_dtype_name(w->dtype));
+    return nb_fail(NB_EINVAL, "%s: weight: expected f32, bf16 or f16, found %s", what,
+                   nb_dtype_name(w->dtype));
   nb_tensor dequantized;
   NB_TRY(nb_tensor_new(&dequantized, NB_F32, codes->ndim, codes->shape));
   int rc = nb_dequantize(&dequantized, codes, scales, zeros, g_idx, bits);
@@ -38,8 +41,8 @@ int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor 
   }
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 65536)
   for (int64_t r = 0; r < n; r++)
-    rows[r] = row_error((const float *)dequantized.data + r * k, (const char *)w->data + r * k * nb_elem_bytes(w->dtype),
-                        w->dtype, k);
+    rows[r] = row_error((const float *)dequantized.data + r * k,
+                        (const char *)w->data + r * k * nb_elem_bytes(w->dtype), w->dtype, k);
   for (int64_t r = 0; r < n; r++) {
     sums->error2 += rows[r].error2;
     sums->weight2 += rows[r].weight2;
@@ -63,8 +66,8 @@ static int check_bytes(const nb_tensor *t, const char *name, int bits) {
   int64_t numel = nb_tensor_numel(t), cols = t->shape[1];
   for (int64_t i = 0; i < numel; i++)
     if (p[i] >> bits)
-      return nb_fail(NB_EFORMAT, "%s: %d in row %lld, column %lld (counted from 0); %d bits hold 0 to %d", name, p[i],
-                     (long long)(i / cols), (long long)(i % cols), bits, (1 << bits) - 1);
+      return nb_fail(NB_EFORMAT, "%s: %d in row %lld, column %lld (counted from 0); %d bits hold 0 to %d",
+                     name, p[i], (long long)(i / cols), (long long)(i % cols), bits, (1 << bits) - 1);
   return NB_OK;
 }
 
@@ -81,7 +84,8 @@ int nb_quant_check(const nb_tensor *codes, const nb_tensor *scales, const nb_ten
   for (int64_t i = 0; i < numel; i++) {
     float s = nb_load(scales->data, i, scales->dtype);
     if (!(s > 0) || isinf(s))
-      return nb_fail(NB_EFORMAT, "scales: %g in row %lld, group %lld (counted from 0); expected finite and above 0",
+      return nb_fail(NB_EFORMAT,
+                     "scales: %g in row %lld, group %lld (counted from 0); expected finite and above 0",
                      (double)s, (long long)(i / cols), (long long)(i % cols));
   }
   return NB_OK;

@@ -9,7 +9,9 @@ static const char what[] = "grid_codes";
 
 typedef struct given { const nb_tensor *scales, *zeros; int bits; } given;
 
-static bool is_float(const nb_tensor *t) { return t->dtype == NB_F32 || t->dtype == NB_BF16 || t->dtype == NB_F16; }
+static bool is_float(const nb_tensor *t) {
+  return t->dtype == NB_F32 || t->dtype == NB_BF16 || t->dtype == NB_F16;
+}
 
 static int expect_float(const nb_tensor *t, const char *name, int64_t rows, int64_t cols) {
   NB_TRY(nb_expect(t, name, -1, 2, NB_SHAPE(rows, cols)));
@@ -38,8 +40,8 @@ static int check_g_idx(const nb_tensor *g_idx, int64_t k, int64_t groups) {
   const int32_t *p = g_idx->data;
   for (int64_t i = 0; i < k; i++)
     if (p[i] < 0 || p[i] >= groups)
-      return nb_fail(NB_EFORMAT, "%s: g_idx[%lld] is %d, expected 0 to %lld, the groups that the scales have", what,
-                     (long long)i, p[i], (long long)groups - 1);
+      return nb_fail(NB_EFORMAT, "%s: g_idx[%lld] is %d, expected 0 to %lld, the groups that the scales have",
+                     what, (long long)i, p[i], (long long)groups - 1);
   return NB_OK;
 }
 
@@ -51,29 +53,33 @@ int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales,
   NB_TRY(expect_float(w, "grid_codes: weight", n, k));
   NB_TRY(expect_float(scales, "grid_codes: scales", n, -1));
   int64_t groups = scales->shape[1];
-  if (zeros && zeros->dtype == NB_U8) NB_TRY(nb_expect(zeros, "grid_codes: zeros", NB_U8, 2, NB_SHAPE(n, groups)));
+  if (zeros && zeros->dtype == NB_U8)
+    NB_TRY(nb_expect(zeros, "grid_codes: zeros", NB_U8, 2, NB_SHAPE(n, groups)));
   else if (zeros) NB_TRY(expect_float(zeros, "grid_codes: zeros", n, groups));
   if (g_idx) NB_TRY(check_g_idx(g_idx, k, groups));
   else if (groups == 0 ? k > 0 : k % groups)
-    return nb_fail(NB_EINVAL, "%s: K = %lld does not divide into the %lld groups of the scales", what, (long long)k,
-                   (long long)groups);
+    return nb_fail(NB_EINVAL, "%s: K = %lld does not divide into the %lld groups of the scales", what,
+                   (long long)k, (long long)groups);
   given grid = {scales, zeros, bits};
   int64_t group = groups ? k / groups : 1, bad = -1;
   const int32_t *idx = g_idx ? g_idx->data : NULL;
   int stopped = 0;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) reduction(max : bad) \
-    if (n * k > 1 << 14)
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 1 << 14) \
+    reduction(| : stopped) reduction(max : bad)
   for (int64_t r = 0; r < n; r++) {
     if (nb_stop_requested()) stopped = 1;
     for (int64_t i = 0; i < k && !stopped; i++) {
-      float u = code_of(&grid, nb_load(w->data, r * k + i, w->dtype), r * groups + (idx ? idx[i] : i / group));
+      float u =
+          code_of(&grid, nb_load(w->data, r * k + i, w->dtype), r * groups + (idx ? idx[i] : i / group));
       if (isnan(u)) bad = NB_MAX(bad, r * k + i);
       else ((uint8_t *)codes->data)[r * k + i] = (uint8_t)u;
     }
   }
   if (stopped) return nb_fail_stopped();
   if (bad >= 0)
-    return nb_fail(NB_EFORMAT, "%s: the weight at row %lld, column %lld (from 0) has no code: it, its scale or its "
-                   "zero-point is NaN, or the scale is 0", what, (long long)(bad / k), (long long)(bad % k));
+    return nb_fail(NB_EFORMAT,
+                   "%s: the weight at row %lld, column %lld (from 0) has no code: it, its scale or its "
+                   "zero-point is NaN, or the scale is 0",
+                   what, (long long)(bad / k), (long long)(bad % k));
   return NB_OK;
 }

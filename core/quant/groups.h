@@ -11,7 +11,9 @@
  * most negative value; 0 where there is none. Floats without their sign order
  * as integers do, so this is exact, needs no conversion, and shows NaN and Inf
  * as the largest values of all. */
-typedef struct nb_span { uint32_t pos, neg; } nb_span;
+typedef struct nb_span {
+  uint32_t pos, neg;
+} nb_span;
 
 /* code = round_half_even(clamp(x, lo, hi)) + offset, where x = w / scale, and in
  * dtype arithmetic x = rd(rd(w / scale) + add), rd rounding to the weights' dtype. */
@@ -42,8 +44,16 @@ static inline float nb_load(const void *at, int64_t i, int dtype) {
 }
 
 static inline void nb_store(void *at, int64_t i, float f, int dtype) {
-  if (dtype == NB_F32) ((float *)at)[i] = f;
-  else ((uint16_t *)at)[i] = dtype == NB_BF16 ? nb_f32_to_bf16(f) : nb_f32_to_f16(f);
+  if (dtype == NB_F32)
+    ((float *)at)[i] = f;
+  else
+    ((uint16_t *)at)[i] = dtype == NB_BF16 ? nb_f32_to_bf16(f) : nb_f32_to_f16(f);
+}
+
+/* finfo(dtype).eps, which compressed-tensors stores as the scale of a group of zeros. */
+static inline float nb_epsilon(int dtype) {
+  if (dtype == NB_F32) return 0x1p-23f;
+  return dtype == NB_BF16 ? 0x1p-7f : 0x1p-10f;
 }
 
 /* The magnitude bits of infinity. */

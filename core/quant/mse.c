@@ -11,7 +11,7 @@ static double error_portable(const float *x, int64_t len, const nb_mse_candidate
   double sum = 0;
   float inverse = 1.0f / c->scale;
   for (int64_t b = 0; b < len; b += NB_MSE_BLOCK) {
-    float lane[8] = {0};
+    float lane[8] = { 0 };
     for (int64_t i = b; i < NB_MIN(len, b + NB_MSE_BLOCK); i++) {
       float v = c->exact ? x[i] / c->scale : x[i] * inverse;
       v = v < c->lo ? c->lo : v;
@@ -46,9 +46,11 @@ static float normalize(float *x, const char *w, const nb_groups *q, float absmax
   return factor;
 }
 
-static double error_of(const search *s, const float *x, const nb_grid *g, float factor, bool exact, double limit) {
-  nb_mse_candidate c = { .scale = g->scale * factor, .lo = g->lo, .hi = g->hi, .norm = s->o.norm, .limit = limit,
-                         .exact = exact };
+static double error_of(const search *s, const float *x, const nb_grid *g, float factor, bool exact,
+                       double limit) {
+  nb_mse_candidate c = {
+    .scale = g->scale * factor, .lo = g->lo, .hi = g->hi, .norm = s->o.norm, .limit = limit, .exact = exact
+  };
   return s->error(x, (s->q.group + 7) / 8 * 8, &c);
 }
 
@@ -87,7 +89,8 @@ static bool try_step(const search *s, attempt *a, int i) {
 
 /* Every fourth step over the whole range, then the steps around the best: what
  * trying all of them would find, but for a hair, at a third of the time. */
-static nb_grid best_grid(const search *s, const float *x, const nb_grid *start, float pos, float neg, float factor) {
+static nb_grid best_grid(const search *s, const float *x, const nb_grid *start, float pos, float neg,
+                         float factor) {
   enum { STRIDE = 4 };
   attempt a = { .o = s->o.rtn, .x = x, .pos = pos, .neg = neg, .factor = factor, .best = *start, .step = -1 };
   a.o.range = NB_RANGE_NARROW; /* shrinking starts where nothing is clipped */
@@ -126,14 +129,17 @@ static bool quantize_group(const search *s, float *x, int64_t index) {
 
 static int check_options(const nb_mse_options *o) {
   if (o->rtn.group == 0)
-    return nb_fail(NB_EUNSUPPORTED, "%s: one scale for the whole tensor is not searched; use groups, or -1", what);
+    return nb_fail(NB_EUNSUPPORTED, "%s: one scale for the whole tensor is not searched; use groups, or -1",
+                   what);
   if (o->rtn.range < NB_RANGE_FULL || o->rtn.range > NB_RANGE_TIGHT)
     return nb_fail(NB_EINVAL, "%s: unknown range %d, expected full, narrow or tight", what, o->rtn.range);
   if (o->rtn.arithmetic != NB_ARITHMETIC_F32)
     return nb_fail(NB_EINVAL, "%s: arithmetic must be float32", what);
-  if (o->grid < 1 || o->grid > 10000) return nb_fail(NB_EINVAL, "%s: grid = %d, expected 1 to 10000", what, o->grid);
+  if (o->grid < 1 || o->grid > 10000)
+    return nb_fail(NB_EINVAL, "%s: grid = %d, expected 1 to 10000", what, o->grid);
   if (!(o->max_shrink >= 0 && o->max_shrink < 1))
-    return nb_fail(NB_EINVAL, "%s: max_shrink = %g, expected 0 or more and less than 1", what, (double)o->max_shrink);
+    return nb_fail(NB_EINVAL, "%s: max_shrink = %g, expected 0 or more and less than 1", what,
+                   (double)o->max_shrink);
   if (!(o->norm >= 1 && o->norm <= 4))
     return nb_fail(NB_EINVAL, "%s: norm = %g, expected 1 to 4", what, (double)o->norm);
   return NB_OK;
@@ -149,7 +155,10 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
   int64_t groups = s.q.n * s.q.per_row, bad = INT64_MAX;
   int64_t block = NB_MAX(1, 8192 / NB_MAX(s.q.group, 1)), blocks = NB_CEIL(groups, block);
   int stopped = 0, no_memory = 0;
-#pragma omp parallel num_threads(nb_threads()) if (blocks > 1) reduction(min : bad) reduction(| : stopped, no_memory)
+#pragma omp parallel num_threads(nb_threads()) if (blocks > 1) reduction(min \
+                                                                         : bad) \
+    reduction(| \
+              : stopped, no_memory)
   {
     float *x = nb_alloc(s.q.group + 8, sizeof *x);
     no_memory |= !x;

@@ -66,11 +66,12 @@ local INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 -- Weights in any packaging: never copied along as "other files".
 local weight_patterns = {
-  "%.safetensors$", "%.index%.json$", "%.partial$", "%.gguf$", "%.pt$", "%.pth$", "%.ckpt$", "%.h5$", "%.msgpack$", "%.onnx$",
+  "%.safetensors$", "%.index%.json$", "%.partial$", "%.gguf$", "%.pt$", "%.pth$", "%.ckpt$",
+  "%.h5$", "%.msgpack$", "%.onnx$",
   "^pytorch_model.*%.bin$", "%.bin%.index%.json$",
 }
 -- Where a quantization config may lie beside config.json (FORMATS 1).
-local quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json" }
+local quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json" }
 
 local function is_weight(name)
   for _, pattern in ipairs(weight_patterns) do
@@ -91,8 +92,8 @@ local function shards_of(dir, names)
   local files = {}
   for i = 1, tonumber(total) do
     if not found[i] then
-      return nil, ("%s: shard %d of %d is missing (%s-%05d-of-%s.safetensors); get that file too"):format(dir, i,
-        tonumber(total), stem, i, total), "eio"
+      local text = "%s: shard %d of %d is missing (%s-%05d-of-%s.safetensors); get that file too"
+      return nil, text:format(dir, i, tonumber(total), stem, i, total), "eio"
     end
     files[i] = found[i]
   end
@@ -114,8 +115,8 @@ local function choose(dir, names)
   if files or msg then return files, msg, code end
   if #singles == 1 then return singles end
   if #singles > 1 then
-    return nil, ("%s holds %d .safetensors files and neither %s nor an index; open one of them by name: %s"):format(dir,
-      #singles, SINGLE, table.concat(singles, ", ")), "eformat"
+    local text = "%s holds %d .safetensors files and neither %s nor an index; open one of them by name: %s"
+    return nil, text:format(dir, #singles, SINGLE, table.concat(singles, ", ")), "eformat"
   end
   local other = {}
   for _, name in ipairs(names) do
@@ -125,7 +126,7 @@ local function choose(dir, names)
     return nil, ("%s holds no .safetensors file, but %s: nibble doesn't read that yet"):format(dir,
       table.concat(other, ", ")), "eunsupported"
   end
-  return nil, dir .. " holds no checkpoint; expected model.safetensors, or model.safetensors.index.json with its shards", "eformat"
+  return nil, ("%s holds no checkpoint; expected %s, or %s with its shards"):format(dir, SINGLE, INDEX), "eformat"
 end
 
 -- ---- opening --------------------------------------------------------------------
@@ -199,8 +200,9 @@ local function warn_of_stray_weights(ck, names)
   for _, name in ipairs(ck.files) do known[name] = true end
   for _, name in ipairs(names) do
     if name == SINGLE and not known[name] then
-      ck.warnings[#ck.warnings + 1] = ("%s: %s lies beside %s, which doesn't list it: nibble follows the index, but "
-        .. "transformers would load that file instead; remove the one that is stale"):format(ck.path, SINGLE, ck.index)
+      local text = "%s: %s lies beside %s, which doesn't list it: nibble follows the index, but transformers "
+        .. "would load that file instead; remove the one that is stale"
+      ck.warnings[#ck.warnings + 1] = text:format(ck.path, SINGLE, ck.index)
     end
   end
 end
@@ -253,7 +255,9 @@ local function open_dir(path)
 end
 
 local function open_file(path)
-  local ck = { path = path, dir = path:match "^(.*)/[^/]*$" or "", name = path:match "([^/]+)%.safetensors$" or path:match "[^/]+$" }
+  local dir, file = path:match "^(.*/)([^/]*)$"
+  dir, file = dir or "", file or path
+  local ck = { path = path, dir = dir, name = file:match "^(.+)%.safetensors$" or file }
   local msg, code
   ck.handle, msg, code = open_weights("", { path })
   if not ck.handle then return nil, msg, code end
@@ -278,7 +282,9 @@ end
 function M.open(path)
   if type(path) ~= "string" then error("open: expected a path, found " .. type(path), 2) end
   local kind = M.exists(path)
-  if not kind then return nil, path .. " doesn't exist; expected a checkpoint's folder or a .safetensors file", "eio" end
+  if not kind then
+    return nil, path .. " doesn't exist; expected a checkpoint's folder or a .safetensors file", "eio"
+  end
   local ck, msg, code
   if kind == "dir" then ck, msg, code = open_dir(path) else ck, msg, code = open_file(path) end
   if not ck then return nil, msg, code end
@@ -346,7 +352,8 @@ function Checkpoint.__index(ck, key)
     return value
   end
   -- ck["model.layers.0.mlp.up_proj"]: a module's name. Fields that are absent are not.
-  if type(key) == "string" and key:sub(1, 1) ~= "_" and not Checkpoint.absent[key] then return methods.module(ck, key) end
+  local named = type(key) == "string" and key:sub(1, 1) ~= "_" and not Checkpoint.absent[key]
+  if named then return methods.module(ck, key) end
 end
 
 Checkpoint.absent = { config = true, quantization = true, index = true }

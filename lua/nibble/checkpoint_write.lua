@@ -28,8 +28,8 @@ local function announce(handle, options)
     if not ok then return nil, msg, code end
   end
   for _, t in ipairs(options.tensors) do
-    local shape, ndim = tensor.shape_of(t.shape, 3)
-    local ok, msg, code = check(C.nb_writer_add(handle, t.name, #t.name, tensor.dtype_id(t.dtype), ndim, shape))
+    local dtype, shape, ndim = tensor.dtype_id(t.dtype), tensor.shape_of(t.shape, 3)
+    local ok, msg, code = check(C.nb_writer_add(handle, t.name, #t.name, dtype, ndim, shape))
     if not ok then return nil, msg, code end
   end
   return true
@@ -45,8 +45,8 @@ local function begin(handle, options)
   return check(C.nb_writer_begin(handle, options.resume and 1 or 0))
 end
 
---- writer{dir=, tensors={{name=, dtype=, shape=}, …}, shard_bytes=5e9, metadata={format="pt"}, resume=false}
---   -> writer | nil, msg, code
+--- writer{dir=, tensors={{name=, dtype=, shape=}, …}, …} -> writer | nil, msg, code
+-- Options: shard_bytes (5e9), metadata ({format="pt"}), resume (false).
 -- Files are made at their full size with their whole header, as NAME.partial;
 -- tensors lie in the given order (safetensors asks for none), a shard ends before
 -- the tensor that would pass shard_bytes (decimal bytes of data). A full disk
@@ -58,8 +58,12 @@ function M.writer(options)
   for key in pairs(options) do
     if not writer_options[key] then error(("writer: unknown option %q"):format(tostring(key)), 2) end
   end
-  if type(options.dir) ~= "string" then error("writer: dir must be a path, found " .. type(options.dir), 2) end
-  if type(options.tensors) ~= "table" then error("writer: tensors must be an array of {name, dtype, shape}", 2) end
+  if type(options.dir) ~= "string" then
+    error("writer: dir must be a path, found " .. type(options.dir), 2)
+  end
+  if type(options.tensors) ~= "table" then
+    error("writer: tensors must be an array of {name, dtype, shape}", 2)
+  end
   local out = ffi.new "nb_writer *[1]"
   local ok, msg, code = check(C.nb_writer_new(out, options.dir, options.shard_bytes or 5e9))
   if not ok then return nil, msg, code end
@@ -69,8 +73,10 @@ function M.writer(options)
     C.nb_writer_close(ffi.gc(handle, nil))
     return nil, msg, code
   end
-  local w = { handle = handle, dir = options.dir, bytes = tonumber(C.nb_writer_bytes(handle)), files = {}, kept_files = {},
-    resumed = true, names = options.tensors }
+  local w = {
+    handle = handle, dir = options.dir, bytes = tonumber(C.nb_writer_bytes(handle)), names = options.tensors,
+    files = {}, kept_files = {}, resumed = true,
+  }
   local kept = ffi.new "int[1]"
   for i = 1, tonumber(C.nb_writer_files(handle)) do
     w.files[i] = ffi.string(C.nb_writer_file(handle, i - 1, kept))

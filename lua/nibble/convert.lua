@@ -20,6 +20,7 @@ local plans = require "nibble.plan"
 local quant = require "nibble.quant"
 local scheme_m = require "nibble.scheme"
 local tensors = require "nibble.tensor"
+local units = require "nibble.units"
 local C = nffi.C
 
 local M = {}
@@ -302,20 +303,11 @@ end
 -- quantization_config replaced (or taken out where nothing is quantized).
 local function write_config(run, dir)
   local plan = run.plan
-  local records = {}
-  for i, job in ipairs(plan.jobs) do records[i] = job.out end
-  local quantization
-  for _, job in ipairs(plan.jobs) do
-    if job.out.scheme then
-      quantization = plan.format.config(records, { recipe = plan.recipe })
-      break
-    end
-  end
   local source = plan.model.dir .. "/config.json"
   local text, msg, code = "{}", nil, nil
   if checkpoint.exists(source) then text, msg, code = checkpoint.read_file(source) end
   if not text then return nil, msg, code end
-  text, msg, code = json.replace(text, "quantization_config", quantization)
+  text, msg, code = json.replace(text, "quantization_config", plan.quantization_config)
   if not text then return nil, msg, code end
   local ok
   ok, msg, code = checkpoint.write_file(dir .. "/config.json", text)
@@ -422,7 +414,7 @@ local function summarize(run, dir, seconds, state)
   end
   return setmetatable(result, { __tostring = function(r)
     return ("%s: %d modules, %s → %s in %.2f s (%.2f GB/s)%s; every module decoded from the written file and found equal%s"):format(
-      r.dir, r.modules, plans.human_bytes(r.bytes_in), plans.human_bytes(r.bytes_out), r.seconds,
+      r.dir, r.modules, units.bytes(r.bytes_in), units.bytes(r.bytes_out), r.seconds,
       r.bytes_in / r.seconds / 1e9, r.resumed and r.resumed > 0 and (", %d of them from before"):format(r.resumed) or "",
       r.worst and ("; worst %s at %.1f dB"):format(r.worst.name, r.worst.sqnr_db) or "")
   end })

@@ -107,7 +107,21 @@ local function check_ids(ids, vocab)
   return true
 end
 
--- {n, context, fill(to, first, n)}: windows of a stream, or the rows of a matrix of ids.
+-- fill(windows, to, first, n): windows first..first+n-1 into to, i32 [n × context]. Plain
+-- functions and not closures over ids: a compiled trace would keep those alive.
+local function fill_rows(w, to, first, n)
+  compute.copy(to, w.ids:rows(first, first + n - 1):reshape { n * w.context })
+end
+
+local function fill_stream(w, to, first, n)
+  local from, p, context, step = w.ids:ptr(), to:ptr(), w.context, w.context - 1
+  for i = 0, n - 1 do
+    p[i * context] = w.bos
+    for t = 0, step - 1 do p[i * context + 1 + t] = from[(first - 1 + i) * step + t] end
+  end
+end
+
+-- {n, context, ids, bos, fill}: windows of a stream, or the rows of a matrix of ids.
 local function windows_of(ids, context, bos, source)
   if ids.ndim == 2 then
     local width = ids:size(2)
@@ -118,9 +132,7 @@ local function windows_of(ids, context, bos, source)
       return nil, ("%s holds %s of %s; at least one of 2 is needed"):format(source, count(ids:size(1), "window"),
         count(width, "token")), "eformat"
     end
-    return { n = ids:size(1), context = width, fill = function(to, first, n)
-      compute.copy(to, ids:rows(first, first + n - 1):reshape { n * width })
-    end }
+    return { n = ids:size(1), context = width, ids = ids, fill = fill_rows }
   end
   context = context or DEFAULT_CONTEXT
   local step, total = context - 1, ids:numel()
@@ -131,14 +143,7 @@ local function windows_of(ids, context, bos, source)
   if not bos then
     return nil, "no BOS token is known: config.json has no bos_token_id and the tokenizer none; give bos = its id", "eformat"
   end
-  local from = ids:ptr()
-  return { n = math.floor(total / step), context = context, fill = function(to, first, n)
-    local p = to:ptr()
-    for w = 0, n - 1 do
-      p[w * context] = bos
-      for i = 0, step - 1 do p[w * context + 1 + i] = from[(first - 1 + w) * step + i] end
-    end
-  end }
+  return { n = math.floor(total / step), context = context, ids = ids, bos = bos, fill = fill_stream }
 end
 
 -- targets[i] = the token after ids[i] in its window; -1 at a window's last place.
@@ -234,20 +239,16 @@ end
 
 local function run_windows(s, o)
   local context, batch = s.windows.context, batch_windows(s)
-  local ids, msg, code
   local storage = tensor.new("i32", { batch * context })
   while s.done < s.windows.n do
     nffi.stop_check()
     local n = math.min(batch, s.windows.n - s.done)
-    ids = n == batch and storage or storage:rows(1, n * context)
-    s.windows.fill(ids, s.done + 1, n)
-    for _, step in ipairs { function() return run_batch(s, ids, n) end,
-      function() return check_losses(s, s.nll, s.model) end,
-      function() return not s.against or check_losses(s, s.nll_against, s.against) end } do
-      local ok
-      ok, msg, code = step()
-      if not ok then return nil, msg, code end
-    end
+    local ids = storage:rows(1, n * context)
+    s.windows:fill(ids, s.done + 1, n)
+    local ok, msg, code = run_batch(s, ids, n)
+    if ok then ok, msg, code = check_losses(s, s.nll, s.model) end
+    if ok and s.against then ok, msg, code = check_losses(s, s.nll_against, s.against) end
+    if not ok then return nil, msg, code end
     s.done = s.done + n
     if o.progress then o.progress(s.done / s.windows.n, s.done * (context - 1), nffi.C.nb_now() - s.start) end
   end

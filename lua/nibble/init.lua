@@ -8,7 +8,7 @@ local nb = { version = ffi.version }
 
 -- name in nb = module that provides it; a function or the module itself.
 local parts = {
-  tensor = { "nibble.tensor", "new" }, borrow = { "nibble.tensor", "borrow" },
+  tensor = { "nibble.tensor", "new" }, compare = { "nibble.tensor", "compare" },
   open = { "nibble.checkpoint", "open" },
   json = { "nibble.json" }, checkpoint = { "nibble.checkpoint" }, scheme = { "nibble.scheme" },
   layout = { "nibble.layout" }, marlin = { "nibble.marlin" }, quant = { "nibble.quant" }, formats = { "nibble.formats" },

@@ -113,7 +113,9 @@ end
 
 -- ---- writing ---------------------------------------------------------------
 
-local escapes = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t" }
+local escapes = {
+  ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t",
+}
 local function escape(c) return escapes[c] or ("\\u%04x"):format(c:byte()) end
 local function quote(s) return '"' .. s:gsub('[%z\1-\31\127"\\]', escape) .. '"' end
 
@@ -147,7 +149,8 @@ local function ordered_keys(t)
   local rest = {}
   for k in pairs(t) do
     if type(k) ~= "string" then
-      error(("json.encode: the key %s is a %s; expected strings only, or the array 1..n"):format(tostring(k), type(k)), 0)
+      local text = "json.encode: the key %s is a %s; expected strings only, or the array 1..n"
+      error(text:format(tostring(k), type(k)), 0)
     end
     if not seen[k] then rest[#rest + 1] = k end
   end

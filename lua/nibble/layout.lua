@@ -303,12 +303,14 @@ end
 --- layout.gptq_to_ct(words) -> words i32 [N, ceil(K*bits/32)] from GPTQ words [ceil(K*bits/32), N]
 -- Any bits: the words are the same ones, transposed. Only for a trivial g_idx. (FORMATS 10)
 function M.gptq_to_ct(words)
-  return direct(C.nb_gptq_to_ct, words, "gptq_to_ct", function(w) return w:size(2) end, function(w) return w:size(1) end)
+  return direct(C.nb_gptq_to_ct, words, "gptq_to_ct", function(w) return w:size(2) end,
+    function(w) return w:size(1) end)
 end
 
 --- layout.ct_to_gptq(words) -> words i32 [ceil(K*bits/32), N]: the inverse.
 function M.ct_to_gptq(words)
-  return direct(C.nb_ct_to_gptq, words, "ct_to_gptq", function(w) return w:size(2) end, function(w) return w:size(1) end)
+  return direct(C.nb_ct_to_gptq, words, "ct_to_gptq", function(w) return w:size(2) end,
+    function(w) return w:size(1) end)
 end
 
 -- layout.marlin: loaded when first used.

@@ -115,8 +115,8 @@ function M.supported(type, group, zero_points, capability, platform)
   else
     local allowed = M.supported_types { platform = platform, capability = capability, zero_points = zero_points }
     if not contains(allowed, type) then
-      return false, ("Marlin does not take %s weights: types %s are supported (group size %s, capability %s, zero-points %s)")
-        :format(tostring(type), #allowed > 0 and table.concat(allowed, ", ") or "(none)", tostring(group),
+      return false, ("Marlin does not take %s weights: types %s are supported (group size %s, capability %s, "
+        .. "zero-points %s)"):format(tostring(type), #allowed > 0 and table.concat(allowed, ", ") or "(none)", tostring(group),
                 tostring(capability), zero_points == nil and "either" or zero_points and "yes" or "no")
     end
   end
@@ -194,7 +194,9 @@ function M.supports_moe(hidden, intermediate, group, options)
     return false, ("the intermediate size %d is not a multiple of %d"):format(intermediate, unit)
   end
   if o.router_weight_on_input then return false, "the router's weight is applied to the input" end
-  if o.activation and o.activation ~= "silu" then return false, ("the activation is %s, not silu"):format(o.activation) end
+  if o.activation and o.activation ~= "silu" then
+    return false, ("the activation is %s, not silu"):format(o.activation)
+  end
   return true
 end
 
@@ -243,7 +245,8 @@ function M.check_pair(weight_type, activations, moe)
   if not t then error(("unknown scalar type %q"):format(tostring(weight_type)), 2) end
   if weight_type == "uint4b8" or (moe and weight_type == "uint4") then return true end
   if t.bits == 8 then
-    return nil, ("W8A8 is unsupported: %s weights with %s activations"):format(weight_type, activations), "eunsupported"
+    return nil, ("W8A8 is unsupported: %s weights with %s activations"):format(weight_type, activations),
+      "eunsupported"
   end
   if weight_type == "float4_e2m1f" then
     return nil, ("NVFP4 weights take no 8-bit activations, found %s"):format(activations), "eunsupported"

@@ -9,6 +9,8 @@
 --   dequantize a quantized weight into a float one
 -- nibble.convert runs them.
 local nffi = require "nibble.ffi"
+local show = require "nibble.show"
+local units = require "nibble.units"
 local words = require "nibble.text"
 local recipes = require "nibble.recipe"
 local scheme_m = require "nibble.scheme"
@@ -227,13 +229,29 @@ end
 -- An action for a module that stays as it is: byte for byte where the output's
 -- format can hold it as it stands, else converted.
 local function keep_action(p, rec)
-  if not rec.scheme or rec.format == p.format.name then return "copy" end
+  if not rec.scheme or (rec.format == p.format.name and not rec.variant) then return "copy" end
   return "convert"
 end
 
+-- The quantization_config of the output, made now: not every mixture of modules has one.
+local function set_config(p)
+  local records, quantized = {}, false
+  for i, job in ipairs(p.jobs) do
+    records[i] = job.out
+    quantized = quantized or job.out.scheme ~= nil
+  end
+  if not quantized then return true end
+  local config, msg, code = p.format.config(records, { fused = p.fused })
+  if msg then return nil, msg, code end
+  p.quantization_config = config
+  return true
+end
+
 local function finish(p)
-  local ok, msg = check_fused(p.jobs, p.fused)
+  local ok, msg, code = check_fused(p.jobs, p.fused)
   if not ok then return nil, msg, "einval" end
+  ok, msg, code = set_config(p)
+  if not ok then return nil, msg, code end
   local t = { modules = #p.jobs, quantized = 0, kept = 0, bytes_in = 0, bytes_out = 0, params = 0 }
   for _, job in ipairs(p.jobs) do
     t.bytes_in, t.bytes_out = t.bytes_in + job.bytes_in, t.bytes_out + job.bytes_out
@@ -409,14 +427,6 @@ end
 
 -- ---- showing ------------------------------------------------------------------
 
-local function human_bytes(b)
-  local unit = { "B", "KiB", "MiB", "GiB", "TiB" }
-  local i = 1
-  while b >= 1024 and i < #unit do b, i = b / 1024, i + 1 end
-  return (i == 1 and "%d %s" or "%.1f %s"):format(b, unit[i])
-end
-M.human_bytes = human_bytes
-
 --- plan:totable() -> {recipe, format, modules = {{name, action, scheme, method, reason, bytes_in, bytes_out,
 -- bits_per_weight}, …}, totals, estimate, notes}: what `plan --json` prints.
 function plan_mt:totable()
@@ -465,27 +475,14 @@ function plan_mt:lines(options)
   local header = { "module", "count", "shape", "scheme", "by", "why", "in", "out" }
   local cells = { header }
   for _, r in ipairs(rows) do
-    cells[#cells + 1] = { r.name, tostring(r.count), r.shape, r.what, r.how, r.reason, human_bytes(r.bytes_in), human_bytes(r.bytes_out) }
+    cells[#cells + 1] = { r.name, tostring(r.count), r.shape, r.what, r.how, r.reason, units.bytes(r.bytes_in), units.bytes(r.bytes_out) }
   end
-  local function width(s) return select(2, s:gsub("[^\128-\191]", "")) end
-  local widths = {}
-  for _, row in ipairs(cells) do
-    for c, s in ipairs(row) do widths[c] = math.max(widths[c] or 0, width(s)) end
-  end
-  local right = { [2] = true, [7] = true, [8] = true }
   local out = {}
-  for _, row in ipairs(cells) do
-    local parts = {}
-    for c, s in ipairs(row) do
-      local pad = (" "):rep(widths[c] - width(s))
-      parts[c] = right[c] and pad .. s or s .. pad
-    end
-    out[#out + 1] = (table.concat(parts, "  "):gsub("%s+$", ""))
-  end
+  for line in show.columns(cells, "lrllllrr"):gmatch "[^\n]+" do out[#out + 1] = line end
   local t, e = self.totals, self:estimate()
   out[#out + 1] = ("%d modules: %d quantized, %d kept; %s → %s (%.2f bits per weight); about %.1f s, at most %s of memory"):format(
-    t.modules, t.quantized, t.kept, human_bytes(t.bytes_in), human_bytes(t.bytes_out),
-    t.params > 0 and t.bytes_out * 8 / t.params or 0, e.seconds, human_bytes(e.memory_bytes))
+    t.modules, t.quantized, t.kept, units.bytes(t.bytes_in), units.bytes(t.bytes_out),
+    t.params > 0 and t.bytes_out * 8 / t.params or 0, e.seconds, units.bytes(e.memory_bytes))
   for _, note in ipairs(self.notes) do out[#out + 1] = "note: " .. note end
   return out
 end

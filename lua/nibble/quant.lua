@@ -292,6 +292,29 @@ function M.of_tensor(w, t)
   return unpack(results, 2, 4)
 end
 
+--- fp8(w [, {per="channel"|"tensor", arithmetic="float32"|"dtype", scale_dtype=}]) -> codes, scales | nil, msg, code
+-- Round to nearest onto FP8 E4M3: codes f8_e4m3 [n,k], scales [n,1] = absmax / 448 of each row or of the whole
+-- tensor; scale_dtype: default w's. arithmetic "dtype" gives compressed-tensors' bytes.
+function M.fp8(w, o)
+  o = o or {}
+  local arithmetic = arithmetics[o.arithmetic or "float32"]
+  if not arithmetic or (o.per and o.per ~= "channel" and o.per ~= "tensor") then
+    error("fp8: expected per = channel or tensor and arithmetic = float32 or dtype", 2)
+  end
+  local codes = tensor.new("f8_e4m3", w:size())
+  local scales = tensor.new(o.scale_dtype or w:type(), { w:size(1), 1 })
+  local ok, msg, code = answer(C.nb_fp8_quantize(codes, scales, w, o.per == "tensor" and 1 or 0, arithmetic))
+  if not ok then return fail(msg, code, 2) end
+  return codes, scales
+end
+
+--- fp8_dequantize(codes, scales [, dtype]) -> tensor [n,k] of dtype (default: the scales')
+function M.fp8_dequantize(codes, scales, dtype)
+  local out = tensor.new(dtype or scales:type(), codes:size())
+  must(C.nb_fp8_dequantize(out, codes, scales))
+  return out
+end
+
 -- ---- errors --------------------------------------------------------------------------------
 
 --- add_error(sums, q, w): adds the error of a Quantized tile against w (f32, bf16 or f16, the same rows) to

@@ -71,39 +71,25 @@ local function zeros_equal(a, b)
 end
 
 --- q:equal(o) -> true | false, which
--- Same bits, codes, scales (dtype and bytes), zero-points and column groups; which names the first
--- part that differs. A symmetric weight equals one whose stored zero-points are all 2^(bits-1).
+-- Same bits, codes, scales, zero-points and column groups; which names the first part that differs.
+-- Numbers count, not their storage: scales of two dtypes may be equal, and a symmetric weight equals
+-- one whose stored zero-points are all 2^(bits-1).
 function methods.equal(q, o)
   if q.n ~= o.n or q.k ~= o.k then return false, "shape" end
   if q.scheme.bits ~= o.scheme.bits then return false, "bits" end
   if not q.codes:equal(o.codes) then return false, "codes" end
-  if not q.scales:equal(o.scales) then return false, "scales" end
+  if C.nb_scales_equal(q.scales, o.scales) == 0 then return false, "scales" end
   if not zeros_equal(q, o) then return false, "zeros" end
   if not same_or_both_nil(q.g_idx, o.g_idx) then return false, "g_idx" end
   return true
 end
 
-local function row_bytes(t) return t:bytes() / math.max(1, t:size(1)) end
-
 --- q:hash_into(hash): streams the content into an nb_hash (C.nb_hash_new()).
 -- Row after row, codes, scales, zero-points; the column groups before row 1. So the hash of a weight
--- is that of its tiles one after another, whatever their size; symmetric zero-points count as stored.
+-- is that of its tiles one after another, whatever their size; equal weights (q:equal) have equal hashes.
 function methods.hash_into(q, hash)
   if q.row0 == 1 and q.g_idx then C.nb_hash_update(hash, q.g_idx.data, q.g_idx:bytes()) end
-  if q.n == 0 then return end
-  local constant
-  if not q.zeros then
-    constant = ffi.new("uint8_t[?]", q.groups)
-    ffi.fill(constant, q.groups, scheme.zero_code(q.scheme))
-  end
-  local codes, scales = ffi.cast("uint8_t *", q.codes.data), ffi.cast("uint8_t *", q.scales.data)
-  local zeros = q.zeros and q.zeros:ptr()
-  local scale_bytes = row_bytes(q.scales)
-  for r = 0, q.n - 1 do
-    C.nb_hash_update(hash, codes + r * q.k, q.k)
-    C.nb_hash_update(hash, scales + r * scale_bytes, scale_bytes)
-    C.nb_hash_update(hash, zeros and zeros + r * q.groups or constant, q.groups)
-  end
+  nffi.must(C.nb_hash_rows(hash, q.codes, q.scales, q.zeros, q.scheme.bits))
 end
 
 --- q:hash() -> 32 hex digits of hash_into alone.

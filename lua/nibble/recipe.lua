@@ -229,10 +229,12 @@ local function evaluate(text, path, open_files)
   setfenv(chunk, env)
   jit.off(chunk, true) -- compiled loops ignore hooks
   local co = coroutine.create(chunk)
+  local hook, mask, count = debug.gethook() -- LuaJIT has one hook for all coroutines: give it back
   debug.sethook(co, function()
     error(("recipe %s: ran for %d million instructions without an end"):format(path, instruction_limit / 1e6), 0)
   end, "", instruction_limit)
   local ok, result = coroutine.resume(co)
+  debug.sethook(hook, mask, count)
   if not ok then
     local why = tostring(result)
     return nil, why:match "^recipe " and why or "recipe " .. why

@@ -21,7 +21,8 @@ static void look_checkpoint(const nb_safetensors *s) {
   for (int64_t i = 0; i < nb_safetensors_count(s); i++) {
     nb_tensor_info info;
     nb_tensor t;
-    if (nb_safetensors_info(&info, s, i) < 0 || nb_safetensors_find(s, info.name.data, info.name.bytes) != i) abort();
+    if (nb_safetensors_info(&info, s, i) < 0 || nb_safetensors_find(s, info.name.data, info.name.bytes) != i)
+      abort();
     if (nb_safetensors_tensor(&t, s, i) < 0) continue;
     look(t.data, nb_tensor_bytes(&t));
     nb_tensor_release(&t);
@@ -57,7 +58,8 @@ static void write_file(const char *path, const uint8_t *data, size_t size) {
 
 static void prepare(void) {
   static char name[] = "/tmp/nibble-fuzz-XXXXXX";
-  static const char shard[] = "\x38\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}     xy";
+  static const char shard[] =
+      "\x38\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}     xy";
   char path[64];
   if (!(folder = mkdtemp(name))) abort();
   snprintf(path, sizeof path, "%s/s", folder);

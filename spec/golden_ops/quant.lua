@@ -45,19 +45,34 @@ local function with_negative_zeros(w, x, zero_point)
   return out
 end
 
--- type "float" is FP8: not an integer grid, and so another method's.
 function ops.ct_calculate_qparams_quantize(case)
   local bits, x = tonumber(case.params.num_bits), case.tensors["in.x"]
   if case.params.type == "float" then
-    local q, scales, d = nb.quant.fp8(x)
-    return { ["out.scale"] = scales, ["out.zero_point"] = nb.tensor("u8", { x:size(1), 1 }):as("f8_e4m3", { x:size(1), 1 }),
-             ["out.q"] = q, ["out.dequant"] = d, ["out.fake_quant"] = d }
+    local q, scales = assert(nb.quant.fp8(x, { arithmetic = "dtype" }))
+    local d = nb.quant.fp8_dequantize(q, scales)
+    return { ["out.scale"] = scales, ["out.zero_point"] = nb.tensor("f8_e4m3", { x:size(1), 1 }), ["out.q"] = q,
+             ["out.dequant"] = d, ["out.fake_quant"] = d }
   end
   local q = rtn(x, bits, case.params.symmetric == "True", -1)
   local zero_point = signed(q.zeros, bits, { x:size(1), 1 })
   local d = dequantize(x:type(), q.codes, q.scales, q.zeros, nil, bits)
   return { ["out.scale"] = q.scales, ["out.zero_point"] = zero_point, ["out.q"] = signed(q.codes, bits),
            ["out.dequant"] = d, ["out.fake_quant"] = with_negative_zeros(d, x, zero_point) }
+end
+
+-- vLLM's test quantizer of zero-points, end to end: w [K,N] f16, then Marlin's layout.
+function ops.awq_marlin_quantize(case)
+  local marlin, p = layout.marlin, case.params
+  local w, a8 = layout.transpose(case.tensors["in.w"]), p.input_dtype ~= nil
+  local q = rtn(w, 4, false, p.group_size, C.NB_RANGE_TIGHT)
+  local words, zeros = layout.awq.pack(q.codes, 4), layout.awq.pack_zeros(q.zeros, 4)
+  local scales = marlin.permute_scales(layout.transpose(q.scales), w:size(2), p.group_size, a8)
+  if p.input_dtype == "float8_e4m3fn" then
+    words, scales = marlin.fp8_preprocess(words, zeros), marlin.multiply_scales(scales, 512)
+  end
+  return { ["out.marlin_qweight"] = marlin.awq_repack(words, 4, a8), ["out.marlin_scales"] = scales,
+           ["out.marlin_zp"] = marlin.awq_zero_points(zeros, 4, a8),
+           ["out.w_ref"] = layout.transpose(dequantize("f16", q.codes, q.scales, q.zeros, nil, 4)) }
 end
 
 return ops

@@ -163,11 +163,12 @@ function M.probe(_, module, tensors, st)
   if not ok then return nil, msg, code end
   s.scale_dtype = tensors.scales.dtype
   return { name = module, kind = "linear", n = n, k = k, scheme = s, dtype = s.scale_dtype, tensors = tensors,
-    bias = tensors.bias ~= nil, variant = st.version }
+    bias = tensors.bias ~= nil, version = st.version,
+    variant = st.version ~= "gemm" and st.version or not tensors.qzeros and "without zero-points" or nil }
 end
 
 --- row_step(rec) -> tiles begin after a multiple of this many rows and end there or at n.
-function M.row_step(rec) return versions[rec.variant or "gemm"].step end
+function M.row_step(rec) return versions[rec.version or "gemm"].step end
 
 --- layout(rec) -> qweight, qzeros, scales, bias, as gemm: what fills columns has no `rows`.
 function M.layout(rec)
@@ -184,7 +185,7 @@ end
 --- read(src, rec, a, b, q) -> true | nil, msg, code: rows a..b, 1-based and inclusive, of any version.
 function M.read(src, rec, a, b, q)
   common.rows_ok(rec, a, b, q)
-  local v = versions[rec.variant or "gemm"]
+  local v = versions[rec.version or "gemm"]
   v.read(src, a, q)
   q.g_idx = nil
   if src.qzeros then

@@ -70,48 +70,33 @@ function M.rows_ok(rec, a, b, q)
   end
 end
 
--- Copies, cast where the dtypes differ; "einexact" when a value would change. cols: of a row, for the sentence.
-local function copy_exact(dst, src, what, cols)
-  if dst.dtype == src.dtype then
-    nffi.must(C.nb_tensor_copy(dst, src))
-    return true
-  end
-  nffi.must(C.nb_cast(dst, src, 0))
-  local back = tensor.new(src:type(), src:size())
-  nffi.must(C.nb_cast(back, dst, 0))
-  if back:equal(src) then return true end
-  local size = src:bytes() / src:numel()
-  local p, o = ffi.cast("uint8_t *", src.data), ffi.cast("uint8_t *", back.data)
-  local i = 0
-  while p[i] == o[i] do i = i + 1 end
-  local at = math.floor(i / size)
-  return M.fail("einexact", "%s: the %s value of row %d, group %d has no exact %s", what, src:type(),
-    math.floor(at / cols), at % cols, dst:type())
+local function cast(dst, src, row0, what)
+  local rc, msg, code = nffi.check(C.nb_scales_cast(dst, src, row0, what))
+  if not rc then return nil, msg, code end
+  return true
 end
 
 --- put_scales(dst, rec, q, at, transposed) -> true | nil, msg, code
 -- Scales [r,G] into rows at..at+r-1 of dst [n,G], or into these columns of dst [G,n] when transposed.
--- Another dtype is fine where every value survives; "einexact" names the first that doesn't (row of the tile).
+-- Another dtype is fine where every value survives; "einexact" names the first that doesn't.
 function M.put_scales(dst, rec, q, at, transposed)
+  local what = rec.name .. ": scales"
+  if not transposed then return cast(dst:rows(at, at + q.n - 1), q.scales, q.row0 - 1, what) end
   local scales = q.scales
   if scales.dtype ~= dst.dtype then
-    local cast = tensor.new(dst:type(), scales:size())
-    local ok, msg, code = copy_exact(cast, scales, rec.name .. ": scales", q.groups)
+    scales = tensor.new(dst:type(), q.scales:size())
+    local ok, msg, code = cast(scales, q.scales, q.row0 - 1, what)
     if not ok then return nil, msg, code end
-    scales = cast
   end
-  if transposed then
-    nffi.must(C.nb_transpose_put(dst, scales, at - 1))
-  else
-    nffi.must(C.nb_tensor_copy(dst:rows(at, at + q.n - 1), scales))
-  end
+  nffi.must(C.nb_transpose_put(dst, scales, at - 1))
   return true
 end
 
 --- put_bias(dst, rec, q, at) -> true | nil, msg, code: the bias rows of a tile, where both sides have one.
 function M.put_bias(dst, rec, q, at)
   if not (dst.bias and q.bias) then return true end
-  return copy_exact(dst.bias:rows(at, at + q.n - 1), q.bias, rec.name .. ": bias", 1)
+  return cast(dst.bias:rows(at, at + q.n - 1):reshape { q.n, 1 }, q.bias:reshape { q.n, 1 }, q.row0 - 1,
+    rec.name .. ": bias")
 end
 
 --- symmetric_zeros(rec, zeros, a, config_says) -> true | nil, msg, code

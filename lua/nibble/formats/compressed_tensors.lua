@@ -210,6 +210,13 @@ end
 
 local function is_packed(tensors) return tensors.weight_packed and tensors.weight_packed.dtype == "i32" end
 
+-- What old writers did otherwise than M.write does, or nil.
+local function old_layout(tensors, s, k)
+  local zeros = tensors.weight_zero_point
+  if tensors.weight_packed.shape[2] ~= math.ceil(k * s.bits / 32) then return "legacy packing" end
+  if zeros and (zeros.dtype ~= "i32" or s.symmetric) then return "legacy zero-points" end
+end
+
 --- probe(ck, module, tensors, settings) -> rec | nil (not quantized) | nil, msg, code
 function M.probe(ck, module, tensors, st)
   if not (tensors.weight_packed or tensors.weight_scale) then return nil end
@@ -233,7 +240,8 @@ function M.probe(ck, module, tensors, st)
   local ok, msg
   ok, msg, code = shapes_fit(module, tensors, g.scheme, n, k, says)
   if not ok then return nil, msg, code end
-  local rec = { name = module, kind = "linear", n = n, k = k, tensors = tensors, bias = tensors.bias ~= nil, note = note }
+  local rec = { name = module, kind = "linear", n = n, k = k, tensors = tensors, bias = tensors.bias ~= nil, note = note,
+    variant = old_layout(tensors, g.scheme, k) }
   local s
   s, msg, code = act_order(ck, rec, g.scheme)
   if not s then return nil, msg, code end

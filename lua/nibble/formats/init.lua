@@ -20,7 +20,8 @@
 --   scale_dtype(scheme, model_dtype) -> dtype of the scales it writes (absent: it has none)
 -- rec, a module's record: {name=, kind="linear"|"embedding"|"norm"|"other", format=, scheme=|nil, dtype=, n=,
 -- k=, params=, bytes=, bits_per_weight=, bias=bool, tensors={suffix -> info}, unreadable=sentence|nil,
--- note=sentence|nil}; bits_per_weight counts every stored tensor of the module.
+-- note=sentence|nil, variant=word|nil}; bits_per_weight counts every stored tensor of the module; variant: how
+-- its tensors differ from what the format's writer lays out, so that copying them is not writing the format.
 local tensor = require "nibble.tensor"
 local nffi = require "nibble.ffi"
 local scheme = require "nibble.scheme"

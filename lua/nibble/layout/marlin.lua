@@ -189,6 +189,28 @@ function M.nvfp4_scales(scales, factor)
   return out, tonumber(factor)
 end
 
+--- layout.marlin.mx_scales(scales [, a8]) -> scales, same shape and dtype
+-- MX block scales (E8M0 bytes, already permuted): columns 0 2 1 3 of each 4; with a8 left in place and raised
+-- by 6, fp4's exponent in fp8, which must not pass 255.
+function M.mx_scales(scales, a8)
+  local n = scales:size(scales.ndim)
+  if n % 4 ~= 0 then error(("marlin mx_scales: N = %d is not a multiple of 4"):format(n), 2) end
+  local out = like(scales)
+  local from, to = ffi.cast("uint8_t *", scales.data), ffi.cast("uint8_t *", out.data)
+  local order = { [0] = 0, 1, -1, 0 } -- to column 4c+i from column 4c+i+order[i]
+  for i = 0, scales:numel() - 1 do
+    if not a8 then
+      to[i] = from[i + order[i % 4]]
+    elseif from[i] > 249 then
+      error(("marlin mx_scales: scale 2^%d at position %d is too large for fp8 activations: at most 2^122")
+        :format(from[i] - 127, i + 1), 2)
+    else
+      to[i] = from[i] + 6
+    end
+  end
+  return out
+end
+
 --- layout.marlin.nvfp4_global(global, dtype [, factor]) -> f32 tensor: global * 2^(e-7) / factor, e = 14 for
 -- f16 and 126 for bf16 activations. (MRL-48)
 function M.nvfp4_global(global, dtype, factor)

@@ -7,16 +7,19 @@ local marlin = require "nibble.marlin"
 
 local M = {}
 
--- t [r,c] with zeros added on the right and below; t itself when nothing is missing.
-local function padded(t, rows, cols)
+--- padded(t, rows, cols [, halves]) -> t [r,c] with zeros added on the right and below; t itself when nothing
+-- is missing. halves: that many equal parts of the columns (gate and up) are padded each for itself.
+function M.padded(t, rows, cols, halves)
   if t:size(1) == rows and t:size(2) == cols then return t end
+  halves = halves or 1
   local out = tensor.new(t:type(), { rows, cols })
   local element = t:bytes() / t:numel()
-  local width, full = t:size(2) * element, cols * element
+  local part, whole = t:size(2) / halves * element, cols / halves * element
   local from, to = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data)
-  for r = 0, t:size(1) - 1 do ffi.copy(to + r * full, from + r * width, width) end
+  for i = 0, t:size(1) * halves - 1 do ffi.copy(to + i * whole, from + i * part, part) end
   return out
 end
+local padded = M.padded
 
 -- Words of a matrix whose size Marlin's tiles don't divide, with its zero-points,
 -- scales and bias: everything filled up with zeros.

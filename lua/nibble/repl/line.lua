@@ -31,6 +31,7 @@ ffi.cdef [[
 ]]
 
 local HISTORY_LINES = 2000
+local CTRL_D = 4
 
 -- One character of the terminal as a code point, -1 at the end of the input or
 -- when Ctrl-C came: libedit itself would go on waiting then.
@@ -41,13 +42,15 @@ local function reader(state)
   end
   return function()
     waiting[0].fd, waiting[0].events = 0, 1
-    ffi.C.poll(waiting, 1, -1)
-    if C.nb_stop_requested() ~= 0 then
-      state.interrupted = true
-      return -1
-    end
+    repeat -- a signal just before poll() doesn't end it: so look again now and then
+      if C.nb_stop_requested() ~= 0 then
+        state.interrupted = true
+        return -1
+      end
+    until ffi.C.poll(waiting, 1, 250) > 0
     local c = byte()
     if not c then return -1 end
+    if c == 0 then return CTRL_D end -- Ctrl-D that came before libedit had the terminal
     if c > 32 then state.typed = true end
     if c < 0xc0 then return c end
     local more = c >= 0xf0 and 3 or c >= 0xe0 and 2 or 1

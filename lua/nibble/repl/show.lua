@@ -1,32 +1,10 @@
--- show: how a session and the commands print things: tables of
--- text, and any Lua value.
+-- show: how a session and the commands print things: tables of text, and any
+-- Lua value.
+local text = require "nibble.show"
+
 local M = {}
 
---- width(text) -> columns that UTF-8 text takes on a terminal: one for each
--- character (what nibble prints has no wide ones).
-function M.width(text)
-  local _, continuation = text:gsub("[\128-\191]", "")
-  return #text - continuation
-end
-
---- columns(rows, align) -> text: rows of cells, two blanks between columns.
--- align: one letter per column, "l" or "r"; the last left column isn't padded.
-function M.columns(rows, align)
-  local widths = {}
-  for _, row in ipairs(rows) do
-    for i, cell in ipairs(row) do widths[i] = math.max(widths[i] or 0, M.width(cell)) end
-  end
-  local out = {}
-  for _, row in ipairs(rows) do
-    local line = {}
-    for i, cell in ipairs(row) do
-      local blanks = (" "):rep(widths[i] - M.width(cell))
-      line[i] = align:sub(i, i) == "r" and blanks .. cell or cell .. blanks
-    end
-    out[#out + 1] = (table.concat(line, "  "):gsub("%s+$", ""))
-  end
-  return table.concat(out, "\n") .. "\n"
-end
+M.width, M.columns = text.width, text.columns
 
 local function key_text(k)
   if type(k) == "string" and k:match "^[%a_][%w_]*$" then return k end

@@ -1,0 +1,276 @@
+-- decoder: the forward pass that the known architectures share: a stack of
+-- pre-norm blocks, attention then MLP or experts, on batches of sequences.
+--
+-- All sequences of a batch go through one weight after the other. Memory: the
+-- batch's activations, m × (2 hidden + 2 q + 2 kv) floats, CHUNK × 2 intermediate
+-- floats inside an MLP, and one dequantized weight (weights.lua keeps more of them
+-- while they fit into cache_bytes).
+local compute = require "nibble.compute"
+local nffi = require "nibble.ffi"
+local rope = require "nibble.models.rope"
+local tensor = require "nibble.tensor"
+local weights = require "nibble.models.weights"
+local fail = weights.fail
+
+local M = {}
+
+local CHUNK = 1024 -- rows of an MLP at a time
+local MAX_EXPERTS = 4096
+local CACHE_BYTES = 512 * 2 ^ 20
+
+-- ---- the config ------------------------------------------------------------------
+
+-- get(key) -> config.json's value, else the architecture's default, else nil; null counts as absent.
+local function getter(config, defaults)
+  local null = require("nibble.json").null
+  return function(key)
+    local v = config[key]
+    if v == nil or v == null then return defaults[key] end
+    return v
+  end
+end
+
+local function whole(get, key, fallback)
+  local v = get(key)
+  if v == nil then v = fallback end
+  if type(v) == "number" and v >= 1 and v <= 2 ^ 31 - 1 and v == math.floor(v) then return v end
+  error({ msg = ("config.json: %s must be a whole number above 0, found %s"):format(key, tostring(v)), code = "eformat" }, 0)
+end
+
+local function read_config(arch, ck)
+  local get = getter(ck.config, arch.defaults)
+  local c = {
+    get = get, config = ck.config, layers = whole(get, "num_hidden_layers"), hidden = whole(get, "hidden_size"),
+    heads = whole(get, "num_attention_heads"), vocab = whole(get, "vocab_size"),
+    intermediate = whole(get, "intermediate_size"), max_position = whole(get, "max_position_embeddings"),
+    eps = get "rms_norm_eps",
+  }
+  c.kv_heads = whole(get, "num_key_value_heads", c.heads)
+  -- Without head_dim the norm over a head's values tells, where there is one.
+  local q_norm = ck:info "model.layers.0.self_attn.q_norm.weight"
+  c.head_dim = whole(get, "head_dim", q_norm and q_norm.shape[1] or math.max(1, math.floor(c.hidden / c.heads)))
+  local function refuse(msg, code) error({ msg = "config.json: " .. msg, code = code or "eformat" }, 0) end
+  if c.heads % c.kv_heads ~= 0 then
+    refuse(("num_key_value_heads %d does not divide num_attention_heads %d"):format(c.kv_heads, c.heads))
+  end
+  if c.head_dim % 2 ~= 0 then refuse(("head_dim %d is odd; rotary embedding needs pairs"):format(c.head_dim)) end
+  if type(c.eps) ~= "number" or not (c.eps >= 0) then refuse("rms_norm_eps must be a number, found " .. tostring(c.eps)) end
+  local act = get "hidden_act"
+  if act ~= "silu" and act ~= "swish" then
+    refuse(("hidden_act %s is not supported; expected silu"):format(tostring(act)), "eunsupported")
+  end
+  local part = get "partial_rotary_factor"
+  if part ~= nil and part ~= 1 then
+    refuse(("partial_rotary_factor %s is not supported; expected 1"):format(tostring(part)), "eunsupported")
+  end
+  local msg, code
+  c.rope, msg, code = rope.rule(get, arch.defaults.rope_theta)
+  if not c.rope then error({ msg = msg, code = code }, 0) end
+  if arch.check then arch.check(c, whole, refuse) end
+  if c.experts and (c.experts.count > MAX_EXPERTS or c.experts.top > c.experts.count) then
+    refuse(("the top %d of %d experts; expected at most all of them, and at most %d"):format(c.experts.top,
+      c.experts.count, MAX_EXPERTS))
+  end
+  return c
+end
+
+-- ---- one forward pass ----------------------------------------------------------------
+
+local Forward = {}
+Forward.__index = Forward
+
+-- A float32 [rows, columns] to write into, from storage that is kept between passes.
+function Forward:buffer(name, rows, columns)
+  local pool = self.model.pool
+  local t = pool[name]
+  if not t or t:numel() < rows * columns then
+    if t then t:free() end
+    t = tensor.new("f32", { rows * columns })
+    pool[name] = t
+  end
+  return t:as("f32", { rows, columns })
+end
+
+-- y = x W^T + bias of module `name`, which is [n, k]. y: a tensor, or the name of a buffer,
+-- which is made only when the weight has shown that the config's sizes are true.
+function Forward:linear(y, x, name, n, k, bias_required)
+  local w = self.weights:matrix(name, n, k)
+  if type(y) == "string" then y = self:buffer(y, x:size(1), n) end
+  compute.gemm(y, x, w, self.weights:bias(name, n, bias_required))
+  self.weights:done(name, w)
+  return y
+end
+
+--- f:norm(name): h = RMSNorm(x) with the weight of module `name`.
+function Forward:norm(name)
+  compute.rmsnorm(self.h, self.x, self.weights:vector(name .. ".weight", self.c.hidden), self.c.eps)
+end
+
+--- f:residual(): x += h.
+function Forward:residual() compute.add(self.x, self.h) end
+
+--- f:attention(prefix, {qkv_bias=, o_bias=, qk_norm=, sliding=}): h = attention(h)
+-- Modules q_proj, k_proj, v_proj, o_proj (and q_norm, k_norm, over each head) under
+-- prefix. Biases are used where the checkpoint has them; qkv_bias, o_bias: it must.
+function Forward:attention(prefix, o)
+  local c = self.c
+  local q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
+  local q = self:linear("q", self.h, prefix .. ".q_proj", q_size, c.hidden, o.qkv_bias)
+  local k = self:linear("k", self.h, prefix .. ".k_proj", kv_size, c.hidden, o.qkv_bias)
+  local v = self:linear("v", self.h, prefix .. ".v_proj", kv_size, c.hidden, o.qkv_bias)
+  if o.qk_norm then
+    compute.rmsnorm(q, q, self.weights:vector(prefix .. ".q_norm.weight", c.head_dim), c.eps)
+    compute.rmsnorm(k, k, self.weights:vector(prefix .. ".k_norm.weight", c.head_dim), c.eps)
+  end
+  local cosines, sines = self.model:angles(self.length)
+  compute.rope(q, cosines, sines, c.head_dim, self.length)
+  compute.rope(k, cosines, sines, c.head_dim, self.length)
+  local out = compute.attention(self:buffer("attention", self.m, q_size), q, k, v,
+    { heads = c.heads, kv_heads = c.kv_heads, length = self.length, sliding = o.sliding })
+  self:linear(self.h, out, prefix .. ".o_proj", c.hidden, q_size, o.o_bias)
+end
+
+--- f:mlp(prefix, {"gate_proj", "up_proj", "down_proj"}, intermediate, biased): h = down(silu(gate h)·up h)
+function Forward:mlp(prefix, names, intermediate, biased)
+  self:swiglu(self.h, self.h, prefix, names, intermediate, biased)
+end
+
+-- out = the gated MLP of x, in chunks of rows; out may be x.
+function Forward:swiglu(out, x, prefix, names, intermediate, biased)
+  local W, hidden = self.weights, self.c.hidden
+  local name = {}
+  for i = 1, 3 do name[i] = prefix .. "." .. names[i] end
+  local gate = W:matrix(name[1], intermediate, hidden)
+  local up = W:matrix(name[2], intermediate, hidden)
+  local down = W:matrix(name[3], hidden, intermediate)
+  local bias = {}
+  for i = 1, 3 do bias[i] = W:bias(name[i], i == 3 and hidden or intermediate, biased) end
+  local rows = x:size(1)
+  for first = 1, rows, CHUNK do
+    local last = math.min(first + CHUNK - 1, rows)
+    local part = x:rows(first, last)
+    local g = compute.gemm(self:buffer("gate", last - first + 1, intermediate), part, gate, bias[1])
+    local u = compute.gemm(self:buffer("up", last - first + 1, intermediate), part, up, bias[2])
+    compute.gemm(out:rows(first, last), compute.swiglu(g, u), down, bias[3])
+  end
+  W:done(name[1], gate)
+  W:done(name[2], up)
+  W:done(name[3], down)
+end
+
+--- f:experts(prefix, {names=, count=, top=, normalize=, intermediate=}): h = sum of the routed experts of h
+-- The router is prefix.gate, the experts prefix.experts.E.NAME. Rows go to their
+-- experts in order of expert, so each row's sum has a fixed order.
+function Forward:experts(prefix, o)
+  local hidden = self.c.hidden
+  local logits = self:linear("router", self.h, prefix .. ".gate", o.count, hidden)
+  local experts, expert_weights = compute.route(logits, o.top, o.normalize)
+  local rows, row_weights, offsets = compute.group(experts, expert_weights, o.count)
+  local sum = compute.zero(self:buffer("experts", self.m, hidden))
+  for e = 0, o.count - 1 do
+    local first, last = offsets:get(e + 1) + 1, offsets:get(e + 2)
+    if last >= first then
+      local ids = rows:rows(first, last)
+      local x = compute.gather(self:buffer("expert", last - first + 1, hidden), self.h, ids)
+      self:swiglu(x, x, ("%s.experts.%d"):format(prefix, e), o.names, o.intermediate)
+      compute.scatter_add(sum, x, ids, row_weights:rows(first, last))
+    end
+  end
+  compute.copy(self.h, sum)
+end
+
+-- ---- the model -------------------------------------------------------------------------
+
+local Model = {}
+Model.__index = Model
+
+--- new(arch, ck [, {cache_bytes=}]) -> model | nil, msg, code
+function M.new(arch, ck, options)
+  local ok, c = pcall(read_config, arch, ck)
+  if not ok then
+    if type(c) ~= "table" then error(c, 0) end
+    return nil, ("%s: %s"):format(ck.path, c.msg), c.code
+  end
+  local cache = options and options.cache_bytes or CACHE_BYTES
+  return setmetatable({ arch = arch, ck = ck, c = c, vocab = c.vocab, max_position = c.max_position,
+    weights = weights.new(ck, cache), pool = {} }, Model)
+end
+
+-- The numbers of the model that a batch's memory depends on: floats per token.
+function Model:floats_per_token()
+  local c = self.c
+  return 2 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + (self.arch.router[1] and 2 * c.hidden or 0)
+end
+
+-- The tables of rotary embedding for sequences of that length.
+function Model:angles(length)
+  if self.angles_length ~= length then
+    self.cosines, self.sines = rope.tables(self.c.rope, self.c.head_dim, length)
+    self.angles_length = length
+  end
+  return self.cosines, self.sines
+end
+
+-- Runs body; a weights.fail inside becomes nil, msg, code.
+local function guarded(body, ...)
+  local ok, result = pcall(body, ...)
+  if ok then return result end
+  if type(result) == "table" and result.msg then return nil, result.msg, result.code end
+  if type(result) == "string" and result:find "out of memory" then return nil, result:match "out of memory.*", "enomem" end
+  error(result, 0)
+end
+
+local function check_finite(x, where)
+  local bad = compute.nonfinite(x)
+  if bad > 0 then
+    fail(("%s: %d of its %d output values are infinite or NaN"):format(where, bad, x:numel()))
+  end
+end
+
+local function forward(model, ids, length)
+  local c, arch = model.c, model.arch
+  local f = setmetatable({ model = model, c = c, weights = model.weights, m = ids:numel(), length = length }, Forward)
+  local embedding = f.weights:matrix(arch.embedding, c.vocab, c.hidden)
+  f.x, f.h = f:buffer("x", f.m, c.hidden), f:buffer("h", f.m, c.hidden)
+  compute.gather(f.x, embedding, ids:reshape { f.m })
+  f.weights:done(arch.embedding, embedding)
+  check_finite(f.x, arch.embedding)
+  for i = 0, c.layers - 1 do
+    nffi.stop_check()
+    arch.layer(f, i)
+    check_finite(f.x, "model.layers." .. i)
+  end
+  f:norm(arch.final_norm)
+  return f.h
+end
+
+--- model:hidden(ids, length) -> f32 [m, hidden] | nil, msg, code
+-- The last hidden states, after the final norm, of m/length independent sequences.
+-- ids: i32 [m]. The tensor is overwritten by the next pass.
+function Model:hidden(ids, length) return guarded(forward, self, ids, length) end
+
+--- model:head() -> f32|bf16|f16 [vocab, hidden] | nil, msg, code: the output layer.
+function Model:head()
+  return guarded(function()
+    local arch, c = self.arch, self.c
+    local tied = c.get "tie_word_embeddings"
+    if tied == nil then tied = not self.weights:has(arch.lm_head) end
+    local name = tied and arch.embedding or arch.lm_head
+    if not self.output then self.output = self.weights:matrix(name, c.vocab, c.hidden) end
+    return self.output
+  end)
+end
+
+--- model:logits(ids) -> f32 [m, vocab] | nil, msg, code
+-- ids: i32 [m] (one sequence) or [sequences, length].
+function Model:logits(ids)
+  local m = ids:numel()
+  local x, msg, code = self:hidden(ids, ids.ndim == 2 and ids:size(2) or m)
+  if not x then return nil, msg, code end
+  local head
+  head, msg, code = self:head()
+  if not head then return nil, msg, code end
+  return compute.gemm(tensor.new("f32", { m, self.vocab }), x, head)
+end
+
+return M

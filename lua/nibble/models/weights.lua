@@ -1,0 +1,101 @@
+-- weights: a checkpoint's tensors as the forward pass wants them, within a bound.
+--
+-- Float weights are mapped views (no memory of ours); quantized ones are
+-- dequantized to float32 when a layer asks, kept while all of them fit into
+-- cache_bytes, and otherwise freed as soon as their product is done: then one
+-- weight matrix lives at a time.
+local ffi = require "ffi"
+local compute = require "nibble.compute"
+
+local M = {}
+local Weights = {}
+Weights.__index = Weights
+
+local float = { f32 = 4, bf16 = 2, f16 = 2 }
+
+--- fail(msg [, code]): leaves the forward pass; decoder.lua turns it into nil, msg, code.
+function M.fail(msg, code) error({ msg = msg, code = code or "eformat" }, 0) end
+
+local function got(value, msg, code)
+  if value == nil then M.fail(msg, code) end
+  return value
+end
+
+--- new(ck, cache_bytes) -> weights
+function M.new(ck, cache_bytes)
+  return setmetatable({ ck = ck, left = cache_bytes, streamed = ck.bytes and ck.bytes > cache_bytes, kept = {} }, Weights)
+end
+
+-- A view of a float tensor that C may read: files don't promise alignment.
+local function aligned(t)
+  local at = tonumber(ffi.cast("uintptr_t", t.data) % float[t:type()])
+  return at == 0 and t or t:clone()
+end
+
+-- The float tensor of that name as it is, or nil.
+function Weights:float(name)
+  local info = self.ck:info(name)
+  if not info or not float[info.dtype:lower()] then return nil end
+  return aligned(got(self.ck:tensor(name)))
+end
+
+local function check_shape(t, name, n, k)
+  local s = t:size()
+  if #s ~= 2 or (n and s[1] ~= n) or (k and s[2] ~= k) then
+    M.fail(("%s.weight is [%s], expected [%s×%s] by config.json"):format(name, table.concat(s, "×"), n or "?", k or "?"))
+  end
+  return t
+end
+
+-- The 1-D tensor `name` as f32 (norms, biases): small, so kept.
+function Weights:vector(name, size)
+  local t = self.kept[name]
+  if not t then
+    t = self:float(name)
+    if not t then
+      got(self.ck:tensor(name))
+      M.fail(name .. ": expected a float tensor")
+    end
+    t = compute.widen(t)
+    self.kept[name] = t
+  end
+  if t.ndim ~= 1 or t:size(1) ~= size then
+    M.fail(("%s is [%s], expected [%d] by config.json"):format(name, table.concat(t:size(), "×"), size))
+  end
+  return t
+end
+
+-- The bias of module `name`, or nil; required: its absence is a failure.
+function Weights:bias(name, n, required)
+  if self.ck:info(name .. ".bias") then return self:vector(name .. ".bias", n) end
+  if required then M.fail(("%s has no tensor %s.bias, which its config.json asks for"):format(self.ck.path, name)) end
+end
+
+--- w:matrix(name, n, k) -> tensor [n, k]: module `name`'s weight; n, k nil = any.
+-- Give it back with w:done.
+function Weights:matrix(name, n, k)
+  local t = self.kept[name] or self:float(name .. ".weight")
+  if not t then
+    t = got(self.ck:weight(name, "f32"))
+    if t:bytes() <= self.left then
+      self.left = self.left - t:bytes()
+      self.kept[name] = t
+    end
+  end
+  return check_shape(t, name, n, k)
+end
+
+--- w:done(name, t): the product with t is over.
+function Weights:done(name, t)
+  if self.kept[name] then return end
+  if self.streamed then t:drop() end
+  t:free()
+end
+
+--- w:has(name) -> whether module `name` has a weight, packed or not.
+function Weights:has(name)
+  if self.ck:info(name .. ".weight") then return true end
+  return self.ck:module(name) ~= nil
+end
+
+return M

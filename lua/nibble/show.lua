@@ -1,0 +1,99 @@
+-- show: values as text: columns, a tensor's one line with a sparkline, a corner of its values, a comparison.
+local units = require "nibble.units"
+
+local M = {}
+
+--- width(text) -> columns that UTF-8 text takes on a terminal: one for each
+-- character (what nibble prints has no wide ones).
+function M.width(text)
+  local _, continuation = text:gsub("[\128-\191]", "")
+  return #text - continuation
+end
+
+--- columns(rows, align) -> text: rows of cells, two blanks between columns.
+-- align: one letter per column, "l" or "r"; the last left column isn't padded.
+function M.columns(rows, align)
+  local widths = {}
+  for _, row in ipairs(rows) do
+    for i, cell in ipairs(row) do widths[i] = math.max(widths[i] or 0, M.width(cell)) end
+  end
+  local out = {}
+  for _, row in ipairs(rows) do
+    local line = {}
+    for i, cell in ipairs(row) do
+      local blanks = (" "):rep(widths[i] - M.width(cell))
+      line[i] = align:sub(i, i) == "r" and blanks .. cell or cell .. blanks
+    end
+    out[#out + 1] = (table.concat(line, "  "):gsub("%s+$", ""))
+  end
+  return table.concat(out, "\n") .. "\n"
+end
+
+local bars = { "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█" }
+
+--- sparkline(values) -> text: one bar a value, the highest for the greatest.
+function M.sparkline(values)
+  local top, out = 0, {}
+  for _, v in ipairs(values) do top = math.max(top, v) end
+  for i, v in ipairs(values) do
+    out[i] = bars[top > 0 and math.max(1, math.min(8, math.ceil(v / top * 8))) or 1]
+  end
+  return table.concat(out)
+end
+
+local function shape_text(t)
+  return ("%s [%s]"):format(t:type(), table.concat(t:size(), "×"))
+end
+
+-- A part of a large tensor that stands for it: leading rows of about this many elements.
+local sample_elements = 4 * 1024 * 1024
+
+local function sample(t)
+  if t.ndim < 1 or t:numel() <= 2 * sample_elements then return t, "" end
+  local rows = math.max(1, math.floor(sample_elements / (t:numel() / t:size(1))))
+  return t:rows(1, rows), "≈"
+end
+
+--- line(t) -> "bf16 [4096×12288]  96 MiB  absmax 1.94  std 0.021  ▁▁▂▅█▅▂▁▁"
+-- Large tensors are judged by their leading rows, and say so by ≈.
+function M.line(t)
+  local text = ("%s  %s"):format(shape_text(t), units.bytes(t:bytes()))
+  if t:numel() == 0 or t:type() == "c64" then return text end
+  if t:numel() == 1 then return ("%s  %.6g"):format(text, t:get(1)) end
+  local part, about = sample(t)
+  local ok, s = pcall(part.stats, part)
+  if not ok then return text end -- rows of a sub-byte dtype that don't end on a byte
+  local odd = ""
+  if s.nan > 0 then odd = odd .. ("  %d NaN"):format(s.nan) end
+  if s.inf > 0 then odd = odd .. ("  %d inf"):format(s.inf) end
+  if s.zeros == s.numel then return text .. "  all zero" end
+  if s.nan + s.inf == s.numel then return text .. odd end
+  -- The middle holds nearly everything: ± 4 standard deviations are shown.
+  local reach = math.min(s.absmax, math.max(math.abs(s.mean) + 4 * s.std, 1e-300))
+  local hist = part:hist(9, s.min < 0 and -reach or 0, reach)
+  return ("%s  absmax %s%.3g  std %.2g%s  %s"):format(text, about, s.absmax, s.std, odd, M.sparkline(hist))
+end
+
+--- corner(t [, rows, columns]) -> the line, then the first values of the first rows.
+function M.corner(t, rows, columns)
+  rows, columns = rows or 6, columns or 8
+  local out, width = { M.line(t) }, t.ndim > 0 and t:size(t.ndim) or 1
+  local height = width > 0 and t:numel() / width or 0
+  for r = 0, math.min(rows, height) - 1 do
+    local cells = {}
+    for c = 1, math.min(columns, width) do cells[c] = ("%10.4g"):format(t:get(r * width + c)) end
+    out[#out + 1] = table.concat(cells, " ") .. (width > columns and "  …" or "")
+  end
+  if height > rows then out[#out + 1] = (" "):rep(9) .. "⋮" end
+  return table.concat(out, "\n")
+end
+
+--- comparison(c) -> one line: mse, SQNR, cosine, the worst row, the error over the columns.
+function M.comparison(c)
+  local odd = c.odd > 0 and ("  %d values differ by a NaN or an infinity"):format(c.odd) or ""
+  if c.sqnr_db == math.huge then return odd == "" and "equal: no difference in any value" or "no other difference" .. odd end
+  return ("mse %.3g  SQNR %.2f dB  cosine %.6f  max |Δ| %.3g  worst row %d (%.2g %% of the error)  by column %s"):format(
+    c.mse, c.sqnr_db, c.cosine, c.max_abs, c.worst_row, c.worst_row_share * 100, M.sparkline(c.by_column)) .. odd
+end
+
+return M

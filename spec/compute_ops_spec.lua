@@ -1,0 +1,174 @@
+-- Norms, SwiGLU, gathering, experts: each against its formula in Lua, with the
+-- portable and the vector path giving the same bits.
+local nb = require "nibble"
+local C = require("nibble.ffi").C
+local compute = nb.compute
+
+local function random(shape, seed, scale)
+  math.randomseed(seed)
+  local t = nb.tensor("f32", shape)
+  for i = 1, t:numel() do t:set(i, (math.random() - 0.5) * (scale or 2)) end
+  return t
+end
+
+-- make() on each path; the tensors must have the same bytes; the last is returned.
+local function on_each_path(make)
+  C.nb_cpu_limit(0)
+  local portable = make()
+  C.nb_cpu_limit(-1)
+  local here = make()
+  assert.is_true(portable:equal(here), "the paths differ")
+  return here
+end
+
+local function near(want, found, bound)
+  local off = math.abs(want - found)
+  if not (off <= bound * math.max(1, math.abs(want))) then error(("%.9g, expected %.9g"):format(found, want), 2) end
+end
+
+describe("compute.rmsnorm", function()
+  for _, s in ipairs { { 1, 1 }, { 3, 7 }, { 130, 16 }, { 2, 133 } } do
+    it(("%d rows of %d"):format(s[1], s[2]), function()
+      local x, w = random(s, 1, 6), random({ s[2] }, 2)
+      local y = on_each_path(function() return compute.rmsnorm(nb.tensor("f32", s), x, w, 1e-5) end)
+      for r = 0, s[1] - 1 do
+        local square = 0
+        for i = 1, s[2] do square = square + x:get(r * s[2] + i) ^ 2 end
+        for i = 1, s[2] do near(w:get(i) * x:get(r * s[2] + i) / math.sqrt(square / s[2] + 1e-5), y:get(r * s[2] + i), 5e-7) end
+      end
+      assert.is_true(compute.rmsnorm(x, x, w, 1e-5):equal(y), "in place")
+    end)
+  end
+
+  it("norms heads when the weight is a head long, and says what doesn't fit", function()
+    local x, y = random({ 2, 12 }, 3), nb.tensor("f32", { 2, 12 })
+    local rows = compute.rmsnorm(nb.tensor("f32", { 6, 4 }), x:reshape { 6, 4 }, random({ 4 }, 4), 1e-6)
+    assert.is_true(compute.rmsnorm(y, x, random({ 4 }, 4), 1e-6):reshape({ 6, 4 }):equal(rows))
+    assert.error_matches(function() compute.rmsnorm(y, x, random({ 5 }, 4), 1e-6) end, "rmsnorm: expected f32 x and y of rows of 5")
+  end)
+end)
+
+describe("compute.swiglu", function()
+  it("is silu(gate)·up, far out too", function()
+    for _, n in ipairs { 1, 8, 21, 40000 } do
+      local gate, up = random({ n }, n, 40), random({ n }, n + 1)
+      gate:set(1, n % 2 == 0 and 200 or -200)
+      local y = on_each_path(function() return compute.swiglu(gate:clone(), up) end)
+      for i = 1, n, n > 100 and 97 or 1 do near(gate:get(i) / (1 + math.exp(-gate:get(i))) * up:get(i), y:get(i), 1e-6) end
+    end
+  end)
+
+  it("keeps NaN", function()
+    for _, features in ipairs { 0, -1 } do
+      C.nb_cpu_limit(features)
+      local y = compute.swiglu(nb.tensor("f32", { 9 }, { 0 / 0, 1, 1, 1, 1, 1, 1, 1, 0 / 0 }), random({ 9 }, 1))
+      assert.equal(2, compute.nonfinite(y))
+      assert.is_true(y:get(1) ~= y:get(1) and y:get(9) ~= y:get(9))
+    end
+    assert.error_matches(function() compute.swiglu(nb.tensor("f32", { 9 }), nb.tensor("f32", { 8 })) end, "swiglu: expected two f32 tensors of one size")
+  end)
+end)
+
+describe("compute.gather and friends", function()
+  it("widen f32, bf16 and f16 exactly, every value of them", function()
+    local all = nb.tensor("u16", { 256, 256 })
+    for i = 0, 65535 do all:ptr()[i] = i end
+    local ids = nb.tensor("i32", { 256 })
+    for i = 0, 255 do ids:ptr()[i] = i end
+    local bf16 = on_each_path(function() return compute.gather(nb.tensor("f32", { 256, 256 }), all:as("bf16", { 256, 256 }), ids) end)
+    local bits = bf16:as "u32"
+    for i = 0, 65535 do assert(bits:ptr()[i] == i * 65536) end
+    local f16 = on_each_path(function()
+      local y = compute.gather(nb.tensor("f32", { 256, 256 }), all:as("f16", { 256, 256 }), ids)
+      -- A signalling NaN may come out quiet: both are NaN. (Looked at as bits: LuaJIT can't hold every NaN.)
+      local u = y:as("u32"):ptr()
+      for i = 0, 65535 do if u[i] % 2 ^ 31 > 0x7f800000 then u[i] = 0x7fc00000 end end
+      return y
+    end)
+    assert.equal(1.5, f16:get(0x3e00 + 1))
+    assert.equal(-2 ^ -24, f16:get(0x8001 + 1))
+    assert.equal(65504, f16:get(0x7bff + 1))
+    assert.equal(math.huge, f16:get(0x7c00 + 1))
+  end)
+
+  it("gather rows and add them back with weights", function()
+    local rows = random({ 5, 3 }, 1)
+    local ids = nb.tensor("i32", { 3 }, { 0, 2, 4 })
+    local x = compute.gather(nb.tensor("f32", { 3, 3 }), rows, ids)
+    assert.equal(rows:get(7), x:get(4))
+    local y = random({ 5, 3 }, 2)
+    local before = y:clone()
+    compute.scatter_add(y, x, ids, nb.tensor("f32", { 3 }, { 1, 2, 0.5 }))
+    near(before:get(7) + 2 * x:get(4), y:get(7), 1e-7)
+    assert.equal(before:get(4), y:get(4))
+    assert.is_true(compute.add(before:clone(), rows):get(1) == nb.tensor("f32", { 1 }, { before:get(1) + rows:get(1) }):get(1))
+  end)
+
+  it("say what doesn't fit", function()
+    local rows, out = random({ 5, 3 }, 1), nb.tensor("f32", { 2, 3 })
+    local w = nb.tensor("f32", { 2 })
+    local function ids(a, b) return nb.tensor("i32", { 2 }, { a, b }) end
+    assert.error_matches(function() compute.gather(out, rows, ids(0, 5)) end, "id 5 at place 1 is outside the table's 5 rows")
+    assert.error_matches(function() compute.gather(out, rows, ids(-1, 0)) end, "id %-1 at place 0")
+    assert.error_matches(function() compute.scatter_add(rows, out, ids(1, 1), w) end, "id 1 at place 1 must ascend within the 5 rows")
+    assert.error_matches(function() compute.add(rows, out) end, "add: expected two f32 tensors of one size, found f32 %[5x3%] and f32 %[2x3%]")
+  end)
+
+  it("count what is not finite", function()
+    local t = nb.tensor("f32", { 4 }, { 1, 1 / 0, 0 / 0, -1 / 0 })
+    assert.equal(3, compute.nonfinite(t))
+    assert.equal(0, compute.nonfinite(random({ 33 }, 1)))
+    assert.equal(1, compute.nonfinite(nb.tensor("u16", { 3 }, { 0x7c00, 0x7bff, 0x0001 }):as("f16")))
+    assert.equal(2, compute.nonfinite(nb.tensor("u16", { 3 }, { 0x7f80, 0xffc0, 0x7c00 }):as("bf16")))
+  end)
+end)
+
+describe("compute.route and group", function()
+  local function softmax(t, row, e)
+    local sum, p = 0, {}
+    for i = 1, e do
+      p[i] = math.exp(t:get(row * e + i))
+      sum = sum + p[i]
+    end
+    for i = 1, e do p[i] = p[i] / sum end
+    return p
+  end
+
+  for _, normalize in ipairs { false, true } do
+    it("choose the best experts, " .. (normalize and "normalized" or "as they are"), function()
+      local m, e, top = 70, 11, 3
+      local logits = random({ m, e }, 1, 8)
+      local weights = on_each_path(function() return select(2, compute.route(logits, top, normalize)) end)
+      local experts = compute.route(logits, top, normalize)
+      for row = 0, m - 1 do
+        local p, chosen, total = softmax(logits, row, e), {}, 0
+        for t = 1, top do chosen[t] = experts:get(row * top + t) + 1 end
+        for t = 1, top do total = total + p[chosen[t]] end
+        for t = 1, top do near(p[chosen[t]] / (normalize and total or 1), weights:get(row * top + t), 1e-6) end
+        table.sort(p)
+        near(p[e] + p[e - 1] + p[e - 2], total, 1e-12)
+      end
+    end)
+  end
+
+  it("give a tie to the lower expert", function()
+    local experts = compute.route(nb.tensor("f32", { 1, 4 }, { 1, 3, 3, 3 }), 2, true)
+    assert.same({ 1, 2 }, experts:totable())
+  end)
+
+  it("bucket the pairs by expert, rows ascending", function()
+    local experts = nb.tensor("i32", { 3, 2 }, { 2, 0, 0, 3, 2, 3 })
+    local weights = nb.tensor("f32", { 3, 2 }, { 1, 2, 3, 4, 5, 6 })
+    local rows, row_weights, offsets = compute.group(experts, weights, 5)
+    assert.same({ 0, 2, 2, 4, 6, 6 }, offsets:totable())
+    assert.same({ 0, 1, 0, 2, 1, 2 }, rows:totable())
+    assert.same({ 2, 3, 1, 5, 4, 6 }, row_weights:totable())
+  end)
+
+  it("say what doesn't fit", function()
+    local logits = nb.tensor("f32", { 1, 4 })
+    assert.error_matches(function() compute.route(logits, 5, true) end, "the top 5 of 4 experts")
+    local experts, weights = nb.tensor("i32", { 1, 1 }, { 4 }), nb.tensor("f32", { 1, 1 })
+    assert.error_matches(function() compute.group(experts, weights, 4) end, "expert 4 at place 0 is outside the 4 experts")
+  end)
+end)

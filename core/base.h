@@ -59,8 +59,10 @@ static inline uint16_t nb_f32_to_bf16(float f) {
 }
 static inline float nb_f16_to_f32(uint16_t h) {
   /* Place the 15 bits as an f32 with a too small exponent, then scale by 2^112;
-   * exact for subnormals too. Inf and NaN get their exponent by hand. */
+   * exact for subnormals too. Inf and NaN get their exponent by hand; NaN becomes
+   * quiet, as the processor's own conversion makes it. */
   uint32_t u = (uint32_t)(h & 0x7fffu) << 13, sign = (uint32_t)(h & 0x8000u) << 16;
+  if (u > 0x0f800000u) u |= 0x00400000u;
   if (u >= 0x0f800000u) return nb_f32_from_bits(sign | 0x70000000u | u);
   return nb_f32_from_bits(sign | nb_f32_bits(nb_f32_from_bits(u) * 0x1p112f));
 }

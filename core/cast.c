@@ -1,280 +1,183 @@
-/* cast.c - casts among all number formats.
+/* cast.c - a tensor's values in another dtype, rounded once.
  *
- * Two roads. Formats of 24 significant bits or fewer go through float32, block
- * by block: decoding is exact, encoding rounds once. As soon as one side is
- * wider (f64, 32- and 64-bit integers) elements go through long double, whose 64
- * significant bits hold every such value exactly; towards a narrow float the
- * value is first rounded to odd in float32, which leaves the second rounding
- * what a single one would have given.
- *
- * Small floats, sign s, exponent e, mantissa m, LSB first in their packing:
- *   f8_e4m3  s eeee mmm   bias 7, no inf, NaN 0x7f, max 448
- *   f8_e5m2  s eeeee mm   bias 15, IEEE, max 57344
- *   fnuz     as above with bias 8 and 16, no inf, no -0: 0x80 is the only NaN
- *   f8_e8m0  eeeeeeee     2^(e-127), 255 is NaN
- *   f6_e2m3  s ee mmm     bias 1, max 7.5      f6_e3m2  s eee mm  bias 3, max 28
- *   f4       s ee m       bias 1, max 6 */
-#include "cast.h"
+ * Narrow sources go through f32, which holds them exactly, a block at a time in
+ * the first-level cache (or straight, where one side is f32). Wide sources (i32,
+ * u32, i64, u64, f64) go to 64-bit destinations and f32 directly, and to shorter
+ * floats through f32 rounded to odd, so that nothing is rounded twice.
+ */
+#include "dtype.h"
 
 #include <math.h>
 
-/* ---- small floats ----------------------------------------------------------- */
+enum { CHUNK = 1 << 16, BLOCK = 2048 };
 
-typedef struct small_float {
-  int bits, mantissa, bias;
-  int max;      /* the code of the greatest finite magnitude */
-  int overflow; /* the code (with sign added) beyond it; -1: max */
-  int nan;      /* the code of NaN; -1: there is none, NaN becomes max */
-  bool unsigned_zero; /* fnuz: the sign bit alone means NaN */
-} small_float;
+typedef struct cast_job {
+  int from, to;
+  nb_load_fn *load;
+  nb_store_fn *store;
+  float limit; /* saturate: the largest finite value of `to`; 0 = leave alone */
+} cast_job;
 
-static const small_float *small_of(int dtype) {
-  static const small_float e4m3 = {8, 3, 7, 0x7e, -1, 0x7f, false}, e5m2 = {8, 2, 15, 0x7b, 0x7c, 0x7f, false},
-                           e4m3fnuz = {8, 3, 8, 0x7f, 0x80, 0x80, true},
-                           e5m2fnuz = {8, 2, 16, 0x7f, 0x80, 0x80, true}, f6a = {6, 3, 1, 31, -1, -1, false},
-                           f6b = {6, 2, 3, 31, -1, -1, false}, f4 = {4, 1, 1, 7, -1, -1, false};
+static float largest_finite(int dtype) {
+  const nb_small_float *s = nb_small_of(dtype);
+  if (s) return s->max;
   switch (dtype) {
-  case NB_F8_E4M3: return &e4m3;
-  case NB_F8_E5M2: return &e5m2;
-  case NB_F8_E4M3FNUZ: return &e4m3fnuz;
-  case NB_F8_E5M2FNUZ: return &e5m2fnuz;
-  case NB_F6_E2M3: return &f6a;
-  case NB_F6_E3M2: return &f6b;
-  case NB_F4: return &f4;
-  default: return NULL;
+  case NB_F8_E8M0: return 0x1p127f;
+  case NB_F16: return 65504.0f;
+  case NB_BF16: return 0x1.fep127f;
+  case NB_F32: return 0x1.fffffep127f;
+  default: return 0;
   }
 }
 
-static float small_decode(const small_float *t, int code) {
-  int sign = code >> (t->bits - 1), magnitude = code & ((1 << (t->bits - 1)) - 1);
-  /* Infinity and NaN keep sign and mantissa, NaN quiet; fnuz has one NaN, the least one. */
-  if (t->unsigned_zero && sign && !magnitude) return nb_f32_from_bits(0x7f800001u);
-  if (!t->unsigned_zero && t->nan >= 0 && magnitude > t->max) {
-    uint32_t m = (uint32_t)(magnitude & ((1 << t->mantissa) - 1)) << (23 - t->mantissa);
-    return nb_f32_from_bits((uint32_t)sign << 31 | 0x7f800000u | m | (m ? 0x400000u : 0));
+static void clamp(float *out, const float *in, int64_t n, float limit) {
+  for (int64_t i = 0; i < n; i++) /* NaN fails both comparisons and stays */
+    out[i] = in[i] > limit ? limit : in[i] < -limit ? -limit : in[i];
+}
+
+static void cast_narrow(const cast_job *job, char *dst, const char *src, int64_t n) {
+  float block[BLOCK];
+  int64_t from_bits = nb_dtype_bits(job->from), to_bits = nb_dtype_bits(job->to);
+  for (int64_t i = 0; i < n; i += BLOCK) {
+    int64_t m = NB_MIN(BLOCK, n - i);
+    char *out = dst + i * to_bits / 8;
+    const float *in = (const float *)(const void *)(src + i * from_bits / 8);
+    if (job->from != NB_F32) {
+      float *at = job->to == NB_F32 ? (float *)(void *)out : block;
+      job->load(at, in, m);
+      in = at;
+    }
+    if (job->limit > 0) {
+      clamp(block, in, m, job->limit);
+      in = block;
+    }
+    if ((const char *)in != out) job->store(out, in, m);
   }
-  int e = magnitude >> t->mantissa, m = magnitude & ((1 << t->mantissa) - 1);
-  float v = e ? ldexpf((float)(m | 1 << t->mantissa), e - t->bias - t->mantissa)
-              : ldexpf((float)m, 1 - t->bias - t->mantissa);
-  return sign ? -v : v;
 }
 
-/* saturate: what lies beyond the range, infinities too, becomes the greatest finite value. */
-static int small_encode(const small_float *t, float f, bool saturate) {
-  uint32_t u = nb_f32_bits(f), a = u & 0x7fffffffu;
-  int sign = (int)(u >> 31) << (t->bits - 1), code;
-  if (a > 0x7f800000u) return t->unsigned_zero ? t->nan : sign | (t->nan < 0 ? t->max : t->nan);
-  int smallest = 1 - t->bias; /* exponent of the least normal value */
-  if (a < (uint32_t)(smallest + 127) << 23) {
-    /* The adder rounds at the subnormals' step: 2^(smallest - mantissa). */
-    float magic = ldexpf(1.0f, smallest - t->mantissa + 23);
-    code = (int)(nb_f32_bits(nb_f32_from_bits(a) + magic) - nb_f32_bits(magic));
-  } else {
-    int drop = 23 - t->mantissa;
-    a += (1u << (drop - 1)) - 1u + ((a >> drop) & 1u);
-    code = (int)(a >> drop) - ((127 - t->bias) << t->mantissa);
-  }
-  if (code > t->max) {
-    if (saturate || t->overflow < 0) return sign | t->max;
-    return t->unsigned_zero ? t->overflow : sign | t->overflow;
-  }
-  if (t->unsigned_zero && code == 0) return 0;
-  if (t->bits == 4 && a == 0) return 0; /* fp4's peers drop the sign of -0, but not of what rounds to 0 */
-  return sign | code;
-}
+/* One wide value: f64, or an integer of up to 64 bits with its sign. */
+typedef __int128 wide_int;
 
-static float e8m0_decode(int code) {
-  if (code == 255) return nb_f32_from_bits(0x7f800001u);
-  return code == 0 ? nb_f32_from_bits(0x00400000u) : nb_f32_from_bits((uint32_t)code << 23);
-}
-
-/* The nearest power of two, halves up, sign dropped (torch's rule). */
-static int e8m0_encode(float f) {
-  uint32_t a = nb_f32_bits(f) & 0x7fffffffu;
-  uint32_t e = a >> 23, up = (a >> 22) & 1u;
-  if (e == 255) return 255;
-  if (e == 0) return (a & 0x7fffffu) > 0x400000u ? 1 : 0;
-  return (int)(e + up);
-}
-
-/* ---- blocks through float32 --------------------------------------------------- */
-
-/* Packed elements i of 4 and 6 bits, LSB first. */
-static int get4(const uint8_t *p, int64_t i) { return p[i >> 1] >> (4 * (i & 1)) & 15; }
-static int get6(const uint8_t *p, int64_t i) {
-  int64_t bit = 6 * i, byte = bit >> 3;
-  int shift = (int)(bit & 7), v = p[byte] >> shift;
-  if (shift > 2) v |= p[byte + 1] << (8 - shift);
-  return v & 63;
-}
-static void put4(uint8_t *p, int64_t i, int v) {
-  int shift = 4 * (int)(i & 1);
-  p[i >> 1] = (uint8_t)((p[i >> 1] & ~(15 << shift)) | v << shift);
-}
-static void put6(uint8_t *p, int64_t i, int v) {
-  int64_t bit = 6 * i, byte = bit >> 3;
-  int shift = (int)(bit & 7);
-  p[byte] = (uint8_t)((p[byte] & ~(63 << shift)) | v << shift);
-  if (shift > 2) p[byte + 1] = (uint8_t)((p[byte + 1] & ~(63 >> (8 - shift))) | v >> (8 - shift));
-}
-
-static void widen_bf16(float *out, const uint16_t *in, int64_t n) {
-  for (int64_t i = 0; i < n; i++) out[i] = nb_bf16_to_f32(in[i]);
-}
-static void widen_f16(float *out, const uint16_t *in, int64_t n) {
-  for (int64_t i = 0; i < n; i++) out[i] = nb_f16_to_f32(in[i]);
-}
-static void narrow_bf16(uint16_t *out, const float *in, int64_t n) {
-  for (int64_t i = 0; i < n; i++) out[i] = nb_f32_to_bf16(in[i]);
-}
-static void narrow_f16(uint16_t *out, const float *in, int64_t n) {
-  for (int64_t i = 0; i < n; i++) out[i] = nb_f32_to_f16(in[i]);
-}
-
-void nb_decode_block(float *out, int dtype, const void *p, int64_t n) {
-  bool avx2 = nb_cpu() & NB_CPU_AVX2;
-  const small_float *t = small_of(dtype);
-  float table[256];
-  if (t)
-    for (int i = 0; i < 1 << t->bits; i++) table[i] = small_decode(t, i);
+static wide_int load_wide_int(const void *src, int dtype, int64_t i) {
   switch (dtype) {
-  case NB_F32: memcpy(out, p, (size_t)n * 4); break;
-  case NB_BF16: (avx2 ? nb_widen_bf16_avx2 : widen_bf16)(out, p, n); break;
-  case NB_F16: (avx2 ? nb_widen_f16_avx2 : widen_f16)(out, p, n); break;
-  case NB_F8_E8M0: for (int64_t i = 0; i < n; i++) out[i] = e8m0_decode(((const uint8_t *)p)[i]); break;
-  case NB_F4: for (int64_t i = 0; i < n; i++) out[i] = table[get4(p, i)]; break;
-  case NB_F6_E2M3: case NB_F6_E3M2: for (int64_t i = 0; i < n; i++) out[i] = table[get6(p, i)]; break;
-  case NB_U4: for (int64_t i = 0; i < n; i++) out[i] = (float)get4(p, i); break;
-  case NB_I4: for (int64_t i = 0; i < n; i++) out[i] = (float)((get4(p, i) ^ 8) - 8); break;
-  case NB_BOOL: for (int64_t i = 0; i < n; i++) out[i] = ((const uint8_t *)p)[i] != 0; break;
-  case NB_U8: for (int64_t i = 0; i < n; i++) out[i] = ((const uint8_t *)p)[i]; break;
-  case NB_I8: for (int64_t i = 0; i < n; i++) out[i] = ((const int8_t *)p)[i]; break;
-  case NB_U16: for (int64_t i = 0; i < n; i++) out[i] = ((const uint16_t *)p)[i]; break;
-  case NB_I16: for (int64_t i = 0; i < n; i++) out[i] = ((const int16_t *)p)[i]; break;
-  default: for (int64_t i = 0; i < n; i++) out[i] = table[((const uint8_t *)p)[i]]; break; /* fp8 */
+  case NB_I32: return ((const int32_t *)src)[i];
+  case NB_U32: return ((const uint32_t *)src)[i];
+  case NB_I64: return ((const int64_t *)src)[i];
+  default: return ((const uint64_t *)src)[i];
   }
 }
 
-/* Half to even, into [lo, hi]; NaN is 0. */
-static int to_int(float f, int lo, int hi) {
-  if (f != f) return 0;
-  f = rintf(f);
-  return f <= (float)lo ? lo : f >= (float)hi ? hi : (int)f;
-}
-
-void nb_encode_block(void *p, int dtype, const float *in, int64_t n, bool saturate) {
-  bool avx2 = nb_cpu() & NB_CPU_AVX2;
-  const small_float *t = small_of(dtype);
+static bool int_range(int dtype, wide_int *lo, wide_int *hi) {
   switch (dtype) {
-  case NB_F32: memcpy(p, in, (size_t)n * 4); break;
-  case NB_BF16: (avx2 ? nb_narrow_bf16_avx2 : narrow_bf16)(p, in, n); break;
-  case NB_F16: (avx2 ? nb_narrow_f16_avx2 : narrow_f16)(p, in, n); break;
-  case NB_F8_E8M0: for (int64_t i = 0; i < n; i++) ((uint8_t *)p)[i] = (uint8_t)e8m0_encode(in[i]); break;
-  case NB_F4: for (int64_t i = 0; i < n; i++) put4(p, i, small_encode(t, in[i], saturate)); break;
-  case NB_F6_E2M3: case NB_F6_E3M2:
-    for (int64_t i = 0; i < n; i++) put6(p, i, small_encode(t, in[i], saturate));
-    break;
-  case NB_U4: for (int64_t i = 0; i < n; i++) put4(p, i, to_int(in[i], 0, 15)); break;
-  case NB_I4: for (int64_t i = 0; i < n; i++) put4(p, i, to_int(in[i], -8, 7) & 15); break;
-  case NB_BOOL: for (int64_t i = 0; i < n; i++) ((uint8_t *)p)[i] = in[i] != 0; break;
-  case NB_U8: for (int64_t i = 0; i < n; i++) ((uint8_t *)p)[i] = (uint8_t)to_int(in[i], 0, 255); break;
-  case NB_I8: for (int64_t i = 0; i < n; i++) ((int8_t *)p)[i] = (int8_t)to_int(in[i], -128, 127); break;
-  case NB_U16: for (int64_t i = 0; i < n; i++) ((uint16_t *)p)[i] = (uint16_t)to_int(in[i], 0, 65535); break;
-  case NB_I16: for (int64_t i = 0; i < n; i++) ((int16_t *)p)[i] = (int16_t)to_int(in[i], -32768, 32767); break;
-  default: for (int64_t i = 0; i < n; i++) ((uint8_t *)p)[i] = (uint8_t)small_encode(t, in[i], saturate); break;
+  case NB_BOOL: *lo = 0, *hi = 1; return true;
+  case NB_I4: case NB_I8: case NB_I16: case NB_I32: case NB_I64:
+    *hi = ((wide_int)1 << (nb_dtype_bits(dtype) - 1)) - 1, *lo = -*hi - 1; return true;
+  case NB_U4: case NB_U8: case NB_U16: case NB_U32: case NB_U64:
+    *hi = ((wide_int)1 << nb_dtype_bits(dtype)) - 1, *lo = 0; return true;
+  default: return false;
   }
 }
 
-/* ---- elements through long double ------------------------------------------------ */
-
-static bool is_wide(int dtype) {
-  return dtype == NB_F64 || dtype == NB_I32 || dtype == NB_U32 || dtype == NB_I64 || dtype == NB_U64;
+static wide_int int_of_f64(double d) {
+  if (d != d) return 0;
+  if (fabs(d) >= 0x1p65) return d < 0 ? -((wide_int)1 << 65) : (wide_int)1 << 65;
+  return (wide_int)rint(d);
 }
 
-static long double wide_get(int dtype, const void *p, int64_t i) {
-  switch (dtype) {
-  case NB_F64: return ((const double *)p)[i];
-  case NB_I32: return ((const int32_t *)p)[i];
-  case NB_U32: return ((const uint32_t *)p)[i];
-  case NB_I64: return ((const int64_t *)p)[i];
-  default: return ((const uint64_t *)p)[i];
-  }
-}
-
-static void wide_put(int dtype, void *p, int64_t i, long double v) {
-  if (dtype == NB_F64) {
-    ((double *)p)[i] = (double)v;
+/* Byte-wide and wider integers directly; two nibbles at a time. */
+static void store_wide_int(char *dst, int dtype, int64_t i, wide_int v) {
+  switch (nb_dtype_bits(dtype)) {
+  case 4: {
+    uint8_t *at = (uint8_t *)dst + i / 2, code = (uint8_t)(v & 15);
+    *at = (uint8_t)(i % 2 ? *at | code << 4 : code);
     return;
   }
-  v = v != v ? 0 : rintl(v);
-  switch (dtype) {
-  case NB_I32: ((int32_t *)p)[i] = v <= INT32_MIN ? INT32_MIN : v >= INT32_MAX ? INT32_MAX : (int32_t)v; break;
-  case NB_U32: ((uint32_t *)p)[i] = v <= 0 ? 0 : v >= UINT32_MAX ? UINT32_MAX : (uint32_t)v; break;
-  case NB_I64: ((int64_t *)p)[i] = v <= (long double)INT64_MIN ? INT64_MIN : v >= (long double)INT64_MAX ? INT64_MAX : (int64_t)v; break;
-  default: ((uint64_t *)p)[i] = v <= 0 ? 0 : v >= (long double)UINT64_MAX ? UINT64_MAX : (uint64_t)v; break;
+  case 8: ((uint8_t *)dst)[i] = (uint8_t)v; return;
+  case 16: ((uint16_t *)(void *)dst)[i] = (uint16_t)v; return;
+  case 32: ((uint32_t *)(void *)dst)[i] = (uint32_t)v; return;
+  default: ((uint64_t *)(void *)dst)[i] = (uint64_t)v; return;
   }
 }
 
-/* Truncated to float32 with the last bit set where something was cut off. */
-static float round_to_odd(long double v) {
-  float f = (float)v;
-  if ((long double)f == v || f != f) return f;
-  uint32_t u = nb_f32_bits(f);
-  if (fabsl((long double)f) > fabsl(v)) u--;
-  return nb_f32_from_bits(u | 1u);
-}
-
-static void cast_wide(char *to, int td, const char *from, int fd, int64_t n, bool saturate, float *scratch) {
-  if (is_wide(fd) && is_wide(td)) {
-    for (int64_t i = 0; i < n; i++) wide_put(td, to, i, wide_get(fd, from, i));
-  } else if (is_wide(fd)) {
-    for (int64_t i = 0; i < n; i++)
-      scratch[i] = td == NB_F32 ? (float)wide_get(fd, from, i) : round_to_odd(wide_get(fd, from, i));
-    nb_encode_block(to, td, scratch, n, saturate);
-  } else {
-    nb_decode_block(scratch, fd, from, n);
-    for (int64_t i = 0; i < n; i++) wide_put(td, to, i, scratch[i]);
+static void wide_to_int(const cast_job *job, char *dst, const void *src, int64_t n) {
+  wide_int lo = 0, hi = 0;
+  int_range(job->to, &lo, &hi);
+  for (int64_t i = 0; i < n; i++) {
+    wide_int v;
+    if (job->from == NB_F64) {
+      double d = ((const double *)src)[i];
+      v = job->to == NB_BOOL ? d != 0 : int_of_f64(d);
+    } else {
+      v = load_wide_int(src, job->from, i);
+      if (job->to == NB_BOOL) v = v != 0;
+    }
+    store_wide_int(dst, job->to, i, v < lo ? lo : v > hi ? hi : v);
   }
 }
 
-/* ---- the cast -------------------------------------------------------------------- */
+/* An integer as f64 rounded to odd: see nb_f64_to_f32_odd. */
+static double odd_f64(wide_int v) {
+  wide_int mag = v < 0 ? -v : v, sticky = 0;
+  int shift = 0;
+  for (; mag >> shift >= ((wide_int)1 << 53); shift++) sticky |= mag >> shift & 1;
+  double d = ldexp((double)((mag >> shift) | (sticky != 0)), shift);
+  return v < 0 ? -d : d;
+}
+
+static void wide_to_float(const cast_job *job, char *dst, const void *src, int64_t n) {
+  float block[BLOCK];
+  int64_t to_bits = nb_dtype_bits(job->to);
+  for (int64_t i = 0; i < n; i += BLOCK) {
+    int64_t m = NB_MIN(BLOCK, n - i);
+    for (int64_t j = 0; j < m; j++) {
+      double d = job->from == NB_F64 ? ((const double *)src)[i + j]
+                                     : odd_f64(load_wide_int(src, job->from, i + j));
+      block[j] = job->to == NB_F32 ? (float)d : nb_f64_to_f32_odd(d);
+    }
+    if (job->limit > 0) clamp(block, block, m, job->limit);
+    job->store(dst + i * to_bits / 8, block, m);
+  }
+}
+
+static void cast_chunk(const cast_job *job, char *dst, const char *src, int64_t n) {
+  wide_int lo, hi;
+  if (job->load) cast_narrow(job, dst, src, n);
+  else if (int_range(job->to, &lo, &hi)) wide_to_int(job, dst, src, n);
+  else if (job->to == NB_F64) nb_load_f64((double *)(void *)dst, src, job->from, n);
+  else wide_to_float(job, dst, src, n);
+}
+
+static int check_cast(const nb_tensor *dst, const nb_tensor *src) {
+  char a[160], b[160];
+  if (nb_tensor_numel(dst) != nb_tensor_numel(src))
+    return nb_fail(NB_EINVAL, "cast: expected the %lld elements of %s, found %s",
+                   (long long)nb_tensor_numel(src), nb_tensor_describe(src, a, sizeof a),
+                   nb_tensor_describe(dst, b, sizeof b));
+  if (dst->dtype == NB_C64 || src->dtype == NB_C64)
+    return nb_fail(NB_EUNSUPPORTED, "cast: complex numbers (c64) have no cast; view them as f32 pairs");
+  if (dst->device || src->device)
+    return nb_fail(NB_EUNSUPPORTED, "cast: %s lies on a device; copy it to the host first",
+                   nb_tensor_describe(src->device ? src : dst, a, sizeof a));
+  return NB_OK;
+}
 
 int nb_cast(nb_tensor *dst, const nb_tensor *src, int saturate) {
-  int64_t n = nb_tensor_numel(src);
-  int td = dst->dtype, fd = src->dtype;
-  if (nb_tensor_numel(dst) != n) {
-    char a[160], b[160];
-    return nb_fail(NB_EINVAL, "cast: %s and %s have different numbers of elements",
-                   nb_tensor_describe(dst, a, sizeof a), nb_tensor_describe(src, b, sizeof b));
-  }
-  if (td == fd) return nb_tensor_copy(dst, src);
-  if (td == NB_C64 || fd == NB_C64)
-    return nb_fail(NB_EUNSUPPORTED, "cast from %s to %s: complex numbers are only copied", nb_dtype_name(fd),
-                   nb_dtype_name(td));
-  bool wide = is_wide(td) || is_wide(fd);
-  int64_t blocks = NB_CEIL(n, (int64_t)NB_CAST_BLOCK);
+  NB_TRY(check_cast(dst, src));
+  if (dst->dtype == src->dtype && !saturate) return nb_tensor_copy(dst, src);
+  cast_job job = {.from = src->dtype, .to = dst->dtype, .load = nb_load_of(src->dtype),
+                  .store = nb_store_of(dst->dtype), .limit = saturate ? largest_finite(dst->dtype) : 0};
+  int64_t n = nb_tensor_numel(src), chunks = NB_CEIL(n, CHUNK);
+  int64_t from_bits = nb_dtype_bits(src->dtype), to_bits = nb_dtype_bits(dst->dtype);
   bool stopped = false;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (blocks > 16)
-  for (int64_t b = 0; b < blocks; b++) {
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (chunks > 1) reduction(|| : stopped)
+  for (int64_t c = 0; c < chunks; c++) {
     if (nb_stop_requested()) {
-#pragma omp atomic write
       stopped = true;
       continue;
     }
-    float scratch[NB_CAST_BLOCK];
-    int64_t at = b * NB_CAST_BLOCK, count = NB_MIN((int64_t)NB_CAST_BLOCK, n - at);
-    char *to = (char *)dst->data + at * nb_dtype_bits(td) / 8;
-    const char *from = (const char *)src->data + at * nb_dtype_bits(fd) / 8;
-    if (wide) {
-      cast_wide(to, td, from, fd, count, saturate != 0, scratch);
-    } else if (td == NB_F32) {
-      nb_decode_block((float *)(void *)to, fd, from, count);
-    } else if (fd == NB_F32) {
-      nb_encode_block(to, td, (const float *)(const void *)from, count, saturate != 0);
-    } else {
-      nb_decode_block(scratch, fd, from, count);
-      nb_encode_block(to, td, scratch, count, saturate != 0);
-    }
+    int64_t at = c * CHUNK;
+    cast_chunk(&job, (char *)dst->data + at * to_bits / 8, (const char *)src->data + at * from_bits / 8,
+               NB_MIN(CHUNK, n - at));
   }
   return stopped ? nb_fail_stopped() : NB_OK;
 }

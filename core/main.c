@@ -45,6 +45,15 @@ static void preload(lua_State *L) {
   lua_pop(L, 2);
 }
 
+/* Threads that wait for the next parallel region sleep instead of spinning: jobs
+ * are short, the writer's thread needs a core too, and on a shared machine
+ * spinning costs twenty times the work. OpenMP reads its environment in its own
+ * constructor: so it is linked statically, and this one goes first. What the user
+ * has set stays. */
+__attribute__((constructor(101))) static void sleep_while_waiting(void) {
+  if (!getenv("GOMP_SPINCOUNT")) setenv("OMP_WAIT_POLICY", "passive", 0);
+}
+
 static int traceback(lua_State *L) {
   if (!lua_isstring(L, 1)) return 1;
   luaL_traceback(L, L, lua_tostring(L, 1), 1);

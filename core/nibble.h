@@ -71,12 +71,16 @@ const char *nb_dtype_name(int dtype);
 /* The dtype of a name in nibble's or safetensors' spelling, or -1. */
 int nb_dtype_parse(const char *name);
 
-/* dst = src in dst's dtype; the same number of elements, dst already made. Rounds
- * once, to nearest even (e8m0: to the nearest power of two, halves up). Beyond the
- * range: what the format has for it (f8_e4m3, f6, f4: the greatest value; e5m2:
- * infinity; fnuz: NaN), or with saturate the greatest finite value, always. To
- * integers: half to even, then into the range; NaN is 0. NaN to a format without
- * one is its greatest value. Threads. (cast.c) */
+/* dst = src's values in dst's dtype (cast.c); as many elements, dst already made, no
+ * overlap. Every dtype but c64 (NB_EUNSUPPORTED). Rounds once, to nearest even.
+ *   to a float  beyond the range: what the format has for it, as torch (f8_e4m3, f6,
+ *               f4: the greatest value; the fnuz: NaN; the others: infinity), or with
+ *               saturate != 0 the greatest finite value, always; NaN stays NaN. f4 and
+ *               f6 know none: their greatest value. f4 takes -0.0 as 0, as its peers
+ *               do. f8_e8m0: the nearest power of two, halves up, sign dropped.
+ *   to an int   half to even, then into the range, saturate or not; NaN is 0.
+ *   to bool     1 where not zero (NaN is 1).
+ * The same bytes on every instruction set and number of threads. */
 struct nb_tensor;
 int nb_cast(struct nb_tensor *dst, const struct nb_tensor *src, int saturate);
 
@@ -635,11 +639,11 @@ int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
 int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
 int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
 
-/* ---- statistics (stats.c) ---------------------------------------------------
- * Any real dtype; f64 and 64-bit integers count by their float32 values. Sums in
- * double over fixed blocks in a fixed order: the same bits for any number of
- * threads. NaN and infinities are counted and left out of everything else. */
+/* ---- statistics (stats.c, compare.c) ----------------------------------------
+ * Any real dtype, values as double (64-bit integers beyond 2^53 rounded). Sums in
+ * double over fixed blocks in a fixed order: the same bits for any number of threads. */
 
+/* NaN and infinities are counted and left out of everything else. */
 typedef struct nb_stats {
   int64_t numel, zeros, nan, inf;
   double min, max, absmax, mean, std, kurtosis; /* kurtosis: m4 / m2^2, 3 for a normal distribution */
@@ -653,16 +657,25 @@ int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_ten
 
 typedef struct nb_comparison {
   int64_t numel, max_at, worst_row;  /* 0-based; max_at in the flattened tensor */
+  int64_t odd;                       /* pairs that differ by a NaN or an infinity: in no sum */
   double error2, a2, b2, dot, max_abs, worst_error2; /* sums of squares and of products */
 } nb_comparison;
 
-/* b against a, of one shape; rows are the first dimension's. by_column (may be
- * NULL): bins sums of squared error over equal spans of the last dimension. */
-int nb_tensor_compare(nb_comparison *out, double *by_column, int bins, const nb_tensor *a, const nb_tensor *b);
+/* b against a, of one shape; a row is the last dimension's elements. by_column (may
+ * be NULL): 1 to 64 sums of squared error over equal spans of the columns. */
+int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a, const nb_tensor *b);
 
-/* One element of the flattened tensor, any real dtype; i is inside it. */
+/* ---- elements (element.c) ----------------------------------------------------- */
+
+/* Element i of the flattened tensor, any real dtype (c64: the real part); i must be
+ * inside. set and fill round as nb_cast. */
 double nb_tensor_get(const nb_tensor *t, int64_t i);
 void nb_tensor_set(nb_tensor *t, int64_t i, double v);
+void nb_tensor_fill(nb_tensor *t, double v);
+/* Elements [at, at+n) as double and back; a block begins and ends on a byte. Every
+ * NaN read is the plain one (LuaJIT takes NaNs with other bits for other types). */
+int nb_tensor_load_f64(double *out, const nb_tensor *t, int64_t at, int64_t n);
+int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -12,19 +12,50 @@ local function noise(n, seed)
 end
 
 describe("cast", function()
-  it("gives the portable path's bytes on every path", function()
-    local x = noise(9001, 3)
-    -- NaN payloads may differ between paths: numbers only
-    local p = x:ptr()
-    for i = 0, x:numel() - 1 do if p[i] ~= p[i] then p[i] = i end end
-    for _, dtype in ipairs { "bf16", "f16" } do
+  it("gives the portable path's bytes on every path, NaN payloads too", function()
+    local paths = { C.NB_CPU_AVX2, -1 } -- -1: all that this processor has
+    local x = noise(9001, 3) -- an odd length: every vector loop has a tail
+    local halves = x:as("u16", { 9001 * 2 }):rows(1, 9001)
+    local bytes = x:as("u8"):rows(1, 9001)
+    local function check(from, to)
       C.nb_cpu_limit(0)
-      local narrow = x:cast(dtype)
-      local wide = narrow:cast "f32"
+      local want = from:cast(to)
+      for _, features in ipairs(paths) do
+        C.nb_cpu_limit(features)
+        assert.is_true(want:equal(from:cast(to)), from:type() .. " to " .. to)
+      end
       C.nb_cpu_limit(-1)
-      assert.is_true(narrow:equal(x:cast(dtype)), dtype)
-      assert.is_true(wide:equal(narrow:cast "f32"), dtype)
     end
+    for _, to in ipairs { "bf16", "f16", "f8_e4m3", "f8_e5m2", "i8" } do check(x, to) end
+    for _, from in ipairs { "bf16", "f16" } do check(halves:as(from, { 9001 }), "f32") end
+    for _, from in ipairs { "f8_e4m3", "f8_e5m2", "f8_e4m3fnuz", "f8_e8m0" } do check(bytes:as(from, { 9001 }), "f32") end
+  end)
+
+  it("keeps every code that is a number, there and back through f32", function()
+    local codes = nb.tensor("u16", { 65536 })
+    local p = codes:ptr()
+    for i = 0, 65535 do p[i] = i end
+    for _, dtype in ipairs { "f16", "bf16", "f8_e4m3", "f8_e5m2", "f8_e4m3fnuz", "f8_e5m2fnuz", "f8_e8m0" } do
+      local c = codes
+      if dtype:match "f8" then c = codes:cast "u8" end
+      local there = c:as(dtype, { 65536 }):cast "f32"
+      local back = there:cast(dtype):as(c:type(), { 65536 })
+      for i = 1, 65536 do
+        local v = there:get(i)
+        if v == v and back:get(i) ~= c:get(i) then error(("%s code %d came back as %d"):format(dtype, c:get(i), back:get(i))) end
+      end
+    end
+  end)
+
+  it("saturates on demand: infinities and what lies beyond, but not NaN", function()
+    local x = nb.tensor("f32", { 4 }, { 1 / 0, -1e38, 0 / 0, 1 })
+    for dtype, max in pairs { f8_e4m3 = 448, f8_e5m2 = 57344, f8_e4m3fnuz = 240, f16 = 65504 } do
+      local y = x:cast(dtype, { saturate = true }):cast("f32"):totable()
+      assert.same({ max, -max, 1 }, { y[1], y[2], y[4] }, dtype)
+      assert.is_true(y[3] ~= y[3], dtype)
+    end
+    assert.same({ 1 / 0, -1 / 0 }, x:cast("f8_e5m2"):cast("f32"):rows(1, 2):totable())
+    assert.same({ 6, -6, 6, 1 }, x:cast("f4"):cast("f32"):totable())
   end)
 
   it("does not depend on the number of threads", function()
@@ -67,6 +98,6 @@ describe("cast", function()
     assert.equal("eunsupported", select(2, pcall(function() nb.tensor("c64", { 2 }):cast "f32" end)):match "complex" and "eunsupported")
     local a, b = nb.tensor("f32", { 4 }), nb.tensor("bf16", { 5 })
     assert.equal(tonumber(C.NB_EINVAL), C.nb_cast(b, a, 0))
-    assert.matches("different numbers of elements", require("ffi").string(C.nb_error()))
+    assert.matches("expected the 4 elements of f32 %[4%], found bf16 %[5%]", require("ffi").string(C.nb_error()))
   end)
 end)

@@ -78,6 +78,9 @@ describe("compute.score and compare", function()
     assert.is_true(math.abs(compute.score(one, nb.tensor("f32", { 2, 1 }, { 1e38, -1e38 }), targets):get(1) / 2e38 - 1) < 1e-6)
     local nll = compute.score(one, nb.tensor("f32", { 3, 1 }, { 1, 2, 0 / 0 }), targets):get(1)
     assert.is_true(nll ~= nll)
+    -- A NaN whose bits LuaJIT would take for another type's.
+    local odd = nb.tensor("u32", { 2, 1 }, { 0, 0xfffff123 }):as("f32", { 2, 1 })
+    assert.equal("number", type(compute.score(one, odd, targets):totable()[1]))
   end)
 
   it("gives the same bits on any number of threads", function()

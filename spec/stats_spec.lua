@@ -42,6 +42,46 @@ describe("stats", function()
     assert.same({ -3, 1, 3 }, { s.min, s.max, s.absmax })
   end)
 
+  it("take wide integers and f64 as they are, and any length of the last lanes", function()
+    local s = nb.tensor("i32", { 3 }, { 2147483647, -5, 2147483646 }):stats()
+    assert.same({ -5, 2147483647 }, { s.min, s.max })
+    assert.equal(1 + 2 ^ -40, nb.tensor("f64", { 2 }, { 1 + 2 ^ -40, 1 }):stats().max)
+    for n = 1, 20 do
+      local t = nb.tensor("f32", { n }):fill(3)
+      if n > 1 then t:set(n, 5) end
+      s = t:stats()
+      local mean = n > 1 and (3 * n + 2) / n or 3
+      near(mean, s.mean)
+      near(n > 1 and math.sqrt(((n - 1) * (3 - mean) ^ 2 + (5 - mean) ^ 2) / n) or 0, s.std)
+      assert.equal(0, s.zeros)
+    end
+    s = nb.tensor("f32", { 0 }):stats()
+    assert.same({ 0, 0, 0 }, { s.numel, s.absmax, s.std })
+  end)
+
+  it("comparisons count pairs that differ by a NaN or an infinity", function()
+    local nan, inf = 0 / 0, math.huge
+    local a = nb.tensor("f32", { 2, 4 }, { nan, inf, nan, 1, inf, 2, 3, 4 })
+    local b = nb.tensor("f32", { 2, 4 }, { nan, inf, 1, 1, -inf, 2, 3, 4 })
+    local c = nb.compare(a, b)
+    assert.equal(2, c.odd)
+    assert.equal(0, c.mse)
+    assert.matches("2 values differ by a NaN or an infinity", tostring(c))
+    b:set(8, 6)
+    assert.equal(4 / 8, nb.compare(a, b).mse)
+  end)
+
+  it("comparisons tell the error by span of columns", function()
+    local a = nb.tensor("bf16", { 40, 160 }):fill(1)
+    local b = a:cast "f32"
+    b:set({ 7, 160 }, 2)
+    b:set({ 30, 1 }, 3)
+    local c = nb.compare(a, b)
+    assert.equal(16, #c.by_column)
+    assert.same({ 4, 1, 0 }, { c.by_column[1], c.by_column[16], c.by_column[8] })
+    assert.equal(30, c.worst_row)
+  end)
+
   it("histograms count every value inside, the upper end too", function()
     local x = nb.tensor("f32", { 8 }, { -2, -1, -0.5, 0, 0.5, 1, 2, 0 / 0 })
     assert.same({ 1, 2, 2, 2 }, { unpack(x:hist(4)) })

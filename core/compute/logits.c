@@ -43,10 +43,13 @@ static void look(row_state *s, const float *y, int64_t n, int64_t n0, int32_t ta
   if (target >= n0 && target < n0 + n) s->target = (double)y[target - n0];
 }
 
+/* Any NaN as the plain one: LuaJIT reads these, and takes the bits of some NaNs for tags. */
+static double plain(double v) { return v != v ? (double)NAN : v; }
+
 static double lse_value(const row_state *s) { return s->lse.max + log(s->lse.sum); }
 
 static void put(const side *d, const row_state *s, int64_t row, int32_t target) {
-  ((double *)d->nll->data)[row] = target < 0 ? 0.0 : lse_value(s) - s->target;
+  ((double *)d->nll->data)[row] = target < 0 ? 0.0 : plain(lse_value(s) - s->target);
   ((int32_t *)d->top->data)[row] = s->best_at;
 }
 
@@ -84,7 +87,7 @@ static void score_rows(const job *j, int64_t row0, int64_t rows, float *scratch)
     put(&j->q, &q[i], row0 + i, target);
     /* sum of p (log p - log q), with log p - log q = (yp - yq) - (lse p - lse q) */
     ((double *)j->kl->data)[row0 + i] =
-        target < 0 ? 0.0 : p[i].cross / p[i].lse.sum - (lse_value(&p[i]) - lse_value(&q[i]));
+        target < 0 ? 0.0 : plain(p[i].cross / p[i].lse.sum - (lse_value(&p[i]) - lse_value(&q[i])));
   }
 }
 

@@ -8,9 +8,6 @@
 
 #include <math.h>
 
-/* Vectors wider than the registers stay inside this file: their calling convention is no matter. */
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 typedef float v8f __attribute__((vector_size(32)));
 typedef int32_t v8i __attribute__((vector_size(32)));
 typedef float v4f __attribute__((vector_size(16)));

@@ -90,9 +90,10 @@ end
 
 --- comparison(c) -> one line: mse, SQNR, cosine, the worst row, the error over the columns.
 function M.comparison(c)
-  if c.sqnr_db == math.huge then return "equal: no difference in any value" end
+  local odd = c.odd > 0 and ("  %d values differ by a NaN or an infinity"):format(c.odd) or ""
+  if c.sqnr_db == math.huge then return odd == "" and "equal: no difference in any value" or "no other difference" .. odd end
   return ("mse %.3g  SQNR %.2f dB  cosine %.6f  max |Δ| %.3g  worst row %d (%.2g %% of the error)  by column %s"):format(
-    c.mse, c.sqnr_db, c.cosine, c.max_abs, c.worst_row, c.worst_row_share * 100, M.sparkline(c.by_column))
+    c.mse, c.sqnr_db, c.cosine, c.max_abs, c.worst_row, c.worst_row_share * 100, M.sparkline(c.by_column)) .. odd
 end
 
 return M

@@ -2,11 +2,14 @@
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local C, must = nffi.C, nffi.must
+local band = require("bit").band
 
 local M = {}
 
 local tensor_t = ffi.typeof "nb_tensor"
 local shape_t = ffi.typeof "int64_t[6]"
+
+local F32 = tonumber(C.NB_F32)
 
 local names = {}
 for i = 0, tonumber(C.NB_NDTYPES) - 1 do names[i] = ffi.string(C.nb_dtype_name(i)) end
@@ -28,15 +31,45 @@ local function shape_of(shape, level)
   return s, #shape
 end
 
---- new(dtype, shape [, values]) -> tensor
--- A zero-filled tensor; values: a flat Lua table, row-major.
+-- Nested tables as shape and flat values, row-major; rows of unequal length are errors.
+local function flatten(nested)
+  local shape, values, level = {}, {}, nested
+  while type(level) == "table" do
+    shape[#shape + 1] = #level
+    level = level[1]
+  end
+  local function walk(x, depth)
+    if depth > #shape then
+      values[#values + 1] = tonumber(x) or error(("expected a number, found a %s"):format(type(x)), 0)
+      return
+    end
+    if type(x) ~= "table" or #x ~= shape[depth] then
+      local found = type(x) == "table" and #x or "a " .. type(x)
+      error(("expected %d elements in dimension %d, found %s"):format(shape[depth], depth, found), 0)
+    end
+    for _, v in ipairs(x) do walk(v, depth + 1) end
+  end
+  local ok, msg = pcall(walk, nested, 1)
+  if not ok then error("tensor: " .. msg, 3) end
+  return shape, values
+end
+
+--- new(dtype, shape [, values]) or new([dtype,] {{…}, …}) -> tensor
+-- A zero-filled tensor; values: a flat Lua table, row-major. Nested tables give shape
+-- and values at once (new{1, 2, 3} is one-dimensional); their dtype is f32 unless named.
 function M.new(dtype, shape, values)
+  if type(dtype) == "table" then
+    dtype, shape, values = "f32", flatten(dtype)
+  elseif type(shape) == "table" and type(shape[1]) == "table" then
+    shape, values = flatten(shape)
+  end
   local id = M.dtype_id(dtype)
   local s, ndim = shape_of(shape, 2)
   M.collect_if_full()
   local t = tensor_t()
   must(C.nb_tensor_new(t, id, ndim, s))
   if values then
+    if #values > t:numel() then error(("tensor: %d values for %d elements"):format(#values, t:numel()), 2) end
     for i = 1, #values do t:set(i, values[i]) end
   end
   return t
@@ -62,8 +95,10 @@ for name, ctype in pairs(element) do pointers[tonumber(C["NB_" .. name:upper()])
 
 local methods = {}
 
---- t:ptr() -> cdata pointer to the first element (0-based; raw bytes where the
--- dtype has no C counterpart). The tensor must stay alive while it is used.
+--- t:ptr() -> cdata pointer to the first element (0-based; raw bytes where the dtype has
+-- no C counterpart): for loops at the speed of C. The tensor must stay alive while it is used.
+-- Nothing is checked. LuaJIT takes NaNs with payload bits for values of other types; t:get and
+-- t:map don't let them through, a pointer does: look at t:stats().nan where a file may hold some.
 function methods.ptr(t)
   return ffi.cast(pointers[t.dtype] or "uint8_t *", t.data)
 end
@@ -82,26 +117,49 @@ function methods.size(t, i)
   return s
 end
 
+local function outside(i, size, level)
+  error(("index %s is outside 1..%d"):format(tostring(i), size), level + 1)
+end
+
+-- 0-based position of i = a number (into the flattened tensor) or {row, column, …}; 1-based both.
 local function index_of(t, i, level)
-  if type(i) == "table" then -- {row, column, …}
-    if #i ~= t.ndim then error(("%d indices for %d dimensions"):format(#i, t.ndim), level + 1) end
-    local flat = 0
-    for d = 1, t.ndim do
-      local size = tonumber(t.shape[d - 1])
-      if i[d] < 1 or i[d] > size then error(("index %d is outside 1..%d"):format(i[d], size), level + 1) end
-      flat = flat * size + i[d] - 1
-    end
-    return flat
+  if type(i) == "number" then
+    local n = t.ndim == 1 and tonumber(t.shape[0]) or t:numel()
+    if not (i >= 1 and i <= n) then outside(i, n, level + 1) end -- so that NaN is outside too
+    return i - 1
   end
-  if i < 1 or i > t:numel() then error(("index %d is outside 1..%d"):format(i, t:numel()), level + 1) end
-  return i - 1
+  if type(i) ~= "table" then error(("expected an index, found a %s"):format(type(i)), level + 1) end
+  if #i ~= t.ndim then error(("%d indices for %d dimensions"):format(#i, t.ndim), level + 1) end
+  local flat = 0
+  for d = 1, t.ndim do
+    local size, at = tonumber(t.shape[d - 1]), i[d]
+    if not (at >= 1 and at <= size) then outside(at, size, level + 1) end
+    flat = flat * size + at - 1
+  end
+  return flat
+end
+
+-- Reading element k (0-based): by a pointer where C and Lua agree on the value, else in C.
+local getters = setmetatable({}, { __index = function() return C.nb_tensor_get end })
+for _, name in ipairs { "u8", "i8", "u16", "i16", "i32", "u32" } do
+  local pointer = ffi.typeof(element[name] .. " *")
+  getters[tonumber(C["NB_" .. name:upper()])] = function(t, k) return ffi.cast(pointer, t.data)[k] end
+end
+local f32_pointer, bits_pointer, nan = ffi.typeof "float *", ffi.typeof "int32_t *", 0 / 0
+getters[tonumber(C.NB_F32)] = function(t, k)
+  -- LuaJIT takes NaNs with payload bits for values of other types: never load one as a number.
+  if band(ffi.cast(bits_pointer, t.data)[k], 0x7fffffff) > 0x7f800000 then return nan end
+  return ffi.cast(f32_pointer, t.data)[k]
 end
 
 --- t:get(i) or t:get{row, column, …} -> number: element i of the flattened tensor, 1-based. Any real dtype.
-function methods.get(t, i) return C.nb_tensor_get(t, index_of(t, i, 2)) end
+function methods.get(t, i) return getters[t.dtype](t, index_of(t, i, 2)) end
 
 --- t:set(i, v) or t:set({row, column}, v): one element, rounded as t:cast rounds.
-function methods.set(t, i, v) C.nb_tensor_set(t, index_of(t, i, 2), v) end
+function methods.set(t, i, v)
+  local k = index_of(t, i, 2)
+  if t.dtype == F32 then ffi.cast(f32_pointer, t.data)[k] = v else C.nb_tensor_set(t, k, v) end
+end
 
 --- t:rows(a, b) -> view of rows a..b, 1-based and inclusive.
 function methods.rows(t, a, b)
@@ -162,38 +220,34 @@ end
 
 --- t:totable() -> flat Lua table of numbers.
 function methods.totable(t)
-  local out = {}
-  for i = 1, t:numel() do out[i] = C.nb_tensor_get(t, i - 1) end
+  local out, get = {}, getters[t.dtype]
+  for i = 1, t:numel() do out[i] = get(t, i - 1) end
   return out
 end
 
---- t:fill(v) -> t
+--- t:fill(v) -> t: every element v, rounded as t:cast rounds.
 function methods.fill(t, v)
-  for i = 1, t:numel() do C.nb_tensor_set(t, i - 1, v) end
+  C.nb_tensor_fill(t, v)
   return t
 end
 
--- Elements between two looks at the stop flag: compiled loops see no Ctrl-C.
+-- Elements between two looks at the stop flag (compiled loops see no Ctrl-C): 512 KiB of doubles.
 local map_block = 65536
 
 --- t:map(fn [, out]) -> out
--- out[i] = fn(t[i]) for every element; out: a tensor of as many elements, default t itself.
--- For f32, f64 and integers a compiled loop over memory.
+-- out[i] = fn(t[i]) for every element, rounded as t:cast rounds; out: a tensor of as many
+-- elements, any dtype, default t itself. A compiled loop over blocks of doubles.
 function methods.map(t, fn, out)
   out = out or t
   local n = t:numel()
   if out:numel() ~= n then error(("map: %d elements into %d"):format(n, out:numel()), 2) end
-  if not (pointers[t.dtype] and pointers[out.dtype]) then
-    for i = 0, n - 1 do
-      if i % map_block == 0 then nffi.stop_check() end
-      C.nb_tensor_set(out, i, fn(C.nb_tensor_get(t, i)))
-    end
-    return out
-  end
-  local from, to = t:ptr(), out:ptr()
+  local block = ffi.new("double[?]", math.min(map_block, n))
   for at = 0, n - 1, map_block do
     nffi.stop_check()
-    for i = at, math.min(at + map_block, n) - 1 do to[i] = fn(from[i]) end
+    local count = math.min(map_block, n - at)
+    must(C.nb_tensor_load_f64(block, t, at, count))
+    for i = 0, count - 1 do block[i] = fn(block[i]) end
+    must(C.nb_tensor_store_f64(out, at, block, count))
   end
   return out
 end
@@ -239,10 +293,11 @@ function methods.quantize(t, options) return require("nibble.quant").of_tensor(t
 --- t:show() -> text: the one line and a corner of the values.
 function methods.show(t) return require("nibble.show").corner(t) end
 
---- compare(a, b) -> {mse, sqnr_db, cosine, max_abs, max_at, worst_row, worst_row_share, by_column}
+--- compare(a, b) -> {mse, sqnr_db, cosine, max_abs, max_at, worst_row, worst_row_share, by_column, odd}
 -- b against a, tensors of one shape or quantized weights (dequantized). sqnr_db: signal to quantization
 -- noise, 10 log10(|a|² / |a-b|²), math.huge where they are equal; worst_row is 1-based, its share that of
--- the squared error; by_column: 16 sums of squared error over equal spans of the last dimension.
+-- the squared error; by_column: 16 sums of squared error over equal spans of the last dimension. odd: pairs
+-- that differ by a NaN or an infinity; they are in none of the sums.
 function M.compare(a, b)
   local function float(x)
     if type(x) == "table" and x.dequantize then return x:dequantize() end
@@ -258,7 +313,7 @@ function M.compare(a, b)
   local lost = c.error2 > 0
   return setmetatable({
     mse = n > 0 and c.error2 / n or 0, sqnr_db = lost and 10 * math.log10(c.a2 / c.error2) or math.huge,
-    cosine = c.a2 > 0 and c.b2 > 0 and c.dot / math.sqrt(c.a2 * c.b2) or (lost and 0 or 1), max_abs = c.max_abs,
+    cosine = c.a2 > 0 and c.b2 > 0 and c.dot / math.sqrt(c.a2 * c.b2) or (lost and 0 or 1), max_abs = c.max_abs, odd = tonumber(c.odd),
     max_at = lost and tonumber(c.max_at) + 1 or nil, worst_row = lost and tonumber(c.worst_row) + 1 or nil,
     worst_row_share = lost and c.worst_error2 / c.error2 or nil, by_column = by_column,
   }, { __tostring = function(r) return require("nibble.show").comparison(r) end })
@@ -266,21 +321,32 @@ end
 
 M.methods = methods
 
-ffi.metatype(tensor_t, {
-  __index = function(t, key)
-    local method = methods[key]
-    if method then return method end
-    if type(key) == "table" then return C.nb_tensor_get(t, index_of(t, key, 2)) end
-    if type(key) ~= "number" then error(("a tensor has no field or method %q"):format(tostring(key)), 2) end
-    if t.ndim == 1 then return C.nb_tensor_get(t, index_of(t, key, 2)) end
-    if t.ndim < 1 or key < 1 or key > tonumber(t.shape[0]) then
-      error(("index %d is outside 1..%d"):format(key, t.ndim < 1 and 0 or tonumber(t.shape[0])), 2)
-    end
+-- t[i]: element i of one dimension, row i as a view of more; t[{i, j}]: an element.
+local function index(t, key)
+  local method = methods[key]
+  if method then return method end
+  if type(key) == "number" and t.ndim ~= 1 then
+    local rows = t.ndim > 0 and tonumber(t.shape[0]) or 0
+    if not (key >= 1 and key <= rows) then outside(key, rows, 2) end
     local row, shape = t:rows(key, key), t:size()
     table.remove(shape, 1)
     return row:reshape(shape)
-  end,
-  __newindex = function(t, key, v) C.nb_tensor_set(t, index_of(t, key, 2), v) end,
+  end
+  if type(key) == "string" then error(("a tensor has no field or method %q"):format(key), 2) end
+  return getters[t.dtype](t, index_of(t, key, 2))
+end
+
+local function assign(t, key, v)
+  if type(key) == "string" then error(("a tensor has no field %q"):format(key), 2) end
+  if type(key) == "number" and t.ndim ~= 1 then
+    error(("t[%s] = v needs one dimension, found %d; say t[{row, column}] = v"):format(tostring(key), t.ndim), 2)
+  end
+  methods.set(t, key, v)
+end
+
+ffi.metatype(tensor_t, {
+  __index = index,
+  __newindex = assign,
   __tostring = function(t) return require("nibble.show").line(t) end,
   __gc = C.nb_tensor_release,
   __len = function(t) return tonumber(t.shape[0]) end,

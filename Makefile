@@ -26,6 +26,9 @@ CFLAGS  := -std=gnu17 $(OPT) -fPIC -fvisibility=hidden -fopenmp -ffp-contract=of
 LDLIBS  := -lopenblas -lcjson -lpcre2-8 -lutf8proc -lxxhash -lz -lm -ldl -lpthread
 LDFLAGS := -fopenmp $(SAN) -Wl,--as-needed
 
+# The executable carries OpenMP in itself: core/main.c says why.
+LIBGOMP := $(shell $(CC) -print-file-name=libgomp.a)
+
 CORE    := $(filter-out core/main.c,$(wildcard core/*.c core/*/*.c)) $(wildcard cuda/*.c)
 OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
@@ -68,7 +71,7 @@ $(BUILD)/libnibble.so: $(OBJ)
 	$(CC) -shared -o $@ $^ $(LDFLAGS) -Wl,-z,nodelete $(LDLIBS)
 
 $(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
-	$(CC) -rdynamic -o $@ $^ $(LDFLAGS) -lluajit-5.1 $(LDLIBS)
+	$(CC) -Wl,--export-dynamic-symbol='nb_*' -o $@ $^ $(filter-out -fopenmp,$(LDFLAGS)) -lluajit-5.1 $(LIBGOMP) $(LDLIBS)
 
 -include $(OBJ:.o=.d) $(BUILD)/obj/core/main.d
 

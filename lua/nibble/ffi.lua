@@ -3,7 +3,10 @@
 -- caller, the world's failure (file, format, device, memory) is nil, msg, code.
 local ffi = require "ffi"
 
-ffi.cdef "const char *nb_cdef(void);"
+ffi.cdef "const char *nb_cdef(void); int setenv(const char *name, const char *value, int overwrite);"
+
+-- As core/main.c does: OpenMP threads sleep between jobs. Before the library brings OpenMP in.
+if not os.getenv "GOMP_SPINCOUNT" then ffi.C.setenv("OMP_WAIT_POLICY", "passive", 0) end
 
 -- The executable carries the library in itself; elsewhere it is looked for in
 -- NIBBLE_BUILD, beside the tree this file lies in, and where it was installed.

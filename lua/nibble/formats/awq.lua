@@ -20,10 +20,13 @@ local M = { name = "awq", title = "AutoAWQ (gemm)" }
 --- detect(ck) -> true for quant_method awq, its legacy side files, and AutoRound's auto_awq packing.
 function M.detect(ck) return overrides.method(ck) == "awq" end
 
--- The first of the keys that the config has (AWQ-01).
+-- The number under the first of the keys that the config has (AWQ-01).
 local function required(config, where, ...)
   for _, key in ipairs { ... } do
-    if config[key] ~= nil then return config[key] end
+    if type(config[key]) == "number" then return config[key] end
+    if config[key] ~= nil then
+      return fail("eformat", "%s: %s is %s, expected a number", where, key, tostring(config[key]))
+    end
   end
   return fail("eformat", "%s: none of the keys %s is there", where, table.concat({ ... }, ", "))
 end

@@ -361,7 +361,8 @@ end
 function M.write(dst, rec, a, b, q, base)
   common.rows_ok(rec, a, b, q)
   base = base or 1
-  local s, ok, msg, code = rec.scheme, nil, nil, nil
+  local s = rec.scheme
+  local ok, msg, code
   must(C.nb_ct_pack(dst.weight_packed, q.codes, s.bits, a - base))
   if s.strategy == "tensor" then ok, msg, code = write_single(dst, rec, a, q)
   else

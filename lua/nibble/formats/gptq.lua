@@ -189,7 +189,8 @@ end
 
 local function write(dst, rec, a, b, q, v1)
   common.rows_ok(rec, a, b, q)
-  local zeros, ok, msg, code = common.zeros_of(q), nil, nil, nil
+  local zeros = common.zeros_of(q)
+  local ok, msg, code
   if v1 == 1 then
     ok, msg, code = zero_fits(rec, zeros, a)
     if not ok then return nil, msg, code end

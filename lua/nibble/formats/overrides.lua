@@ -42,8 +42,8 @@ end
 local function dynamic_rules(dynamic, where)
   local rules = {}
   for i, key in ipairs(json.keys(dynamic)) do
-    local sign, pattern = key:match "^([+-]):(.*)$"
-    local r, msg = regex.compile(pattern or key)
+    local sign, pattern = tostring(key):match "^([+-]):(.*)$"
+    local r, msg = regex.compile(pattern or tostring(key))
     if not r then return fail("eunsupported", "%s: dynamic: %s", where, msg) end
     local value = dynamic[key]
     rules[i] = { key = key, skip = sign == "-", fields = type(value) == "table" and common.null_free(value) or {},
@@ -56,11 +56,11 @@ end
 local function extra_rules(extra, where)
   local exact, patterns = {}, {}
   for _, key in ipairs(json.keys(extra)) do
-    local fields = common.null_free(extra[key])
-    local skip = (fields.bits or 4) >= 16
+    local fields = type(extra[key]) == "table" and common.null_free(extra[key]) or {}
+    local skip = (tonumber(fields.bits) or 4) >= 16
     exact[#exact + 1] = { key = key, skip = skip, fields = fields, matches = function(module) return module == key end }
-    if key:find "[^%w_.]" then
-      local r, msg = regex.compile(key)
+    if tostring(key):find "[^%w_.]" then
+      local r, msg = regex.compile(tostring(key))
       if not r then return fail("eunsupported", "%s: extra_config: %s", where, msg) end
       patterns[#patterns + 1] = { key = key, skip = skip, fields = fields,
         matches = function(module) return r:search(module) end }

@@ -28,7 +28,7 @@ local M = {}
 local journal_name = ".nibble-journal"
 local certificate_name = "nibble.json"
 -- Elements of a row tile: bf16 input, u8 codes and f32 scratch stay in the caches.
-local tile_elements = 2 ^ 19
+local tile_elements = 2 ^ 20
 -- Output bytes between two proofs: what a killed run may have to do again.
 local batch_bytes = 128 * 2 ^ 20
 

@@ -67,7 +67,7 @@ typedef struct merge { int64_t pair; int32_t rank, merged; } merge; /* pair -1: 
 typedef struct cached { int64_t word, ids; int32_t n, count; } cached; /* n 0: free */
 
 /* The word cache starts anew when it is full: texts repeat their words soon. */
-enum { CACHE_SLOTS = 1 << 15, CACHE_WORD = 48 };
+enum { CACHE_SLOTS = 1 << 15, CACHE_WORD = 48, MAX_IDS = 1 << 21 };
 
 typedef struct symbol { int32_t id, prev, next; } symbol; /* id -1: taken by its left */
 typedef struct candidate { int32_t rank, pos, left, right, merged; } candidate;
@@ -155,7 +155,7 @@ nb_span nb_merges_bytes(const nb_merges *m, int32_t id) {
 }
 
 int nb_merges_token(nb_merges *m, nb_span text, int32_t id) {
-  if (id < 0 || id > 1 << 24) return nb_fail(NB_EFORMAT, "token id %d lies outside 0..%d", id, 1 << 24);
+  if (id < 0 || id >= MAX_IDS) return nb_fail(NB_EFORMAT, "token id %d lies outside 0..%d", id, MAX_IDS - 1);
   if (text.n > 1 << 20) return nb_fail(NB_EFORMAT, "token %d is %lld bytes long", id, (long long)text.n);
   int64_t was = m->tokens_room;
   NB_TRY(grow((void **)&m->tokens, &m->tokens_room, id + 1, sizeof *m->tokens));

@@ -457,6 +457,7 @@ end
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
+-- progress: default M.progress, which a session on a terminal sets.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 function M.execute(plan, dir, options)
   options = options or {}
@@ -468,7 +469,7 @@ function M.execute(plan, dir, options)
   local accept = plan.recipe and plan.recipe.accept or {}
   local run = { plan = plan, dir = dir, state = state, batch = {}, batch_bytes = 0,
                 batch_limit = options.batch_bytes or batch_bytes, scratch = {}, proof_scratch = {},
-                progress = options.progress, measure = options.measure or accept.sqnr_db ~= nil }
+                progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if state == "complete" then return summarize(run, dir, C.nb_now() - t0, state) end
   local ok
   ok, msg, code = checkpoint.mkdir(dir)

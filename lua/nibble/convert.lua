@@ -285,8 +285,8 @@ local function open_journal(dir, id, state)
     if not ok then return nil, msg, code end
   elseif first ~= "plan " .. id then
     journal:close()
-    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); run that command again to finish it, or remove the folder")
-      :format(dir), "eio"
+    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); "
+      .. "run that command again to finish it, or remove the folder"):format(dir), "eio"
   end
   local done = {}
   for _, line in ipairs(journal.lines) do
@@ -312,8 +312,9 @@ local function write_config(run, dir)
   local ok
   ok, msg, code = checkpoint.write_file(dir .. "/config.json", text)
   if not ok then return nil, msg, code end
-  if quantization and plan.format.side_file then
-    return checkpoint.write_file(dir .. "/" .. plan.format.side_file, json.encode(quantization, { indent = 2 }) .. "\n")
+  if plan.quantization_config and plan.format.side_file then
+    local config = json.encode(plan.quantization_config, { indent = 2 }) .. "\n"
+    return checkpoint.write_file(dir .. "/" .. plan.format.side_file, config)
   end
   return true
 end

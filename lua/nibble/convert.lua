@@ -328,8 +328,8 @@ local function write_certificate(run, dir)
                    scheme = job.out.scheme and scheme_m.describe(job.out.scheme) or nil, error = job.error }
   end
   local text = json.encode({ nibble = nffi.version, plan = plan:id(), format = plan.format.name,
-    recipe = plan.recipe and plan.recipe.name or nil, modules = json.array(modules),
-    __order = { "nibble", "plan", "format", "recipe", "modules" } }, { indent = 2 })
+    recipe = plan.recipe and plan.recipe.name or nil, accept = plan.recipe and plan.recipe.accept or nil,
+    modules = json.array(modules), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
   return checkpoint.write_file(dir .. "/" .. certificate_name, text .. "\n")
 end
 
@@ -413,10 +413,16 @@ local function summarize(run, dir, seconds, state)
     result.why = ("%s has %.2f dB of signal to quantization noise, the recipe accepts %.2f or more"):format(worst.name,
       worst.sqnr_db, accept.sqnr_db)
   end
-  return setmetatable(result, { __tostring = function(r)
-    return ("%s: %d modules, %s → %s in %.2f s (%.2f GB/s)%s; every module decoded from the written file and found equal%s"):format(
+  local methods = { totable = function(r)
+    local out = {}
+    for k, v in pairs(r) do out[k] = v end
+    out.plan = plan:id()
+    return out
+  end }
+  return setmetatable(result, { __index = methods, __tostring = function(r)
+    return ("%s: %d modules, %s → %s in %.2f s (%s)%s; every module decoded from the written file and found equal%s"):format(
       r.dir, r.modules, units.bytes(r.bytes_in), units.bytes(r.bytes_out), r.seconds,
-      r.bytes_in / r.seconds / 1e9, r.resumed and r.resumed > 0 and (", %d of them from before"):format(r.resumed) or "",
+      units.rate(r.bytes_in, r.seconds), r.resumed and r.resumed > 0 and (", %d of them from before"):format(r.resumed) or "",
       r.worst and ("; worst %s at %.1f dB"):format(r.worst.name, r.worst.sqnr_db) or "")
   end })
 end

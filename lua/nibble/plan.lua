@@ -411,7 +411,7 @@ function plan_mt:estimate()
         local w = self.model:weight(job.name)
         if w then
           local part = w:rows(1, rows)
-          if not job.method.row_local then part = w end
+          if not quant.row_local(job.method, job.out.scheme) then part = w end
           local t0 = nffi.C.nb_now()
           pcall(quant.quantize, part, job.out.scheme, { method = job.method, options = job.options })
           rates[key] = part:numel() / math.max(nffi.C.nb_now() - t0, 1e-6)

@@ -1,6 +1,7 @@
 -- Models: which architectures are known, what they need of a config, and logits
 -- against the reference implementation's (spec/models/parity).
 local nb = require "nibble"
+local C = require("nibble.ffi").C
 
 local function parity(name) return "spec/models/parity/" .. name end
 
@@ -131,6 +132,34 @@ describe("models", function()
     assert.equal("eformat", code)
   end)
 
+  it("reads tensors that a file doesn't align", function()
+    local ck, name = assert(nb.open(parity "llama")), "model.layers.0.mlp.down_proj.weight"
+    local t = assert(ck:tensor(name))
+    local shifted = nb.tensor("u8", { t:bytes() + 1 }):rows(2, t:bytes() + 1)
+    local from, to = t:as("u8"):ptr(), shifted:ptr()
+    for i = 0, t:bytes() - 1 do to[i] = from[i] end
+    local ids = nb.tensor("i32", { 4 }, { 9, 8, 7, 6 })
+    local odd = assert(nb.models.load(changed("llama", {}, { [name] = shifted:as("f32", t:size()) })))
+    assert.is_true(assert(odd:logits(ids)):equal(assert(assert(nb.models.load(ck)):logits(ids))))
+  end)
+
+  it("gives a want of memory as a failure, wherever it strikes", function()
+    local model = assert(nb.models.load(assert(nb.open(parity "mixtral"))))
+    local ids, failures = nb.tensor("i32", { 3 }, { 1, 2, 3 }), 0
+    for nth = 1, 12 do
+      C.nb_debug_fail_alloc(nth)
+      local found, msg, code = model:hidden(ids, 3)
+      C.nb_debug_fail_alloc(0)
+      if not found then
+        failures = failures + 1
+        assert.matches("^out of memory", msg)
+        assert.equal("enomem", code)
+      end
+    end
+    assert.is_true(failures >= 10)
+    assert.is_truthy(model:hidden(ids, 3))
+  end)
+
   it("uses the embedding as output layer when the config ties them", function()
     local plain = assert(nb.models.load(changed("llama", { tie_word_embeddings = true })))
     local ck = assert(nb.open(parity "llama"))
@@ -162,8 +191,8 @@ describe("models.rope", function()
 
   local function cosines(values, length, d)
     local r = assert(rope.rule(function(k) return values[k] end, 10000))
-    local c = rope.tables(r, d, length)
-    return function(position, pair) return c:get(position * d / 2 + pair + 1) end
+    local c = rope.tables(r, d, length):totable()
+    return function(position, pair) return c[position * d / 2 + pair + 1] end
   end
 
   local function near(want, found) assert.is_true(math.abs(want - found) < 2e-6, ("%.9f, not %.9f"):format(found, want)) end
@@ -195,5 +224,9 @@ describe("models.rope", function()
     local scale = 0.1 * math.log(8) + 1
     near(math.cos(7) * scale, yarn(7, 0))
     near(math.cos(7 / 8 / 500000 ^ (6 / 8)) * scale, yarn(7, 3))
+    -- The ramp: with these numbers from pair 0 to pair 5, so pair 2 is 2/5 divided by 4.
+    local ramp = cosines({ rope_theta = 10000, max_position_embeddings = 256, rope_scaling = { rope_type = "yarn",
+      factor = 4, attention_factor = 1, original_max_position_embeddings = 64 } }, 8, 32)
+    near(math.cos(7 * 10000 ^ (-4 / 32) * (2 / 5 / 4 + 3 / 5)), ramp(7, 2))
   end)
 end)

@@ -54,7 +54,7 @@ local function read_config(arch, ck)
     refuse(("num_key_value_heads %d does not divide num_attention_heads %d"):format(c.kv_heads, c.heads))
   end
   if c.head_dim % 2 ~= 0 then refuse(("head_dim %d is odd; rotary embedding needs pairs"):format(c.head_dim)) end
-  if type(c.eps) ~= "number" or not (c.eps >= 0) then refuse("rms_norm_eps must be a number, found " .. tostring(c.eps)) end
+  if type(c.eps) ~= "number" or c.eps < 0 or c.eps ~= c.eps then refuse("rms_norm_eps must be a number, found " .. tostring(c.eps)) end
   local act = get "hidden_act"
   if act ~= "silu" and act ~= "swish" then
     refuse(("hidden_act %s is not supported; expected silu"):format(tostring(act)), "eunsupported")

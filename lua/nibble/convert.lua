@@ -61,7 +61,8 @@ end
 
 -- ---- tiles --------------------------------------------------------------------
 
--- Rows of a tile: a multiple of 128 (whole cache lines of words that lie along n), and of what each format's packing along n begins on.
+-- Rows of a tile: a multiple of 128 (whole cache lines of words that lie along n), and of
+-- what each format's packing along n begins on.
 local function tile_rows(job, ...)
   local n, k = job.rec.n, job.rec.k
   local step = 128

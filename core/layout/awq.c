@@ -59,32 +59,46 @@ static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, in
 }
 
 /* By way of compressed-tensors words: one matrix of nibbles turned in a small
- * buffer. Returns how many of the block's groups were done. */
-enum { TURN_GROUPS = 16 };
+ * buffer, whole cache lines of words at a time and then what is left of them.
+ * Returns how many of the block's groups were done. */
+enum { LINE_GROUPS = 16, TURN_GROUPS = 8 };
 
-static int64_t fast_pack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups,
-                         unsigned *seen) {
-  uint32_t ct[8 * TURN_GROUPS * NB_STRIP];
-  int64_t kw = count / 8, done = 0;
+static int64_t fast_pack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups, unsigned *seen) {
+  uint32_t ct[8 * LINE_GROUPS * NB_STRIP], turned[NB_STRIP * 8 * TURN_GROUPS];
+  int64_t kw = count / 8, done = 0, step;
   if (!s->fast || count % 128) return 0;
-  for (; done + TURN_GROUPS <= groups; done += TURN_GROUPS) {
-    for (int64_t i = 0; i < 8 * TURN_GROUPS; i++)
+  for (; done + TURN_GROUPS <= groups; done += step) {
+    uint32_t *words = s->words + k * s->step + g + done;
+    step = groups - done >= LINE_GROUPS ? LINE_GROUPS : TURN_GROUPS;
+    for (int64_t i = 0; i < 8 * step; i++)
       *seen |= nb_nibbles_pack_avx2(ct + i * kw, s->codes + (8 * (g + done) + i) * s->k + k, count);
-    nb_ct_to_awq4_avx2(s->words + k * s->step + g + done, s->step, ct, kw, kw, TURN_GROUPS, false);
+    if (step == LINE_GROUPS) nb_ct_to_awq4_avx2(words, s->step, ct, kw, kw, step, false);
+    else {
+      nb_words_transpose_avx2(turned, 8 * step, ct, kw, 8 * step, kw, false);
+      for (int64_t r = 0; r < kw; r++)
+        nb_gptq_to_awq4_rows_avx2(words + 8 * r * s->step, s->step, turned + r * 8 * step, step);
+    }
   }
   return done;
 }
 
 static int64_t fast_unpack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups) {
-  uint32_t ct[8 * TURN_GROUPS * NB_STRIP];
-  int64_t kw = count / 8, done = 0;
+  uint32_t ct[8 * LINE_GROUPS * NB_STRIP], turned[NB_STRIP * 8 * LINE_GROUPS];
+  int64_t kw = count / 8, step;
   if (!s->fast || count % 64) return 0;
-  for (; done + TURN_GROUPS <= groups; done += TURN_GROUPS) {
-    nb_awq4_to_ct_avx2(ct, kw, s->words + k * s->step + g + done, s->step, kw, TURN_GROUPS, false);
-    for (int64_t i = 0; i < 8 * TURN_GROUPS; i++)
+  for (int64_t done = 0; done < groups; done += step) {
+    const uint32_t *words = s->words + k * s->step + g + done;
+    step = NB_MIN(LINE_GROUPS, groups - done);
+    if (step == LINE_GROUPS) nb_awq4_to_ct_avx2(ct, kw, words, s->step, kw, step, false);
+    else {
+      for (int64_t r = 0; r < kw; r++)
+        nb_awq4_to_gptq_row_avx2(turned + r * 8 * step, words + 8 * r * s->step, s->step, step);
+      nb_words_transpose_avx2(ct, kw, turned, 8 * step, kw, 8 * step, false);
+    }
+    for (int64_t i = 0; i < 8 * step; i++)
       nb_nibbles_unpack_avx2(s->codes + (8 * (g + done) + i) * s->k + k, ct + i * kw, count);
   }
-  return done;
+  return groups;
 }
 
 /* k outside, groups inside: the words of one k lie side by side. */

@@ -108,6 +108,7 @@ describe("command line", function()
   end)
 
   it("says when its output cannot be written", function()
+    if not io.open "/dev/full" then return pending "/dev/full is not here" end
     local err = os.tmpname()
     local status = os.execute(("%s inspect %s >/dev/full 2>%s"):format(process.nibble, MODEL, err))
     local f = assert(io.open(err))

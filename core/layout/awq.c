@@ -43,7 +43,13 @@ static void unpack_group(uint8_t *codes, int64_t ld, const uint32_t *words, int6
 }
 
 /* The tile of rows [n0, n0+r) as groups of pf rows x K_TILE words. */
-typedef struct strip { uint32_t *words; uint8_t *codes; int64_t step, groups, k; int bits; bool fast; } strip;
+typedef struct strip {
+  uint32_t *words;
+  uint8_t *codes;
+  int64_t step, groups, k;
+  int bits;
+  bool fast;
+} strip;
 
 static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0,
                     const char *what) {
@@ -53,8 +59,13 @@ static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, in
   NB_TRY(nb_expect_words(words, what, 2, NB_SHAPE(k, -1)));
   int64_t width = words->shape[1];
   NB_TRY(nb_expect_rows(what, n0, r, width * pf, pf));
-  *s = (strip){.words = (uint32_t *)words->data + n0 / pf, .codes = codes->data, .step = width,
-               .groups = r / pf, .k = k, .bits = bits, .fast = bits == 4 && (nb_cpu() & NB_CPU_AVX2)};
+  *s = (strip){.words = (uint32_t *)words->data + n0 / pf,
+               .codes = codes->data,
+               .step = width,
+               .groups = r / pf,
+               .k = k,
+               .bits = bits,
+               .fast = bits == 4 && (nb_cpu() & NB_CPU_AVX2)};
   return NB_OK;
 }
 
@@ -63,7 +74,8 @@ static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, in
  * Returns how many of the block's groups were done. */
 enum { LINE_GROUPS = 16, TURN_GROUPS = 8 };
 
-static int64_t fast_pack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups, unsigned *seen) {
+static int64_t fast_pack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups,
+                         unsigned *seen) {
   uint32_t ct[8 * LINE_GROUPS * NB_STRIP], turned[NB_STRIP * 8 * TURN_GROUPS];
   int64_t kw = count / 8, done = 0, step;
   if (!s->fast || count % 128) return 0;
@@ -121,8 +133,9 @@ static unsigned block(const strip *s, bool packing, int64_t k0, int64_t g0) {
 static int run(const strip *s, bool packing, unsigned *seen_out) {
   unsigned seen = 0;
   int stopped = 0;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : seen, stopped) \
-    if (s->groups * s->k * 32 / s->bits > SERIAL_CODES)
+#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) \
+    reduction(| \
+              : seen, stopped) if (s->groups * s->k * 32 / s->bits > SERIAL_CODES)
   for (int64_t k = 0; k < s->k; k += BLOCK_K)
     for (int64_t g = 0; g < s->groups; g += BLOCK_GROUPS) {
       if (nb_stop_requested()) stopped = 1;

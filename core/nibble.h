@@ -404,7 +404,11 @@ int nb_writer_begin(nb_writer *w, int resume);
 int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *t, int64_t row0);
 /* Returns when all that was put is in the page cache: safe from kill -9. */
 int nb_writer_flush(nb_writer *w);
-/* The named tensor as written so far: a mapped view. Flushes. */
+/* A mark after all that was put so far; wait returns when what lies before the
+ * mark is in the page cache, while later blocks may still be on their way. */
+int64_t nb_writer_mark(nb_writer *w);
+int nb_writer_wait(nb_writer *w, int64_t mark);
+/* The named tensor as written so far: a mapped view. Flush or wait first. */
 int nb_writer_tensor(nb_tensor *out, nb_writer *w, const char *name, int64_t name_bytes);
 /* Flush, fsync, rename every file to its name, fsync the folder. In a file that
  * was not kept by resume every byte must have been put. */
@@ -456,6 +460,8 @@ int nb_file_remove(const char *path);
 
 /* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
+/* 1 when no scale is NaN, infinite or zero; f16|bf16|f32. */
+int nb_scales_sound(const nb_tensor *scales);
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
  * infinite, or zero while its group holds other codes than the zero-point. (Negative
  * scales are sound: AutoRound writes them.) scales f16|bf16|f32 [r,G]; codes u8 [r,k];

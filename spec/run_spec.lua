@@ -113,7 +113,7 @@ describe("run", function()
         C.nb_threads_set(way[1])
         C.nb_cpu_limit(way[2])
         local dir = scratch()
-        assert(assert(plan { name = "t", scheme = "W4A16", group = 64, method = method }):run(dir, { batch_bytes = way[1] * 10000 }))
+        assert(assert(plan { name = "t", scheme = "W4A16", group = 64, method = method }):run(dir, { ahead_bytes = way[1] * 10000 }))
         reference = reference or digest(dir)
         assert.equal(reference, digest(dir))
       end
@@ -172,7 +172,7 @@ describe("run", function()
     f:write(([[
       local nb = require "nibble"
       local p = assert(nb.plan(assert(nb.recipe { name = "kill", scheme = "W4A16", group = 32, method = "mse" }), assert(nb.open %q)))
-      assert(p:run(arg[1], { batch_bytes = 1 }))]]):format(model_dir))
+      assert(p:run(arg[1], { ahead_bytes = 1 }))]]):format(model_dir))
     f:close()
     local build = os.getenv "NIBBLE_BUILD" or "build"
     local run = ("%s/nibble %s "):format(build, script)

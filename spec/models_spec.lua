@@ -79,7 +79,8 @@ describe("models", function()
   it("names an architecture that it doesn't know, and those it does", function()
     local arch, msg, code = nb.models.of { architectures = { "GPT2LMHeadModel" }, model_type = "gpt2" }
     assert.is_nil(arch)
-    assert.equal("architecture GPT2LMHeadModel (model_type gpt2) is not known; known: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe", msg)
+    assert.equal("architecture GPT2LMHeadModel (model_type gpt2) is not known; "
+      .. "known: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe", msg)
     assert.equal("eunsupported", code)
     assert.matches("no config.json", select(2, nb.models.of(nil)))
   end)

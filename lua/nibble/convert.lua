@@ -27,8 +27,8 @@ local M = {}
 
 local journal_name = ".nibble-journal"
 local certificate_name = "nibble.json"
--- Elements of a row tile: bf16 input, u8 codes and f32 scratch stay in the caches.
-local tile_elements = 2 ^ 19
+-- Elements of a row tile: large enough that the threads' start costs little, small enough for the last cache.
+local tile_elements = 2 ^ 21
 -- Output bytes between two proofs: what a killed run may have to do again.
 local batch_bytes = 128 * 2 ^ 20
 
@@ -61,10 +61,11 @@ end
 
 -- ---- tiles --------------------------------------------------------------------
 
--- Rows of a tile: a multiple of 64, and of what each format's packing along n begins on.
+-- Rows of a tile: a multiple of 128 (whole cache lines of words that lie along n), and of
+-- what each format's packing along n begins on.
 local function tile_rows(job, ...)
   local n, k = job.rec.n, job.rec.k
-  local step = 64
+  local step = 128
   for _, format_rec in ipairs { ... } do
     local need = format_rec[1].row_step(format_rec[2])
     while step % need ~= 0 do step = step * 2 end
@@ -464,6 +465,7 @@ end
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
+-- progress: default M.progress, which a session on a terminal sets.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 function M.execute(plan, dir, options)
   options = options or {}
@@ -475,7 +477,7 @@ function M.execute(plan, dir, options)
   local accept = plan.recipe and plan.recipe.accept or {}
   local run = { plan = plan, dir = dir, state = state, batch = {}, batch_bytes = 0,
                 batch_limit = options.batch_bytes or batch_bytes, scratch = {}, proof_scratch = {},
-                progress = options.progress, measure = options.measure or accept.sqnr_db ~= nil }
+                progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if state == "complete" then return summarize(run, dir, C.nb_now() - t0, state) end
   local ok
   ok, msg, code = checkpoint.mkdir(dir)

@@ -66,6 +66,7 @@ function M.run(values)
   end))
   for _, warning in ipairs(result.warnings or {}) do require("nibble.cli").say("%s", warning) end
   if values.json then
+    result.warnings = nb.json.array(result.warnings)
     io.write(nb.json.encode(result, { indent = 2 }), "\n")
   else
     io.write(as_text(result))

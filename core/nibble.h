@@ -677,6 +677,13 @@ void nb_tensor_fill(nb_tensor *t, double v);
 int nb_tensor_load_f64(double *out, const nb_tensor *t, int64_t at, int64_t n);
 int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
 
+/* ---- MX block scales (quant/mx.c) ---------------------------------------------- */
+
+/* scales (f8_e8m0) of blocks whose largest magnitudes are amax (same shape, any real
+ * dtype of whole bytes), for elements of 4 (f4) or 8 (f8_e4m3) bits, as
+ * compressed-tensors' generate_mx_scales; not finite: 255, e8m0's NaN. */
+int nb_mx_scales(nb_tensor *scales, const nb_tensor *amax, int bits);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

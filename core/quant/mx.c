@@ -21,7 +21,9 @@ int nb_mx_scales(nb_tensor *scales, const nb_tensor *amax, int bits) {
   NB_TRY(nb_real_only(amax, "mx scales"));
   enum { BLOCK = 1024 };
   int64_t n = nb_tensor_numel(amax), step = nb_dtype_bits(amax->dtype) / 8;
-  if (step == 0) return nb_fail(NB_EINVAL, "mx scales: magnitudes as %s, expected whole bytes", nb_dtype_name(amax->dtype));
+  if (step == 0)
+    return nb_fail(NB_EINVAL, "mx scales: magnitudes as %s, expected whole bytes",
+                   nb_dtype_name(amax->dtype));
   for (int64_t at = 0; at < n; at += BLOCK) {
     float a[BLOCK];
     int64_t m = NB_MIN((int64_t)BLOCK, n - at);

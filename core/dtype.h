@@ -10,6 +10,8 @@
 
 #include "base.h"
 
+#include <math.h>
+
 typedef void nb_load_fn(float *out, const void *in, int64_t n);
 typedef void nb_store_fn(void *out, const float *in, int64_t n);
 
@@ -26,6 +28,9 @@ nb_store_fn *nb_store_avx512(int dtype);
  * which round to nearest even. */
 void nb_load_f64(double *out, const void *in, int dtype, int64_t n);
 
+/* nb_cast of n elements on this thread: neither is c64, both begin and end on a byte. */
+void nb_cast_block(void *dst, int to, const void *src, int from, int64_t n);
+
 /* Fails with a sentence that begins with `what` for complex numbers and device memory. */
 int nb_real_only(const nb_tensor *t, const char *what);
 
@@ -36,7 +41,7 @@ typedef struct nb_small_float {
   uint32_t over;
   uint8_t over_code, nan_code;
   bool signed_nan;
-  bool code_0x80_is_nan; /* the fnuz formats: no -0, no infinity */
+  bool code_0x80_is_nan;    /* the fnuz formats: no -0, no infinity */
   bool drops_negative_zero; /* f4: -0.0 becomes 0 (but not what rounds to it), as its peers do */
   float max;
 } nb_small_float;
@@ -74,6 +79,12 @@ static inline uint8_t nb_f32_to_e8m0(float f) {
   uint32_t a = nb_f32_bits(f) & 0x7fffffffu;
   if (a < 0x00800000u) return a > 0x00400000u;
   return (uint8_t)NB_MIN((a + 0x00400000u) >> 23, 255u);
+}
+
+/* Half to even into [lo, hi], both whole; NaN is 0. */
+static inline int32_t nb_round_clamp(float f, float lo, float hi) {
+  if (f != f) return 0;
+  return (int32_t)rintf(f < lo ? lo : f > hi ? hi : f);
 }
 
 /* f32 with round-to-odd: inexact results get their last bit set, so that one more

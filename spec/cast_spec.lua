@@ -15,6 +15,11 @@ describe("cast", function()
   it("gives the portable path's bytes on every path, NaN payloads too", function()
     local paths = { C.NB_CPU_AVX2, -1 } -- -1: all that this processor has
     local x = noise(9001, 3) -- an odd length: every vector loop has a tail
+    -- signs and ties of the small formats: multiples of 1/32 between -40 and 40, and both zeros
+    local near_one = nb.tensor("f32", { 9001 })
+    local q = near_one:ptr()
+    for i = 0, 9000 do q[i] = (i % 2561 - 1280) / 32 * (i % 3 == 0 and 16 or 1) end
+    q[1] = -0.0
     local halves = x:as("u16", { 9001 * 2 }):rows(1, 9001)
     local bytes = x:as("u8"):rows(1, 9001)
     local function check(from, to)
@@ -26,7 +31,14 @@ describe("cast", function()
       end
       C.nb_cpu_limit(-1)
     end
-    for _, to in ipairs { "bf16", "f16", "f8_e4m3", "f8_e5m2", "i8" } do check(x, to) end
+    for _, to in ipairs { "bf16", "f16", "f8_e4m3", "f8_e5m2", "f8_e4m3fnuz", "f8_e5m2fnuz", "i8", "u8" } do
+      check(x, to)
+      check(near_one, to)
+    end
+    for _, to in ipairs { "f4", "i4", "u4" } do
+      check(x:rows(1, 9000), to)
+      check(near_one:rows(1, 9000), to)
+    end
     for _, from in ipairs { "bf16", "f16" } do check(halves:as(from, { 9001 }), "f32") end
     for _, from in ipairs { "f8_e4m3", "f8_e5m2", "f8_e4m3fnuz", "f8_e8m0" } do check(bytes:as(from, { 9001 }), "f32") end
   end)
@@ -99,5 +111,17 @@ describe("cast", function()
     local a, b = nb.tensor("f32", { 4 }), nb.tensor("bf16", { 5 })
     assert.equal(tonumber(C.NB_EINVAL), C.nb_cast(b, a, 0))
     assert.matches("expected the 4 elements of f32 %[4%], found bf16 %[5%]", require("ffi").string(C.nb_error()))
+  end)
+end)
+
+describe("mx scales", function()
+  it("are powers of two from the largest magnitude; what is not finite is e8m0's NaN", function()
+    local amax = nb.tensor("f32", { 6 }, { 6, 7, 0, 2 ^ -140, math.huge, 0 / 0 })
+    local scales = nb.tensor("f8_e8m0", { 6 })
+    assert.equal(0, C.nb_mx_scales(scales, amax, 4))
+    assert.same({ 127, 128, 0, 0, 255, 255 }, scales:as("u8"):totable())
+    assert.equal(tonumber(C.NB_EINVAL), C.nb_mx_scales(scales, amax, 6))
+    assert.matches("elements of 6 bits, expected 4 %(f4%) or 8", require("ffi").string(C.nb_error()))
+    assert.equal(tonumber(C.NB_EINVAL), C.nb_mx_scales(amax, amax, 4))
   end)
 end)

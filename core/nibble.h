@@ -155,6 +155,9 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 /* 32 hex digits and a NUL into out; the state goes on. */
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
+/* One tensor's bytes: the hash of the hashes of its blocks of 4 MiB, 32 hex digits
+ * and a NUL into out. Threads; mapped pages are let go again behind it. */
+int nb_tensor_hash(char *out, const nb_tensor *t);
 
 /* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales

@@ -405,7 +405,9 @@ int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_t
 
 int nb_writer_flush(nb_writer *w) { return w->queue ? nb_queue_flush(w->queue) : not_open(); }
 int64_t nb_writer_mark(nb_writer *w) { return w->queue ? nb_queue_mark(w->queue) : 0; }
-int nb_writer_wait(nb_writer *w, int64_t mark) { return w->queue ? nb_queue_wait(w->queue, mark) : not_open(); }
+int nb_writer_wait(nb_writer *w, int64_t mark) {
+  return w->queue ? nb_queue_wait(w->queue, mark) : not_open();
+}
 
 int nb_writer_tensor(nb_tensor *out, nb_writer *w, const char *name, int64_t name_bytes) {
   w_tensor *x = NULL;

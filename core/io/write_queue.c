@@ -28,7 +28,7 @@ struct nb_queue {
   pthread_mutex_t lock;
   pthread_cond_t more, less; /* something to write; something was written */
   block *head, **tail;
-  int64_t queued; /* bytes, with those being written */
+  int64_t queued;    /* bytes, with those being written */
   int64_t put, done; /* blocks */
   bool closing;
   int error; /* the first failure, with its sentence */

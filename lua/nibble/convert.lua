@@ -27,7 +27,7 @@ local M = {}
 local journal_name = ".nibble-journal"
 local certificate_name = "nibble.json"
 -- Output bytes that may be written and not yet proven: the writer works on them meanwhile.
-local ahead_bytes = 64 * 2 ^ 20
+local ahead_bytes = 32 * 2 ^ 20
 
 -- ---- the output folder -----------------------------------------------------------
 
@@ -100,14 +100,14 @@ end
 -- The certificate: no time, host or path in it, so that equal runs write equal bytes.
 local function write_certificate(run, dir)
   local plan = run.plan
-  local modules = {}
+  local list = {}
   for i, job in ipairs(plan.jobs) do
-    modules[i] = { name = job.name, action = job.action, hash = job.hash, __order = { "name", "action", "scheme", "hash", "error" },
+    list[i] = { name = job.name, action = job.action, hash = job.hash, __order = { "name", "action", "scheme", "hash", "error" },
                    scheme = job.out.scheme and scheme_m.describe(job.out.scheme) or nil, error = job.error }
   end
   local text = json.encode({ nibble = nffi.version, plan = plan:id(), format = plan.format.name,
     recipe = plan.recipe and plan.recipe.name or nil, accept = plan.recipe and plan.recipe.accept or nil,
-    modules = json.array(modules), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
+    modules = json.array(list), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
   return checkpoint.write_file(dir .. "/" .. certificate_name, text .. "\n")
 end
 
@@ -167,9 +167,10 @@ local function prove_oldest(run)
   return run.journal:append(line)
 end
 
--- Proofs run behind the writer, which runs behind the making: at most run.ahead bytes.
-local function prove_down_to(run, bytes)
-  while #run.waiting > 0 and (run.waiting_bytes > bytes or bytes == 0) do
+-- Proofs run behind the writer, which runs behind the making: by one module, and by
+-- more while they are small.
+local function prove_down_to(run, count, bytes)
+  while #run.waiting > count and run.waiting_bytes > bytes do
     nffi.stop_check()
     local ok, msg, code = prove_oldest(run)
     if not ok then return nil, msg, code end
@@ -188,14 +189,14 @@ local function run_jobs(run)
       run.waiting[#run.waiting + 1] = { job = job, expect = expect, mark = run.writer:mark() }
       run.waiting_bytes = run.waiting_bytes + job.bytes_out
       local ok
-      ok, msg, code = prove_down_to(run, run.ahead)
+      ok, msg, code = prove_down_to(run, 1, run.ahead)
       if not ok then return nil, msg, code end
     end
     totals.done, totals.bytes = totals.done + 1, totals.bytes + job.bytes_in
     totals.name, totals.seconds = job.name, C.nb_now() - t0
     if run.progress then run.progress(totals) end
   end
-  return prove_down_to(run, 0)
+  return prove_down_to(run, 0, -1)
 end
 
 local function summarize(run, dir, seconds, state)
@@ -266,7 +267,7 @@ end
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
 -- progress: default M.progress, which a session on a terminal sets.
--- ahead_bytes: output written and not yet proven, default 64 MiB: what a killed run may have to do again.
+-- ahead_bytes: output written and not yet proven, default 32 MiB: what a killed run may have to do again.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 function M.execute(plan, dir, options)
   options = options or {}

@@ -35,17 +35,9 @@ local function digest(h)
   return ffi.string(hex)
 end
 
--- Block by block: a mapped tensor's pages are let go again behind the hash.
-local function hash_tensor(h, t)
-  local block, bytes = 16 * 2 ^ 20, t:bytes()
-  if bytes == 0 then return end
-  local all = t:as("u8", { bytes })
-  for at = 1, bytes, block do
-    nffi.stop_check()
-    local part = all:rows(at, math.min(bytes, at + block - 1))
-    C.nb_hash_update(h, part.data, part:bytes())
-    part:drop()
-  end
+local function digest_of(t)
+  nffi.must(C.nb_tensor_hash(hex, t))
+  return ffi.string(hex)
 end
 
 -- ---- tiles --------------------------------------------------------------------
@@ -145,12 +137,6 @@ local function make_converted(run, job, dst)
   return make_through_codes(run, job, dst, src)
 end
 
-local function digest_of(t)
-  local h = new_hash()
-  hash_tensor(h, t)
-  return digest(h)
-end
-
 local function make_dequantized(run, job, dst)
   local w, msg, code = run.plan.model:weight(job.name, job.out.dtype)
   if not w then return nil, msg, code end
@@ -160,11 +146,11 @@ end
 
 local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized }
 
--- ---- large tensors, used again ------------------------------------------------------
+-- ---- tensors used again ---------------------------------------------------------------
 -- New memory costs a page fault and a zeroed page for every 4 KiB: as much as the work on
--- it. So large tensors whose every byte is written go from proven modules to new ones.
+-- it. So tensors whose every byte is written go from proven modules to new ones.
 
-local large_bytes = 2 ^ 20
+local reusable = { qweight = true, weight_packed = true, weight = true }
 
 local function pool_key(dtype, shape) return dtype .. "[" .. table.concat(shape, "x") .. "]" end
 
@@ -176,18 +162,18 @@ end
 local function give_back(run, t)
   local key = pool_key(t:type(), t:size())
   run.pool[key] = run.pool[key] or {}
-  if #run.pool[key] * t:bytes() < 2 * run.ahead then table.insert(run.pool[key], t) end
+  if #run.pool[key] < 3 then table.insert(run.pool[key], t) else t:free() end
 end
 
 -- Tensors for the layout's parts of the weight; a bias, and all of a copied module, goes along as it is.
+-- Words that rows don't fill keep the zeroes of new memory in their rest.
 local function own_tensors(run, job)
   local dst, bits = {}, job.out.scheme and job.out.scheme.bits or 8
-  local whole_words = job.action ~= "copy" and job.rec.k * bits % 32 == 0 and job.rec.n * bits % 32 == 0
+  if job.action == "copy" then return dst end
+  local filled = job.rec.k * bits % 32 == 0 and job.rec.n * bits % 32 == 0
   for _, t in ipairs(job.layout) do
-    if job.action ~= "copy" and t.suffix ~= "bias" then
-      local reuse = whole_words and (t.suffix == "qweight" or t.suffix == "weight_packed" or t.suffix == "weight")
-      dst[t.suffix] = (reuse and take or tensors.new)(unpack(reuse and { run, t.dtype, t.shape } or { t.dtype, t.shape }))
-    end
+    if reusable[t.suffix] and filled then dst[t.suffix] = take(run, t.dtype, t.shape)
+    elseif t.suffix ~= "bias" then dst[t.suffix] = tensors.new(t.dtype, t.shape) end
   end
   return dst
 end
@@ -201,20 +187,18 @@ function M.make(run, job)
     expect, msg, code = makers[job.action](run, job, dst)
     if not expect then return nil, msg, code end
   end
-  expect.bytes = expect.bytes or {}
+  expect.bytes, expect.reusable = expect.bytes or {}, {}
   for _, t in ipairs(job.layout) do
-    local tensor, msg, code = dst[t.suffix], nil, nil
+    local tensor, ok, msg, code = dst[t.suffix], nil, nil, nil
     if not tensor then
       tensor, msg, code = run.plan.model:tensor(job.rec.tensors[t.suffix].name)
       if not tensor then return nil, msg, code end
       expect.bytes[t.suffix] = digest_of(tensor)
     end
-    local ok
     ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor)
     if not ok then return nil, msg, code end
-    if not dst[t.suffix] then -- the writer keeps what it still needs
-    elseif tensor:bytes() >= large_bytes then expect.large = tensor
-    else tensor:free() end
+    if reusable[t.suffix] and dst[t.suffix] then table.insert(expect.reusable, tensor)
+    elseif dst[t.suffix] then tensor:free() end -- the writer keeps it until it is written
   end
   return expect
 end
@@ -288,7 +272,7 @@ function M.prove(run, job, expect)
   if ok == nil then return nil, msg, code end
   local hash, same = file_hash(job, src, expect.bytes)
   for _, t in pairs(src) do t:drop() end
-  if expect.large then give_back(run, expect.large) end
+  for _, t in ipairs(expect.reusable) do give_back(run, t) end
   if ok and same then return hash end
   return nil, ("%s: what was written does not decode to what was meant; the output is not to be used"):format(job.name),
     "eformat"

@@ -294,6 +294,7 @@ local function variant(name, title, v1)
   return {
     name = name, title = title, settings = settings, probe = probe, row_step = row_step, layout = layout,
     can = can, scale_dtype = scale_dtype,
+    side_file = "quantize_config.json", -- older consumers look there
     detect = function(ck) return overrides.method(ck) == name end,
     read = function(src, rec, a, b, q) return read(src, rec, a, b, q, v1) end,
     write = function(dst, rec, a, b, q) return write(dst, rec, a, b, q, v1) end,

@@ -7,6 +7,7 @@
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,17 @@ static int load_module(lua_State *L) {
   lua_pushvalue(L, 1);
   lua_call(L, 1, 1);
   return 1;
+}
+
+/* NIBBLE_SOURCE(path) -> text of an embedded file, or nil: for the session's help. */
+static int source_of(lua_State *L) {
+  const char *path = luaL_checkstring(L, 1);
+  for (const embedded *f = nb_lua_files; f->name; f++) {
+    if (strcmp(f->path, path) != 0) continue;
+    lua_pushlstring(L, f->text, f->size);
+    return 1;
+  }
+  return 0;
 }
 
 static void preload(lua_State *L) {
@@ -42,7 +54,43 @@ static void preload(lua_State *L) {
   lua_setfield(L, LUA_REGISTRYINDEX, "nibble.recipes");
   lua_getfield(L, LUA_REGISTRYINDEX, "nibble.recipes");
   lua_setglobal(L, "NIBBLE_RECIPES");
+  lua_pushcfunction(L, source_of);
+  lua_setglobal(L, "NIBBLE_SOURCE");
   lua_pop(L, 2);
+}
+
+/* Ctrl-C in Lua code that calls no C job: nothing there reads the stop flag, so
+ * the handler leaves a hook behind, which waits a moment: what reads the flag comes
+ * first. Compiled loops ignore hooks; there a second Ctrl-C ends the process. */
+enum { STOP_EVERY = 1000 };
+static const double stop_after_seconds = 0.2;
+static double stopped_at;
+static lua_State *main_state;
+static void (*set_stop_flag)(int);
+
+static void stop_hook(lua_State *L, lua_Debug *where) {
+  (void)where;
+  if (nb_stop_requested() && nb_now() - stopped_at < stop_after_seconds) return;
+  lua_sethook(L, NULL, 0, 0);
+  if (!nb_stop_requested()) return;
+  lua_pushliteral(L, "interrupted");
+  lua_error(L);
+}
+
+static void on_sigint(int sig) {
+  set_stop_flag(sig);
+  stopped_at = nb_now();
+  lua_sethook(main_state, stop_hook, LUA_MASKCOUNT, STOP_EVERY);
+}
+
+static void install_stop(lua_State *L) {
+  struct sigaction sa;
+  main_state = L;
+  nb_stop_install();
+  sigaction(SIGINT, NULL, &sa);
+  set_stop_flag = sa.sa_handler;
+  sa.sa_handler = on_sigint;
+  sigaction(SIGINT, &sa, NULL);
 }
 
 /* Threads that wait for the next parallel region sleep instead of spinning: jobs
@@ -77,7 +125,7 @@ int main(int argc, char **argv) {
   } else {
     preload(L);
   }
-  nb_stop_install();
+  install_stop(L);
   lua_pushcfunction(L, traceback);
   lua_getglobal(L, "require");
   lua_pushliteral(L, "nibble.cli");

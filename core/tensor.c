@@ -76,11 +76,22 @@ static void free_aligned(void *data, int64_t bytes) {
   free(((heap_block *)data)[-1].start);
 }
 
+/* Large blocks ask for huge pages: fewer faults on first touch, fewer misses of the
+ * address cache in code that walks many rows at once. */
+static void ask_huge_pages(char *start, int64_t bytes) {
+  enum { HUGE_PAGE = 2 << 20 };
+  if (bytes < 2 * HUGE_PAGE) return;
+  uintptr_t from = ((uintptr_t)start + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1);
+  uintptr_t to = ((uintptr_t)start + (uintptr_t)bytes) & ~(uintptr_t)(HUGE_PAGE - 1);
+  if (to > from) madvise((void *)from, to - from, MADV_HUGEPAGE);
+}
+
 int nb_tensor_new(nb_tensor *out, int dtype, int ndim, const int64_t *shape) {
   NB_TRY(nb_shape_set(out, dtype, ndim, shape, "new tensor"));
   int64_t bytes = nb_tensor_bytes(out);
   char *start = nb_alloc(bytes + 64 + (int64_t)sizeof(heap_block), 1);
   if (!start) return NB_ENOMEM;
+  ask_huge_pages(start, bytes);
   uintptr_t at = ((uintptr_t)start + sizeof(heap_block) + 63) & ~(uintptr_t)63;
   ((heap_block *)at)[-1].start = start;
   out->buf = nb_buf_new((void *)at, bytes, free_aligned, true);

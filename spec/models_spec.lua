@@ -1,6 +1,7 @@
 -- Models: which architectures are known, what they need of a config, and logits
 -- against the reference implementation's (spec/models/parity).
 local nb = require "nibble"
+local C = require("nibble.ffi").C
 
 local function parity(name) return "spec/models/parity/" .. name end
 
@@ -129,6 +130,34 @@ describe("models", function()
     local msg, code = failure(changed("llama", {}, { ["model.layers.1.post_attention_layernorm.weight"] = bad }))
     assert.matches("^model.layers.1: 192 of its 192 output values are infinite or NaN", msg)
     assert.equal("eformat", code)
+  end)
+
+  it("reads tensors that a file doesn't align", function()
+    local ck, name = assert(nb.open(parity "llama")), "model.layers.0.mlp.down_proj.weight"
+    local t = assert(ck:tensor(name))
+    local shifted = nb.tensor("u8", { t:bytes() + 1 }):rows(2, t:bytes() + 1)
+    local from, to = t:as("u8"):ptr(), shifted:ptr()
+    for i = 0, t:bytes() - 1 do to[i] = from[i] end
+    local ids = nb.tensor("i32", { 4 }, { 9, 8, 7, 6 })
+    local odd = assert(nb.models.load(changed("llama", {}, { [name] = shifted:as("f32", t:size()) })))
+    assert.is_true(assert(odd:logits(ids)):equal(assert(assert(nb.models.load(ck)):logits(ids))))
+  end)
+
+  it("gives a want of memory as a failure, wherever it strikes", function()
+    local model = assert(nb.models.load(assert(nb.open(parity "mixtral"))))
+    local ids, failures = nb.tensor("i32", { 3 }, { 1, 2, 3 }), 0
+    for nth = 1, 12 do
+      C.nb_debug_fail_alloc(nth)
+      local found, msg, code = model:hidden(ids, 3)
+      C.nb_debug_fail_alloc(0)
+      if not found then
+        failures = failures + 1
+        assert.matches("^out of memory", msg)
+        assert.equal("enomem", code)
+      end
+    end
+    assert.is_true(failures >= 10)
+    assert.is_truthy(model:hidden(ids, 3))
   end)
 
   it("uses the embedding as output layer when the config ties them", function()

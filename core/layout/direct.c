@@ -76,11 +76,11 @@ static void rectangle(const pair *x, int64_t r0, int64_t r1, int64_t c0, int64_t
 /* A streamed run is NB_STRIP words of a row of the result; the other way many
  * strips follow one another, each asking for the next one's lines. */
 static int run(const pair *x) {
-  enum { LONG = 256 };
+  enum { LONG = 1024 };
   int64_t rows = NB_CEIL(x->k, 8), words = x->n / 8;
   int64_t dr = x->to_awq ? LONG : NB_STRIP, dc = x->to_awq ? NB_STRIP : LONG;
   int stopped = 0;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(nb_threads()) reduction(| : stopped) \
     if (rows * words > 1 << 10)
   for (int64_t r = 0; r < rows; r += dr)
     for (int64_t c = 0; c < words; c += dc) {

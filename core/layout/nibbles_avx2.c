@@ -10,11 +10,12 @@
 /* Eight rows of eight words of nibbles: lo[c] and hi[c] hold words of eight rows,
  * the columns of the words c (lower lane) and c+4 (upper lane) at their nibbles
  * 0 2 4 6 and 1 3 5 7. Nibble r of such a word is row[r]'s. */
-static inline void octet(v8 *lo, v8 *hi, const uint32_t *in, int64_t ld, const int *row) {
+static inline __attribute__((always_inline)) void octet(v8 *lo, v8 *hi, const uint32_t *in, int64_t ld, const int *row) {
   v8 l[4], h[4];
+  const uint32_t *up = in + 4 * ld, *at[8] = {in, in + ld, in + 2 * ld, in + 3 * ld, up, up + ld, up + 2 * ld, up + 3 * ld};
   UNROLL for (int p = 0; p < 4; p++) {
-    l[p] = nb_v8_load(in + row[2 * p] * ld);
-    h[p] = nb_v8_load(in + row[2 * p + 1] * ld);
+    l[p] = nb_v8_load(at[row[2 * p]]);
+    h[p] = nb_v8_load(at[row[2 * p + 1]]);
     nb_swap_nibbles(&l[p], &h[p]);
   }
   nb_bytes_to_words(lo, l[0], l[1], l[2], l[3]);
@@ -76,53 +77,83 @@ void nb_gptq_to_awq4_rows_avx2(uint32_t *awq, int64_t ld, const uint32_t *gptq, 
 
 /* ---- words -------------------------------------------------------------------- */
 
-/* Columns 0 to 3 of `rows` rows of words, into rows order[0..3] of `to`. */
-static inline void four_columns(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
-                                const int *order, bool stream) {
+/* Columns 0 to 3 of `rows` rows of words, into rows order[0..3] of `to`. Each row's
+ * run is stored at once, or the write-combining buffers spill. */
+static inline __attribute__((always_inline)) void columns(uint32_t *to, int64_t to_ld, const uint32_t *from,
+                                                          int64_t from_ld, int64_t rows, const int *order, bool stream) {
   v8 b[4][NB_STRIP / 8];
-  for (int64_t k = 0; k < rows; k += 8) {
+  UNROLL for (int64_t k = 0; k < rows; k += 8) {
     v8 x[4];
     UNROLL for (int i = 0; i < 4; i++) x[i] = nb_v8_load2(from + (k + i) * from_ld, from + (k + i + 4) * from_ld);
     nb_words_4x4(x);
     UNROLL for (int i = 0; i < 4; i++) b[i][k / 8] = x[i];
   }
-  for (int i = 0; i < 4; i++) /* each row's run at once, or the write-combining buffers spill */
-    for (int64_t k = 0; k < rows; k += 8) nb_v8_put(to + order[i] * to_ld + k, b[i][k / 8], stream);
+  for (int i = 0; i < 4; i++) {
+    uint32_t *run = to + order[i] * to_ld;
+    UNROLL for (int64_t k = 0; k < rows; k += 8) nb_v8_put(run + k, b[i][k / 8], stream);
+  }
+}
+
+/* The full strip is worth a copy of its own, with nothing left to decide inside. */
+static void four_columns(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
+                                const int *order, bool stream) {
+  if (rows == NB_STRIP && stream) columns(to, to_ld, from, from_ld, NB_STRIP, order, true);
+  else columns(to, to_ld, from, from_ld, rows, order, stream);
 }
 
 void nb_words_transpose_avx2(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
                              int64_t cols, bool stream) {
-  for (int64_t n = 0; n < cols; n += 4) {
-    if (n % 16 == 0)
-      for (int64_t k = 0; k < rows; k++) _mm_prefetch((const char *)(from + k * from_ld + n + 16), _MM_HINT_T1);
-    four_columns(to + n * to_ld, to_ld, from + n, from_ld, rows, plain, stream);
+  enum { WIDTH = 16, PAD = 4 }; /* whole cache lines, copied for the reason below */
+  uint32_t tmp[NB_STRIP * (WIDTH + PAD)];
+  int64_t n = 0;
+  for (; n + WIDTH <= cols; n += WIDTH) {
+    for (int64_t k = 0; k < rows; k++) {
+      nb_v8_store(tmp + k * (WIDTH + PAD), nb_v8_load(from + k * from_ld + n));
+      nb_v8_store(tmp + k * (WIDTH + PAD) + 8, nb_v8_load(from + k * from_ld + n + 8));
+      _mm_prefetch((const char *)(from + k * from_ld + n + WIDTH), _MM_HINT_T1);
+    }
+    for (int64_t i = 0; i < WIDTH; i += 4)
+      four_columns(to + (n + i) * to_ld, to_ld, tmp + i, WIDTH + PAD, rows, plain, stream);
   }
+  for (; n < cols; n += 4) four_columns(to + n * to_ld, to_ld, from + n, from_ld, rows, plain, stream);
   if (stream) _mm_sfence();
 }
 
 /* ---- nibbles: `octets` times eight rows of `words` words, turned ------------------ */
 
-enum { STRIP_WORDS = 16, ROW = 8 * STRIP_WORDS + 16 }; /* one cache line of each row; the pad spreads the sets */
+enum { LINE = 16, ROW = 8 * LINE + 16 }; /* words of a cache line; a row of tmp, padded to spread over the sets */
+
+/* One cache line of each of eight rows, copied at once: where the rows lie a power of
+ * two apart, the eight fill their set of the cache, and what comes next evicts them. */
+static inline void copy_lines(uint32_t *to, const uint32_t *from, int64_t ld) {
+  UNROLL for (int i = 0; i < 8; i++) {
+    nb_v8_store(to + LINE * i, nb_v8_load(from + i * ld));
+    nb_v8_store(to + LINE * i + 8, nb_v8_load(from + i * ld + 8));
+  }
+  UNROLL for (int i = 8; i < 16; i++) _mm_prefetch((const char *)(from + i * ld), _MM_HINT_T0);
+}
 
 static inline __attribute__((always_inline)) void turn(uint32_t *to, int64_t to_ld, const uint32_t *from,
                                                        int64_t from_ld, int64_t octets, int64_t words, const int *row,
                                                        const int order[2][4], bool stream) {
-  uint32_t tmp[NB_STRIP * ROW] __attribute__((aligned(64)));
-  for (int64_t w = 0; w < words; w += STRIP_WORDS) {
-    for (int64_t k = 0; k < octets; k++)
+  uint32_t tmp[NB_STRIP * ROW] __attribute__((aligned(64))), lines[8 * LINE] __attribute__((aligned(64)));
+  for (int64_t w = 0; w < words; w += LINE, to += 8 * LINE * to_ld) {
+    const uint32_t *in = from + w, *ahead = in + LINE;
+    for (int64_t k = 0; k < octets; k++, in += 8 * from_ld) {
+      copy_lines(lines, in, from_ld);
       UNROLL for (int half = 0; half < 2; half++) {
         v8 lo[4], hi[4];
-        octet(lo, hi, from + 8 * k * from_ld + w + 8 * half, from_ld, row);
+        octet(lo, hi, lines + 8 * half, LINE, row);
         UNROLL for (int c = 0; c < 4; c++) {
           nb_v8_store(tmp + k * ROW + 64 * half + 16 * c, lo[c]);
           nb_v8_store(tmp + k * ROW + 64 * half + 16 * c + 8, hi[c]);
         }
       }
-    for (int64_t g = 0; g < 2 * STRIP_WORDS; g++) { /* of tmp: half, then c, then lo or hi, then the lane */
-      int64_t ahead = octets / 4;
-      for (int64_t i = g * ahead; i < (g + 1) * ahead && w + STRIP_WORDS < words; i++)
-        _mm_prefetch((const char *)(from + i * from_ld + w + STRIP_WORDS), _MM_HINT_T1);
-      int64_t c = w + 8 * (g / 16) + g / 4 % 4 + 4 * (g % 2);
+    }
+    for (int g = 0; g < 2 * LINE; g++) { /* four words of tmp each: half, then c, then lo or hi, then the lane */
+      int64_t c = g / 16 * 8 + g / 4 % 4 + 4 * (g % 2);
+      for (int64_t i = 0; i < octets / 4 && w + LINE < words; i++, ahead += from_ld)
+        _mm_prefetch((const char *)ahead, _MM_HINT_T1);
       four_columns(to + 8 * c * to_ld, to_ld, tmp + 4 * g, ROW, octets, order[g / 2 % 2], stream);
     }
   }

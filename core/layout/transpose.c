@@ -16,36 +16,43 @@ TRANSPOSE(transpose16, uint16_t)
 TRANSPOSE(transpose32, uint32_t)
 TRANSPOSE(transpose64, uint64_t)
 
-/* The vector kernel's share of a strip: how many rows, in blocks, it did. */
-static int64_t fast_rows(uint32_t *dst, int64_t dst_ld, const uint32_t *src, int64_t src_ld, int64_t rows, int64_t cols,
-                         bool stream) {
-  int64_t done = rows - rows % 8;
-  if (cols % 4) return 0;
-  for (int64_t i = 0; i < done; i += NB_STRIP)
-    nb_words_transpose_avx2(dst + i, dst_ld, src + i * src_ld, src_ld, NB_MIN(NB_STRIP, done - i), cols, stream);
-  return done;
+static void any_transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld, int64_t rows, int64_t cols,
+                          int64_t bytes) {
+  if (bytes == 1) transpose8(dst, dst_ld, src, src_ld, rows, cols);
+  else if (bytes == 2) transpose16(dst, dst_ld, src, src_ld, rows, cols);
+  else if (bytes == 4) transpose32(dst, dst_ld, src, src_ld, rows, cols);
+  else transpose64(dst, dst_ld, src, src_ld, rows, cols);
 }
 
+/* A panel of at most NB_STRIP rows: vectors, then what they leave at the edges. */
+static void panel32(uint32_t *dst, int64_t dst_ld, const uint32_t *src, int64_t src_ld, int64_t rows, int64_t cols,
+                    bool stream) {
+  int64_t r = rows - rows % 8, c = cols - cols % 4;
+  nb_words_transpose_avx2(dst, dst_ld, src, src_ld, r, c, stream);
+  transpose32(dst + c * dst_ld, dst_ld, src + c, src_ld, r, cols - c);
+  transpose32(dst + r, dst_ld, src + r * src_ld, src_ld, rows - r, cols);
+}
+
+/* Narrow strips down all rows; words by vectors in flat panels, because those ask
+ * ahead along the rows and stream whole runs. */
 static int transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld, int64_t rows, int64_t cols,
                      int64_t bytes) {
-  int64_t strips = NB_CEIL(cols, TILE);
+  enum { LONG = 4096 };
   bool fast = bytes == 4 && (nb_cpu() & NB_CPU_AVX2);
   bool stream = fast && nb_layout_streams(dst, dst_ld, rows * cols * 4);
+  int64_t height = fast ? NB_STRIP : NB_MAX(rows, 1), width = fast ? LONG : TILE;
   int stopped = 0;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
+#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
     if (rows * cols * bytes > SERIAL_BYTES)
-  for (int64_t s = 0; s < strips; s++) {
-    int64_t j = s * TILE, n = NB_MIN(TILE, cols - j);
-    char *d = (char *)dst + j * dst_ld * bytes;
-    const char *from = (const char *)src + j * bytes;
-    if (nb_stop_requested()) stopped = 1;
-    else if (bytes == 1) transpose8((uint8_t *)d, dst_ld, (const uint8_t *)from, src_ld, rows, n);
-    else if (bytes == 2) transpose16((uint16_t *)d, dst_ld, (const uint16_t *)from, src_ld, rows, n);
-    else if (bytes == 4) {
-      int64_t done = fast ? fast_rows((uint32_t *)d, dst_ld, (const uint32_t *)from, src_ld, rows, n, stream) : 0;
-      transpose32((uint32_t *)d + done, dst_ld, (const uint32_t *)from + done * src_ld, src_ld, rows - done, n);
-    } else transpose64((uint64_t *)d, dst_ld, (const uint64_t *)from, src_ld, rows, n);
-  }
+  for (int64_t i = 0; i < rows; i += height)
+    for (int64_t j = 0; j < cols; j += width) {
+      int64_t r = NB_MIN(height, rows - i), c = NB_MIN(width, cols - j);
+      char *d = (char *)dst + (j * dst_ld + i) * bytes;
+      const char *s = (const char *)src + (i * src_ld + j) * bytes;
+      if (nb_stop_requested()) stopped = 1;
+      else if (fast) panel32((uint32_t *)(void *)d, dst_ld, (const uint32_t *)(const void *)s, src_ld, r, c, stream);
+      else any_transpose(d, dst_ld, s, src_ld, r, c, bytes);
+    }
   return stopped ? nb_fail_stopped() : NB_OK;
 }
 

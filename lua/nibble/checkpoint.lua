@@ -358,8 +358,14 @@ end
 
 Checkpoint.absent = { config = true, quantization = true, index = true }
 
-function Checkpoint.__tostring(ck)
-  return ("%s  safetensors ×%d  %d tensors  %.1f MiB"):format(ck.name, #ck.files, ck.count, ck.bytes / 2 ^ 20)
+function Checkpoint.__tostring(ck) return require("nibble.summary").line(ck) end
+
+-- For completion: the methods, and what ck["…"] may name.
+M.methods, Checkpoint.__methods = methods, methods
+function Checkpoint.__names(ck)
+  local out = {}
+  for i, rec in ipairs(ck:modules() or {}) do out[i] = rec.name end
+  return out
 end
 
 return M

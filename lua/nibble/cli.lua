@@ -82,25 +82,16 @@ end
 -- ---- scripts -----------------------------------------------------------------
 
 local function with_module()
-  local nb = require "nibble"
-  rawset(_G, "nibble", nb)
-  return nb
+  rawset(_G, "nibble", require "nibble")
 end
 
 -- A chunk runs as it is; what is only an expression prints its value.
 local function run_code(code)
-  local nb = with_module()
+  with_module()
   local chunk, msg = loadstring(code, "=-e")
   local expression = not chunk and loadstring("return " .. code, "=-e")
   if not chunk and not expression then return M.fail(msg) end
-  local env = setmetatable({}, {
-    __index = function(_, name)
-      local value = _G[name]
-      if value == nil then value = nb[name] end
-      return value
-    end,
-    __newindex = _G,
-  })
+  local env = require("nibble.repl.globals").new()
   return guarded({ position = true }, function()
     local values = { setfenv(chunk or expression, env)() }
     if expression then

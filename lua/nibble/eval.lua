@@ -6,6 +6,7 @@
 -- not fill a window is left out. Losses are in nats, summed in double in a fixed
 -- order, so the number of threads doesn't show.
 local compute = require "nibble.compute"
+local json = require "nibble.json"
 local models = require "nibble.models"
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
@@ -61,7 +62,7 @@ local function ids_from_text(path)
   if not text then return nil, msg, code end
   local list = {}
   if text:find "^%s*%[" then
-    list, msg, code = require("nibble.json").decode(text, path)
+    list, msg, code = json.decode(text, path)
     if not list then return nil, msg, code end
   else
     for word in text:gmatch "[^%s,]+" do list[#list + 1] = tonumber(word) or word end
@@ -250,7 +251,9 @@ local function run_windows(s, o)
     if ok and s.against then ok, msg, code = check_losses(s, s.nll_against, s.against) end
     if not ok then return nil, msg, code end
     s.done = s.done + n
-    if o.progress then o.progress(s.done / s.windows.n, s.done * (context - 1), nffi.C.nb_now() - s.start) end
+    if o.progress then
+      o.progress { done = s.done, total = s.windows.n, tokens = s.done * (context - 1), seconds = nffi.C.nb_now() - s.start }
+    end
   end
   return true
 end
@@ -286,7 +289,8 @@ end
 
 -- The models of a run, and what is summed over windows.
 local function open_sides(o)
-  local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {}, warnings = {} }
+  local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {},
+    warnings = json.array() }
   local msg, code
   s.model, msg, code = load_side(o.model)
   if not s.model then return nil, msg, code end
@@ -318,12 +322,13 @@ local function check_options(o)
   end
 end
 
---- run{model=, text=|ids=, context=2048, against=nil, bos=nil, max_windows=nil, per_token=false, progress=nil}
+--- run{model=, text=|ids=, context=2048, against=nil, bos=nil, windows=nil, per_token=false, progress=nil}
 --    -> result | nil, msg, code
 -- model, against: opened checkpoints, of any readable format; the KL divergence is
 -- KL(against ‖ model). text: a file, for the model's tokenizer; ids: an i32 tensor,
 -- a .safetensors file with `ids` or `input_ids`, or a text file of ids. 1-D ids are
--- a stream; 2-D ids are windows, ready to use. progress(fraction, tokens, seconds).
+-- a stream; 2-D ids are windows, ready to use. windows: only the first so many.
+-- progress{done=, total= (windows), tokens=, seconds=}, after each batch.
 -- result: {nll (nats per token), ppl, top1, tokens, windows, context, seconds,
 -- tokens_per_second, bits_per_byte (with text), warnings}; with against {kl,
 -- top1_agreement, nll_against, ppl_against, delta_nll, delta_nll_stderr (paired over
@@ -342,7 +347,7 @@ function M.run(o)
   local source = o.text or (type(o.ids) == "string" and o.ids) or "ids"
   s.windows, msg, code = windows_of(ids, o.context, bos_of(o, s.model, tok), source)
   if not s.windows then return nil, msg, code end
-  s.windows.n = math.min(s.windows.n, o.max_windows or s.windows.n)
+  s.windows.n = math.min(s.windows.n, o.windows or s.windows.n)
   local context = s.windows.context
   for _, model in ipairs { s.model, s.against } do
     if context > model.max_position then

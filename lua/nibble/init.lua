@@ -18,6 +18,7 @@ local parts = {
 }
 
 return setmetatable(nb, {
+  __methods = parts, -- for completion
   __index = function(t, key)
     local part = parts[key]
     if not part then return nil end

@@ -31,14 +31,25 @@ function M.with_progress(job)
   return unpack(results, 2, 4)
 end
 
+-- The figures of a result: what a document can hold of it.
+local function figures(result)
+  local out = {}
+  for k, v in pairs(result) do
+    if type(v) == "number" or type(v) == "string" or type(v) == "boolean" then out[k] = v end
+  end
+  out.worst = result.worst
+  return out
+end
+
 --- finished(result, values) -> status: prints a job's result; 1 when a bound was missed.
 function M.finished(result, values)
   if values.json then
-    io.write(require("nibble.json").encode(result.totable and result:totable() or result, { indent = 2 }), "\n")
+    io.write(require("nibble.json").encode(figures(result), { indent = 2 }), "\n")
   else
     io.write(tostring(result), "\n")
   end
-  return result.accepted == false and 1 or 0
+  if result.accepted ~= false then return 0 end
+  return require("nibble.cli").fail(result.why or "a bound of the recipe's accept was missed", 1)
 end
 
 return M

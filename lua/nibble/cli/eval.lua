@@ -26,6 +26,9 @@ local function as_text(r)
   row(rows, "perplexity", "%.4f", r.ppl)
   row(rows, "tokens", "%d", r.tokens)
   row(rows, "windows", "%d", r.windows)
+  row(rows, "bits per byte", "%.4f", r.bits_per_byte)
+  row(rows, "against: nll", "%.6f", r.nll_against)
+  row(rows, "against: perplexity", "%.4f", r.ppl_against)
   row(rows, "KL divergence", "%.6f", r.kl)
   row(rows, "top-1 agreement", "%.4f", r.top1_agreement)
   if r.seconds then rows[#rows + 1] = { "time", units.seconds(r.seconds) } end
@@ -42,15 +45,19 @@ function M.run(values)
   local result = assert(common.with_progress(function(report)
     return nb.eval.run {
       model = model, against = against or nil, text = values.text, ids = values.ids,
-      context = values.context or 2048, windows = values.windows, progress = report,
+      context = values.context or 2048, max_windows = values.windows,
+      progress = function(share, tokens, seconds)
+        report { share = share, done = tokens, unit = "tokens", seconds = seconds }
+      end,
     }
   end))
+  for _, warning in ipairs(result.warnings or {}) do require("nibble.cli").say("%s", warning) end
   if values.json then
     io.write(nb.json.encode(result, { indent = 2 }), "\n")
   else
     io.write(as_text(result))
   end
-  return result.accepted == false and 1 or 0
+  return 0
 end
 
 return M

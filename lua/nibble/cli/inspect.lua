@@ -1,10 +1,11 @@
 -- inspect: what is in a checkpoint, module by module, from its headers only.
 local show = require "nibble.repl.show"
+local summary = require "nibble.summary"
 local units = require "nibble.units"
 
 local M = {
   summary = "what is in a checkpoint: modules, schemes, shapes, bits per weight, bytes",
-  notes = "PATTERN: a glob over module names (*.mlp.*), a piece of a name, or re:LUA-PATTERN.\n"
+  notes = "PATTERN: a glob over module names (*.mlp.*), a piece of a name, or re:REGULAR-EXPRESSION.\n"
     .. "Modules of the same kind in many layers share a line, unless --all is given.",
   args = { { "MODEL" }, { "PATTERN", optional = true } },
   options = {
@@ -16,19 +17,6 @@ local M = {
 -- More modules than this share lines.
 local MANY = 24
 
-local function matcher(pattern)
-  if not pattern then return function() return true end end
-  if pattern:sub(1, 3) == "re:" then
-    local lua = pattern:sub(4)
-    return function(name) return name:find(lua) ~= nil end
-  end
-  if pattern:find "[*?]" then
-    local lua = "^" .. pattern:gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0"):gsub("%*", ".*"):gsub("%?", ".") .. "$"
-    return function(name) return name:find(lua) ~= nil end
-  end
-  return function(name) return name:find(pattern, 1, true) ~= nil end
-end
-
 local function shape_of(rec)
   if rec.n and rec.k then return { rec.n, rec.k } end
   for _, suffix in ipairs { "weight", "" } do
@@ -38,10 +26,7 @@ local function shape_of(rec)
   return first and first.shape or {}
 end
 
-local function scheme_text(rec)
-  if rec.scheme then return require("nibble.scheme").describe(rec.scheme) end
-  return rec.dtype or "-"
-end
+local scheme_text = summary.scheme
 
 -- {3,0,1,2,7} -> "{0..3,7}"
 local function ranges(set)
@@ -79,7 +64,7 @@ local function collapse(recs)
       g.sets[i] = g.sets[i] or {}
       g.sets[i][n] = true
     end
-    g.count, g.bytes, g.params = g.count + 1, g.bytes + rec.bytes, g.params + rec.params
+    g.count, g.bytes, g.params = g.count + 1, g.bytes + rec.bytes, g.params + (rec.params or 0)
   end
   for _, g in ipairs(groups) do
     local i = 0
@@ -94,34 +79,19 @@ end
 local function singles(recs)
   local out = {}
   for i, rec in ipairs(recs) do
-    out[i] = { name = rec.name, count = 1, bytes = rec.bytes, params = rec.params, rec = rec }
+    out[i] = { name = rec.name, count = 1, bytes = rec.bytes, params = rec.params or 0, rec = rec }
   end
   return out
 end
 
--- "W4A16 g128 sym" when most bytes of linear layers are quantized so.
-local function main_scheme(recs)
-  local by, best = {}, nil
-  for _, rec in ipairs(recs) do
-    if rec.scheme then
-      local text = scheme_text(rec)
-      by[text] = (by[text] or 0) + rec.bytes
-      if not best or by[text] > by[best] then best = text end
-      by.format = rec.format
-    end
-  end
-  return best and ("%s %s"):format(by.format or "", best):gsub("^ ", "")
-end
-
 local function sums(recs)
   local params, bytes = 0, 0
-  for _, rec in ipairs(recs) do params, bytes = params + rec.params, bytes + rec.bytes end
+  for _, rec in ipairs(recs) do params, bytes = params + (rec.params or 0), bytes + rec.bytes end
   return params, bytes
 end
 
 local function as_text(ck, recs, all, everything)
-  local params = sums(all)
-  local lines = { show.checkpoint(ck, main_scheme(all), params) }
+  local lines = { summary.line(ck, all) }
   local groups = (#recs > MANY and not everything) and collapse(recs) or singles(recs)
   local rows = { { "module", "", "scheme", "shape", "bits/w", "bytes" } }
   for _, g in ipairs(groups) do
@@ -141,7 +111,7 @@ end
 
 local function as_json(ck, recs)
   local json = require "nibble.json"
-  local modules, params, bytes = {}, 0, 0
+  local modules = {}
   for i, rec in ipairs(recs) do
     local tensors = {}
     for suffix, info in pairs(rec.tensors or {}) do
@@ -151,12 +121,13 @@ local function as_json(ck, recs)
       name = rec.name, kind = rec.kind, format = rec.format, dtype = rec.dtype, scheme = rec.scheme,
       shape = json.array(shape_of(rec)), params = rec.params, bytes = rec.bytes,
       bits_per_weight = rec.bits_per_weight, bias = rec.bias, tensors = tensors,
+      unreadable = rec.unreadable,
     }
-    params, bytes = params + rec.params, bytes + rec.bytes
   end
+  local params, bytes = sums(recs)
   return json.encode({
     name = ck.name, path = ck.path, files = json.array(ck.files), tensors = #ck.tensors,
-    metadata = ck.metadata, params = params, bytes = bytes,
+    metadata = ck.metadata, warnings = json.array(ck.warnings), params = params, bytes = bytes,
     model_type = ck.config and ck.config.model_type,
     quantization = ck.quantization and ck.quantization.config,
     bits_per_weight = params > 0 and bytes * 8 / params or nil, modules = json.array(modules),
@@ -167,12 +138,12 @@ function M.run(values)
   local nb = require "nibble"
   local ck = assert(nb.open(values.model))
   local all = assert(ck:modules())
-  local match, recs = matcher(values.pattern), {}
-  for _, rec in ipairs(all) do
-    if match(rec.name) then recs[#recs + 1] = rec end
-  end
+  local recs = values.pattern and assert(ck:grep(values.pattern)) or all
   if #recs == 0 and values.pattern then
     error(("no module of %s matches %s"):format(values.model, values.pattern), 0)
+  end
+  if not values.json then
+    for _, warning in ipairs(ck.warnings or {}) do require("nibble.cli").say("%s", warning) end
   end
   io.write(values.json and as_json(ck, recs) or as_text(ck, recs, all, values.all))
   return 0

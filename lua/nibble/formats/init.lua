@@ -357,6 +357,7 @@ function M.module(ck, name)
       return value
     end,
     __tostring = function() return describe(rec) end,
+    __fields = { rec, lazy }, -- for completion
   })
 end
 

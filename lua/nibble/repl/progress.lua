@@ -32,12 +32,21 @@ local function short(name)
   return layer and last ~= layer and ("%s.%s"):format(last, layer) or name
 end
 
+local function share_of(p)
+  if p.share then return p.share end
+  if (p.total_bytes or 0) > 0 then return p.bytes / p.total_bytes end
+  return p.done / math.max(p.total, 1)
+end
+
 -- done/total, name, rate and time left of one report.
 local function text(p)
-  local share = p.total_bytes and p.total_bytes > 0 and p.bytes / p.total_bytes or p.done / math.max(p.total, 1)
-  local parts = { ("%d/%d"):format(p.done, p.total) }
+  local share = share_of(p)
+  local parts = { p.total and ("%d/%d"):format(p.done, p.total) or ("%d %s"):format(p.done, p.unit) }
   if p.name then parts[#parts + 1] = short(p.name) end
-  if p.bytes and p.seconds and p.seconds > 0 then parts[#parts + 1] = " " .. units.rate(p.bytes, p.seconds) end
+  if (p.seconds or 0) > 0 then
+    parts[#parts + 1] = " " .. (p.bytes and units.rate(p.bytes, p.seconds)
+      or ("%s %s/s"):format(units.count(p.done / p.seconds), p.unit or ""))
+  end
   if p.seconds and share > 0 and share < 1 then
     parts[#parts + 1] = " ETA " .. units.seconds(p.seconds * (1 - share) / share)
   end
@@ -45,7 +54,9 @@ local function text(p)
 end
 
 --- new([file]) -> report, finish
--- report{done=, total=, name=, bytes=, total_bytes=, seconds=}; finish() ends the line.
+-- report{done=, total=, name=, bytes=, total_bytes=, seconds=}, or, of something
+-- else than modules and bytes, {done=, unit="tokens", share=0..1, seconds=};
+-- finish() ends the line.
 function M.new(file)
   file = file or io.stderr
   local tty, next_share, drawn, last_drawn = M.terminal(2), 0.1, false, -1

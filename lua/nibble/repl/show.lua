@@ -1,40 +1,10 @@
--- show: how a session and the commands print things: tables of text, a
--- checkpoint's one line, and any Lua value.
-local units = require "nibble.units"
+-- show: how a session and the commands print things: tables of text, and any
+-- Lua value.
 local text = require "nibble.show"
 
 local M = {}
 
 M.width, M.columns = text.width, text.columns
-
--- The dtype that holds most of the bytes.
-local function main_dtype(tensors)
-  local by, best = {}, nil
-  for _, t in ipairs(tensors) do
-    by[t.dtype] = (by[t.dtype] or 0) + t.bytes
-    if not best or by[t.dtype] > by[best] then best = t.dtype end
-  end
-  return best or "empty"
-end
-
---- totals(ck) -> params, bytes over all tensors of a checkpoint.
-function M.totals(ck)
-  local params, bytes = 0, 0
-  for _, t in ipairs(ck.tensors) do params, bytes = params + t.params, bytes + t.bytes end
-  return params, bytes
-end
-
---- checkpoint(ck) -> "Qwen3-8B  safetensors ×5  399 tensors  8.2 G params  bf16  15.3 GiB"
--- what: the word for what most bytes are (default: their dtype); params: their
--- number where the tensors' own elements don't tell (packed weights).
-function M.checkpoint(ck, what, params)
-  local elements, bytes = M.totals(ck)
-  local files = #ck.files > 1 and ("safetensors ×%d"):format(#ck.files) or "safetensors"
-  return table.concat({
-    ck.name, files, ("%d tensors"):format(#ck.tensors), units.count(params or elements) .. " params",
-    what or main_dtype(ck.tensors), units.bytes(bytes),
-  }, "  ")
-end
 
 local function key_text(k)
   if type(k) == "string" and k:match "^[%a_][%w_]*$" then return k end

@@ -1,0 +1,109 @@
+-- process: runs build/nibble for specs: to its end, or on a terminal of its own.
+local ffi = require "ffi"
+local C = require("nibble.ffi").C
+
+local M = {}
+
+M.nibble = (os.getenv "NIBBLE_BUILD" or "build") .. "/nibble"
+
+local function slurp(path)
+  local f = io.open(path, "rb")
+  local text = f and f:read "*a" or ""
+  if f then f:close() end
+  return text
+end
+
+local function quote(word) return "'" .. word:gsub("'", "'\\''") .. "'" end
+
+--- run(args, {stdin =, env =}) -> status, stdout, stderr
+-- args: array of words; env: "NAME=value ..." put before the command.
+function M.run(args, options)
+  options = options or {}
+  local out, err, input = os.tmpname(), os.tmpname(), "/dev/null"
+  if options.stdin then
+    input = os.tmpname()
+    local f = assert(io.open(input, "wb"))
+    f:write(options.stdin)
+    f:close()
+  end
+  local words = {}
+  for i, word in ipairs(args) do words[i] = quote(word) end
+  local command = ("%s %s %s <%s >%s 2>%s"):format(options.env or "", quote(M.nibble), table.concat(words, " "), input,
+    out, err)
+  local status = os.execute(command)
+  local stdout, stderr = slurp(out), slurp(err)
+  os.remove(out)
+  os.remove(err)
+  if options.stdin then os.remove(input) end
+  return type(status) == "number" and math.floor(status / 256) or status, stdout, stderr
+end
+
+ffi.cdef [[
+  struct spec_pollfd { int fd; short events, revents; };
+  int forkpty(int *master, char *name, const void *termios, const void *window);
+  int execv(const char *path, char *const argv[]);
+  int setenv(const char *name, const char *value, int overwrite);
+  int kill(int pid, int signal);
+  int waitpid(int pid, int *status, int options);
+  int poll(struct spec_pollfd *fds, unsigned long n, int ms);
+  long read(int fd, void *to, size_t n);
+  long write(int fd, const void *from, size_t n);
+  int close(int fd);
+  void _exit(int status);
+]]
+
+local methods = {}
+local terminal_mt = { __index = methods }
+
+--- terminal(args, env) -> a process on a new terminal. env: {NAME = value}.
+function M.terminal(args, env)
+  local argv = ffi.new("const char *[?]", #args + 2)
+  argv[0] = M.nibble
+  for i, a in ipairs(args) do argv[i] = a end
+  local master = ffi.new "int[1]"
+  local pid = ffi.C.forkpty(master, nil, nil, nil)
+  if pid == 0 then
+    for k, v in pairs(env or {}) do ffi.C.setenv(k, v, 1) end
+    ffi.C.execv(M.nibble, ffi.cast("char *const *", argv))
+    ffi.C._exit(127)
+  end
+  assert(pid > 0, "forkpty failed")
+  return setmetatable({ pid = pid, fd = master[0], seen = "" }, terminal_mt)
+end
+
+--- t:send(text)
+function methods.send(t, text) ffi.C.write(t.fd, text, #text) end
+
+--- t:expect(text [, seconds]) -> everything up to text since the last match | nil, what came instead
+function methods.expect(t, text, seconds)
+  local waiting, bytes = ffi.new "struct spec_pollfd[1]", ffi.new "char[4096]"
+  local deadline = C.nb_now() + (seconds or 10)
+  while true do
+    local from, to = t.seen:find(text, 1, true)
+    if from then
+      local before = t.seen:sub(1, to)
+      t.seen = t.seen:sub(to + 1)
+      return before
+    end
+    waiting[0].fd, waiting[0].events = t.fd, 1
+    ffi.C.poll(waiting, 1, 50)
+    local n = bit.band(waiting[0].revents, 1) == 1 and tonumber(ffi.C.read(t.fd, bytes, 4096)) or 0
+    if n > 0 then t.seen = t.seen .. ffi.string(bytes, n) end
+    if (n <= 0 and bit.band(waiting[0].revents, 0x38) ~= 0) or C.nb_now() > deadline then return nil, t.seen end
+  end
+end
+
+--- t:close() -> exit status (128 + signal when killed); kills what still runs after 5 s.
+function methods.close(t)
+  local status, deadline = ffi.new "int[1]", os.time() + 5
+  while ffi.C.waitpid(t.pid, status, 1) == 0 do
+    t:expect("\0", 0.2)
+    ffi.C.poll(nil, 0, 5)
+    if os.time() > deadline then ffi.C.kill(t.pid, 9) end
+  end
+  ffi.C.close(t.fd)
+  local signal = bit.band(status[0], 0x7f)
+  return signal == 0 and bit.band(bit.rshift(status[0], 8), 0xff) or 128 + signal
+end
+
+return M

@@ -147,6 +147,16 @@ static void cast_chunk(const cast_job *job, char *dst, const char *src, int64_t 
   else wide_to_float(job, dst, src, n);
 }
 
+static cast_job job_of(int from, int to, int saturate) {
+  float limit = saturate ? largest_finite(to) : 0;
+  return (cast_job){.from = from, .to = to, .load = nb_load_of(from), .store = nb_store_of(to), .limit = limit};
+}
+
+void nb_cast_block(void *dst, int to, const void *src, int from, int64_t n) {
+  cast_job job = job_of(from, to, 0);
+  cast_chunk(&job, dst, src, n);
+}
+
 static int check_cast(const nb_tensor *dst, const nb_tensor *src) {
   char a[160], b[160];
   if (nb_tensor_numel(dst) != nb_tensor_numel(src))
@@ -164,8 +174,7 @@ static int check_cast(const nb_tensor *dst, const nb_tensor *src) {
 int nb_cast(nb_tensor *dst, const nb_tensor *src, int saturate) {
   NB_TRY(check_cast(dst, src));
   if (dst->dtype == src->dtype && !saturate) return nb_tensor_copy(dst, src);
-  cast_job job = {.from = src->dtype, .to = dst->dtype, .load = nb_load_of(src->dtype),
-                  .store = nb_store_of(dst->dtype), .limit = saturate ? largest_finite(dst->dtype) : 0};
+  cast_job job = job_of(src->dtype, dst->dtype, saturate);
   int64_t n = nb_tensor_numel(src), chunks = NB_CEIL(n, CHUNK);
   int64_t from_bits = nb_dtype_bits(src->dtype), to_bits = nb_dtype_bits(dst->dtype);
   bool stopped = false;

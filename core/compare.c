@@ -1,20 +1,21 @@
 /* compare.c - how far one tensor's values are from another's, by row and by span
  * of columns. Threads cannot be seen in the result: see stats.c. */
+#include "blocks.h"
 #include "dtype.h"
 
 #include <math.h>
 
-/* Rows of a chunk, elements of a block, partial sums, most spans of columns. */
-enum { ROWS = 16, BLOCK = 2048, LANES = 4, SPANS = 64 };
+/* Rows of a chunk; most spans of columns. */
+enum { ROWS = 16, SPANS = 64 };
 
-typedef struct difference { nb_comparison c; double spans[SPANS]; } difference;
+typedef struct difference {
+  nb_comparison c;
+  double spans[SPANS];
+} difference;
 
 /* Values that are the same (infinities, both NaN) have no difference; where only one
  * is a number, or infinities differ, the pair is counted and left out. */
 static void settle_odd(double *x, double *y, int64_t n, nb_comparison *c) {
-  double odd = 0;
-  for (int64_t i = 0; i < n; i++) odd += x[i] * 0 + y[i] * 0;
-  if (odd == 0) return;
   for (int64_t i = 0; i < n; i++) {
     if (isfinite(x[i]) && isfinite(y[i])) continue;
     c->odd += !(x[i] == y[i] || (x[i] != x[i] && y[i] != y[i]));
@@ -22,29 +23,25 @@ static void settle_odd(double *x, double *y, int64_t n, nb_comparison *c) {
   }
 }
 
-/* n <= BLOCK elements from `at` on; -> the squared error. */
+/* n <= NB_BLOCK elements from `at` on; -> the squared error. */
 static double compare_block(nb_comparison *c, const nb_tensor *a, const nb_tensor *b, int64_t at, int64_t n) {
-  double x[BLOCK], y[BLOCK], e2[LANES] = {0}, a2[LANES] = {0}, b2[LANES] = {0}, dot[LANES] = {0};
+  _Alignas(64) double x[NB_BLOCK], y[NB_BLOCK];
+  const nb_blocks *blocks = nb_blocks_get();
   nb_load_f64(x, (const char *)a->data + at * nb_dtype_bits(a->dtype) / 8, a->dtype, n);
   nb_load_f64(y, (const char *)b->data + at * nb_dtype_bits(b->dtype) / 8, b->dtype, n);
-  settle_odd(x, y, n, c);
-  for (int64_t i = n; i < NB_CEIL(n, LANES) * LANES; i++) x[i] = y[i] = 0;
-  for (int64_t i = 0; i < n; i += LANES)
-    for (int j = 0; j < LANES; j++) {
-      double e = y[i + j] - x[i + j];
-      e2[j] += e * e;
-      a2[j] += x[i + j] * x[i + j];
-      b2[j] += y[i + j] * y[i + j];
-      dot[j] += x[i + j] * y[i + j];
-    }
-  for (int64_t i = 0; i < n; i++) {
-    double e = fabs(y[i] - x[i]);
-    if (e > c->max_abs) c->max_abs = e, c->max_at = at + i;
+  if (blocks->has_odd(x, n) || blocks->has_odd(y, n)) settle_odd(x, y, n, c);
+  nb_difference d;
+  blocks->difference(&d, x, y, n);
+  if (d.max_abs > c->max_abs) { /* seldom: look for the first one */
+    int64_t i = 0;
+    while (i < n - 1 && fabs(y[i] - x[i]) != d.max_abs) i++;
+    c->max_abs = d.max_abs;
+    c->max_at = at + i;
   }
-  c->a2 += (a2[0] + a2[2]) + (a2[1] + a2[3]);
-  c->b2 += (b2[0] + b2[2]) + (b2[1] + b2[3]);
-  c->dot += (dot[0] + dot[2]) + (dot[1] + dot[3]);
-  return (e2[0] + e2[2]) + (e2[1] + e2[3]);
+  c->a2 += d.a2;
+  c->b2 += d.b2;
+  c->dot += d.dot;
+  return d.error2;
 }
 
 /* Span s of a row: columns [s*cols/spans, (s+1)*cols/spans); packed dtypes are cut on
@@ -59,8 +56,8 @@ static void compare_row(difference *d, const nb_tensor *a, const nb_tensor *b, i
   double row_error = 0;
   for (int s = 0; s < spans; s++) {
     int64_t end = span_start(s + 1, cols, spans, packed);
-    for (int64_t from = span_start(s, cols, spans, packed); from < end; from += BLOCK) {
-      double e2 = compare_block(&d->c, a, b, row * cols + from, NB_MIN((int64_t)BLOCK, end - from));
+    for (int64_t from = span_start(s, cols, spans, packed); from < end; from += NB_BLOCK) {
+      double e2 = compare_block(&d->c, a, b, row * cols + from, NB_MIN((int64_t)NB_BLOCK, end - from));
       d->spans[s] += e2;
       row_error += e2;
     }

@@ -1,6 +1,8 @@
 /* dtype.c - the number formats: names, sizes, and blocks of values to and from f32. */
 #include "dtype.h"
 
+#include "blocks.h"
+
 #include <math.h>
 #include <pthread.h>
 #include <strings.h>
@@ -183,17 +185,12 @@ STORE_SMALL(f8_e4m3, NB_F8_E4M3)
 STORE_SMALL(f8_e4m3fnuz, NB_F8_E4M3FNUZ)
 STORE_SMALL(f8_e5m2fnuz, NB_F8_E5M2FNUZ)
 
-/* Half to even, then clamped; NaN is 0. The bounds of the wide ones round to powers
- * of two as f32, so they compare with >= and <=. */
-static inline int32_t round_clamp(float f, float lo, float hi) {
-  if (f != f) return 0;
-  return (int32_t)rintf(f < lo ? lo : f > hi ? hi : f);
-}
 #define STORE_INT(name, ctype, lo, hi)                                  \
   static void store_##name(void *out, const float *in, int64_t n) {     \
     ctype *p = out;                                                     \
-    for (int64_t i = 0; i < n; i++) p[i] = (ctype)round_clamp(in[i], lo, hi); \
+    for (int64_t i = 0; i < n; i++) p[i] = (ctype)nb_round_clamp(in[i], lo, hi); \
   }
+/* The upper bounds round to powers of two as f32, so they compare with >=. */
 #define STORE_WIDE(name, ctype, lo, lo_f, hi, hi_f)                     \
   static void store_##name(void *out, const float *in, int64_t n) {     \
     ctype *p = out;                                                     \
@@ -216,7 +213,7 @@ static void store_f4(void *out, const float *in, int64_t n) {
 }
 static void store_int4(uint8_t *out, const float *in, int64_t n, float lo, float hi) {
   for (int64_t i = 0; i < n / 2; i++)
-    out[i] = (uint8_t)((round_clamp(in[2 * i], lo, hi) & 15) | (round_clamp(in[2 * i + 1], lo, hi) & 15) << 4);
+    out[i] = (uint8_t)((nb_round_clamp(in[2 * i], lo, hi) & 15) | (nb_round_clamp(in[2 * i + 1], lo, hi) & 15) << 4);
 }
 static void store_i4(void *out, const float *in, int64_t n) { store_int4(out, in, n, -8, 7); }
 static void store_u4(void *out, const float *in, int64_t n) { store_int4(out, in, n, 0, 15); }
@@ -280,9 +277,10 @@ void nb_load_f64(double *out, const void *in, int dtype, int64_t n) {
   enum { BLOCK = 512 };
   float f[BLOCK];
   nb_load_fn *load = nb_load_of(dtype);
+  const nb_blocks *blocks = nb_blocks_get();
   for (int64_t done = 0; done < n; done += BLOCK) {
     int64_t m = NB_MIN(BLOCK, n - done);
     load(f, (const char *)in + done * nb_dtype_bits(dtype) / 8, m);
-    for (int64_t i = 0; i < m; i++) out[done + i] = (double)f[i];
+    blocks->widen(out + done, f, m);
   }
 }

@@ -10,6 +10,8 @@
 
 #include "base.h"
 
+#include <math.h>
+
 typedef void nb_load_fn(float *out, const void *in, int64_t n);
 typedef void nb_store_fn(void *out, const float *in, int64_t n);
 
@@ -25,6 +27,9 @@ nb_store_fn *nb_store_avx512(int dtype);
 /* n values of any dtype but c64 as f64. Exact except for i64 and u64 beyond 2^53,
  * which round to nearest even. */
 void nb_load_f64(double *out, const void *in, int dtype, int64_t n);
+
+/* nb_cast of n elements on this thread: neither is c64, both begin and end on a byte. */
+void nb_cast_block(void *dst, int to, const void *src, int from, int64_t n);
 
 /* Fails with a sentence that begins with `what` for complex numbers and device memory. */
 int nb_real_only(const nb_tensor *t, const char *what);
@@ -74,6 +79,12 @@ static inline uint8_t nb_f32_to_e8m0(float f) {
   uint32_t a = nb_f32_bits(f) & 0x7fffffffu;
   if (a < 0x00800000u) return a > 0x00400000u;
   return (uint8_t)NB_MIN((a + 0x00400000u) >> 23, 255u);
+}
+
+/* Half to even into [lo, hi], both whole; NaN is 0. */
+static inline int32_t nb_round_clamp(float f, float lo, float hi) {
+  if (f != f) return 0;
+  return (int32_t)rintf(f < lo ? lo : f > hi ? hi : f);
 }
 
 /* f32 with round-to-odd: inexact results get their last bit set, so that one more

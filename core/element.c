@@ -8,40 +8,40 @@
 static double plain_nan(double d) { return d == d ? d : (double)NAN; }
 
 double nb_tensor_get(const nb_tensor *t, int64_t i) {
-  if (t->dtype == NB_C64) return plain_nan((double)((const float *)t->data)[2 * i]); /* the real part */
-  const float *v = nb_code_values(t->dtype);
   int64_t bits = nb_dtype_bits(t->dtype), bit = i * bits;
-  if (v && bits < 8) { /* a code may lie across two bytes */
-    const uint8_t *p = (const uint8_t *)t->data + bit / 8;
+  const uint8_t *p = (const uint8_t *)t->data + bit / 8;
+  switch (t->dtype) {
+  case NB_BF16: return plain_nan((double)nb_bf16_to_f32(((const uint16_t *)t->data)[i]));
+  case NB_F16: return plain_nan((double)nb_f16_to_f32(((const uint16_t *)t->data)[i]));
+  case NB_C64: return plain_nan((double)((const float *)t->data)[2 * i]); /* the real part */
+  default: break;
+  }
+  const float *v = nb_code_values(t->dtype);
+  if (v) { /* below 8 bits a code may lie across two bytes */
     unsigned shift = (unsigned)(bit % 8), code = (unsigned)p[0] >> shift;
     if (shift + (unsigned)bits > 8) code |= (unsigned)p[1] << (8 - shift);
-    return (double)v[code & ((1u << bits) - 1)]; /* no format below a byte knows NaN */
+    return plain_nan((double)v[code & ((1u << bits) - 1)]);
   }
   double d;
-  nb_load_f64(&d, (const char *)t->data + bit / 8, t->dtype, 1);
+  nb_load_f64(&d, p, t->dtype, 1);
   return plain_nan(d);
 }
 
 void nb_tensor_set(nb_tensor *t, int64_t i, double v) {
-  int64_t shape = 1, bits = nb_dtype_bits(t->dtype), bit = i * bits;
-  nb_tensor from, to;
-  nb_tensor_borrow(&from, &v, NB_F64, 1, &shape);
-  if (bits >= 8) {
-    nb_tensor_borrow(&to, (char *)t->data + bit / 8, t->dtype, 1, &shape);
-    nb_cast(&to, &from, 0);
-    return;
-  }
-  /* Casts end on bytes: cast a group of the same value, then move one code's bits. */
-  double same[4] = {v, v, v, v};
-  uint8_t codes[3] = {0}, *p = t->data;
-  shape = 4;
-  nb_tensor_borrow(&from, same, NB_F64, 1, &shape);
-  nb_tensor_borrow(&to, codes, t->dtype, 1, &shape);
-  nb_cast(&to, &from, 0);
-  for (int64_t k = 0; k < bits; k++) {
-    uint8_t mask = (uint8_t)(1 << ((bit + k) % 8));
-    bool set = codes[0] >> k & 1;
-    p[(bit + k) / 8] = (uint8_t)(set ? p[(bit + k) / 8] | mask : p[(bit + k) / 8] & ~mask);
+  int64_t bits = nb_dtype_bits(t->dtype), bit = i * bits;
+  uint8_t *p = t->data;
+  if (t->dtype == NB_C64) {
+    ((float *)t->data)[2 * i] = (float)v;
+  } else if (bits >= 8) {
+    nb_cast_block(p + bit / 8, t->dtype, &v, NB_F64, 1);
+  } else { /* casts end on bytes: cast four of the value, then move one code's bits */
+    double same[4] = {v, v, v, v};
+    uint8_t codes[3];
+    nb_cast_block(codes, t->dtype, same, NB_F64, 4);
+    for (int64_t k = 0; k < bits; k++) {
+      uint8_t mask = (uint8_t)(1 << ((bit + k) % 8)), *at = p + (bit + k) / 8;
+      *at = (uint8_t)(codes[0] >> k & 1 ? *at | mask : *at & ~mask);
+    }
   }
 }
 
@@ -70,8 +70,7 @@ int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n) {
   if (at < 0 || n < 0 || n > nb_tensor_numel(t) - at || at * bits % 8)
     return nb_fail(NB_EINVAL, "store: elements %lld to %lld lie outside the tensor's %lld, or begin inside a byte",
                    (long long)at, (long long)(at + n), (long long)nb_tensor_numel(t));
-  nb_tensor from, to;
-  nb_tensor_borrow(&from, (void *)(uintptr_t)in, NB_F64, 1, &n);
-  NB_TRY(nb_tensor_borrow(&to, (char *)t->data + at * bits / 8, t->dtype, 1, &n));
-  return nb_cast(&to, &from, 0);
+  if (n * bits % 8) return nb_fail(NB_EINVAL, "store: %lld elements don't end on a byte", (long long)n);
+  nb_cast_block((char *)t->data + at * bits / 8, t->dtype, in, NB_F64, n);
+  return NB_OK;
 }

@@ -3,13 +3,13 @@
  * Work is cut into chunks of fixed size and the blocks in them into fixed lanes. A
  * chunk's result depends on nothing else and chunks are merged in order, so that
  * threads cannot be seen in the result. */
+#include "blocks.h"
 #include "dtype.h"
 
 #include <math.h>
 #include <omp.h>
 
-/* Elements of a block of doubles (first-level cache), blocks of a chunk, partial sums. */
-enum { BLOCK = 2048, CHUNK = 128 * BLOCK, LANES = 8 };
+enum { CHUNK = 128 * NB_BLOCK };
 
 int nb_real_only(const nb_tensor *t, const char *what) {
   char text[160];
@@ -21,13 +21,8 @@ int nb_real_only(const nb_tensor *t, const char *what) {
 
 /* ---- moments ------------------------------------------------------------------- */
 
-typedef struct moments {
-  int64_t n, zeros, nan, inf;
-  double min, max, mean, m2, m3, m4; /* sums of powers of (x - mean) */
-} moments;
-
 /* Pebay's pairwise update of the central moments. */
-static void merge(moments *a, const moments *b) {
+static void merge(nb_moments *a, const nb_moments *b) {
   a->zeros += b->zeros;
   a->nan += b->nan;
   a->inf += b->inf;
@@ -50,10 +45,7 @@ static void merge(moments *a, const moments *b) {
 }
 
 /* Counts NaN and infinities and closes the gaps they leave; -> how many values stay. */
-static int64_t finite_only(double *x, int64_t count, moments *b) {
-  double odd = 0; /* NaN as soon as one value is not finite */
-  for (int64_t i = 0; i < count; i++) odd += x[i] * 0;
-  if (odd == 0) return count;
+static int64_t finite_only(nb_moments *b, double *x, int64_t count) {
   int64_t n = 0;
   for (int64_t i = 0; i < count; i++) {
     if (x[i] != x[i]) b->nan++;
@@ -63,40 +55,10 @@ static int64_t finite_only(double *x, int64_t count, moments *b) {
   return n;
 }
 
-static double sum_lanes(const double *s) {
-  return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
-
-/* Two passes over a block in the cache: the mean first, then what is around it. The
- * rest of the last lane group is filled with values that change nothing. */
-static moments of_block(double *x, int64_t count) {
-  moments b = {.min = INFINITY, .max = -INFINITY};
-  int64_t n = finite_only(x, count, &b), whole = NB_CEIL(n, LANES) * LANES;
-  if (n == 0) return b;
-  double sum[LANES] = {0}, s2[LANES] = {0}, s3[LANES] = {0}, s4[LANES] = {0}, lo = x[0], hi = x[0];
-  for (int64_t i = 0; i < n; i++) {
-    lo = x[i] < lo ? x[i] : lo;
-    hi = x[i] > hi ? x[i] : hi;
-    b.zeros += x[i] == 0;
-  }
-  for (int64_t i = n; i < whole; i++) x[i] = 0;
-  for (int64_t i = 0; i < whole; i += LANES)
-    for (int j = 0; j < LANES; j++) sum[j] += x[i + j];
-  b.n = n;
-  b.min = lo;
-  b.max = hi;
-  b.mean = sum_lanes(sum) / (double)n;
-  for (int64_t i = n; i < whole; i++) x[i] = b.mean;
-  for (int64_t i = 0; i < whole; i += LANES)
-    for (int j = 0; j < LANES; j++) {
-      double d = x[i + j] - b.mean, d2 = d * d;
-      s2[j] += d2;
-      s3[j] += d2 * d;
-      s4[j] += d2 * d2;
-    }
-  b.m2 = sum_lanes(s2);
-  b.m3 = sum_lanes(s3);
-  b.m4 = sum_lanes(s4);
+static nb_moments of_block(const nb_blocks *blocks, double *x, int64_t n) {
+  nb_moments b = {0};
+  if (blocks->has_odd(x, n)) n = finite_only(&b, x, n);
+  if (n > 0) blocks->moments(&b, x, n);
   return b;
 }
 
@@ -108,21 +70,22 @@ int nb_tensor_stats(nb_stats *out, const nb_tensor *t) {
   memset(out, 0, sizeof *out);
   NB_TRY(nb_real_only(t, "statistics"));
   int64_t numel = nb_tensor_numel(t), chunks = NB_CEIL(numel, (int64_t)CHUNK);
-  moments *part = nb_alloc(chunks, sizeof *part);
+  nb_moments *part = nb_alloc(chunks, sizeof *part);
   if (!part) return NB_ENOMEM;
+  const nb_blocks *blocks = nb_blocks_get();
   bool stopped = false;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (chunks > 1) reduction(|| : stopped)
   for (int64_t c = 0; c < chunks; c++) {
-    double x[BLOCK];
-    for (int64_t at = c * CHUNK; at < NB_MIN(numel, (c + 1) * CHUNK); at += BLOCK) {
+    _Alignas(64) double x[NB_BLOCK];
+    for (int64_t at = c * CHUNK; at < NB_MIN(numel, (c + 1) * CHUNK); at += NB_BLOCK) {
       if ((stopped = stopped || nb_stop_requested())) break;
-      int64_t n = NB_MIN((int64_t)BLOCK, numel - at);
+      int64_t n = NB_MIN((int64_t)NB_BLOCK, numel - at);
       nb_load_f64(x, element(t, at), t->dtype, n);
-      moments b = of_block(x, n);
+      nb_moments b = of_block(blocks, x, n);
       merge(&part[c], &b);
     }
   }
-  moments all = {0};
+  nb_moments all = {0};
   for (int64_t c = 0; c < chunks; c++) merge(&all, &part[c]);
   free(part);
   if (stopped) return nb_fail_stopped();
@@ -150,20 +113,24 @@ int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_ten
   memset(counts, 0, (size_t)bins * sizeof *counts);
   int64_t numel = nb_tensor_numel(t);
   int threads = numel > CHUNK ? nb_threads() : 1;
-  int64_t *own = nb_alloc((int64_t)threads * bins, sizeof *own);
+  /* Four counters a bin, so that equal values in a row don't wait for one another; each
+   * thread's on cache lines of their own. */
+  int64_t stride = 4 * (int64_t)bins + 8;
+  int64_t *own = nb_alloc(threads * stride, sizeof *own);
   if (!own) return NB_ENOMEM;
   double scale = bins / (hi - lo);
   bool stopped = false;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(|| : stopped)
-  for (int64_t at = 0; at < numel; at += BLOCK) {
+  for (int64_t at = 0; at < numel; at += NB_BLOCK) {
     if ((stopped = stopped || nb_stop_requested())) continue;
-    int64_t n = NB_MIN((int64_t)BLOCK, numel - at), *mine = own + (int64_t)omp_get_thread_num() * bins;
-    double x[BLOCK];
+    int64_t n = NB_MIN((int64_t)NB_BLOCK, numel - at), *mine = own + omp_get_thread_num() * stride;
+    double x[NB_BLOCK];
     nb_load_f64(x, element(t, at), t->dtype, n);
     for (int64_t i = 0; i < n; i++)
-      if (x[i] >= lo && x[i] <= hi) mine[NB_MIN((int)((x[i] - lo) * scale), bins - 1)]++;
+      if (x[i] >= lo && x[i] <= hi) mine[4 * NB_MIN((int)((x[i] - lo) * scale), bins - 1) + (i & 3)]++;
   }
-  for (int64_t i = 0; i < (int64_t)threads * bins; i++) counts[i % bins] += own[i];
+  for (int64_t k = 0; k < threads; k++)
+    for (int64_t i = 0; i < 4 * (int64_t)bins; i++) counts[i / 4] += own[k * stride + i];
   free(own);
   return stopped ? nb_fail_stopped() : NB_OK;
 }

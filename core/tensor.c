@@ -8,13 +8,11 @@
 int nb_shape_set(nb_tensor *t, int dtype, int ndim, const int64_t *shape, const char *what) {
   memset(t, 0, sizeof *t);
   if (nb_dtype_bits(dtype) == 0) return nb_fail(NB_EINVAL, "%s: unknown dtype %d", what, dtype);
-  if (ndim < 0 || ndim > 6)
-    return nb_fail(NB_EINVAL, "%s: %d dimensions, expected 0 to 6", what, ndim);
+  if (ndim < 0 || ndim > 6) return nb_fail(NB_EINVAL, "%s: %d dimensions, expected 0 to 6", what, ndim);
   int64_t bits = nb_dtype_bits(dtype);
   for (int i = 0; i < ndim; i++) {
     if (shape[i] < 0)
-      return nb_fail(NB_EINVAL, "%s: dimension %d is %lld, expected 0 or more", what, i,
-                     (long long)shape[i]);
+      return nb_fail(NB_EINVAL, "%s: dimension %d is %lld, expected 0 or more", what, i, (long long)shape[i]);
     if (__builtin_mul_overflow(bits, shape[i], &bits))
       return nb_fail(NB_EINVAL, "%s: the shape's size overflows 64 bits", what);
     t->shape[i] = shape[i];
@@ -33,9 +31,7 @@ int64_t nb_tensor_numel(const nb_tensor *t) {
   return n;
 }
 
-int64_t nb_tensor_bytes(const nb_tensor *t) {
-  return nb_tensor_numel(t) * nb_dtype_bits(t->dtype) / 8;
-}
+int64_t nb_tensor_bytes(const nb_tensor *t) { return nb_tensor_numel(t) * nb_dtype_bits(t->dtype) / 8; }
 
 const char *nb_tensor_describe(const nb_tensor *t, char *out, size_t bytes) {
   const char *name = nb_dtype_name(t->dtype);
@@ -69,7 +65,9 @@ static void free_heap(void *data, int64_t bytes) {
 
 /* Large blocks come from mmap'd, hence zeroed, pages; calloc knows that and
  * aligned_alloc doesn't: so over-allocate with calloc and align inside. */
-typedef struct heap_block { void *start; } heap_block;
+typedef struct heap_block {
+  void *start;
+} heap_block;
 
 static void free_aligned(void *data, int64_t bytes) {
   (void)bytes;
@@ -121,13 +119,12 @@ int nb_tensor_view(nb_tensor *out, const nb_tensor *t, int dtype, int ndim, cons
 int nb_tensor_rows(nb_tensor *out, const nb_tensor *t, int64_t r0, int64_t r1) {
   if (t->ndim < 1) return nb_fail(NB_EINVAL, "rows: a scalar has no rows");
   if (r0 < 0 || r1 < r0 || r1 > t->shape[0])
-    return nb_fail(NB_EINVAL, "rows: [%lld, %lld) lies outside the %lld rows of the tensor",
-                   (long long)r0, (long long)r1, (long long)t->shape[0]);
+    return nb_fail(NB_EINVAL, "rows: [%lld, %lld) lies outside the %lld rows of the tensor", (long long)r0,
+                   (long long)r1, (long long)t->shape[0]);
   int64_t bits = nb_dtype_bits(t->dtype), shape[6];
   memcpy(shape, t->shape, sizeof shape);
   for (int i = 1; i < t->ndim; i++) bits *= shape[i];
-  if (bits * r0 % 8)
-    return nb_fail(NB_EINVAL, "rows: row %lld doesn't begin on a byte", (long long)r0);
+  if (bits * r0 % 8) return nb_fail(NB_EINVAL, "rows: row %lld doesn't begin on a byte", (long long)r0);
   shape[0] = r1 - r0;
   return nb_tensor_view(out, t, t->dtype, t->ndim, shape, bits * r0 / 8);
 }

@@ -15,6 +15,11 @@ describe("cast", function()
   it("gives the portable path's bytes on every path, NaN payloads too", function()
     local paths = { C.NB_CPU_AVX2, -1 } -- -1: all that this processor has
     local x = noise(9001, 3) -- an odd length: every vector loop has a tail
+    -- signs and ties of the small formats: multiples of 1/32 between -40 and 40, and both zeros
+    local near_one = nb.tensor("f32", { 9001 })
+    local q = near_one:ptr()
+    for i = 0, 9000 do q[i] = (i % 2561 - 1280) / 32 * (i % 3 == 0 and 16 or 1) end
+    q[1] = -0.0
     local halves = x:as("u16", { 9001 * 2 }):rows(1, 9001)
     local bytes = x:as("u8"):rows(1, 9001)
     local function check(from, to)
@@ -26,7 +31,14 @@ describe("cast", function()
       end
       C.nb_cpu_limit(-1)
     end
-    for _, to in ipairs { "bf16", "f16", "f8_e4m3", "f8_e5m2", "i8" } do check(x, to) end
+    for _, to in ipairs { "bf16", "f16", "f8_e4m3", "f8_e5m2", "f8_e4m3fnuz", "f8_e5m2fnuz", "i8", "u8" } do
+      check(x, to)
+      check(near_one, to)
+    end
+    for _, to in ipairs { "f4", "i4", "u4" } do
+      check(x:rows(1, 9000), to)
+      check(near_one:rows(1, 9000), to)
+    end
     for _, from in ipairs { "bf16", "f16" } do check(halves:as(from, { 9001 }), "f32") end
     for _, from in ipairs { "f8_e4m3", "f8_e5m2", "f8_e4m3fnuz", "f8_e8m0" } do check(bytes:as(from, { 9001 }), "f32") end
   end)

@@ -53,7 +53,8 @@ end
 local function close(found, want, bound)
   local p = found:ptr()
   for i = 1, #want do
-    if not (math.abs(p[i - 1] - want[i]) <= bound) then
+    local off = math.abs(p[i - 1] - want[i])
+    if off > bound or off ~= off then
       error(("element %d is %.9g, expected %.9g"):format(i, p[i - 1], want[i]), 2)
     end
   end

@@ -7,7 +7,7 @@ describe("doctor", function()
     local r = doctor.examine()
     assert.equal(tonumber(C.nb_threads()), r.cpu.threads)
     assert.equal(6, #r.cpu.sets)
-    assert.is_true(r.memory.total_bytes > 2 ^ 20)
+    if io.open "/proc/meminfo" then assert.is_true(r.memory.total_bytes > 2 ^ 20) end
     assert.equal("OpenBLAS", r.libraries[1].name)
     assert.is_true(r.libraries[1].found)
     assert.equal("boolean", type(r.cuda.available))

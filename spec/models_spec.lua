@@ -79,7 +79,8 @@ describe("models", function()
   it("names an architecture that it doesn't know, and those it does", function()
     local arch, msg, code = nb.models.of { architectures = { "GPT2LMHeadModel" }, model_type = "gpt2" }
     assert.is_nil(arch)
-    assert.equal("architecture GPT2LMHeadModel (model_type gpt2) is not known; known: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe", msg)
+    assert.equal("architecture GPT2LMHeadModel (model_type gpt2) is not known; "
+      .. "known: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe", msg)
     assert.equal("eunsupported", code)
     assert.matches("no config.json", select(2, nb.models.of(nil)))
   end)
@@ -191,8 +192,8 @@ describe("models.rope", function()
 
   local function cosines(values, length, d)
     local r = assert(rope.rule(function(k) return values[k] end, 10000))
-    local c = rope.tables(r, d, length)
-    return function(position, pair) return c:get(position * d / 2 + pair + 1) end
+    local c = rope.tables(r, d, length):totable()
+    return function(position, pair) return c[position * d / 2 + pair + 1] end
   end
 
   local function near(want, found) assert.is_true(math.abs(want - found) < 2e-6, ("%.9f, not %.9f"):format(found, want)) end
@@ -224,5 +225,9 @@ describe("models.rope", function()
     local scale = 0.1 * math.log(8) + 1
     near(math.cos(7) * scale, yarn(7, 0))
     near(math.cos(7 / 8 / 500000 ^ (6 / 8)) * scale, yarn(7, 3))
+    -- The ramp: with these numbers from pair 0 to pair 5, so pair 2 is 2/5 divided by 4.
+    local ramp = cosines({ rope_theta = 10000, max_position_embeddings = 256, rope_scaling = { rope_type = "yarn",
+      factor = 4, attention_factor = 1, original_max_position_embeddings = 64 } }, 8, 32)
+    near(math.cos(7 * 10000 ^ (-4 / 32) * (2 / 5 / 4 + 3 / 5)), ramp(7, 2))
   end)
 end)

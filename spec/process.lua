@@ -55,7 +55,8 @@ ffi.cdef [[
 local methods = {}
 local terminal_mt = { __index = methods }
 
---- terminal(args, env) -> a process on a new terminal. env: {NAME = value}.
+--- terminal(args, env) -> a process on a new terminal | nil where there are none
+-- (a bare chroot without /dev/pts). env: {NAME = value}.
 function M.terminal(args, env)
   local argv = ffi.new("const char *[?]", #args + 2)
   argv[0] = M.nibble
@@ -67,7 +68,7 @@ function M.terminal(args, env)
     ffi.C.execv(M.nibble, ffi.cast("char *const *", argv))
     ffi.C._exit(127)
   end
-  assert(pid > 0, "forkpty failed")
+  if pid < 0 then return nil end
   return setmetatable({ pid = pid, fd = master[0], seen = "" }, terminal_mt)
 end
 

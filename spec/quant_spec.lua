@@ -239,6 +239,17 @@ describe("quant", function()
     assert.error_matches(function() quant.fp8(w, { per = "group" }) end, "expected per = channel or tensor")
   end)
 
+  it("keeps NaN bits away from a Lua function", function()
+    local w = nb.tensor("f32", { 2, 32 })
+    w:as("u32"):ptr()[5] = 0xfffff123 -- as a number, LuaJIT would take it for something else
+    local called = false
+    local q, msg, code = w:quantize { scheme = "W4A16", group = 32, method = function() called = true end }
+    assert.is_nil(q)
+    assert.equal("eformat", code)
+    assert.matches("1 weights are NaN or infinite", msg)
+    assert.is_false(called)
+  end)
+
   it("adds up the error of tiles as that of the whole", function()
     local w = weight(10, 64)
     local q = assert(w:quantize { scheme = "W2A16", group = 32 })

@@ -104,10 +104,11 @@ describe("session on a terminal", function()
     home = os.tmpname()
     os.remove(home)
   end)
-  teardown(function() os.execute("rm -r " .. home) end)
+  teardown(function() os.execute("rm -rf " .. home) end)
 
   local function start()
     local t = process.terminal({ MODEL }, { HOME = home, XDG_STATE_HOME = "", TERM = "xterm", LC_ALL = "C.UTF-8" })
+    if not t then return pending "no terminals here (/dev/pts is not mounted)" end
     assert(t:expect "nibble> ")
     return t
   end

@@ -139,9 +139,7 @@ describe("run", function()
   it("leaves no folder behind when the weights cannot be quantized", function()
     local bad, dir = scratch(), scratch()
     os.execute(("cp -r %s %s && chmod -R u+w %s"):format(model_dir, bad, bad))
-    local ck = assert(nb.open(bad))
-    local info = ck:info "model.layers.2.mlp.up_proj.weight"
-    ck = nil
+    local info = assert(nb.open(bad)):info "model.layers.2.mlp.up_proj.weight"
     collectgarbage()
     -- one bf16 NaN in the middle of the weight
     local f = assert(io.open(bad .. "/model.safetensors", "r+b"))

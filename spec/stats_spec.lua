@@ -2,7 +2,10 @@
 local nb = require "nibble"
 local C = require("nibble.ffi").C
 
-local function near(want, got, tolerance) assert.is_true(math.abs(want - got) <= (tolerance or 1e-9) * math.max(1, math.abs(want)), ("%g, expected %g"):format(got, want)) end
+local function near(want, got, tolerance)
+  local most = (tolerance or 1e-9) * math.max(1, math.abs(want))
+  assert.is_true(math.abs(want - got) <= most, ("%g, expected %g"):format(got, want))
+end
 
 describe("stats", function()
   it("are the moments of the values, to the last block", function()

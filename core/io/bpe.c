@@ -62,15 +62,29 @@ bool nb_alphabet_bytes(nb_span text, char *out, int64_t *n) {
 /* ---- tables ---------------------------------------------------------------
  * Open addressing over a power of two of slots, at most half of them used. */
 
-typedef struct token { int64_t at; int32_t n; bool known; } token; /* bytes in the pool */
-typedef struct merge { int64_t pair; int32_t rank, merged; } merge; /* pair -1: free */
-typedef struct cached { int64_t word, ids; int32_t n, count; } cached; /* n 0: free */
+typedef struct token {
+  int64_t at;
+  int32_t n;
+  bool known;
+} token; /* bytes in the pool */
+typedef struct merge {
+  int64_t pair;
+  int32_t rank, merged;
+} merge; /* pair -1: free */
+typedef struct cached {
+  int64_t word, ids;
+  int32_t n, count;
+} cached; /* n 0: free */
 
 /* The word cache starts anew when it is full: texts repeat their words soon. */
-enum { CACHE_SLOTS = 1 << 15, CACHE_WORD = 48 };
+enum { CACHE_SLOTS = 1 << 15, CACHE_WORD = 48, MAX_IDS = 1 << 21 };
 
-typedef struct symbol { int32_t id, prev, next; } symbol; /* id -1: taken by its left */
-typedef struct candidate { int32_t rank, pos, left, right, merged; } candidate;
+typedef struct symbol {
+  int32_t id, prev, next;
+} symbol; /* id -1: taken by its left */
+typedef struct candidate {
+  int32_t rank, pos, left, right, merged;
+} candidate;
 
 struct nb_merges {
   bool ignore_merges;
@@ -104,8 +118,8 @@ nb_merges *nb_merges_new(bool ignore_merges) {
 
 void nb_merges_free(nb_merges *m) {
   if (!m) return;
-  void *owned[] = {m->tokens, m->pool.v, m->texts, m->merges, m->cache, m->cache_words.v, m->cache_ids.v, m->symbols,
-                   m->heap};
+  void *owned[] = {m->tokens,        m->pool.v,      m->texts,   m->merges, m->cache,
+                   m->cache_words.v, m->cache_ids.v, m->symbols, m->heap};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
   free(m);
 }
@@ -155,7 +169,7 @@ nb_span nb_merges_bytes(const nb_merges *m, int32_t id) {
 }
 
 int nb_merges_token(nb_merges *m, nb_span text, int32_t id) {
-  if (id < 0 || id > 1 << 24) return nb_fail(NB_EFORMAT, "token id %d lies outside 0..%d", id, 1 << 24);
+  if (id < 0 || id >= MAX_IDS) return nb_fail(NB_EFORMAT, "token id %d lies outside 0..%d", id, MAX_IDS - 1);
   if (text.n > 1 << 20) return nb_fail(NB_EFORMAT, "token %d is %lld bytes long", id, (long long)text.n);
   int64_t was = m->tokens_room;
   NB_TRY(grow((void **)&m->tokens, &m->tokens_room, id + 1, sizeof *m->tokens));
@@ -247,7 +261,8 @@ static int merge_word(nb_merges *m, nb_span word, nb_ids *out) {
   for (int32_t i = 0; i < n; i++) {
     int32_t id = m->byte_ids[(unsigned char)word.p[i]];
     if (id < 0)
-      return nb_fail(NB_EUNSUPPORTED, "the vocabulary has no token for byte 0x%02x", (unsigned char)word.p[i]);
+      return nb_fail(NB_EUNSUPPORTED, "the vocabulary has no token for byte 0x%02x",
+                     (unsigned char)word.p[i]);
     s[i] = (symbol){id, i - 1, i + 1 < n ? i + 1 : -1};
   }
   int64_t waiting = 0;

@@ -6,11 +6,20 @@
 #include "../base.h"
 
 /* Bytes that somebody else keeps. */
-typedef struct nb_span { const char *p; int64_t n; } nb_span;
+typedef struct nb_span {
+  const char *p;
+  int64_t n;
+} nb_span;
 
 /* Growing lists of int32 and of bytes. */
-typedef struct nb_ids { int32_t *v; int64_t n, room; } nb_ids;
-typedef struct nb_bytes { char *v; int64_t n, room; } nb_bytes;
+typedef struct nb_ids {
+  int32_t *v;
+  int64_t n, room;
+} nb_ids;
+typedef struct nb_bytes {
+  char *v;
+  int64_t n, room;
+} nb_bytes;
 int nb_ids_push(nb_ids *l, const int32_t *v, int64_t n);
 int nb_bytes_push(nb_bytes *l, const char *v, int64_t n);
 

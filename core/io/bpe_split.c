@@ -20,10 +20,19 @@ typedef struct step {
   int behavior, invert;
 } step;
 
-typedef struct added { char *text; int64_t n; int32_t id; int flags; } added;
+typedef struct added {
+  char *text;
+  int64_t n;
+  int32_t id;
+  int flags;
+} added;
 
 /* Added tokens by first byte, longest first. */
-typedef struct added_set { added *v; int64_t n, room; int32_t first[257]; } added_set;
+typedef struct added_set {
+  added *v;
+  int64_t n, room;
+  int32_t first[257];
+} added_set;
 
 struct nb_bpe {
   nb_merges *merges;
@@ -229,9 +238,9 @@ int nb_bpe_split(nb_bpe *b, const char *pattern, int64_t bytes, int behavior, in
   pcre2_set_newline(context, PCRE2_NEWLINE_LF);
   int code = 0;
   PCRE2_SIZE at = 0;
-  pcre2_code *compiled = pcre2_compile((PCRE2_SPTR)pattern, (PCRE2_SIZE)bytes,
-                                       PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &at,
-                                       context);
+  pcre2_code *compiled =
+      pcre2_compile((PCRE2_SPTR)pattern, (PCRE2_SIZE)bytes,
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &at, context);
   pcre2_compile_context_free(context);
   if (!compiled) {
     char why[160];
@@ -252,7 +261,11 @@ static int run_steps(nb_bpe *b, int i, nb_span piece);
 
 /* Parts of a piece on their way to the next step: some behaviors join a part
  * with its neighbour, so one part waits. */
-typedef struct parts { int next, behavior; bool waiting, was_match; nb_span part; } parts;
+typedef struct parts {
+  int next, behavior;
+  bool waiting, was_match;
+  nb_span part;
+} parts;
 
 static int parts_flush(nb_bpe *b, parts *w) {
   bool had = w->waiting;
@@ -264,7 +277,7 @@ static int parts_add(nb_bpe *b, parts *w, nb_span part, bool match) {
   if (part.n == 0) return NB_OK;
   if (w->behavior == NB_SPLIT_REMOVED) return match ? NB_OK : run_steps(b, w->next, part);
   if (w->behavior == NB_SPLIT_ISOLATED) return run_steps(b, w->next, part);
-  bool joins = w->waiting && (w->behavior == NB_SPLIT_CONTIGUOUS ? match == w->was_match
+  bool joins = w->waiting && (w->behavior == NB_SPLIT_CONTIGUOUS      ? match == w->was_match
                               : w->behavior == NB_SPLIT_WITH_PREVIOUS ? match && !w->was_match
                                                                       : !match && w->was_match);
   if (joins) {
@@ -283,8 +296,8 @@ static int split_piece(nb_bpe *b, int i, nb_span piece) {
   parts w = {.next = i + 1, .behavior = s->behavior};
   int64_t done = 0, at = 0;
   while (at < piece.n) {
-    int rc = pcre2_match(s->code, (PCRE2_SPTR)piece.p, (PCRE2_SIZE)piece.n, (PCRE2_SIZE)at, PCRE2_NO_UTF_CHECK,
-                         s->found, b->context);
+    int rc = pcre2_match(s->code, (PCRE2_SPTR)piece.p, (PCRE2_SIZE)piece.n, (PCRE2_SIZE)at,
+                         PCRE2_NO_UTF_CHECK, s->found, b->context);
     if (rc == PCRE2_ERROR_NOMATCH) break;
     if (rc < 0) {
       char why[160];
@@ -344,7 +357,8 @@ int nb_bpe_encode(nb_tensor *ids, nb_bpe *b, const char *text, int64_t bytes, in
   nb_span all = {text, bytes};
   int64_t wrong = nb_utf8_invalid(text, bytes);
   if (wrong >= 0)
-    return nb_fail(NB_EFORMAT, "the text is not UTF-8: byte 0x%02x at offset %lld (0-based) begins no valid character",
+    return nb_fail(NB_EFORMAT,
+                   "the text is not UTF-8: byte 0x%02x at offset %lld (0-based) begins no valid character",
                    (unsigned char)text[wrong], (long long)wrong);
   seal(b);
   nb_ids out = {0};
@@ -369,7 +383,8 @@ static int push_decoded(nb_bpe *b, nb_bytes *out, const added *a, int32_t id) {
     if (!t.p) return nb_fail(NB_EINVAL, "the tokenizer has no token %d", id);
     return nb_bytes_push(out, t.p, t.n);
   }
-  char *copy = nb_alloc(a->n, 1); /* an added token's text passes through the alphabet too, as the reference does it */
+  char *copy =
+      nb_alloc(a->n, 1); /* an added token's text passes through the alphabet too, as the reference does it */
   int64_t n;
   if (!copy) return NB_ENOMEM;
   nb_alphabet_bytes((nb_span){a->text, a->n}, copy, &n);

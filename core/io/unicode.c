@@ -11,10 +11,18 @@ int nb_utf8_next(const char *p, const char *end, int32_t *code) {
     *code = s[0];
     return 1;
   }
-  int n = s[0] >= 0xf0 && s[0] <= 0xf4 ? 4 : s[0] >= 0xe0 && s[0] < 0xf0 ? 3 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : 0;
+  int n = s[0] >= 0xf0 && s[0] <= 0xf4  ? 4
+          : s[0] >= 0xe0 && s[0] < 0xf0 ? 3
+          : s[0] >= 0xc2 && s[0] < 0xe0 ? 2
+                                        : 0;
   if (n == 0) return -1;
   /* The second byte's range shuts out overlong forms, surrogates and > 10FFFF. */
-  unsigned lo = s[0] == 0xe0 ? 0xa0 : s[0] == 0xf0 ? 0x90 : 0x80, hi = s[0] == 0xed ? 0x9f : s[0] == 0xf4 ? 0x8f : 0xbf;
+  unsigned lo = s[0] == 0xe0   ? 0xa0
+                : s[0] == 0xf0 ? 0x90
+                               : 0x80,
+           hi = s[0] == 0xed   ? 0x9f
+                : s[0] == 0xf4 ? 0x8f
+                               : 0xbf;
   if (left < 2 || s[1] < lo || s[1] > hi) return -1;
   int32_t c = n == 2 ? s[0] & 31 : n == 3 ? s[0] & 15 : s[0] & 7;
   c = c << 6 | (s[1] & 63);
@@ -33,8 +41,9 @@ int nb_utf8_last(const char *start, const char *p, int32_t *code) {
 }
 
 bool nb_is_space(int32_t c) {
-  return (c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
-         c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+  return (c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+         c == 0x3000;
 }
 
 bool nb_is_word(int32_t c) {
@@ -44,9 +53,17 @@ bool nb_is_word(int32_t c) {
       (c >= 0x1f170 && c <= 0x1f189))
     return true;
   switch (utf8proc_category(c)) {
-  case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT: case UTF8PROC_CATEGORY_LM:
-  case UTF8PROC_CATEGORY_LO: case UTF8PROC_CATEGORY_MN: case UTF8PROC_CATEGORY_MC: case UTF8PROC_CATEGORY_ME:
-  case UTF8PROC_CATEGORY_ND: case UTF8PROC_CATEGORY_NL: case UTF8PROC_CATEGORY_PC: return true;
+  case UTF8PROC_CATEGORY_LU:
+  case UTF8PROC_CATEGORY_LL:
+  case UTF8PROC_CATEGORY_LT:
+  case UTF8PROC_CATEGORY_LM:
+  case UTF8PROC_CATEGORY_LO:
+  case UTF8PROC_CATEGORY_MN:
+  case UTF8PROC_CATEGORY_MC:
+  case UTF8PROC_CATEGORY_ME:
+  case UTF8PROC_CATEGORY_ND:
+  case UTF8PROC_CATEGORY_NL:
+  case UTF8PROC_CATEGORY_PC: return true;
   default: return false;
   }
 }
@@ -66,8 +83,10 @@ int nb_normalize(nb_bytes *out, nb_span text, int form) {
   options |= form == NB_NFC || form == NB_NFKC ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
   if (form == NB_NFKC || form == NB_NFKD) options |= UTF8PROC_COMPAT;
   utf8proc_uint8_t *made = NULL;
-  utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)text.p, text.n, &made, (utf8proc_option_t)options);
-  if (n < 0) return nb_fail(NB_ENOMEM, "normalizing %lld bytes of text: %s", (long long)text.n, utf8proc_errmsg(n));
+  utf8proc_ssize_t n =
+      utf8proc_map((const utf8proc_uint8_t *)text.p, text.n, &made, (utf8proc_option_t)options);
+  if (n < 0)
+    return nb_fail(NB_ENOMEM, "normalizing %lld bytes of text: %s", (long long)text.n, utf8proc_errmsg(n));
   int rc = nb_bytes_push(out, (const char *)made, n);
   free(made);
   return rc;

@@ -43,7 +43,13 @@ static void unpack_group(uint8_t *codes, int64_t ld, const uint32_t *words, int6
 }
 
 /* The tile of rows [n0, n0+r) as groups of pf rows x K_TILE words. */
-typedef struct strip { uint32_t *words; uint8_t *codes; int64_t step, groups, k; int bits; bool fast; } strip;
+typedef struct strip {
+  uint32_t *words;
+  uint8_t *codes;
+  int64_t step, groups, k;
+  int bits;
+  bool fast;
+} strip;
 
 static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0,
                     const char *what) {
@@ -53,38 +59,58 @@ static int strip_of(strip *s, const nb_tensor *words, const nb_tensor *codes, in
   NB_TRY(nb_expect_words(words, what, 2, NB_SHAPE(k, -1)));
   int64_t width = words->shape[1];
   NB_TRY(nb_expect_rows(what, n0, r, width * pf, pf));
-  *s = (strip){.words = (uint32_t *)words->data + n0 / pf, .codes = codes->data, .step = width,
-               .groups = r / pf, .k = k, .bits = bits, .fast = bits == 4 && (nb_cpu() & NB_CPU_AVX2)};
+  *s = (strip){.words = (uint32_t *)words->data + n0 / pf,
+               .codes = codes->data,
+               .step = width,
+               .groups = r / pf,
+               .k = k,
+               .bits = bits,
+               .fast = bits == 4 && (nb_cpu() & NB_CPU_AVX2)};
   return NB_OK;
 }
 
 /* By way of compressed-tensors words: one matrix of nibbles turned in a small
- * buffer. Returns how many of the block's groups were done. */
-enum { TURN_GROUPS = 16 };
+ * buffer, whole cache lines of words at a time and then what is left of them.
+ * Returns how many of the block's groups were done. */
+enum { LINE_GROUPS = 16, TURN_GROUPS = 8 };
 
 static int64_t fast_pack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups,
                          unsigned *seen) {
-  uint32_t ct[8 * TURN_GROUPS * NB_STRIP];
-  int64_t kw = count / 8, done = 0;
+  uint32_t ct[8 * LINE_GROUPS * NB_STRIP], turned[NB_STRIP * 8 * TURN_GROUPS];
+  int64_t kw = count / 8, done = 0, step;
   if (!s->fast || count % 128) return 0;
-  for (; done + TURN_GROUPS <= groups; done += TURN_GROUPS) {
-    for (int64_t i = 0; i < 8 * TURN_GROUPS; i++)
+  for (; done + TURN_GROUPS <= groups; done += step) {
+    uint32_t *words = s->words + k * s->step + g + done;
+    step = groups - done >= LINE_GROUPS ? LINE_GROUPS : TURN_GROUPS;
+    for (int64_t i = 0; i < 8 * step; i++)
       *seen |= nb_nibbles_pack_avx2(ct + i * kw, s->codes + (8 * (g + done) + i) * s->k + k, count);
-    nb_ct_to_awq4_avx2(s->words + k * s->step + g + done, s->step, ct, kw, kw, TURN_GROUPS, false);
+    if (step == LINE_GROUPS) nb_ct_to_awq4_avx2(words, s->step, ct, kw, kw, step, false);
+    else {
+      nb_words_transpose_avx2(turned, 8 * step, ct, kw, 8 * step, kw, false);
+      for (int64_t r = 0; r < kw; r++)
+        nb_gptq_to_awq4_rows_avx2(words + 8 * r * s->step, s->step, turned + r * 8 * step, step);
+    }
   }
   return done;
 }
 
 static int64_t fast_unpack(const strip *s, int64_t k, int64_t count, int64_t g, int64_t groups) {
-  uint32_t ct[8 * TURN_GROUPS * NB_STRIP];
-  int64_t kw = count / 8, done = 0;
+  uint32_t ct[8 * LINE_GROUPS * NB_STRIP], turned[NB_STRIP * 8 * LINE_GROUPS];
+  int64_t kw = count / 8, step;
   if (!s->fast || count % 64) return 0;
-  for (; done + TURN_GROUPS <= groups; done += TURN_GROUPS) {
-    nb_awq4_to_ct_avx2(ct, kw, s->words + k * s->step + g + done, s->step, kw, TURN_GROUPS, false);
-    for (int64_t i = 0; i < 8 * TURN_GROUPS; i++)
+  for (int64_t done = 0; done < groups; done += step) {
+    const uint32_t *words = s->words + k * s->step + g + done;
+    step = NB_MIN(LINE_GROUPS, groups - done);
+    if (step == LINE_GROUPS) nb_awq4_to_ct_avx2(ct, kw, words, s->step, kw, step, false);
+    else {
+      for (int64_t r = 0; r < kw; r++)
+        nb_awq4_to_gptq_row_avx2(turned + r * 8 * step, words + 8 * r * s->step, s->step, step);
+      nb_words_transpose_avx2(ct, kw, turned, 8 * step, kw, 8 * step, false);
+    }
+    for (int64_t i = 0; i < 8 * step; i++)
       nb_nibbles_unpack_avx2(s->codes + (8 * (g + done) + i) * s->k + k, ct + i * kw, count);
   }
-  return done;
+  return groups;
 }
 
 /* k outside, groups inside: the words of one k lie side by side. */
@@ -107,8 +133,9 @@ static unsigned block(const strip *s, bool packing, int64_t k0, int64_t g0) {
 static int run(const strip *s, bool packing, unsigned *seen_out) {
   unsigned seen = 0;
   int stopped = 0;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : seen, stopped) \
-    if (s->groups * s->k * 32 / s->bits > SERIAL_CODES)
+#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) \
+    reduction(| \
+              : seen, stopped) if (s->groups * s->k * 32 / s->bits > SERIAL_CODES)
   for (int64_t k = 0; k < s->k; k += BLOCK_K)
     for (int64_t g = 0; g < s->groups; g += BLOCK_GROUPS) {
       if (nb_stop_requested()) stopped = 1;

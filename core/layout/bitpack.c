@@ -87,7 +87,11 @@ int64_t nb_plane_width(int64_t total, int bits, bool legacy) {
 }
 
 /* The part of block b that the window covers, and the words it has. */
-typedef struct span { int64_t from, to, lo; int words; uint32_t *at; } span;
+typedef struct span {
+  int64_t from, to, lo;
+  int words;
+  uint32_t *at;
+} span;
 
 static span span_of(const nb_plane *p, int64_t s, int64_t b) {
   int64_t lo = b * block_codes(p), width = nb_plane_width(p->total, p->bits, p->legacy);
@@ -205,8 +209,9 @@ static int run(const nb_plane *p, bool packing) {
   bool fast = is_fast(p);
   unsigned seen = 0;
   int stopped = 0;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : seen, stopped) \
-    if (p->streams * p->count > SERIAL_CODES)
+#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) \
+    reduction(| \
+              : seen, stopped) if (p->streams * p->count > SERIAL_CODES)
   for (int64_t s = 0; s < p->streams; s += STREAM_TILE)
     for (int64_t b = b0; b < b1; b += BLOCK_TILE) {
       if (nb_stop_requested()) stopped = 1;
@@ -231,10 +236,16 @@ static int axis_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *code
   int64_t rows = codes->shape[0], cols = codes->shape[1], total = axis ? cols : rows;
   int64_t width = nb_plane_width(total, bits, false);
   NB_TRY(nb_expect_words(words, what, 2, axis ? NB_SHAPE(rows, width) : NB_SHAPE(width, cols)));
-  *p = (nb_plane){.words = words->data, .codes = codes->data, .bits = bits, .total = total, .count = total,
+  *p = (nb_plane){.words = words->data,
+                  .codes = codes->data,
+                  .bits = bits,
+                  .total = total,
+                  .count = total,
                   .streams = axis ? rows : cols,
-                  .word_step = axis ? 1 : cols, .word_stream = axis ? width : 1,
-                  .code_step = axis ? 1 : cols, .code_stream = axis ? cols : 1};
+                  .word_step = axis ? 1 : cols,
+                  .word_stream = axis ? width : 1,
+                  .code_step = axis ? 1 : cols,
+                  .code_stream = axis ? cols : 1};
   return NB_OK;
 }
 

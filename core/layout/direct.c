@@ -63,7 +63,11 @@ static void fast_rectangle(const pair *x, int64_t r0, int64_t rows, int64_t c0, 
 static void rectangle(const pair *x, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
   int64_t r_fast = r0, c_fast = c0; /* from here on block by block */
   if (x->fast) {
-    int64_t whole = NB_MIN(r1, x->k / 8) - r0, r_unit = x->r_ld != 1 ? 1 : x->to_awq ? 16 : 8, c_unit = x->r_ld == 1 && !x->to_awq ? 16 : 8;
+    int64_t whole = NB_MIN(r1, x->k / 8) - r0,
+            r_unit = x->r_ld != 1 ? 1
+                     : x->to_awq  ? 16
+                                  : 8,
+            c_unit = x->r_ld == 1 && !x->to_awq ? 16 : 8;
     r_fast = r0 + whole / r_unit * r_unit;
     c_fast = c0 + (c1 - c0) / c_unit * c_unit;
     if (r_fast > r0 && c_fast > c0) fast_rectangle(x, r0, r_fast - r0, c0, c_fast - c0);
@@ -80,8 +84,9 @@ static int run(const pair *x) {
   int64_t rows = NB_CEIL(x->k, 8), words = x->n / 8;
   int64_t dr = x->to_awq ? LONG : NB_STRIP, dc = x->to_awq ? NB_STRIP : LONG;
   int stopped = 0;
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(nb_threads()) reduction(| : stopped) \
-    if (rows * words > 1 << 10)
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(nb_threads()) \
+    reduction(| \
+              : stopped) if (rows * words > 1 << 10)
   for (int64_t r = 0; r < rows; r += dr)
     for (int64_t c = 0; c < words; c += dc) {
       if (nb_stop_requested()) stopped = 1;
@@ -97,17 +102,28 @@ static int between(const nb_tensor *awq, const nb_tensor *along, bool ct, bool t
   NB_TRY(nb_expect_words(awq, what, 2, NB_SHAPE(-1, -1)));
   int64_t k = awq->shape[0], n = 8 * awq->shape[1], rows = NB_CEIL(k, 8);
   NB_TRY(nb_expect_words(along, what, 2, ct ? NB_SHAPE(n, rows) : NB_SHAPE(rows, n)));
-  pair x = {.awq = awq->data, .along = along->data, .k = k, .n = n, .to_awq = to_awq,
-            .r_ld = ct ? 1 : n, .n_ld = ct ? rows : 1, .fast = nb_cpu() & NB_CPU_AVX2};
+  pair x = {.awq = awq->data,
+            .along = along->data,
+            .k = k,
+            .n = n,
+            .to_awq = to_awq,
+            .r_ld = ct ? 1 : n,
+            .n_ld = ct ? rows : 1,
+            .fast = nb_cpu() & NB_CPU_AVX2};
   int64_t bytes = k * n / 2;
-  x.stream = to_awq ? nb_layout_streams(x.awq, n / 8, bytes) : nb_layout_streams(x.along, ct ? rows : n, bytes);
+  x.stream =
+      to_awq ? nb_layout_streams(x.awq, n / 8, bytes) : nb_layout_streams(x.along, ct ? rows : n, bytes);
   return run(&x);
 }
 
 int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq) { return between(awq, out, true, false, "awq to ct"); }
 int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct) { return between(out, ct, true, true, "ct to awq"); }
-int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq) { return between(awq, out, false, false, "awq to gptq"); }
-int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq) { return between(out, gptq, false, true, "gptq to awq"); }
+int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq) {
+  return between(awq, out, false, false, "awq to gptq");
+}
+int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq) {
+  return between(out, gptq, false, true, "gptq to awq");
+}
 
 static int transposed(nb_tensor *out, const nb_tensor *words, const char *what) {
   NB_TRY(nb_expect_words(words, what, 2, NB_SHAPE(-1, -1)));

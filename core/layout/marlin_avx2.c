@@ -69,9 +69,8 @@ static inline void tile_4(uint32_t *out, const uint32_t *in, int64_t ld, bool st
 
 static inline void tile_8(uint32_t *out, const uint32_t *in, int64_t ld, bool stream) {
   v8 t[8][4];
-  UNROLL for (int j = 0; j < 8; j++)
-    interleave(t[j], nb_v8_load(in + 8 * j), nb_v8_load(in + 2 * ld + 8 * j), nb_v8_load(in + ld + 8 * j),
-               nb_v8_load(in + 3 * ld + 8 * j));
+  UNROLL for (int j = 0; j < 8; j++) interleave(t[j], nb_v8_load(in + 8 * j), nb_v8_load(in + 2 * ld + 8 * j),
+                                                nb_v8_load(in + ld + 8 * j), nb_v8_load(in + 3 * ld + 8 * j));
   put_long_runs(out, t, stream);
 }
 
@@ -119,8 +118,8 @@ static inline void tile(uint32_t *out, const uint32_t *in, int64_t ld, int bits,
  * pairs k = x and x+8. Writes the runs of those four nn. */
 static inline void quarter_from_awq(uint32_t *out, const v8 *p, const int *nn, bool stream) {
   /* per lane, words c = 2j + h of four bytes nn: all c of one nn side by side */
-  const v8 by_nn = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13, 2,
-                                    6, 10, 14, 3, 7, 11, 15);
+  const v8 by_nn = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5,
+                                    9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   v8 lo[4], hi[4]; /* [a]: in the lanes, two nn, the words j = 0..3 */
   UNROLL for (int a = 0; a < 4; a++) {
     v8 even = _mm256_shuffle_epi8(p[2 * a], by_nn), odd = _mm256_shuffle_epi8(p[2 * a + 1], by_nn);
@@ -152,7 +151,8 @@ static void row_4_awq(uint32_t *out, const uint32_t *in, int64_t ld, int64_t til
   enum { AHEAD = 128 }; /* words: the rows lie too far apart for the hardware to see sixteen streams */
   for (int64_t t = 0; t < tiles; t++) {
     if (t % 2 == 0) /* a cache line of each row holds two tiles */
-      UNROLL for (int x = 0; x < 16; x++) _mm_prefetch((const char *)(in + x * ld + 8 * t + AHEAD), _MM_HINT_T0);
+      UNROLL for (int x = 0; x < 16; x++)
+          _mm_prefetch((const char *)(in + x * ld + 8 * t + AHEAD), _MM_HINT_T0);
     tile_4_awq(out + 128 * t, in + 8 * t, ld, stream);
   }
 }
@@ -173,7 +173,8 @@ static void tile_by_perm(uint32_t *to, const nb_marlin_matrix *x, int64_t k0, in
       __m128i down = _mm_cvtsi32_si128((int)(row % pf) * bits), up = _mm_cvtsi32_si128(u * bits);
       for (int n = 0; n < x->tile->n; n += 8) {
         v8 w = _mm256_and_si256(_mm256_srl_epi32(nb_v8_load(from + n), down), _mm256_set1_epi32((int)mask));
-        nb_v8_store(to + r * COLS + n, _mm256_or_si256(nb_v8_load(to + r * COLS + n), _mm256_sll_epi32(w, up)));
+        nb_v8_store(to + r * COLS + n,
+                    _mm256_or_si256(nb_v8_load(to + r * COLS + n), _mm256_sll_epi32(w, up)));
       }
     }
   }

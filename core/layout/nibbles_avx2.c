@@ -10,9 +10,11 @@
 /* Eight rows of eight words of nibbles: lo[c] and hi[c] hold words of eight rows,
  * the columns of the words c (lower lane) and c+4 (upper lane) at their nibbles
  * 0 2 4 6 and 1 3 5 7. Nibble r of such a word is row[r]'s. */
-static inline __attribute__((always_inline)) void octet(v8 *lo, v8 *hi, const uint32_t *in, int64_t ld, const int *row) {
+static inline __attribute__((always_inline)) void octet(v8 *lo, v8 *hi, const uint32_t *in, int64_t ld,
+                                                        const int *row) {
   v8 l[4], h[4];
-  const uint32_t *up = in + 4 * ld, *at[8] = {in, in + ld, in + 2 * ld, in + 3 * ld, up, up + ld, up + 2 * ld, up + 3 * ld};
+  const uint32_t *up = in + 4 * ld,
+                 *at[8] = {in, in + ld, in + 2 * ld, in + 3 * ld, up, up + ld, up + 2 * ld, up + 3 * ld};
   UNROLL for (int p = 0; p < 4; p++) {
     l[p] = nb_v8_load(at[row[2 * p]]);
     h[p] = nb_v8_load(at[row[2 * p + 1]]);
@@ -31,7 +33,8 @@ static inline void eight_words(uint32_t *gptq, const uint32_t *awq, int64_t ld) 
   octet(lo, hi, awq, ld, plain);
   UNROLL for (int c = 0; c < 4; c++) { /* lo: columns 0 4 1 5, hi: 2 6 3 7 */
     __m256 l = _mm256_castsi256_ps(lo[c]), h = _mm256_castsi256_ps(hi[c]);
-    v8 a = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0x88)), b = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0xdd));
+    v8 a = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0x88)),
+       b = _mm256_castps_si256(_mm256_shuffle_ps(l, h, 0xdd));
     nb_v8_store(gptq + 8 * c, nb_lower(a, b));
     nb_v8_store(gptq + 8 * c + 32, nb_upper(a, b));
   }
@@ -80,11 +83,13 @@ void nb_gptq_to_awq4_rows_avx2(uint32_t *awq, int64_t ld, const uint32_t *gptq, 
 /* Columns 0 to 3 of `rows` rows of words, into rows order[0..3] of `to`. Each row's
  * run is stored at once, or the write-combining buffers spill. */
 static inline __attribute__((always_inline)) void columns(uint32_t *to, int64_t to_ld, const uint32_t *from,
-                                                          int64_t from_ld, int64_t rows, const int *order, bool stream) {
+                                                          int64_t from_ld, int64_t rows, const int *order,
+                                                          bool stream) {
   v8 b[4][NB_STRIP / 8];
   UNROLL for (int64_t k = 0; k < rows; k += 8) {
     v8 x[4];
-    UNROLL for (int i = 0; i < 4; i++) x[i] = nb_v8_load2(from + (k + i) * from_ld, from + (k + i + 4) * from_ld);
+    UNROLL for (int i = 0; i < 4; i++) x[i] =
+        nb_v8_load2(from + (k + i) * from_ld, from + (k + i + 4) * from_ld);
     nb_words_4x4(x);
     UNROLL for (int i = 0; i < 4; i++) b[i][k / 8] = x[i];
   }
@@ -96,7 +101,7 @@ static inline __attribute__((always_inline)) void columns(uint32_t *to, int64_t 
 
 /* The full strip is worth a copy of its own, with nothing left to decide inside. */
 static void four_columns(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
-                                const int *order, bool stream) {
+                         const int *order, bool stream) {
   if (rows == NB_STRIP && stream) columns(to, to_ld, from, from_ld, NB_STRIP, order, true);
   else columns(to, to_ld, from, from_ld, rows, order, stream);
 }
@@ -121,7 +126,10 @@ void nb_words_transpose_avx2(uint32_t *to, int64_t to_ld, const uint32_t *from, 
 
 /* ---- nibbles: `octets` times eight rows of `words` words, turned ------------------ */
 
-enum { LINE = 16, ROW = 8 * LINE + 16 }; /* words of a cache line; a row of tmp, padded to spread over the sets */
+enum {
+  LINE = 16,
+  ROW = 8 * LINE + 16
+}; /* words of a cache line; a row of tmp, padded to spread over the sets */
 
 /* One cache line of each of eight rows, copied at once: where the rows lie a power of
  * two apart, the eight fill their set of the cache, and what comes next evicts them. */
@@ -134,8 +142,8 @@ static inline void copy_lines(uint32_t *to, const uint32_t *from, int64_t ld) {
 }
 
 static inline __attribute__((always_inline)) void turn(uint32_t *to, int64_t to_ld, const uint32_t *from,
-                                                       int64_t from_ld, int64_t octets, int64_t words, const int *row,
-                                                       const int order[2][4], bool stream) {
+                                                       int64_t from_ld, int64_t octets, int64_t words,
+                                                       const int *row, const int order[2][4], bool stream) {
   uint32_t tmp[NB_STRIP * ROW] __attribute__((aligned(64))), lines[8 * LINE] __attribute__((aligned(64)));
   for (int64_t w = 0; w < words; w += LINE, to += 8 * LINE * to_ld) {
     const uint32_t *in = from + w, *ahead = in + LINE;
@@ -150,7 +158,8 @@ static inline __attribute__((always_inline)) void turn(uint32_t *to, int64_t to_
         }
       }
     }
-    for (int g = 0; g < 2 * LINE; g++) { /* four words of tmp each: half, then c, then lo or hi, then the lane */
+    for (int g = 0; g < 2 * LINE;
+         g++) { /* four words of tmp each: half, then c, then lo or hi, then the lane */
       int64_t c = g / 16 * 8 + g / 4 % 4 + 4 * (g % 2);
       for (int64_t i = 0; i < octets / 4 && w + LINE < words; i++, ahead += from_ld)
         _mm_prefetch((const char *)ahead, _MM_HINT_T1);
@@ -160,16 +169,17 @@ static inline __attribute__((always_inline)) void turn(uint32_t *to, int64_t to_
   if (stream) _mm_sfence();
 }
 
-static const int awq_columns[2][4] = {{0, 4, 1, 5}, {2, 6, 3, 7}}, plain_columns[2][4] = {{0, 2, 4, 6}, {1, 3, 5, 7}};
+static const int awq_columns[2][4] = {{0, 4, 1, 5}, {2, 6, 3, 7}},
+                 plain_columns[2][4] = {{0, 2, 4, 6}, {1, 3, 5, 7}};
 
-void nb_awq4_to_ct_avx2(uint32_t *ct, int64_t ct_ld, const uint32_t *awq, int64_t awq_ld, int64_t kw, int64_t nw,
-                        bool stream) {
+void nb_awq4_to_ct_avx2(uint32_t *ct, int64_t ct_ld, const uint32_t *awq, int64_t awq_ld, int64_t kw,
+                        int64_t nw, bool stream) {
   if (stream) turn(ct, ct_ld, awq, awq_ld, kw, nw, plain, awq_columns, true);
   else turn(ct, ct_ld, awq, awq_ld, kw, nw, plain, awq_columns, false);
 }
 
-void nb_ct_to_awq4_avx2(uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw, int64_t nw,
-                        bool stream) {
+void nb_ct_to_awq4_avx2(uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw,
+                        int64_t nw, bool stream) {
   if (stream) turn(awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, true);
   else turn(awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, false);
 }

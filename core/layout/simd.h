@@ -28,10 +28,10 @@ void nb_gptq_to_awq4_rows_avx2(uint32_t *awq, int64_t ld, const uint32_t *gptq, 
 /* Between AWQ and CT 4-bit words, kw CT words by nw AWQ words. To CT: kw a multiple
  * of 8, at most NB_STRIP, nw a multiple of 16; to AWQ: the other way round. */
 enum { NB_STRIP = 64 };
-void nb_awq4_to_ct_avx2(uint32_t *ct, int64_t ct_ld, const uint32_t *awq, int64_t awq_ld, int64_t kw, int64_t nw,
-                        bool stream);
-void nb_ct_to_awq4_avx2(uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw, int64_t nw,
-                        bool stream);
+void nb_awq4_to_ct_avx2(uint32_t *ct, int64_t ct_ld, const uint32_t *awq, int64_t awq_ld, int64_t kw,
+                        int64_t nw, bool stream);
+void nb_ct_to_awq4_avx2(uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw,
+                        int64_t nw, bool stream);
 /* to [cols,rows] = from [rows,cols], words; rows a multiple of 8 and at most
  * NB_STRIP, cols a multiple of 4. */
 void nb_words_transpose_avx2(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,

@@ -5,19 +5,19 @@
 enum { TILE = 32, SERIAL_BYTES = 1 << 15 };
 
 /* dst[j*dst_ld + i] = src[i*src_ld + j] for i < rows, j < cols. */
-#define TRANSPOSE(name, type)                                                                              \
+#define TRANSPOSE(name, type) \
   static void name(type *dst, int64_t dst_ld, const type *src, int64_t src_ld, int64_t rows, int64_t cols) { \
-    for (int64_t i0 = 0; i0 < rows; i0 += TILE)                                                            \
-      for (int64_t j = 0; j < cols; j++)                                                                   \
-        for (int64_t i = i0; i < NB_MIN(i0 + TILE, rows); i++) dst[j * dst_ld + i] = src[i * src_ld + j];   \
+    for (int64_t i0 = 0; i0 < rows; i0 += TILE) \
+      for (int64_t j = 0; j < cols; j++) \
+        for (int64_t i = i0; i < NB_MIN(i0 + TILE, rows); i++) dst[j * dst_ld + i] = src[i * src_ld + j]; \
   }
 TRANSPOSE(transpose8, uint8_t)
 TRANSPOSE(transpose16, uint16_t)
 TRANSPOSE(transpose32, uint32_t)
 TRANSPOSE(transpose64, uint64_t)
 
-static void any_transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld, int64_t rows, int64_t cols,
-                          int64_t bytes) {
+static void any_transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld, int64_t rows,
+                          int64_t cols, int64_t bytes) {
   if (bytes == 1) transpose8(dst, dst_ld, src, src_ld, rows, cols);
   else if (bytes == 2) transpose16(dst, dst_ld, src, src_ld, rows, cols);
   else if (bytes == 4) transpose32(dst, dst_ld, src, src_ld, rows, cols);
@@ -25,8 +25,8 @@ static void any_transpose(void *dst, int64_t dst_ld, const void *src, int64_t sr
 }
 
 /* A panel of at most NB_STRIP rows: vectors, then what they leave at the edges. */
-static void panel32(uint32_t *dst, int64_t dst_ld, const uint32_t *src, int64_t src_ld, int64_t rows, int64_t cols,
-                    bool stream) {
+static void panel32(uint32_t *dst, int64_t dst_ld, const uint32_t *src, int64_t src_ld, int64_t rows,
+                    int64_t cols, bool stream) {
   int64_t r = rows - rows % 8, c = cols - cols % 4;
   nb_words_transpose_avx2(dst, dst_ld, src, src_ld, r, c, stream);
   transpose32(dst + c * dst_ld, dst_ld, src + c, src_ld, r, cols - c);
@@ -42,15 +42,17 @@ static int transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld,
   bool stream = fast && nb_layout_streams(dst, dst_ld, rows * cols * 4);
   int64_t height = fast ? NB_STRIP : NB_MAX(rows, 1), width = fast ? LONG : TILE;
   int stopped = 0;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
-    if (rows * cols * bytes > SERIAL_BYTES)
+#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) \
+    reduction(| \
+              : stopped) if (rows * cols * bytes > SERIAL_BYTES)
   for (int64_t i = 0; i < rows; i += height)
     for (int64_t j = 0; j < cols; j += width) {
       int64_t r = NB_MIN(height, rows - i), c = NB_MIN(width, cols - j);
       char *d = (char *)dst + (j * dst_ld + i) * bytes;
       const char *s = (const char *)src + (i * src_ld + j) * bytes;
       if (nb_stop_requested()) stopped = 1;
-      else if (fast) panel32((uint32_t *)(void *)d, dst_ld, (const uint32_t *)(const void *)s, src_ld, r, c, stream);
+      else if (fast)
+        panel32((uint32_t *)(void *)d, dst_ld, (const uint32_t *)(const void *)s, src_ld, r, c, stream);
       else any_transpose(d, dst_ld, s, src_ld, r, c, bytes);
     }
   return stopped ? nb_fail_stopped() : NB_OK;
@@ -66,7 +68,8 @@ static int element_bytes(int64_t *bytes, const nb_tensor *t, const char *what) {
 }
 
 /* Checks a tile [r,c] against the columns [col0, col0+r) of a whole [c,n]. */
-static int check_strip(const nb_tensor *tile, const nb_tensor *whole, int64_t col0, int64_t *bytes, const char *what) {
+static int check_strip(const nb_tensor *tile, const nb_tensor *whole, int64_t col0, int64_t *bytes,
+                       const char *what) {
   NB_TRY(nb_expect(tile, what, whole->dtype, 2, NB_SHAPE(-1, -1)));
   NB_TRY(nb_expect(whole, what, -1, 2, NB_SHAPE(tile->shape[1], -1)));
   if (col0 < 0 || tile->shape[0] > whole->shape[1] - col0)
@@ -90,6 +93,7 @@ int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0) {
 }
 
 int nb_transpose(nb_tensor *dst, const nb_tensor *src) {
-  if (src->ndim == 2) NB_TRY(nb_expect(dst, "transpose", src->dtype, 2, NB_SHAPE(src->shape[1], src->shape[0])));
+  if (src->ndim == 2)
+    NB_TRY(nb_expect(dst, "transpose", src->dtype, 2, NB_SHAPE(src->shape[1], src->shape[0])));
   return nb_transpose_put(dst, src, 0);
 }

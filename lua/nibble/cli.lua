@@ -86,20 +86,20 @@ local function with_module()
 end
 
 -- A chunk runs as it is; what is only an expression prints its value.
-local function run_code(code)
+local function run_code(code, ...)
   with_module()
   local chunk, msg = loadstring(code, "=-e")
   local expression = not chunk and loadstring("return " .. code, "=-e")
   if not chunk and not expression then return M.fail(msg) end
   local env = require("nibble.repl.globals").new()
-  return guarded({ position = true }, function()
-    local values = { setfenv(chunk or expression, env)() }
+  return guarded({ position = true }, function(...)
+    local values = { setfenv(chunk or expression, env)(...) }
     if expression then
       for i = 1, #values do values[i] = tostring(values[i]) end
       print(table.concat(values, "\t"))
     end
     return 0
-  end)
+  end, ...)
 end
 
 local function run_file(argv, at)
@@ -159,8 +159,7 @@ local function leading_options(argv)
   return at
 end
 
---- main(argv) -> exit status. argv[0] is the program, as in C.
-function M.main(argv)
+local function dispatch(argv)
   local at, msg = leading_options(argv)
   if not at then return M.fail(msg) end
   local word = argv[at]
@@ -177,7 +176,7 @@ function M.main(argv)
   end
   if word == "-e" then
     if not argv[at + 1] then return M.fail "-e needs a piece of Lua: nibble -e CODE" end
-    return run_code(argv[at + 1])
+    return run_code(argv[at + 1], unpack(argv, at + 2))
   end
   if is_command(word) then return run_command(word, argv, at + 1) end
   if word:match "%.lua$" then return run_file(argv, at) end
@@ -186,6 +185,14 @@ function M.main(argv)
     return M.fail(("unknown option %s%s"):format(word, require("nibble.suggest").hint(word, known)))
   end
   return run_word(word)
+end
+
+--- main(argv) -> exit status. argv[0] is the program, as in C.
+function M.main(argv)
+  local status = dispatch(argv)
+  local written, why = io.stdout:flush()
+  if not written and status == 0 then return M.fail("cannot write the output: " .. tostring(why)) end
+  return status
 end
 
 return M

@@ -27,8 +27,8 @@ local M = {}
 
 local journal_name = ".nibble-journal"
 local certificate_name = "nibble.json"
--- Elements of a row tile: bf16 input, u8 codes and f32 scratch stay in the caches.
-local tile_elements = 2 ^ 19
+-- Elements of a row tile: large enough that the threads' start costs little, small enough for the last cache.
+local tile_elements = 2 ^ 21
 -- Output bytes between two proofs: what a killed run may have to do again.
 local batch_bytes = 128 * 2 ^ 20
 
@@ -61,10 +61,11 @@ end
 
 -- ---- tiles --------------------------------------------------------------------
 
--- Rows of a tile: a multiple of 64, and of what each format's packing along n begins on.
+-- Rows of a tile: a multiple of 128 (whole cache lines of words that lie along n), and of
+-- what each format's packing along n begins on.
 local function tile_rows(job, ...)
   local n, k = job.rec.n, job.rec.k
-  local step = 64
+  local step = 128
   for _, format_rec in ipairs { ... } do
     local need = format_rec[1].row_step(format_rec[2])
     while step % need ~= 0 do step = step * 2 end
@@ -285,8 +286,8 @@ local function open_journal(dir, id, state)
     if not ok then return nil, msg, code end
   elseif first ~= "plan " .. id then
     journal:close()
-    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); run that command again to finish it, or remove the folder")
-      :format(dir), "eio"
+    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); "
+      .. "run that command again to finish it, or remove the folder"):format(dir), "eio"
   end
   local done = {}
   for _, line in ipairs(journal.lines) do
@@ -312,8 +313,9 @@ local function write_config(run, dir)
   local ok
   ok, msg, code = checkpoint.write_file(dir .. "/config.json", text)
   if not ok then return nil, msg, code end
-  if quantization and plan.format.side_file then
-    return checkpoint.write_file(dir .. "/" .. plan.format.side_file, json.encode(quantization, { indent = 2 }) .. "\n")
+  if plan.quantization_config and plan.format.side_file then
+    local config = json.encode(plan.quantization_config, { indent = 2 }) .. "\n"
+    return checkpoint.write_file(dir .. "/" .. plan.format.side_file, config)
   end
   return true
 end
@@ -327,8 +329,8 @@ local function write_certificate(run, dir)
                    scheme = job.out.scheme and scheme_m.describe(job.out.scheme) or nil, error = job.error }
   end
   local text = json.encode({ nibble = nffi.version, plan = plan:id(), format = plan.format.name,
-    recipe = plan.recipe and plan.recipe.name or nil, modules = json.array(modules),
-    __order = { "nibble", "plan", "format", "recipe", "modules" } }, { indent = 2 })
+    recipe = plan.recipe and plan.recipe.name or nil, accept = plan.recipe and plan.recipe.accept or nil,
+    modules = json.array(modules), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
   return checkpoint.write_file(dir .. "/" .. certificate_name, text .. "\n")
 end
 
@@ -412,10 +414,16 @@ local function summarize(run, dir, seconds, state)
     result.why = ("%s has %.2f dB of signal to quantization noise, the recipe accepts %.2f or more"):format(worst.name,
       worst.sqnr_db, accept.sqnr_db)
   end
-  return setmetatable(result, { __tostring = function(r)
-    return ("%s: %d modules, %s → %s in %.2f s (%.2f GB/s)%s; every module decoded from the written file and found equal%s"):format(
+  local methods = { totable = function(r)
+    local out = {}
+    for k, v in pairs(r) do out[k] = v end
+    out.plan = plan:id()
+    return out
+  end }
+  return setmetatable(result, { __index = methods, __tostring = function(r)
+    return ("%s: %d modules, %s → %s in %.2f s (%s)%s; every module decoded from the written file and found equal%s"):format(
       r.dir, r.modules, units.bytes(r.bytes_in), units.bytes(r.bytes_out), r.seconds,
-      r.bytes_in / r.seconds / 1e9, r.resumed and r.resumed > 0 and (", %d of them from before"):format(r.resumed) or "",
+      units.rate(r.bytes_in, r.seconds), r.resumed and r.resumed > 0 and (", %d of them from before"):format(r.resumed) or "",
       r.worst and ("; worst %s at %.1f dB"):format(r.worst.name, r.worst.sqnr_db) or "")
   end })
 end
@@ -457,6 +465,7 @@ end
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
+-- progress: default M.progress, which a session on a terminal sets.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 function M.execute(plan, dir, options)
   options = options or {}
@@ -468,7 +477,7 @@ function M.execute(plan, dir, options)
   local accept = plan.recipe and plan.recipe.accept or {}
   local run = { plan = plan, dir = dir, state = state, batch = {}, batch_bytes = 0,
                 batch_limit = options.batch_bytes or batch_bytes, scratch = {}, proof_scratch = {},
-                progress = options.progress, measure = options.measure or accept.sqnr_db ~= nil }
+                progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if state == "complete" then return summarize(run, dir, C.nb_now() - t0, state) end
   local ok
   ok, msg, code = checkpoint.mkdir(dir)

@@ -110,7 +110,7 @@ function M.text(r)
     "CUDA", r.cuda.available and ("yes, %d devices, driver %s"):format(r.cuda.devices, r.cuda.driver)
       or "no: " .. r.cuda.why,
   }
-  return require("nibble.repl.show").columns(rows, "ll")
+  return require("nibble.show").columns(rows, "ll")
 end
 
 return M

@@ -47,8 +47,7 @@ local function ids_from_safetensors(path)
   local file, msg, code = require("nibble.checkpoint").open(path)
   if not file then return nil, msg, code end
   local name = file:info "ids" and "ids" or "input_ids"
-  local t
-  t, msg, code = file:tensor(name)
+  local t = file:tensor(name)
   if not t then return nil, ("%s has neither a tensor ids nor input_ids"):format(path), "eformat" end
   if t.ndim < 1 or t.ndim > 2 then
     return nil, ("%s: %s has %d dimensions, expected 1 (a stream) or 2 (windows)"):format(path, name, t.ndim), "eformat"

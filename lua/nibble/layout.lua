@@ -157,9 +157,9 @@ local function columns(t, cols)
   expect_matrix(t, "awq_gemv scales")
   local out = tensor.new(t:type(), { t:size(1), cols })
   local element = tonumber(C.nb_dtype_bits(t.dtype)) / 8
-  local from, to, width = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data), t:size(2)
+  local from, to, have = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data), t:size(2)
   for r = 0, t:size(1) - 1 do
-    ffi.copy(to + r * cols * element, from + r * width * element, math.min(cols, width) * element)
+    ffi.copy(to + r * cols * element, from + r * have * element, math.min(cols, have) * element)
   end
   return out
 end

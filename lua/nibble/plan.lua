@@ -248,8 +248,9 @@ local function set_config(p)
 end
 
 local function finish(p)
-  local ok, msg, code = check_fused(p.jobs, p.fused)
+  local ok, msg = check_fused(p.jobs, p.fused)
   if not ok then return nil, msg, "einval" end
+  local code
   ok, msg, code = set_config(p)
   if not ok then return nil, msg, code end
   local t = { modules = #p.jobs, quantized = 0, kept = 0, bytes_in = 0, bytes_out = 0, params = 0 }
@@ -300,8 +301,8 @@ function M.new(recipe, ck, options)
     local job = { name = rec.name, rec = rec, reason = d.reason, rule = d.rule, kernels = d.kernels }
     if d.action == "quantize" then
       if rec.scheme and not recipe.requantize then
-        return nil, ("%s is quantized already (%s, %s); skip it, convert the checkpoint, or set requantize = true to quantize its dequantized weights again")
-          :format(rec.name, scheme_m.describe(rec.scheme), rec.format), "einval"
+        return nil, ("%s is quantized already (%s, %s); skip it, convert the checkpoint, or set requantize = true "
+          .. "to quantize its dequantized weights again"):format(rec.name, scheme_m.describe(rec.scheme), rec.format), "einval"
       end
       job.action, job.options = "quantize", d.options
       job.method, problem = quant.method(d.method, d.options)
@@ -339,7 +340,8 @@ function M.conversion(ck, format_name, options)
   if format_name == "plain" then
     p.dtype = options.dtype or "f32"
     if p.dtype ~= "f32" and not options.lossy then
-      return nil, ("dequantizing to %s rounds every weight; say lossy to accept that, or take dtype f32, which is exact"):format(p.dtype), "einexact"
+      return nil, ("dequantizing to %s rounds every weight; say lossy to accept that, or take dtype f32, which is exact")
+        :format(p.dtype), "einexact"
     end
   end
   local some
@@ -409,7 +411,7 @@ function plan_mt:estimate()
         local w = self.model:weight(job.name)
         if w then
           local part = w:rows(1, rows)
-          if not job.method.row_local then part = w end
+          if not quant.row_local(job.method, job.out.scheme) then part = w end
           local t0 = nffi.C.nb_now()
           pcall(quant.quantize, part, job.out.scheme, { method = job.method, options = job.options })
           rates[key] = part:numel() / math.max(nffi.C.nb_now() - t0, 1e-6)

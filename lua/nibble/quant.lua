@@ -167,6 +167,9 @@ end
 local function function_tile(method, f)
   return function(out, w, scheme, options)
     if w:type() ~= "f32" then w = w:cast "f32" end
+    -- LuaJIT takes some NaN bits for other types: a loop over hostile weights must not meet them.
+    local bad = tonumber(C.nb_count_nonfinite(w))
+    if bad > 0 then return nil, ("%s: %d weights are NaN or infinite"):format(method.name, bad), "eformat" end
     local scales = out.scales:type() == "f32" and out.scales or tensor.new("f32", out.scales:size())
     local dtype = out.scales.dtype
     local given = {

@@ -3,7 +3,7 @@
 -- Edit distance with transpositions of neighbours; stops counting above `most`.
 local function distance(a, b, most)
   if math.abs(#a - #b) > most then return most + 1 end
-  local before, last, row = nil, {}, nil
+  local before, last, row = nil, {}
   for j = 0, #b do last[j] = j end
   for i = 1, #a do
     row = { [0] = i }

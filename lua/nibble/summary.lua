@@ -9,12 +9,12 @@ function M.scheme(rec)
   return rec.dtype or (rec.unreadable and "not readable") or "-"
 end
 
--- What most of the bytes are: dtype, or format and scheme.
+-- What most of the parameters are in: dtype, or format and scheme.
 local function mainly(recs)
   local by, best = {}, nil
   for _, rec in ipairs(recs) do
     local text = rec.scheme and ("%s %s"):format(rec.format, M.scheme(rec)) or rec.dtype or "?"
-    by[text] = (by[text] or 0) + rec.bytes
+    by[text] = (by[text] or 0) + (rec.params or rec.bytes)
     if not best or by[text] > by[best] then best = text end
   end
   return best or "empty"

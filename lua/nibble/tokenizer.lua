@@ -158,7 +158,7 @@ local function check_model(model)
   if given(model.dropout) and model.dropout ~= 0 then refuse "model BPE with dropout gives no fixed ids" end
 end
 
-local function is_id(id) return type(id) == "number" and id >= 0 and id % 1 == 0 and id < 2 ^ 24 end
+local function is_id(id) return type(id) == "number" and id >= 0 and id % 1 == 0 and id < 2 ^ 21 end
 
 local function vocabulary(b, vocab)
   local size = 0
@@ -225,7 +225,10 @@ local function post_processor(part, tok)
       local known = (part.special_tokens or {})[name]
       if not known then malformed("post_processor TemplateProcessing: no special token %q", tostring(name)) end
       local ids = seen and after or before
-      for _, id in ipairs(known.ids) do ids[#ids + 1] = id end
+      for _, id in ipairs(known.ids) do
+        if not is_id(id) then malformed("post_processor TemplateProcessing: %s has the id %s", name, tostring(id)) end
+        ids[#ids + 1] = id
+      end
     end
   end
   if not seen then refuse "post_processor TemplateProcessing: the text has no place" end
@@ -356,14 +359,17 @@ end
 function M.open(path)
   local file = path:match "%.json$" and path or path:gsub("/*$", "/") .. "tokenizer.json"
   local spec, msg, code = read_json(file)
+  if spec and type(spec) ~= "table" then spec, msg, code = nil, file .. ": not a JSON object", "eformat" end
   if not spec then
     if msg then return nil, msg, code end
     return nil, ("no tokenizer: cannot open %s; give token ids instead"):format(file), "eio"
   end
   local ok, result = pcall(build, spec, file:match "^(.*/)" or "")
   if ok then return result end
-  if type(result) ~= "table" then error(result, 0) end
-  return nil, ("%s: %s"):format(file, result.refused), result.code
+  if type(result) == "table" then return nil, ("%s: %s"):format(file, result.refused), result.code end
+  if tostring(result):match "interrupted$" then error(result, 0) end
+  -- a part that is of another type than every tokenizer.json has it
+  return nil, ("%s: not the shape of a tokenizer.json (%s)"):format(file, (result:gsub("^[^%s:]+:%d+: ", ""))), "eformat"
 end
 
 return M

@@ -43,7 +43,8 @@ local function jobs_of(k, n, from, to, perm)
 end
 
 return {
-  title = "repacks of int4 words, GB/s read and written, and their share of a copy of the same bytes (by best times; by the median turn, which the verdict goes by)",
+  title = "repacks of int4 words, GB/s read and written, and their share of a copy of the same bytes "
+    .. "(by best times; by the median turn, which the verdict goes by)",
   run = function(ctx)
     for _, shape in ipairs(SHAPES) do
       local k, n = shape[1], shape[2]

@@ -35,6 +35,21 @@ local function as_text(r)
   return require("nibble.repl.show").columns(rows, "ll")
 end
 
+-- The bounds of the recipe that made the model (its certificate keeps them), against the figures.
+local function missed(model, result)
+  local checkpoint = require "nibble.checkpoint"
+  local text = checkpoint.read_file(model.dir .. "/nibble.json")
+  local certificate = text and require("nibble.json").decode(text)
+  local accept = type(certificate) == "table" and certificate.accept or {}
+  local ratio = result.ppl_against and result.ppl / result.ppl_against
+  if accept.ppl_ratio and ratio and not (ratio <= accept.ppl_ratio) then
+    return ("perplexity is %.4f times the original's, the recipe accepts %g or less"):format(ratio, accept.ppl_ratio)
+  end
+  if accept.kl and result.kl and not (result.kl <= accept.kl) then
+    return ("KL divergence is %.5f, the recipe accepts %g or less"):format(result.kl, accept.kl)
+  end
+end
+
 function M.run(values)
   if (values.text == nil) == (values.ids == nil) then
     error("eval needs either --text FILE or --ids FILE", 0)
@@ -45,19 +60,20 @@ function M.run(values)
   local result = assert(common.with_progress(function(report)
     return nb.eval.run {
       model = model, against = against or nil, text = values.text, ids = values.ids,
-      context = values.context or 2048, max_windows = values.windows,
-      progress = function(share, tokens, seconds)
-        report { share = share, done = tokens, unit = "tokens", seconds = seconds }
-      end,
+      context = values.context or 2048, windows = values.windows,
+      progress = function(p) report { share = p.done / p.total, done = p.tokens, unit = "tokens", seconds = p.seconds } end,
     }
   end))
   for _, warning in ipairs(result.warnings or {}) do require("nibble.cli").say("%s", warning) end
   if values.json then
+    result.warnings = nb.json.array(result.warnings)
     io.write(nb.json.encode(result, { indent = 2 }), "\n")
   else
     io.write(as_text(result))
   end
-  return 0
+  local why = missed(model, result)
+  if why then require("nibble.cli").say("%s", why) end
+  return why and 1 or 0
 end
 
 return M

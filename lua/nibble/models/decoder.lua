@@ -54,7 +54,7 @@ local function read_config(arch, ck)
     refuse(("num_key_value_heads %d does not divide num_attention_heads %d"):format(c.kv_heads, c.heads))
   end
   if c.head_dim % 2 ~= 0 then refuse(("head_dim %d is odd; rotary embedding needs pairs"):format(c.head_dim)) end
-  if type(c.eps) ~= "number" or not (c.eps >= 0) then refuse("rms_norm_eps must be a number, found " .. tostring(c.eps)) end
+  if type(c.eps) ~= "number" or c.eps < 0 or c.eps ~= c.eps then refuse("rms_norm_eps must be a number, found " .. tostring(c.eps)) end
   local act = get "hidden_act"
   if act ~= "silu" and act ~= "swish" then
     refuse(("hidden_act %s is not supported; expected silu"):format(tostring(act)), "eunsupported")
@@ -249,17 +249,16 @@ end
 -- ids: i32 [m]. The tensor is overwritten by the next pass.
 function Model:hidden(ids, length) return guarded(forward, self, ids, length) end
 
---- model:head() -> f32|bf16|f16 [vocab, hidden] | nil, msg, code: the output layer.
-function Model:head()
-  return guarded(function()
-    local arch, c = self.arch, self.c
-    local tied = c.get "tie_word_embeddings"
-    if tied == nil then tied = not self.weights:has(arch.lm_head) end
-    local name = tied and arch.embedding or arch.lm_head
-    if not self.output then self.output = self.weights:matrix(name, c.vocab, c.hidden) end
-    return self.output
-  end)
+local function output_layer(model)
+  local arch, c = model.arch, model.c
+  local tied = c.get "tie_word_embeddings"
+  if tied == nil then tied = not model.weights:has(arch.lm_head) end
+  model.output = model.output or model.weights:matrix(tied and arch.embedding or arch.lm_head, c.vocab, c.hidden)
+  return model.output
 end
+
+--- model:head() -> f32|bf16|f16 [vocab, hidden] | nil, msg, code: the output layer.
+function Model:head() return guarded(output_layer, self) end
 
 --- model:logits(ids) -> f32 [m, vocab] | nil, msg, code
 -- ids: i32 [m] (one sequence) or [sequences, length].

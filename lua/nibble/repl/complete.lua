@@ -73,7 +73,7 @@ function M.keys_of(value)
   local function add(t)
     if type(t) ~= "table" then return end
     for k, v in pairs(t) do
-      if type(k) == "string" and k:match("^" .. NAME .. "$") and out[k] == nil then out[k] = type(v) == "function" end
+      if type(k) == "string" and k:match("^" .. NAME .. "$") and not k:match "^__" and out[k] == nil then out[k] = type(v) == "function" end
     end
   end
   if type(value) == "table" then add(value) end

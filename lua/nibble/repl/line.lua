@@ -81,7 +81,7 @@ local function to_array(words)
 end
 
 local function completer(edit, state)
-  return function(word, from, to)
+  return function(_, from, to)
     edit.rl_attempted_completion_over = 1
     local ok, found = pcall(function()
       local line = ffi.string(edit.rl_line_buffer):sub(1, to)

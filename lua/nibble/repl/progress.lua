@@ -59,7 +59,7 @@ end
 -- finish() ends the line.
 function M.new(file)
   file = file or io.stderr
-  local tty, next_share, drawn, last_drawn = M.terminal(2), 0.1, false, -1
+  local tty, next_share, drawn, last_drawn = M.terminal(file == io.stdout and 1 or 2), 0.1, false, -1
   local clock = require("nibble.ffi").C.nb_now
   local function report(p)
     local share, line = text(p)

@@ -45,12 +45,22 @@ local function sentence(err)
   return (tostring(err):gsub("^session:%d+: ", ""):gsub("^[^%s:]*nibble/[^%s:]+%.lua:%d+: ", ""))
 end
 
+-- On a terminal a run draws its line without being asked; returns what ends it.
+local function show_progress(session)
+  if not session.terminal then return function() end end
+  local report, finish = progress.new(io.stdout)
+  require("nibble.convert").progress = report
+  return finish
+end
+
 local function execute(session, chunk)
   setfenv(chunk, session.env)
+  local finish = show_progress(session)
   local result = pack(xpcall(chunk, function(err)
     session.trace = debug.traceback(tostring(err), 2)
     return err
   end))
+  finish()
   local interrupted = C.nb_stop_requested() ~= 0
   C.nb_stop_clear()
   debug.sethook()

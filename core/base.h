@@ -12,7 +12,7 @@
 #define NB_PRINTF(a, b) __attribute__((format(printf, a, b)))
 #define NB_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define NB_MAX(a, b) ((a) > (b) ? (a) : (b))
-#define NB_CEIL(a, b) (((a) + (b) - 1) / (b))
+#define NB_CEIL(a, b) (((a) + (b)-1) / (b))
 
 /* Leaves the sentence and returns code: `return nb_fail(NB_EINVAL, ...)`. */
 int nb_fail(int code, const char *fmt, ...) NB_PRINTF(2, 3);
@@ -45,12 +45,24 @@ const char *nb_tensor_describe(const nb_tensor *t, char *out, size_t bytes);
 /* Fails with a sentence unless t has this dtype (-1: any) and shape (-1: any size). */
 int nb_expect(const nb_tensor *t, const char *what, int dtype, int ndim, const int64_t *shape);
 #define NB_SHAPE(...) ((const int64_t[]){__VA_ARGS__})
-#define NB_TRY(expr) do { int nb_rc_ = (expr); if (nb_rc_ < 0) return nb_rc_; } while (0)
+#define NB_TRY(expr) \
+  do { \
+    int nb_rc_ = (expr); \
+    if (nb_rc_ < 0) return nb_rc_; \
+  } while (0)
 
 /* ---- number formats, one value (the vector paths live in dtype.c) --------- */
 
-static inline float nb_f32_from_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
-static inline uint32_t nb_f32_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+static inline float nb_f32_from_bits(uint32_t u) {
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+static inline uint32_t nb_f32_bits(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
 static inline float nb_bf16_to_f32(uint16_t h) { return nb_f32_from_bits((uint32_t)h << 16); }
 static inline uint16_t nb_f32_to_bf16(float f) {
   uint32_t u = nb_f32_bits(f);

@@ -11,7 +11,9 @@ enum { WIDTH = VECTOR_BYTES / 8, PARTS = NB_LANES / WIDTH };
 typedef double vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef int64_t mask __attribute__((vector_size(VECTOR_BYTES)));
 typedef float half_vec __attribute__((vector_size(VECTOR_BYTES / 2)));
-typedef struct lanes { vec v[PARTS]; } lanes;
+typedef struct lanes {
+  vec v[PARTS];
+} lanes;
 
 #define EACH_PART _Pragma("GCC unroll 8") for (int j = 0; j < PARTS; j++)
 
@@ -61,8 +63,7 @@ static void moments(nb_moments *out, double *x, int64_t n) {
   int64_t whole = pad(x, n, x[0]);
   lanes lo, hi;
   EACH_PART lo.v[j] = hi.v[j] = load(x, j);
-  for (int64_t i = NB_LANES; i < whole; i += NB_LANES)
-    EACH_PART {
+  for (int64_t i = NB_LANES; i < whole; i += NB_LANES) EACH_PART {
       vec v = load(x + i, j);
       lo.v[j] = choose(v < lo.v[j], v, lo.v[j]);
       hi.v[j] = choose(v > hi.v[j], v, hi.v[j]);
@@ -70,8 +71,7 @@ static void moments(nb_moments *out, double *x, int64_t n) {
   pad(x, n, 0);
   lanes s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0};
   mask zeros[PARTS] = {0};
-  for (int64_t i = 0; i < whole; i += NB_LANES)
-    EACH_PART {
+  for (int64_t i = 0; i < whole; i += NB_LANES) EACH_PART {
       vec v = load(x + i, j);
       s1.v[j] += v;
       zeros[j] -= v == 0.0;
@@ -86,8 +86,7 @@ static void moments(nb_moments *out, double *x, int64_t n) {
     out->zeros += zeros[k / WIDTH][k % WIDTH];
   }
   pad(x, n, out->mean);
-  for (int64_t i = 0; i < whole; i += NB_LANES)
-    EACH_PART {
+  for (int64_t i = 0; i < whole; i += NB_LANES) EACH_PART {
       vec d = load(x + i, j) - out->mean, d2 = d * d;
       s2.v[j] += d2;
       s3.v[j] += d2 * d;
@@ -102,8 +101,7 @@ static void difference(nb_difference *out, double *x, double *y, int64_t n) {
   int64_t whole = pad(x, n, 0);
   pad(y, n, 0);
   lanes e2 = {0}, a2 = {0}, b2 = {0}, dot = {0}, most = {0};
-  for (int64_t i = 0; i < whole; i += NB_LANES)
-    EACH_PART {
+  for (int64_t i = 0; i < whole; i += NB_LANES) EACH_PART {
       vec a = load(x + i, j), b = load(y + i, j), e = b - a;
       vec size = choose(e < 0.0, -e, e);
       e2.v[j] += e * e;

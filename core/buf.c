@@ -70,7 +70,8 @@ int nb_fd_map(nb_tensor *out, int fd, const char *path) {
   void *data = NULL;
   if (st.st_size > 0) {
     data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-    if (data == MAP_FAILED) return nb_fail_errno(NB_EIO, "cannot map %s (%lld bytes)", path, (long long)st.st_size);
+    if (data == MAP_FAILED)
+      return nb_fail_errno(NB_EIO, "cannot map %s (%lld bytes)", path, (long long)st.st_size);
   }
   out->buf = nb_buf_new(data, st.st_size, unmap, false);
   if (!out->buf) {

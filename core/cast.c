@@ -70,10 +70,16 @@ static wide_int load_wide_int(const void *src, int dtype, int64_t i) {
 static bool int_range(int dtype, wide_int *lo, wide_int *hi) {
   switch (dtype) {
   case NB_BOOL: *lo = 0, *hi = 1; return true;
-  case NB_I4: case NB_I8: case NB_I16: case NB_I32: case NB_I64:
-    *hi = ((wide_int)1 << (nb_dtype_bits(dtype) - 1)) - 1, *lo = -*hi - 1; return true;
-  case NB_U4: case NB_U8: case NB_U16: case NB_U32: case NB_U64:
-    *hi = ((wide_int)1 << nb_dtype_bits(dtype)) - 1, *lo = 0; return true;
+  case NB_I4:
+  case NB_I8:
+  case NB_I16:
+  case NB_I32:
+  case NB_I64: *hi = ((wide_int)1 << (nb_dtype_bits(dtype) - 1)) - 1, *lo = -*hi - 1; return true;
+  case NB_U4:
+  case NB_U8:
+  case NB_U16:
+  case NB_U32:
+  case NB_U64: *hi = ((wide_int)1 << nb_dtype_bits(dtype)) - 1, *lo = 0; return true;
   default: return false;
   }
 }
@@ -130,8 +136,8 @@ static void wide_to_float(const cast_job *job, char *dst, const void *src, int64
   for (int64_t i = 0; i < n; i += BLOCK) {
     int64_t m = NB_MIN(BLOCK, n - i);
     for (int64_t j = 0; j < m; j++) {
-      double d = job->from == NB_F64 ? ((const double *)src)[i + j]
-                                     : odd_f64(load_wide_int(src, job->from, i + j));
+      double d =
+          job->from == NB_F64 ? ((const double *)src)[i + j] : odd_f64(load_wide_int(src, job->from, i + j));
       block[j] = job->to == NB_F32 ? (float)d : nb_f64_to_f32_odd(d);
     }
     if (job->limit > 0) clamp(block, block, m, job->limit);
@@ -149,7 +155,8 @@ static void cast_chunk(const cast_job *job, char *dst, const char *src, int64_t 
 
 static cast_job job_of(int from, int to, int saturate) {
   float limit = saturate ? largest_finite(to) : 0;
-  return (cast_job){.from = from, .to = to, .load = nb_load_of(from), .store = nb_store_of(to), .limit = limit};
+  return (cast_job){
+      .from = from, .to = to, .load = nb_load_of(from), .store = nb_store_of(to), .limit = limit};
 }
 
 void nb_cast_block(void *dst, int to, const void *src, int from, int64_t n) {

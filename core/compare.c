@@ -51,7 +51,8 @@ static int64_t span_start(int64_t s, int64_t cols, int64_t spans, bool packed) {
   return packed && s < spans ? at & ~(int64_t)7 : at;
 }
 
-static void compare_row(difference *d, const nb_tensor *a, const nb_tensor *b, int64_t row, int64_t cols, int spans) {
+static void compare_row(difference *d, const nb_tensor *a, const nb_tensor *b, int64_t row, int64_t cols,
+                        int spans) {
   bool packed = nb_dtype_bits(a->dtype) < 8 || nb_dtype_bits(b->dtype) < 8;
   double row_error = 0;
   for (int s = 0; s < spans; s++) {
@@ -76,7 +77,8 @@ static void merge(nb_comparison *out, const nb_comparison *c) {
   if (c->worst_error2 > out->worst_error2) out->worst_error2 = c->worst_error2, out->worst_row = c->worst_row;
 }
 
-int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a, const nb_tensor *b) {
+int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a,
+                      const nb_tensor *b) {
   memset(out, 0, sizeof *out);
   NB_TRY(nb_real_only(a, "a comparison"));
   NB_TRY(nb_real_only(b, "a comparison"));

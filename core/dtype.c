@@ -7,7 +7,10 @@
 #include <pthread.h>
 #include <strings.h>
 
-static const struct { const char *name; int bits; } dtypes[NB_NDTYPES] = {
+static const struct {
+  const char *name;
+  int bits;
+} dtypes[NB_NDTYPES] = {
     [NB_BOOL] = {"bool", 8},
     [NB_F4] = {"f4", 4},
     [NB_F6_E2M3] = {"f6_e2m3", 6},
@@ -107,11 +110,11 @@ const float *nb_code_values(int dtype) {
 
 /* ---- portable loads -------------------------------------------------------- */
 
-#define LOAD_CODES(name, dtype)                                         \
-  static void load_##name(float *out, const void *in, int64_t n) {      \
-    const uint8_t *p = in;                                              \
-    const float *v = nb_code_values(dtype);                             \
-    for (int64_t i = 0; i < n; i++) out[i] = v[p[i]];                   \
+#define LOAD_CODES(name, dtype) \
+  static void load_##name(float *out, const void *in, int64_t n) { \
+    const uint8_t *p = in; \
+    const float *v = nb_code_values(dtype); \
+    for (int64_t i = 0; i < n; i++) out[i] = v[p[i]]; \
   }
 LOAD_CODES(bool, NB_BOOL)
 LOAD_CODES(f8_e5m2, NB_F8_E5M2)
@@ -120,10 +123,10 @@ LOAD_CODES(f8_e8m0, NB_F8_E8M0)
 LOAD_CODES(f8_e4m3fnuz, NB_F8_E4M3FNUZ)
 LOAD_CODES(f8_e5m2fnuz, NB_F8_E5M2FNUZ)
 
-#define LOAD_PLAIN(name, ctype, expr)                                   \
-  static void load_##name(float *out, const void *in, int64_t n) {      \
-    const ctype *p = in;                                                \
-    for (int64_t i = 0; i < n; i++) out[i] = expr(p[i]);                \
+#define LOAD_PLAIN(name, ctype, expr) \
+  static void load_##name(float *out, const void *in, int64_t n) { \
+    const ctype *p = in; \
+    for (int64_t i = 0; i < n; i++) out[i] = expr(p[i]); \
   }
 LOAD_PLAIN(u8, uint8_t, (float))
 LOAD_PLAIN(i8, int8_t, (float))
@@ -141,9 +144,15 @@ static void load_nibbles(float *out, const uint8_t *in, int64_t n, const float *
     out[2 * i + 1] = v[in[i] >> 4];
   }
 }
-static void load_f4(float *out, const void *in, int64_t n) { load_nibbles(out, in, n, nb_code_values(NB_F4)); }
-static void load_i4(float *out, const void *in, int64_t n) { load_nibbles(out, in, n, nb_code_values(NB_I4)); }
-static void load_u4(float *out, const void *in, int64_t n) { load_nibbles(out, in, n, nb_code_values(NB_U4)); }
+static void load_f4(float *out, const void *in, int64_t n) {
+  load_nibbles(out, in, n, nb_code_values(NB_F4));
+}
+static void load_i4(float *out, const void *in, int64_t n) {
+  load_nibbles(out, in, n, nb_code_values(NB_I4));
+}
+static void load_u4(float *out, const void *in, int64_t n) {
+  load_nibbles(out, in, n, nb_code_values(NB_U4));
+}
 
 /* Four to three bytes, a stream of bits from the lowest up. */
 static void load_f6(float *out, const uint8_t *in, int64_t n, const float *v) {
@@ -161,10 +170,10 @@ static void load_f6_e3m2(float *out, const void *in, int64_t n) {
 
 /* ---- portable stores ------------------------------------------------------- */
 
-#define STORE_PLAIN(name, ctype, expr)                                  \
-  static void store_##name(void *out, const float *in, int64_t n) {     \
-    ctype *p = out;                                                     \
-    for (int64_t i = 0; i < n; i++) p[i] = (ctype)(expr(in[i]));        \
+#define STORE_PLAIN(name, ctype, expr) \
+  static void store_##name(void *out, const float *in, int64_t n) { \
+    ctype *p = out; \
+    for (int64_t i = 0; i < n; i++) p[i] = (ctype)(expr(in[i])); \
   }
 STORE_PLAIN(f64, double, )
 STORE_PLAIN(f16, uint16_t, nb_f32_to_f16)
@@ -176,8 +185,8 @@ static void store_bool(void *out, const float *in, int64_t n) {
   for (int64_t i = 0; i < n; i++) ((uint8_t *)out)[i] = in[i] != 0;
 }
 
-#define STORE_SMALL(name, dtype)                                                              \
-  static void store_##name(void *out, const float *in, int64_t n) {                           \
+#define STORE_SMALL(name, dtype) \
+  static void store_##name(void *out, const float *in, int64_t n) { \
     for (int64_t i = 0; i < n; i++) ((uint8_t *)out)[i] = nb_f32_to_small(in[i], &smalls[dtype]); \
   }
 STORE_SMALL(f8_e5m2, NB_F8_E5M2)
@@ -185,16 +194,16 @@ STORE_SMALL(f8_e4m3, NB_F8_E4M3)
 STORE_SMALL(f8_e4m3fnuz, NB_F8_E4M3FNUZ)
 STORE_SMALL(f8_e5m2fnuz, NB_F8_E5M2FNUZ)
 
-#define STORE_INT(name, ctype, lo, hi)                                  \
-  static void store_##name(void *out, const float *in, int64_t n) {     \
-    ctype *p = out;                                                     \
+#define STORE_INT(name, ctype, lo, hi) \
+  static void store_##name(void *out, const float *in, int64_t n) { \
+    ctype *p = out; \
     for (int64_t i = 0; i < n; i++) p[i] = (ctype)nb_round_clamp(in[i], lo, hi); \
   }
 /* The upper bounds round to powers of two as f32, so they compare with >=. */
-#define STORE_WIDE(name, ctype, lo, lo_f, hi, hi_f)                     \
-  static void store_##name(void *out, const float *in, int64_t n) {     \
-    ctype *p = out;                                                     \
-    for (int64_t i = 0; i < n; i++)                                     \
+#define STORE_WIDE(name, ctype, lo, lo_f, hi, hi_f) \
+  static void store_##name(void *out, const float *in, int64_t n) { \
+    ctype *p = out; \
+    for (int64_t i = 0; i < n; i++) \
       p[i] = in[i] != in[i] ? 0 : in[i] <= lo_f ? lo : in[i] >= hi_f ? hi : (ctype)rintf(in[i]); \
   }
 STORE_INT(u8, uint8_t, 0, 255)
@@ -213,7 +222,8 @@ static void store_f4(void *out, const float *in, int64_t n) {
 }
 static void store_int4(uint8_t *out, const float *in, int64_t n, float lo, float hi) {
   for (int64_t i = 0; i < n / 2; i++)
-    out[i] = (uint8_t)((nb_round_clamp(in[2 * i], lo, hi) & 15) | (nb_round_clamp(in[2 * i + 1], lo, hi) & 15) << 4);
+    out[i] = (uint8_t)((nb_round_clamp(in[2 * i], lo, hi) & 15) | (nb_round_clamp(in[2 * i + 1], lo, hi) & 15)
+                                                                      << 4);
 }
 static void store_i4(void *out, const float *in, int64_t n) { store_int4(out, in, n, -8, 7); }
 static void store_u4(void *out, const float *in, int64_t n) { store_int4(out, in, n, 0, 15); }
@@ -227,26 +237,59 @@ static void store_f6(uint8_t *out, const float *in, int64_t n, const nb_small_fl
     out[2] = (uint8_t)(w >> 16);
   }
 }
-static void store_f6_e2m3(void *out, const float *in, int64_t n) { store_f6(out, in, n, &smalls[NB_F6_E2M3]); }
-static void store_f6_e3m2(void *out, const float *in, int64_t n) { store_f6(out, in, n, &smalls[NB_F6_E3M2]); }
+static void store_f6_e2m3(void *out, const float *in, int64_t n) {
+  store_f6(out, in, n, &smalls[NB_F6_E2M3]);
+}
+static void store_f6_e3m2(void *out, const float *in, int64_t n) {
+  store_f6(out, in, n, &smalls[NB_F6_E3M2]);
+}
 
 /* ---- choosing --------------------------------------------------------------- */
 
 static nb_load_fn *const loads[NB_NDTYPES] = {
-    [NB_BOOL] = load_bool, [NB_F4] = load_f4, [NB_F6_E2M3] = load_f6_e2m3, [NB_F6_E3M2] = load_f6_e3m2,
-    [NB_U8] = load_u8, [NB_I8] = load_i8, [NB_F8_E5M2] = load_f8_e5m2, [NB_F8_E4M3] = load_f8_e4m3,
-    [NB_F8_E8M0] = load_f8_e8m0, [NB_F8_E4M3FNUZ] = load_f8_e4m3fnuz,
-    [NB_F8_E5M2FNUZ] = load_f8_e5m2fnuz, [NB_I16] = load_i16, [NB_U16] = load_u16, [NB_F16] = load_f16,
-    [NB_BF16] = load_bf16, [NB_F32] = load_f32, [NB_I4] = load_i4, [NB_U4] = load_u4,
+    [NB_BOOL] = load_bool,
+    [NB_F4] = load_f4,
+    [NB_F6_E2M3] = load_f6_e2m3,
+    [NB_F6_E3M2] = load_f6_e3m2,
+    [NB_U8] = load_u8,
+    [NB_I8] = load_i8,
+    [NB_F8_E5M2] = load_f8_e5m2,
+    [NB_F8_E4M3] = load_f8_e4m3,
+    [NB_F8_E8M0] = load_f8_e8m0,
+    [NB_F8_E4M3FNUZ] = load_f8_e4m3fnuz,
+    [NB_F8_E5M2FNUZ] = load_f8_e5m2fnuz,
+    [NB_I16] = load_i16,
+    [NB_U16] = load_u16,
+    [NB_F16] = load_f16,
+    [NB_BF16] = load_bf16,
+    [NB_F32] = load_f32,
+    [NB_I4] = load_i4,
+    [NB_U4] = load_u4,
 };
 static nb_store_fn *const stores[NB_NDTYPES] = {
-    [NB_BOOL] = store_bool, [NB_F4] = store_f4, [NB_F6_E2M3] = store_f6_e2m3,
-    [NB_F6_E3M2] = store_f6_e3m2, [NB_U8] = store_u8, [NB_I8] = store_i8, [NB_F8_E5M2] = store_f8_e5m2,
-    [NB_F8_E4M3] = store_f8_e4m3, [NB_F8_E8M0] = store_f8_e8m0, [NB_F8_E4M3FNUZ] = store_f8_e4m3fnuz,
-    [NB_F8_E5M2FNUZ] = store_f8_e5m2fnuz, [NB_I16] = store_i16, [NB_U16] = store_u16,
-    [NB_F16] = store_f16, [NB_BF16] = store_bf16, [NB_I32] = store_i32, [NB_U32] = store_u32,
-    [NB_F32] = store_f32, [NB_F64] = store_f64, [NB_I64] = store_i64, [NB_U64] = store_u64,
-    [NB_I4] = store_i4, [NB_U4] = store_u4,
+    [NB_BOOL] = store_bool,
+    [NB_F4] = store_f4,
+    [NB_F6_E2M3] = store_f6_e2m3,
+    [NB_F6_E3M2] = store_f6_e3m2,
+    [NB_U8] = store_u8,
+    [NB_I8] = store_i8,
+    [NB_F8_E5M2] = store_f8_e5m2,
+    [NB_F8_E4M3] = store_f8_e4m3,
+    [NB_F8_E8M0] = store_f8_e8m0,
+    [NB_F8_E4M3FNUZ] = store_f8_e4m3fnuz,
+    [NB_F8_E5M2FNUZ] = store_f8_e5m2fnuz,
+    [NB_I16] = store_i16,
+    [NB_U16] = store_u16,
+    [NB_F16] = store_f16,
+    [NB_BF16] = store_bf16,
+    [NB_I32] = store_i32,
+    [NB_U32] = store_u32,
+    [NB_F32] = store_f32,
+    [NB_F64] = store_f64,
+    [NB_I64] = store_i64,
+    [NB_U64] = store_u64,
+    [NB_I4] = store_i4,
+    [NB_U4] = store_u4,
 };
 
 nb_load_fn *nb_load_of(int dtype) {
@@ -268,10 +311,18 @@ nb_store_fn *nb_store_of(int dtype) {
 void nb_load_f64(double *out, const void *in, int dtype, int64_t n) {
   switch (dtype) {
   case NB_F64: memcpy(out, in, (size_t)n * 8); return;
-  case NB_I32: for (int64_t i = 0; i < n; i++) out[i] = ((const int32_t *)in)[i]; return;
-  case NB_U32: for (int64_t i = 0; i < n; i++) out[i] = ((const uint32_t *)in)[i]; return;
-  case NB_I64: for (int64_t i = 0; i < n; i++) out[i] = (double)((const int64_t *)in)[i]; return;
-  case NB_U64: for (int64_t i = 0; i < n; i++) out[i] = (double)((const uint64_t *)in)[i]; return;
+  case NB_I32:
+    for (int64_t i = 0; i < n; i++) out[i] = ((const int32_t *)in)[i];
+    return;
+  case NB_U32:
+    for (int64_t i = 0; i < n; i++) out[i] = ((const uint32_t *)in)[i];
+    return;
+  case NB_I64:
+    for (int64_t i = 0; i < n; i++) out[i] = (double)((const int64_t *)in)[i];
+    return;
+  case NB_U64:
+    for (int64_t i = 0; i < n; i++) out[i] = (double)((const uint64_t *)in)[i];
+    return;
   default: break;
   }
   enum { BLOCK = 512 };

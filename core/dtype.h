@@ -41,7 +41,7 @@ typedef struct nb_small_float {
   uint32_t over;
   uint8_t over_code, nan_code;
   bool signed_nan;
-  bool code_0x80_is_nan; /* the fnuz formats: no -0, no infinity */
+  bool code_0x80_is_nan;    /* the fnuz formats: no -0, no infinity */
   bool drops_negative_zero; /* f4: -0.0 becomes 0 (but not what rounds to it), as its peers do */
   float max;
 } nb_small_float;

@@ -122,7 +122,8 @@ static inline __m256i round_small(const float *in, const small_vectors *k, bool 
   __m256i low = _mm256_sub_epi32(_mm256_castps_si256(sum), k->magic);
   __m256i lsb = _mm256_and_si256(_mm256_srl_epi32(a, k->shift), one);
   __m256i rounded = _mm256_srl_epi32(_mm256_add_epi32(a, _mm256_add_epi32(k->odd, lsb)), k->shift);
-  __m256i code = _mm256_blendv_epi8(_mm256_sub_epi32(rounded, k->rebias), low, _mm256_cmpgt_epi32(k->least, a));
+  __m256i code =
+      _mm256_blendv_epi8(_mm256_sub_epi32(rounded, k->rebias), low, _mm256_cmpgt_epi32(k->least, a));
   __m256i over = _mm256_cmpgt_epi32(a, k->over), nan = _mm256_cmpgt_epi32(a, _mm256_set1_epi32(0x7f800000));
   __m256i unsigned_ = _mm256_and_si256(_mm256_cmpeq_epi32(code, zero), k->fnuz);
   if (drops_negative_zero) unsigned_ = _mm256_cmpeq_epi32(a, zero);
@@ -145,8 +146,12 @@ static inline void store_small(uint8_t *p, const float *in, int64_t n, const nb_
   for (; i + 8 <= n; i += 8) put_bytes(p + i, round_small(in + i, &k, false));
   for (; i < n; i++) p[i] = nb_f32_to_small(in[i], s);
 }
-static void store_f8_e4m3(void *out, const float *in, int64_t n) { store_small(out, in, n, nb_small_of(NB_F8_E4M3)); }
-static void store_f8_e5m2(void *out, const float *in, int64_t n) { store_small(out, in, n, nb_small_of(NB_F8_E5M2)); }
+static void store_f8_e4m3(void *out, const float *in, int64_t n) {
+  store_small(out, in, n, nb_small_of(NB_F8_E4M3));
+}
+static void store_f8_e5m2(void *out, const float *in, int64_t n) {
+  store_small(out, in, n, nb_small_of(NB_F8_E5M2));
+}
 static void store_f8_e4m3fnuz(void *out, const float *in, int64_t n) {
   store_small(out, in, n, nb_small_of(NB_F8_E4M3FNUZ));
 }
@@ -168,7 +173,8 @@ static void store_f4(void *out, const float *in, int64_t n) {
   small_vectors k = small_vectors_of(s);
   uint8_t *p = out;
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) put_nibbles(p + i / 2, round_small(in + i, &k, true), round_small(in + i + 8, &k, true));
+  for (; i + 16 <= n; i += 16)
+    put_nibbles(p + i / 2, round_small(in + i, &k, true), round_small(in + i + 8, &k, true));
   for (; i < n; i += 2) p[i / 2] = (uint8_t)(nb_f32_to_small(in[i], s) | nb_f32_to_small(in[i + 1], s) << 4);
 }
 
@@ -198,7 +204,8 @@ static inline void store_int4(uint8_t *p, const float *in, int64_t n, float lo, 
     put_nibbles(p + i / 2, _mm256_and_si256(round_int(in + i, l, h), nibble),
                 _mm256_and_si256(round_int(in + i + 8, l, h), nibble));
   for (; i < n; i += 2)
-    p[i / 2] = (uint8_t)((nb_round_clamp(in[i], lo, hi) & 15) | (nb_round_clamp(in[i + 1], lo, hi) & 15) << 4);
+    p[i / 2] =
+        (uint8_t)((nb_round_clamp(in[i], lo, hi) & 15) | (nb_round_clamp(in[i + 1], lo, hi) & 15) << 4);
 }
 static void store_i4(void *out, const float *in, int64_t n) { store_int4(out, in, n, -8, 7); }
 static void store_u4(void *out, const float *in, int64_t n) { store_int4(out, in, n, 0, 15); }

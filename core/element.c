@@ -50,14 +50,14 @@ void nb_tensor_fill(nb_tensor *t, double v) {
   for (int64_t i = 0; i < NB_MIN(numel, (int64_t)4); i++) nb_tensor_set(t, i, v);
   /* Four elements end on a byte in every dtype: double what is there. */
   int64_t have = nb_dtype_bits(t->dtype) * 4 / 8;
-  for (; have < bytes; have *= 2)
-    memcpy((char *)t->data + have, t->data, (size_t)NB_MIN(have, bytes - have));
+  for (; have < bytes; have *= 2) memcpy((char *)t->data + have, t->data, (size_t)NB_MIN(have, bytes - have));
 }
 
 int nb_tensor_load_f64(double *out, const nb_tensor *t, int64_t at, int64_t n) {
   NB_TRY(nb_real_only(t, "load"));
   if (at < 0 || n < 0 || n > nb_tensor_numel(t) - at || at * nb_dtype_bits(t->dtype) % 8)
-    return nb_fail(NB_EINVAL, "load: elements %lld to %lld lie outside the tensor's %lld, or begin inside a byte",
+    return nb_fail(NB_EINVAL,
+                   "load: elements %lld to %lld lie outside the tensor's %lld, or begin inside a byte",
                    (long long)at, (long long)(at + n), (long long)nb_tensor_numel(t));
   nb_load_f64(out, (const char *)t->data + at * nb_dtype_bits(t->dtype) / 8, t->dtype, n);
   for (int64_t i = 0; i < n; i++) out[i] = plain_nan(out[i]);
@@ -68,7 +68,8 @@ int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n) {
   int64_t bits = nb_dtype_bits(t->dtype);
   NB_TRY(nb_real_only(t, "store"));
   if (at < 0 || n < 0 || n > nb_tensor_numel(t) - at || at * bits % 8)
-    return nb_fail(NB_EINVAL, "store: elements %lld to %lld lie outside the tensor's %lld, or begin inside a byte",
+    return nb_fail(NB_EINVAL,
+                   "store: elements %lld to %lld lie outside the tensor's %lld, or begin inside a byte",
                    (long long)at, (long long)(at + n), (long long)nb_tensor_numel(t));
   if (n * bits % 8) return nb_fail(NB_EINVAL, "store: %lld elements don't end on a byte", (long long)n);
   nb_cast_block((char *)t->data + at * bits / 8, t->dtype, in, NB_F64, n);

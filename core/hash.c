@@ -6,7 +6,9 @@
 #define XXH_STATIC_LINKING_ONLY /* the state by value */
 #include <xxhash.h>
 
-struct nb_hash { XXH3_state_t *state; };
+struct nb_hash {
+  XXH3_state_t *state;
+};
 
 nb_hash *nb_hash_new(void) {
   nb_hash *h = nb_alloc(1, sizeof *h);

@@ -12,7 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct embedded { const char *name, *path, *text; size_t size; } embedded;
+typedef struct embedded {
+  const char *name, *path, *text;
+  size_t size;
+} embedded;
 extern const embedded nb_lua_files[];
 
 /* package.preload loader of one embedded module; the file is its upvalue. */

@@ -57,10 +57,30 @@ const char *nb_cdef(void);
  * packed two to a byte, low nibble first. */
 
 enum {
-  NB_BOOL = 0, NB_F4, NB_F6_E2M3, NB_F6_E3M2, NB_U8, NB_I8, NB_F8_E5M2,
-  NB_F8_E4M3, NB_F8_E8M0, NB_F8_E4M3FNUZ, NB_F8_E5M2FNUZ, NB_I16, NB_U16,
-  NB_F16, NB_BF16, NB_I32, NB_U32, NB_F32, NB_C64, NB_F64, NB_I64, NB_U64,
-  NB_I4, NB_U4,
+  NB_BOOL = 0,
+  NB_F4,
+  NB_F6_E2M3,
+  NB_F6_E3M2,
+  NB_U8,
+  NB_I8,
+  NB_F8_E5M2,
+  NB_F8_E4M3,
+  NB_F8_E8M0,
+  NB_F8_E4M3FNUZ,
+  NB_F8_E5M2FNUZ,
+  NB_I16,
+  NB_U16,
+  NB_F16,
+  NB_BF16,
+  NB_I32,
+  NB_U32,
+  NB_F32,
+  NB_C64,
+  NB_F64,
+  NB_I64,
+  NB_U64,
+  NB_I4,
+  NB_U4,
   NB_NDTYPES
 };
 
@@ -91,8 +111,8 @@ int nb_cast(struct nb_tensor *dst, const struct nb_tensor *src, int saturate);
 typedef struct nb_buf nb_buf;
 
 typedef struct nb_tensor {
-  void *data;       /* first element */
-  nb_buf *buf;      /* heap, mapped file or device memory; NULL = borrowed */
+  void *data;  /* first element */
+  nb_buf *buf; /* heap, mapped file or device memory; NULL = borrowed */
   int64_t shape[6];
   int32_t ndim, dtype, device, pad_;
 } nb_tensor;
@@ -105,8 +125,8 @@ int64_t nb_live_buffers(void);
 int nb_tensor_new(nb_tensor *out, int dtype, int ndim, const int64_t *shape);
 /* Another reference to the same storage, seen as dtype and shape, byte_offset
  * into it. Must lie inside t. */
-int nb_tensor_view(nb_tensor *out, const nb_tensor *t, int dtype, int ndim,
-                   const int64_t *shape, int64_t byte_offset);
+int nb_tensor_view(nb_tensor *out, const nb_tensor *t, int dtype, int ndim, const int64_t *shape,
+                   int64_t byte_offset);
 /* Rows [r0, r1) of the first dimension, as a view. */
 int nb_tensor_rows(nb_tensor *out, const nb_tensor *t, int64_t r0, int64_t r1);
 /* Wraps memory that the caller keeps alive. */
@@ -155,9 +175,10 @@ enum {
 };
 
 typedef struct nb_rtn_options {
-  int32_t bits;       /* 2 to 8 */
-  int32_t symmetric;  /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
-  int64_t group;      /* columns a group; -1: the whole row; 0: the whole tensor, whose scale is repeated in each of [n,1] */
+  int32_t bits;      /* 2 to 8 */
+  int32_t symmetric; /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
+  /* columns a group; -1: the whole row; 0: the whole tensor, its scale repeated in each of [n,1] */
+  int64_t group;
   int32_t range;      /* NB_RANGE_*: the scale of a symmetric grid */
   int32_t arithmetic; /* NB_ARITHMETIC_* */
 } nb_rtn_options;
@@ -218,8 +239,8 @@ typedef struct nb_quant_sums {
 /* Adds the error of a quantized weight, or of the next tile of its rows, against
  * w f32|bf16|f16 [n,k] to sums (zeroed before the first). The same sums whatever
  * the threads, as long as the tiles are. */
-int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
-                   const nb_tensor *g_idx, int bits, const nb_tensor *w);
+int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
+                   const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w);
 
 /* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
  * and scales [n,G] are finite and above 0; names the first that doesn't. */
@@ -231,11 +252,11 @@ float nb_round_scale(float x, int dtype);
 /* ---- processor and threads (cpu.c, thread.c) ------------------------------ */
 
 enum {
-  NB_CPU_AVX2 = 1,        /* AVX2, FMA, F16C, BMI2 */
-  NB_CPU_AVX512 = 2,      /* F, BW, VL, DQ */
+  NB_CPU_AVX2 = 1,   /* AVX2, FMA, F16C, BMI2 */
+  NB_CPU_AVX512 = 2, /* F, BW, VL, DQ */
   NB_CPU_AVX512_VNNI = 4,
   NB_CPU_AVX512_BF16 = 8,
-  NB_CPU_AMX = 16,        /* TILE, INT8, BF16, granted by the kernel */
+  NB_CPU_AMX = 16, /* TILE, INT8, BF16, granted by the kernel */
   NB_CPU_AVX512_VBMI = 32
 };
 
@@ -318,7 +339,15 @@ typedef struct nb_text {
   int64_t bytes;
 } nb_text;
 
-enum { NB_JSON_NULL = 0, NB_JSON_FALSE, NB_JSON_TRUE, NB_JSON_NUMBER, NB_JSON_STRING, NB_JSON_ARRAY, NB_JSON_OBJECT };
+enum {
+  NB_JSON_NULL = 0,
+  NB_JSON_FALSE,
+  NB_JSON_TRUE,
+  NB_JSON_NUMBER,
+  NB_JSON_STRING,
+  NB_JSON_ARRAY,
+  NB_JSON_OBJECT
+};
 
 typedef struct nb_json nb_json;
 typedef struct nb_json_value {
@@ -346,8 +375,8 @@ typedef struct nb_tensor_info {
   nb_text name;
   int64_t shape[6];
   int32_t ndim, dtype;
-  int64_t file;         /* index of the file that holds it */
-  int64_t begin;        /* first byte in that file */
+  int64_t file;  /* index of the file that holds it */
+  int64_t begin; /* first byte in that file */
   int64_t bytes, params;
 } nb_tensor_info;
 
@@ -389,9 +418,11 @@ typedef struct nb_writer nb_writer;
  * called model.safetensors, several model-00001-of-000NN.safetensors; until
  * nb_writer_finish each carries ".partial" after its name. */
 int nb_writer_new(nb_writer **out, const char *dir, int64_t shard_bytes);
-int nb_writer_metadata(nb_writer *w, const char *key, int64_t key_bytes, const char *value, int64_t value_bytes);
+int nb_writer_metadata(nb_writer *w, const char *key, int64_t key_bytes, const char *value,
+                       int64_t value_bytes);
 /* The next tensor: the order told is the order in the files. */
-int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype, int ndim, const int64_t *shape);
+int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype, int ndim,
+                  const int64_t *shape);
 /* Makes the files at their full size, headers written, room on the disk
  * reserved where the file system can. resume: a file that an interrupted run
  * left with this size and header keeps its contents (nb_writer_file tells).
@@ -472,7 +503,8 @@ int nb_scales_cast(nb_tensor *dst, const nb_tensor *src, int64_t row0, const cha
 int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
 /* Streams a quantized weight's rows into h: codes u8 [r,k], scales as float32, zeros u8
  * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
-int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
+int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                 int bits);
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
  * I32 (or U32). A code that needs more than `bits` bits is an error that names
@@ -495,8 +527,10 @@ int nb_ct_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64
  * I32 [G, ceil(n*b/32)]; minus_one: v1, fields hold zero-1 mod 2^bits. */
 int nb_gptq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
 int nb_gptq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
-int nb_gptq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n, int minus_one);
-int nb_gptq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n, int minus_one);
+int nb_gptq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n,
+                       int minus_one);
+int nb_gptq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n,
+                         int minus_one);
 
 /* awq: AutoAWQ gemm, I32 [k, n/pf] interleaved, pf = 32/bits; 4 or 8 bits; n0 and
  * r multiples of pf. Zero-points I32 [G, n/pf] the same way. */
@@ -516,8 +550,10 @@ int nb_awq_gemv_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits,
  * zero-point of 0 to 15. scales: the whole F16 [G',n]; zeros: the tile U8 [r,G]. */
 int nb_awq_gemv_fast_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0);
 int nb_awq_gemv_fast_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0);
-int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros, int64_t n0);
-int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales, int64_t n0);
+int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, const nb_tensor *zeros,
+                                int64_t n0);
+int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales,
+                                  int64_t n0);
 
 /* Any matrix of codes U8 [a,b] as dense streams: axis 0 packs down the columns
  * into I32 [ceil(a*bits/32), b], axis 1 along the rows into [a, ceil(b*bits/32)]. */
@@ -550,7 +586,8 @@ int nb_marlin_scale_perm(nb_tensor *perm, int single);
 
 /* scales [G,n] of any 8-, 16- or 32-bit dtype, same shape out; k: of that matrix.
  * Grouped where g != -1, g < k and not a8, else single. inverse: undoes it. MRL-21. */
-int nb_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8, int inverse);
+int nb_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8,
+                             int inverse);
 /* bias [..., n]: the single permutation. MRL-23. */
 int nb_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inverse);
 /* out [G, n/pf] = zeros U8 [G,n] permuted, interleaved (not with a8), packed. MRL-25, MRL-26. */
@@ -569,7 +606,8 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
 /* fp8 activations: code q becomes q-z, or 15-q where q < z; z = 8, or the zero-point
  * in the same slot (AWQ words [k, n/8] with zeros [G, n/8]). out may be words.
  * inverse: back to q. bits must be 4. MRL-42 to MRL-44. */
-int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits, int inverse);
+int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits,
+                             int inverse);
 /* out = scales * factor in float32, rounded to out's dtype (both f16, bf16 or f32): 512
  * for MRL-42, 2^8 or 2^120 for MRL-48. out may be scales. */
 int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
@@ -596,11 +634,17 @@ typedef struct nb_bpe nb_bpe;
 enum { NB_NFC = 1, NB_NFD = 2, NB_NFKC = 3, NB_NFKD = 4 };
 /* What becomes of a pattern's matches. */
 enum {
-  NB_SPLIT_REMOVED = 0, NB_SPLIT_ISOLATED = 1, NB_SPLIT_WITH_PREVIOUS = 2,
-  NB_SPLIT_WITH_NEXT = 3, NB_SPLIT_CONTIGUOUS = 4
+  NB_SPLIT_REMOVED = 0,
+  NB_SPLIT_ISOLATED = 1,
+  NB_SPLIT_WITH_PREVIOUS = 2,
+  NB_SPLIT_WITH_NEXT = 3,
+  NB_SPLIT_CONTIGUOUS = 4
 };
 enum {
-  NB_ADDED_SPECIAL = 1, NB_ADDED_LSTRIP = 2, NB_ADDED_RSTRIP = 4, NB_ADDED_SINGLE_WORD = 8,
+  NB_ADDED_SPECIAL = 1,
+  NB_ADDED_LSTRIP = 2,
+  NB_ADDED_RSTRIP = 4,
+  NB_ADDED_SINGLE_WORD = 8,
   NB_ADDED_NORMALIZED = 16 /* looked for after normalizing, in its normal form */
 };
 enum { NB_DECODE_SKIP_SPECIAL = 1, NB_DECODE_RAW = 2 };
@@ -656,14 +700,15 @@ int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
 int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
 
 typedef struct nb_comparison {
-  int64_t numel, max_at, worst_row;  /* 0-based; max_at in the flattened tensor */
-  int64_t odd;                       /* pairs that differ by a NaN or an infinity: in no sum */
+  int64_t numel, max_at, worst_row; /* 0-based; max_at in the flattened tensor */
+  int64_t odd;                      /* pairs that differ by a NaN or an infinity: in no sum */
   double error2, a2, b2, dot, max_abs, worst_error2; /* sums of squares and of products */
 } nb_comparison;
 
 /* b against a, of one shape; a row is the last dimension's elements. by_column (may
  * be NULL): 1 to 64 sums of squared error over equal spans of the columns. */
-int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a, const nb_tensor *b);
+int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a,
+                      const nb_tensor *b);
 
 /* ---- elements (element.c) ----------------------------------------------------- */
 
@@ -676,6 +721,13 @@ void nb_tensor_fill(nb_tensor *t, double v);
  * NaN read is the plain one (LuaJIT takes NaNs with other bits for other types). */
 int nb_tensor_load_f64(double *out, const nb_tensor *t, int64_t at, int64_t n);
 int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
+
+/* ---- MX block scales (quant/mx.c) ---------------------------------------------- */
+
+/* scales (f8_e8m0) of blocks whose largest magnitudes are amax (same shape, any real
+ * dtype of whole bytes), for elements of 4 (f4) or 8 (f8_e4m3) bits, as
+ * compressed-tensors' generate_mx_scales; not finite: 255, e8m0's NaN. */
+int nb_mx_scales(nb_tensor *scales, const nb_tensor *amax, int bits);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -39,6 +39,25 @@ describe("stats", function()
     for threads = 2, 4 do assert.equal(texts[1], texts[threads]) end
   end)
 
+  it("and comparisons have the same bits on every instruction set", function()
+    local x, y = nb.tensor("bf16", { 3, 1001 }), nb.tensor("f32", { 3, 1001 })
+    for i = 1, 3003 do
+      x:set(i, math.sin(i) * i)
+      y:set(i, math.sin(i) * i + math.cos(i * 7) * 1e-3)
+    end
+    local function text()
+      local s, c = x:stats(), nb.compare(x, y)
+      return ("%a %a %a %a %a %a %a %d"):format(s.mean, s.std, s.kurtosis, s.min, c.mse, c.cosine, c.max_abs, c.max_at)
+    end
+    C.nb_cpu_limit(0)
+    local portable = text()
+    for _, features in ipairs { C.NB_CPU_AVX2, -1 } do
+      C.nb_cpu_limit(features)
+      assert.equal(portable, text())
+    end
+    C.nb_cpu_limit(-1)
+  end)
+
   it("count NaN, infinities and zeros and leave the first two out", function()
     local s = nb.tensor("bf16", { 6 }, { 1, -3, 0, 0 / 0, math.huge, -math.huge }):stats()
     assert.same({ 1, 2, 1 }, { s.nan, s.inf, s.zeros })

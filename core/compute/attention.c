@@ -24,7 +24,8 @@ static void attend(const shape *s, float *out, const float *q, const float *k, c
                    float *score) {
   int64_t q1 = NB_MIN(q0 + BLOCK, s->length), lo = s->sliding ? NB_MAX(0, q0 - s->sliding + 1) : 0;
   int64_t keys = q1 - lo, q_row = s->heads * s->d, k_row = s->kv_heads * s->d;
-  s->sgemm(true, q1 - q0, keys, s->d, s->scale, q + q0 * q_row, q_row, k + lo * k_row, k_row, 0.0f, score, keys);
+  s->sgemm(true, q1 - q0, keys, s->d, s->scale, q + q0 * q_row, q_row, k + lo * k_row, k_row, 0.0f, score,
+           keys);
   for (int64_t i = q0; i < q1; i++) {
     float *row = score + (i - q0) * keys;
     int64_t first = s->sliding ? NB_MAX(0, i - s->sliding + 1) - lo : 0, end = i + 1 - lo;
@@ -32,7 +33,8 @@ static void attend(const shape *s, float *out, const float *q, const float *k, c
     memset(row, 0, (size_t)first * sizeof *row);
     memset(row + end, 0, (size_t)(keys - end) * sizeof *row);
   }
-  s->sgemm(false, q1 - q0, s->d, keys, 1.0f, score, keys, v + lo * k_row, k_row, 0.0f, out + q0 * q_row, q_row);
+  s->sgemm(false, q1 - q0, s->d, keys, 1.0f, score, keys, v + lo * k_row, k_row, 0.0f, out + q0 * q_row,
+           q_row);
 }
 
 static int check(const shape *s, const nb_tensor *out, const nb_tensor *q, const nb_tensor *k,
@@ -57,7 +59,8 @@ static int check(const shape *s, const nb_tensor *out, const nb_tensor *q, const
 
 int nb_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v, int64_t heads,
                  int64_t kv_heads, int64_t length, int64_t sliding, double scale) {
-  shape s = {.heads = heads, .kv_heads = kv_heads, .length = length, .sliding = sliding, .scale = (float)scale};
+  shape s = {
+      .heads = heads, .kv_heads = kv_heads, .length = length, .sliding = sliding, .scale = (float)scale};
   NB_TRY(check(&s, out, q, k, v));
   if (sliding >= length) s.sliding = sliding = 0; /* every query sees all before it */
   s.d = q->shape[1] / heads;

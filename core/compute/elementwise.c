@@ -27,7 +27,8 @@ int nb_swiglu(nb_tensor *gate, const nb_tensor *up) {
   const nb_vector *v = nb_vector_here();
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (blocks > 1)
   for (int64_t b = 0; b < blocks; b++)
-    v->swiglu((float *)gate->data + b * BLOCK, (const float *)up->data + b * BLOCK, NB_MIN(BLOCK, n - b * BLOCK));
+    v->swiglu((float *)gate->data + b * BLOCK, (const float *)up->data + b * BLOCK,
+              NB_MIN(BLOCK, n - b * BLOCK));
   return NB_OK;
 }
 

@@ -55,14 +55,14 @@ static void put(const side *d, const row_state *s, int64_t row, int32_t target) 
 
 static void score_rows(const job *j, int64_t row0, int64_t rows, float *scratch) {
   row_state p[ROWS], q[ROWS];
-  for (int64_t i = 0; i < rows; i++)
-    p[i] = q[i] = (row_state){{-INFINITY, 0.0}, 0.0, 0.0, -INFINITY, 0};
+  for (int64_t i = 0; i < rows; i++) p[i] = q[i] = (row_state){{-INFINITY, 0.0}, 0.0, 0.0, -INFINITY, 0};
   float *yp = scratch, *yq = yp + ROWS * NB_TILE_N, *wide = yq + ROWS * NB_TILE_N;
   int64_t vocab = j->p.head->shape[0];
   for (int64_t n0 = 0; n0 < vocab; n0 += NB_TILE_N) {
     int64_t n = NB_MIN(NB_TILE_N, vocab - n0);
     int64_t kp = j->p.x->shape[1];
-    nb_gemm_tile(j->sgemm, j->v, yp, n, (const float *)j->p.x->data + row0 * kp, kp, rows, j->p.head, n0, n, wide);
+    nb_gemm_tile(j->sgemm, j->v, yp, n, (const float *)j->p.x->data + row0 * kp, kp, rows, j->p.head, n0, n,
+                 wide);
     if (j->q.x) {
       int64_t kq = j->q.x->shape[1];
       nb_gemm_tile(j->sgemm, j->v, yq, n, (const float *)j->q.x->data + row0 * kq, kq, rows, j->q.head, n0, n,
@@ -116,8 +116,8 @@ static int run(job *j, const nb_tensor *targets) {
   j->targets = targets->data;
   for (int64_t i = 0; i < m; i++)
     if (j->targets[i] >= vocab)
-      return nb_fail(NB_EINVAL, "logits: target %d at place %lld is outside the vocabulary of %lld", j->targets[i],
-                     (long long)i, (long long)vocab);
+      return nb_fail(NB_EINVAL, "logits: target %d at place %lld is outside the vocabulary of %lld",
+                     j->targets[i], (long long)i, (long long)vocab);
   j->sgemm = nb_sgemm_here();
   j->v = nb_vector_here();
   int64_t blocks = NB_CEIL(m, ROWS), per_thread = 2 * ROWS * NB_TILE_N + wide;

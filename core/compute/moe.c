@@ -50,7 +50,8 @@ int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, co
   NB_TRY(nb_expect(row_weights, "moe group: row weights", NB_F32, 1, NB_SHAPE(n)));
   NB_TRY(nb_expect(offsets, "moe group: offsets", NB_I32, 1, NB_SHAPE(-1)));
   int64_t e = offsets->shape[0] - 1;
-  if (n > INT32_MAX) return nb_fail(NB_EUNSUPPORTED, "moe group: %lld pairs are more than 2^31-1", (long long)n);
+  if (n > INT32_MAX)
+    return nb_fail(NB_EUNSUPPORTED, "moe group: %lld pairs are more than 2^31-1", (long long)n);
   const int32_t *id = experts->data;
   int32_t *at = offsets->data, *out = rows->data;
   memset(at, 0, (size_t)nb_tensor_bytes(offsets));

@@ -10,8 +10,8 @@ int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double
   int64_t d = weight->shape[0], numel = nb_tensor_numel(x);
   if (x->dtype != NB_F32 || y->dtype != NB_F32 || nb_tensor_numel(y) != numel || d < 1 || numel % d) {
     char a[160], b[160];
-    return nb_fail(NB_EINVAL, "rmsnorm: expected f32 x and y of rows of %lld, found x %s and y %s", (long long)d,
-                   nb_tensor_describe(x, a, sizeof a), nb_tensor_describe(y, b, sizeof b));
+    return nb_fail(NB_EINVAL, "rmsnorm: expected f32 x and y of rows of %lld, found x %s and y %s",
+                   (long long)d, nb_tensor_describe(x, a, sizeof a), nb_tensor_describe(y, b, sizeof b));
   }
   int64_t rows = numel / d, blocks = NB_CEIL(rows, BLOCK);
   const nb_vector *v = nb_vector_here();

@@ -6,7 +6,8 @@
  * scaling rule lives where the table is made. */
 #include "../base.h"
 
-int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim, int64_t length) {
+int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim,
+            int64_t length) {
   NB_TRY(nb_expect(x, "rope: x", NB_F32, 2, NB_SHAPE(-1, -1)));
   if (head_dim < 2 || head_dim % 2 || x->shape[1] % head_dim)
     return nb_fail(NB_EINVAL, "rope: rows of %lld are not heads of %lld (an even number)",

@@ -9,8 +9,8 @@
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
 
-typedef void cblas_sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
-                            const float *b, int ldb, float beta, float *c, int ldc);
+typedef void cblas_sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
+                            int lda, const float *b, int ldb, float beta, float *c, int ldc);
 
 static cblas_sgemm_fn *cblas_sgemm;
 static const char *blas_note = "not tried yet";
@@ -76,8 +76,8 @@ static void dots_2x4(float out[2][4], const float *const a[2], const float *cons
     }
 }
 
-static void plain_nk(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
-                     int64_t ldb, float beta, float *c, int64_t ldc) {
+static void plain_nk(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+                     const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
   for (int64_t j = 0; j < n; j += 4)
     for (int64_t i = 0; i < m; i += 2) {
       float out[2][4];
@@ -93,8 +93,8 @@ static void plain_nk(int64_t m, int64_t n, int64_t k, float alpha, const float *
     }
 }
 
-static void plain_kn(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
-                     int64_t ldb, float beta, float *c, int64_t ldc) {
+static void plain_kn(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+                     const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
   for (int64_t i = 0; i < m; i++) {
     float *y = c + i * ldc;
     if (beta == 0.0f) memset(y, 0, (size_t)n * sizeof *y);

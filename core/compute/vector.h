@@ -8,7 +8,9 @@
 #include "../base.h"
 
 /* A log-sum-exp that is still running: log(sum) + max over what was seen. */
-typedef struct nb_lse { double max, sum; } nb_lse;
+typedef struct nb_lse {
+  double max, sum;
+} nb_lse;
 
 typedef struct nb_vector {
   /* x = softmax(x) over n values. */

@@ -151,7 +151,7 @@ int nb_file_copy(const char *dst, const char *src) {
   int fd = open(src, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hold it */
   if (fd < 0) return nb_fail_errno(NB_EIO, "cannot open %s", src);
   struct stat st;
-  int rc = fstat(fd, &st) < 0      ? nb_fail_errno(NB_EIO, "cannot stat %s", src)
+  int rc = fstat(fd, &st) < 0     ? nb_fail_errno(NB_EIO, "cannot stat %s", src)
            : !S_ISREG(st.st_mode) ? nb_fail(NB_EIO, "%s is not a regular file", src)
                                   : write_atomically(dst, fd, NULL, st.st_size);
   close(fd);

@@ -70,11 +70,15 @@ int nb_json_parse(nb_json **out, const char *text, int64_t bytes, const char *wh
 
 void nb_json_get(nb_json_value *out, const nb_json *node) {
   const cJSON *n = (const cJSON *)node;
-  static const struct { int cjson, type; } types[] = {
-      {cJSON_False, NB_JSON_FALSE}, {cJSON_True, NB_JSON_TRUE}, {cJSON_Number, NB_JSON_NUMBER},
-      {cJSON_String, NB_JSON_STRING}, {cJSON_Array, NB_JSON_ARRAY}, {cJSON_Object, NB_JSON_OBJECT}};
-  *out = (nb_json_value){.number = n->valuedouble, .string = n->valuestring, .key = n->string,
-                         .child = (const nb_json *)n->child, .next = (const nb_json *)n->next};
+  static const struct {
+    int cjson, type;
+  } types[] = {{cJSON_False, NB_JSON_FALSE},   {cJSON_True, NB_JSON_TRUE},   {cJSON_Number, NB_JSON_NUMBER},
+               {cJSON_String, NB_JSON_STRING}, {cJSON_Array, NB_JSON_ARRAY}, {cJSON_Object, NB_JSON_OBJECT}};
+  *out = (nb_json_value){.number = n->valuedouble,
+                         .string = n->valuestring,
+                         .key = n->string,
+                         .child = (const nb_json *)n->child,
+                         .next = (const nb_json *)n->next};
   for (size_t i = 0; i < sizeof types / sizeof *types; i++)
     if ((n->type & 0xff) == types[i].cjson) out->type = types[i].type;
 }

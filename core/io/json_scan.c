@@ -95,7 +95,9 @@ static bool string_with_escapes(nb_scan *s, nb_text *out) {
     if (++s->p >= s->end) break;
     int32_t code = (unsigned char)*s->p++;
     switch (code) {
-    case '"': case '\\': case '/': break;
+    case '"':
+    case '\\':
+    case '/': break;
     case 'b': code = '\b'; break;
     case 'f': code = '\f'; break;
     case 'n': code = '\n'; break;

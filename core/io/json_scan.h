@@ -13,9 +13,9 @@ enum { NB_SCAN_DEPTH = 512 }; /* nested deeper is refused, so that recursion is 
 
 typedef struct nb_scan {
   char *start, *p, *end;
-  const char *why;     /* NULL, or what was expected at p */
-  bool in_place;       /* strings are unescaped where they lie (the text is changed) */
-  bool has_nul;        /* an escaped U+0000 was seen */
+  const char *why; /* NULL, or what was expected at p */
+  bool in_place;   /* strings are unescaped where they lie (the text is changed) */
+  bool has_nul;    /* an escaped U+0000 was seen */
 } nb_scan;
 
 void nb_scan_init(nb_scan *s, char *text, int64_t bytes, bool in_place);

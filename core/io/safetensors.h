@@ -19,7 +19,9 @@ typedef struct st_file {
   char *path, *name;
 } st_file;
 
-typedef struct st_pair { nb_text key, value; } st_pair;
+typedef struct st_pair {
+  nb_text key, value;
+} st_pair;
 
 struct nb_safetensors {
   nb_names names;

@@ -14,7 +14,10 @@
 
 typedef long long ll;
 
-typedef struct entry { nb_text tensor; int64_t file; } entry; /* file: a name's number in index.files */
+typedef struct entry {
+  nb_text tensor;
+  int64_t file;
+} entry; /* file: a name's number in index.files */
 
 typedef struct index {
   const char *path;
@@ -41,7 +44,8 @@ static bool stays_inside(nb_text t) {
     return false;
   for (int64_t i = 0; i < t.bytes; i++)
     if ((i == 0 || t.data[i - 1] == '/') && t.bytes - i >= 2 && t.data[i] == '.' && t.data[i + 1] == '.' &&
-        (i + 2 == t.bytes || t.data[i + 2] == '/')) return false;
+        (i + 2 == t.bytes || t.data[i + 2] == '/'))
+      return false;
   return true;
 }
 
@@ -150,7 +154,8 @@ static int check_entry(nb_safetensors *s, index_t *x, const entry *e, const int6
     return nb_fail(NB_EFORMAT, "%s: weight_map puts tensor %s into %s, but it lies in %s; get both again",
                    x->path, nb_text_show(e->tensor, shown, sizeof shown), file,
                    s->files[s->records[id].file].name);
-  if (listed[id]) return nb_fail(NB_EFORMAT, "%s: weight_map has the key %s twice", x->path,
+  if (listed[id])
+    return nb_fail(NB_EFORMAT, "%s: weight_map has the key %s twice", x->path,
                    nb_text_show(e->tensor, shown, sizeof shown));
   listed[id] = 1;
   return NB_OK;

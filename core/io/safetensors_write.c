@@ -24,7 +24,7 @@
 typedef long long ll;
 
 typedef struct w_tensor {
-  nb_tensor like; /* dtype and shape; no data */
+  nb_tensor like;                  /* dtype and shape; no data */
   int64_t file, begin, bytes, put; /* begin: in the data area until layout(), then in the file */
 } w_tensor;
 
@@ -164,7 +164,11 @@ static int set_names(nb_writer *w) {
   return NB_OK;
 }
 
-typedef struct text { char *data; int64_t bytes, room; bool failed; } text_t;
+typedef struct text {
+  char *data;
+  int64_t bytes, room;
+  bool failed;
+} text_t;
 
 static void add(text_t *t, const char *data, int64_t bytes) {
   t->failed = t->failed || nb_grow(&t->data, &t->room, t->bytes + bytes, 1) < 0;

@@ -25,7 +25,9 @@ void nb_queue_free(nb_queue *q);
 
 /* A file size limit (ulimit -f) raises SIGXFSZ, which ends the process: held
  * back between these two, the call fails with EFBIG instead. */
-typedef struct nb_signals { char state[128]; } nb_signals;
+typedef struct nb_signals {
+  char state[128];
+} nb_signals;
 void nb_hold_sigxfsz(nb_signals *s);
 void nb_release_sigxfsz(const nb_signals *s);
 

@@ -26,9 +26,16 @@ static int gemv_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *code
     return nb_fail(NB_EINVAL, "%s: %lld codes of 4 bits a row don't fit rows of %lld words (8 codes each)",
                    what, (long long)k, (long long)width);
   NB_TRY(nb_expect_rows(what, n0, r, words->shape[0], 1));
-  *p = (nb_plane){.words = (uint32_t *)words->data + n0 * width, .codes = codes->data, .bits = 4,
-                  .total = width * 8, .count = k, .streams = r,
-                  .word_step = 1, .word_stream = width, .code_step = 1, .code_stream = k};
+  *p = (nb_plane){.words = (uint32_t *)words->data + n0 * width,
+                  .codes = codes->data,
+                  .bits = 4,
+                  .total = width * 8,
+                  .count = k,
+                  .streams = r,
+                  .word_step = 1,
+                  .word_stream = width,
+                  .code_step = 1,
+                  .code_stream = k};
   return NB_OK;
 }
 
@@ -106,8 +113,9 @@ int nb_awq_gemv_fast_unpack(nb_tensor *codes, const nb_tensor *words, int bits, 
   const uint16_t *in = (const uint16_t *)words->data + n0 / 4 * k;
   uint8_t *c = codes->data;
   int stopped = 0;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
-    if (r * k > (1 << 15))
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) \
+    reduction(| \
+              : stopped) if (r * k > (1 << 15))
   for (int64_t n = 0; n < r; n++) {
     if (nb_stop_requested()) stopped = 1;
     for (int64_t b = 0; b < k && !stopped; b += 32)

@@ -30,9 +30,17 @@ static int weight_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *co
   bool legacy;
   NB_TRY(packing_of(&legacy, width, k, bits, what, "k"));
   NB_TRY(nb_expect_rows(what, n0, r, words->shape[0], 1));
-  *p = (nb_plane){.words = (uint32_t *)words->data + n0 * width, .codes = codes->data, .bits = bits,
-                  .legacy = legacy, .total = k, .count = k, .streams = r,
-                  .word_step = 1, .word_stream = width, .code_step = 1, .code_stream = k};
+  *p = (nb_plane){.words = (uint32_t *)words->data + n0 * width,
+                  .codes = codes->data,
+                  .bits = bits,
+                  .legacy = legacy,
+                  .total = k,
+                  .count = k,
+                  .streams = r,
+                  .word_step = 1,
+                  .word_stream = width,
+                  .code_step = 1,
+                  .code_stream = k};
   return NB_OK;
 }
 
@@ -59,9 +67,18 @@ static int zeros_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *zer
   bool legacy;
   NB_TRY(packing_of(&legacy, words->shape[0], n, bits, what, "n"));
   NB_TRY(nb_expect_rows(what, n0, r, n, 8));
-  *p = (nb_plane){.words = words->data, .codes = zeros->data, .bits = bits, .legacy = legacy,
-                  .total = n, .first = n0, .count = r, .streams = groups,
-                  .word_step = groups, .word_stream = 1, .code_step = groups, .code_stream = 1};
+  *p = (nb_plane){.words = words->data,
+                  .codes = zeros->data,
+                  .bits = bits,
+                  .legacy = legacy,
+                  .total = n,
+                  .first = n0,
+                  .count = r,
+                  .streams = groups,
+                  .word_step = groups,
+                  .word_stream = 1,
+                  .code_step = groups,
+                  .code_stream = 1};
   return NB_OK;
 }
 

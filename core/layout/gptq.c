@@ -21,9 +21,16 @@ static int weight_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *co
   NB_TRY(nb_expect_words(words, what, 2, NB_SHAPE(nb_plane_width(k, bits, false), -1)));
   int64_t n = words->shape[1];
   NB_TRY(nb_expect_rows(what, n0, r, n, 1));
-  *p = (nb_plane){.words = (uint32_t *)words->data + n0, .codes = codes->data, .bits = bits,
-                  .total = k, .count = k, .streams = r,
-                  .word_step = n, .word_stream = 1, .code_step = 1, .code_stream = k};
+  *p = (nb_plane){.words = (uint32_t *)words->data + n0,
+                  .codes = codes->data,
+                  .bits = bits,
+                  .total = k,
+                  .count = k,
+                  .streams = r,
+                  .word_step = n,
+                  .word_stream = 1,
+                  .code_step = 1,
+                  .code_stream = k};
   return NB_OK;
 }
 
@@ -47,9 +54,18 @@ static int zeros_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *zer
   int64_t r = zeros->shape[0], groups = zeros->shape[1], width = nb_plane_width(n, bits, false);
   NB_TRY(nb_expect_words(words, what, 2, NB_SHAPE(groups, width)));
   NB_TRY(nb_expect_rows(what, n0, r, n, 8));
-  *p = (nb_plane){.words = words->data, .codes = zeros->data, .bits = bits, .minus_one = minus_one != 0,
-                  .total = n, .first = n0, .count = r, .streams = groups,
-                  .word_step = 1, .word_stream = width, .code_step = groups, .code_stream = 1};
+  *p = (nb_plane){.words = words->data,
+                  .codes = zeros->data,
+                  .bits = bits,
+                  .minus_one = minus_one != 0,
+                  .total = n,
+                  .first = n0,
+                  .count = r,
+                  .streams = groups,
+                  .word_step = 1,
+                  .word_stream = width,
+                  .code_step = groups,
+                  .code_stream = 1};
   return NB_OK;
 }
 

@@ -146,7 +146,10 @@ static void unpack_tile_row(const nb_marlin_matrix *x, int64_t kt) {
 /* ---- checks ------------------------------------------------------------------ */
 
 /* Sizes of the matrices and how many; the tensors are [.,.] or [E,.,.]. */
-typedef struct sizes { int64_t experts, k, n; nb_marlin_tile tile; } sizes;
+typedef struct sizes {
+  int64_t experts, k, n;
+  nb_marlin_tile tile;
+} sizes;
 
 static int check_sizes(sizes *s, const nb_tensor *source, const nb_tensor *marlin, int order, int bits,
                        int a8, const char *what) {
@@ -202,8 +205,9 @@ typedef void tile_row_fn(const nb_marlin_matrix *x, int64_t kt);
 static int run(const sizes *s, const nb_marlin_matrix *first, tile_row_fn *tile_row, int64_t rows_per_job) {
   int64_t jobs = NB_CEIL(s->k / s->tile.k, rows_per_job), words = s->k * s->n * s->tile.bits / 32;
   int stopped = 0;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) reduction(| : stopped) \
-    if (s->experts * s->k * s->n > 1 << 16)
+#pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) \
+    reduction(| \
+              : stopped) if (s->experts * s->k * s->n > 1 << 16)
   for (int64_t e = 0; e < s->experts; e++)
     for (int64_t j = 0; j < jobs; j++) {
       if (nb_stop_requested()) {
@@ -222,8 +226,13 @@ static int run(const sizes *s, const nb_marlin_matrix *first, tile_row_fn *tile_
 
 static nb_marlin_matrix matrix_of(const sizes *s, const nb_tensor *source, const nb_tensor *marlin,
                                   const int32_t *perm, int order) {
-  return (nb_marlin_matrix){.tile = &s->tile, .source = source->data, .marlin = marlin->data, .perm = perm,
-                            .k = s->k, .n = s->n, .order = order};
+  return (nb_marlin_matrix){.tile = &s->tile,
+                            .source = source->data,
+                            .marlin = marlin->data,
+                            .perm = perm,
+                            .k = s->k,
+                            .n = s->n,
+                            .order = order};
 }
 
 int nb_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8) {

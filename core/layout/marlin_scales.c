@@ -18,10 +18,10 @@ int nb_marlin_scale_perm(nb_tensor *perm, int single) {
   return NB_OK;
 }
 
-#define PERMUTE(name, type)                                                                     \
+#define PERMUTE(name, type) \
   static void name(type *out, const type *in, int64_t blocks, int block, const uint8_t *from) { \
-    for (int64_t b = 0; b < blocks; b++)                                                        \
-      for (int p = 0; p < block; p++) out[b * block + p] = in[b * block + from[p]];             \
+    for (int64_t b = 0; b < blocks; b++) \
+      for (int p = 0; p < block; p++) out[b * block + p] = in[b * block + from[p]]; \
   }
 PERMUTE(permute8, uint8_t)
 PERMUTE(permute16, uint16_t)

@@ -29,8 +29,8 @@ static int64_t next_unsound(const nb_tensor *scales, int64_t i, int64_t count) {
 }
 
 /* The first column of group g in row r whose code is not the zero code; -1 when none is. */
-static int64_t nonzero_column(const nb_tensor *codes, const nb_tensor *zeros, const nb_tensor *g_idx, int bits,
-                              int64_t groups, int64_t r, int64_t g) {
+static int64_t nonzero_column(const nb_tensor *codes, const nb_tensor *zeros, const nb_tensor *g_idx,
+                              int bits, int64_t groups, int64_t r, int64_t g) {
   int64_t k = codes->shape[1], size = NB_CEIL(k, groups);
   const uint8_t *row = (const uint8_t *)codes->data + r * k;
   int zero = zeros ? ((const uint8_t *)zeros->data)[r * groups + g] : 1 << (bits - 1);
@@ -65,8 +65,8 @@ int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_te
     float s = scale_at(scales, i);
     long long row = (long long)(row0 + i / groups), group = (long long)(i % groups);
     if (isnan(s) || isinf(s))
-      return nb_fail(NB_EFORMAT, "%s: the scale of row %lld, group %lld is %s: every scale must be finite", name,
-                     row, group, isnan(s) ? "NaN" : "infinite");
+      return nb_fail(NB_EFORMAT, "%s: the scale of row %lld, group %lld is %s: every scale must be finite",
+                     name, row, group, isnan(s) ? "NaN" : "infinite");
     int64_t c = nonzero_column(codes, zeros, g_idx, bits, groups, i / groups, i % groups);
     if (c >= 0)
       return nb_fail(NB_EFORMAT,
@@ -102,8 +102,8 @@ int nb_scales_cast(nb_tensor *dst, const nb_tensor *src, int64_t row0, const cha
     scale_put(dst, i, v);
     if (nb_f32_bits(scale_at(dst, i)) != nb_f32_bits(v))
       return nb_fail(NB_EINEXACT, "%s: the %s value %.9g of row %lld, group %lld has no exact %s", name,
-                     nb_dtype_name(src->dtype), (double)v, (long long)(row0 + i / groups), (long long)(i % groups),
-                     nb_dtype_name(dst->dtype));
+                     nb_dtype_name(src->dtype), (double)v, (long long)(row0 + i / groups),
+                     (long long)(i % groups), nb_dtype_name(dst->dtype));
   }
   return NB_OK;
 }
@@ -117,7 +117,8 @@ int nb_scales_equal(const nb_tensor *a, const nb_tensor *b) {
   return 1;
 }
 
-int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits) {
+int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                 int bits) {
   NB_TRY(nb_expect(codes, "codes", NB_U8, 2, NB_SHAPE(-1, -1)));
   int64_t n = codes->shape[0], k = codes->shape[1];
   NB_TRY(expect_scales(scales, n, -1));

@@ -85,26 +85,25 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
   int64_t per_row = per_tensor ? 1 : scales->shape[1];
   if (zeros && per_tensor && nb_tensor_numel(zeros) == 1)
     NB_TRY(nb_expect(zeros, "dequantize: zeros", NB_U8, zeros->ndim, zeros->shape));
-  else if (zeros)
-    NB_TRY(nb_expect(zeros, "dequantize: zeros", NB_U8, 2, NB_SHAPE(n, per_row)));
+  else if (zeros) NB_TRY(nb_expect(zeros, "dequantize: zeros", NB_U8, 2, NB_SHAPE(n, per_row)));
   if (n == 0 || k == 0) return NB_OK;
   if (per_row == 0 || (!g_idx && k % per_row))
     return nb_fail(NB_EINVAL, "%s: K = %lld does not divide into the scales' %lld groups", what, (long long)k,
                    (long long)per_row);
   if (g_idx) NB_TRY(check_g_idx(g_idx, k, per_row));
-  nb_dequant d = { .n = n,
-                   .k = k,
-                   .group = k / per_row,
-                   .per_row = per_row,
-                   .dtype = out->dtype,
-                   .s_dtype = scales->dtype,
-                   .bits = bits,
-                   .per_tensor = per_tensor,
-                   .out = out->data,
-                   .codes = codes->data,
-                   .scales = scales->data,
-                   .zeros = zeros ? zeros->data : NULL,
-                   .g_idx = g_idx ? g_idx->data : NULL };
+  nb_dequant d = {.n = n,
+                  .k = k,
+                  .group = k / per_row,
+                  .per_row = per_row,
+                  .dtype = out->dtype,
+                  .s_dtype = scales->dtype,
+                  .bits = bits,
+                  .per_tensor = per_tensor,
+                  .out = out->data,
+                  .codes = codes->data,
+                  .scales = scales->data,
+                  .zeros = zeros ? zeros->data : NULL,
+                  .g_idx = g_idx ? g_idx->data : NULL};
   bool avx2 = nb_cpu() & NB_CPU_AVX2;
   if (g_idx) return dequant_rows(&d, avx2 ? nb_dequant_row_g_idx_avx2 : row_g_idx);
   return dequant_rows(&d, avx2 ? nb_dequant_row_avx2 : row_groups);

@@ -55,12 +55,9 @@ INLINE void row_g_idx(void *out, const uint8_t *codes, const nb_dequant *d, cons
 
 /* A constant dtype inside each loop. */
 #define BY_DTYPE(fn) \
-  if (d->dtype == NB_F32) \
-    fn(out, codes, d, scale, zero, NB_F32); \
-  else if (d->dtype == NB_BF16) \
-    fn(out, codes, d, scale, zero, NB_BF16); \
-  else \
-    fn(out, codes, d, scale, zero, NB_F16)
+  if (d->dtype == NB_F32) fn(out, codes, d, scale, zero, NB_F32); \
+  else if (d->dtype == NB_BF16) fn(out, codes, d, scale, zero, NB_BF16); \
+  else fn(out, codes, d, scale, zero, NB_F16)
 
 void nb_dequant_row_avx2(void *out, const uint8_t *codes, const nb_dequant *d, const float *scale,
                          const int32_t *zero) {

@@ -13,7 +13,7 @@ typedef struct row_sums {
 /* Four sums a row, so that the additions don't wait for each other; always in
  * this order, whatever the path. */
 static row_sums row_error(const float *dequantized, const void *w, int w_dtype, int64_t k) {
-  double e2[4] = { 0 }, w2[4] = { 0 };
+  double e2[4] = {0}, w2[4] = {0};
   float max = 0;
   for (int64_t i = 0; i < k; i++) {
     float v = nb_load(w, i, w_dtype), e = v - dequantized[i];
@@ -21,7 +21,7 @@ static row_sums row_error(const float *dequantized, const void *w, int w_dtype, 
     w2[i % 4] += (double)v * (double)v;
     max = NB_MAX(max, fabsf(e));
   }
-  return (row_sums){ (e2[0] + e2[1]) + (e2[2] + e2[3]), (w2[0] + w2[1]) + (w2[2] + w2[3]), (double)max };
+  return (row_sums){(e2[0] + e2[1]) + (e2[2] + e2[3]), (w2[0] + w2[1]) + (w2[2] + w2[3]), (double)max};
 }
 
 int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,

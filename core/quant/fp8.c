@@ -41,8 +41,8 @@ static void encode(uint8_t *codes, const char *w, int64_t len, float scale, int 
 }
 
 static int check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *w) {
-  const nb_tensor *floats[] = { scales, w };
-  const char *names[] = { "fp8: scales", "fp8: weight" };
+  const nb_tensor *floats[] = {scales, w};
+  const char *names[] = {"fp8: scales", "fp8: weight"};
   for (int i = 0; i < 2; i++) {
     int d = floats[i]->dtype;
     if (d != NB_F32 && d != NB_BF16 && d != NB_F16)
@@ -80,8 +80,7 @@ int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int
     if (absmax[r] >= nb_inf_bits(w->dtype)) bad = NB_MIN(bad, r);
   }
   nb_groups q = {
-    .n = n, .k = k, .group = k, .per_row = 1, .w_dtype = w->dtype, .s_dtype = scales->dtype, .w = w->data
-  };
+      .n = n, .k = k, .group = k, .per_row = 1, .w_dtype = w->dtype, .s_dtype = scales->dtype, .w = w->data};
   for (int64_t r = 0; bad == INT64_MAX && r < n; r++) {
     float s =
         scale_of(nb_from_bits(per_tensor ? all : absmax[r], w->dtype), w->dtype, scales->dtype, arithmetic);

@@ -7,7 +7,10 @@
 
 static const char what[] = "grid_codes";
 
-typedef struct given { const nb_tensor *scales, *zeros; int bits; } given;
+typedef struct given {
+  const nb_tensor *scales, *zeros;
+  int bits;
+} given;
 
 static bool is_float(const nb_tensor *t) {
   return t->dtype == NB_F32 || t->dtype == NB_BF16 || t->dtype == NB_F16;
@@ -65,7 +68,9 @@ int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales,
   const int32_t *idx = g_idx ? g_idx->data : NULL;
   int stopped = 0;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 1 << 14) \
-    reduction(| : stopped) reduction(max : bad)
+    reduction(| \
+              : stopped) reduction(max \
+                                   : bad)
   for (int64_t r = 0; r < n; r++) {
     if (nb_stop_requested()) stopped = 1;
     for (int64_t i = 0; i < k && !stopped; i++) {

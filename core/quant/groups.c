@@ -29,8 +29,7 @@ static bool grid_float32(nb_grid *g, float pos, float neg, const nb_rtn_options 
     float z = NB_MIN(neg / s, (float)levels);
     zero = (int)((z + 0x1.8p23f) - 0x1.8p23f); /* half to even, without a call */
   }
-  *g =
-      (nb_grid){ .scale = s, .lo = (float)-zero, .hi = (float)(levels - zero), .offset = zero, .zero = zero };
+  *g = (nb_grid){.scale = s, .lo = (float)-zero, .hi = (float)(levels - zero), .offset = zero, .zero = zero};
   return true;
 }
 
@@ -50,12 +49,12 @@ static bool grid_dtype(nb_grid *g, float pos, float neg, const nb_rtn_options *o
     z = rintf(NB_MIN(NB_MAX(z, (float)-half), (float)(half - 1)));
   }
   int zero = (int)z + half;
-  *g = (nb_grid){ .scale = s > 0 ? s : nb_epsilon(dtype),
-                  .add = z,
-                  .lo = (float)-half,
-                  .hi = (float)(half - 1),
-                  .offset = half,
-                  .zero = zero };
+  *g = (nb_grid){.scale = s > 0 ? s : nb_epsilon(dtype),
+                 .add = z,
+                 .lo = (float)-half,
+                 .hi = (float)(half - 1),
+                 .offset = half,
+                 .zero = zero};
   if (tight) { /* the zero-point is added to the rounded value */
     g->add = 0;
     g->lo = (float)-zero;
@@ -114,19 +113,19 @@ int nb_groups_check(nb_groups *q, const char *what, const nb_tensor *codes, cons
   if (symmetric && zeros)
     return nb_fail(NB_EINVAL, "%s: a symmetric grid has no zero-points; pass none", what);
   if (zeros) NB_TRY(nb_expect(zeros, name, NB_U8, 2, NB_SHAPE(n, sg)));
-  *q = (nb_groups){ .n = n,
-                    .k = k,
-                    .group = group,
-                    .per_row = per_row,
-                    .w_dtype = w->dtype,
-                    .s_dtype = scales->dtype,
-                    .bits = bits,
-                    .symmetric = symmetric != 0,
-                    .per_tensor = per_tensor,
-                    .w = w->data,
-                    .codes = codes->data,
-                    .zeros = zeros ? zeros->data : NULL,
-                    .scales = scales->data };
+  *q = (nb_groups){.n = n,
+                   .k = k,
+                   .group = group,
+                   .per_row = per_row,
+                   .w_dtype = w->dtype,
+                   .s_dtype = scales->dtype,
+                   .bits = bits,
+                   .symmetric = symmetric != 0,
+                   .per_tensor = per_tensor,
+                   .w = w->data,
+                   .codes = codes->data,
+                   .zeros = zeros ? zeros->data : NULL,
+                   .scales = scales->data};
   return NB_OK;
 }
 
@@ -171,7 +170,7 @@ CODES(codes_f16_rd, NB_F16, NB_ARITHMETIC_DTYPE)
 nb_group_kernels nb_group_kernels_of(int dtype, int arithmetic) {
   if (nb_cpu() & NB_CPU_AVX2) return nb_group_kernels_avx2(dtype, arithmetic);
   bool rd = arithmetic == NB_ARITHMETIC_DTYPE;
-  if (dtype == NB_F32) return (nb_group_kernels){ span32, rd ? codes_f32_rd : codes_f32 };
-  if (dtype == NB_BF16) return (nb_group_kernels){ span16, rd ? codes_bf16_rd : codes_bf16 };
-  return (nb_group_kernels){ span16, rd ? codes_f16_rd : codes_f16 };
+  if (dtype == NB_F32) return (nb_group_kernels){span32, rd ? codes_f32_rd : codes_f32};
+  if (dtype == NB_BF16) return (nb_group_kernels){span16, rd ? codes_bf16_rd : codes_bf16};
+  return (nb_group_kernels){span16, rd ? codes_f16_rd : codes_f16};
 }

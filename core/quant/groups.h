@@ -44,10 +44,8 @@ static inline float nb_load(const void *at, int64_t i, int dtype) {
 }
 
 static inline void nb_store(void *at, int64_t i, float f, int dtype) {
-  if (dtype == NB_F32)
-    ((float *)at)[i] = f;
-  else
-    ((uint16_t *)at)[i] = dtype == NB_BF16 ? nb_f32_to_bf16(f) : nb_f32_to_f16(f);
+  if (dtype == NB_F32) ((float *)at)[i] = f;
+  else ((uint16_t *)at)[i] = dtype == NB_BF16 ? nb_f32_to_bf16(f) : nb_f32_to_f16(f);
 }
 
 /* finfo(dtype).eps, which compressed-tensors stores as the scale of a group of zeros. */
@@ -85,7 +83,7 @@ static inline nb_span nb_span16(const uint16_t *p, int64_t len) {
     pos = NB_MAX(pos, a);
     neg = NB_MAX(neg, b);
   }
-  return (nb_span){ (uint32_t)pos, (uint32_t)neg };
+  return (nb_span){(uint32_t)pos, (uint32_t)neg};
 }
 
 static inline nb_span nb_span32(const uint32_t *p, int64_t len) {
@@ -95,11 +93,11 @@ static inline nb_span nb_span32(const uint32_t *p, int64_t len) {
     pos = NB_MAX(pos, a);
     neg = NB_MAX(neg, b);
   }
-  return (nb_span){ (uint32_t)pos, (uint32_t)neg };
+  return (nb_span){(uint32_t)pos, (uint32_t)neg};
 }
 
 static inline nb_span nb_span_max(nb_span a, nb_span b) {
-  return (nb_span){ NB_MAX(a.pos, b.pos), NB_MAX(a.neg, b.neg) };
+  return (nb_span){NB_MAX(a.pos, b.pos), NB_MAX(a.neg, b.neg)};
 }
 
 typedef nb_span nb_span_fn(const void *w, int64_t len);

@@ -25,7 +25,7 @@ static nb_span span16(const void *w, int64_t len) {
     pos = _mm256_max_epi16(pos, v);
     neg = _mm256_max_epi16(neg, _mm256_xor_si256(v, sign));
   }
-  return nb_span_max((nb_span){ max_epi16(pos), max_epi16(neg) }, nb_span16(p + i, len - i));
+  return nb_span_max((nb_span){max_epi16(pos), max_epi16(neg)}, nb_span16(p + i, len - i));
 }
 
 static uint32_t max_epi32(__m256i v) {
@@ -44,7 +44,7 @@ static nb_span span32(const void *w, int64_t len) {
     pos = _mm256_max_epi32(pos, v);
     neg = _mm256_max_epi32(neg, _mm256_xor_si256(v, sign));
   }
-  return nb_span_max((nb_span){ max_epi32(pos), max_epi32(neg) }, nb_span32(p + i, len - i));
+  return nb_span_max((nb_span){max_epi32(pos), max_epi32(neg)}, nb_span32(p + i, len - i));
 }
 
 /* ---- codes ---------------------------------------------------------------- */
@@ -105,7 +105,7 @@ CODES(codes_f16_rd, NB_F16, NB_ARITHMETIC_DTYPE)
 
 nb_group_kernels nb_group_kernels_avx2(int dtype, int arithmetic) {
   bool rd = arithmetic == NB_ARITHMETIC_DTYPE;
-  if (dtype == NB_F32) return (nb_group_kernels){ span32, rd ? codes_f32_rd : codes_f32 };
-  if (dtype == NB_BF16) return (nb_group_kernels){ span16, rd ? codes_bf16_rd : codes_bf16 };
-  return (nb_group_kernels){ span16, rd ? codes_f16_rd : codes_f16 };
+  if (dtype == NB_F32) return (nb_group_kernels){span32, rd ? codes_f32_rd : codes_f32};
+  if (dtype == NB_BF16) return (nb_group_kernels){span16, rd ? codes_bf16_rd : codes_bf16};
+  return (nb_group_kernels){span16, rd ? codes_f16_rd : codes_f16};
 }

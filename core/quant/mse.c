@@ -11,7 +11,7 @@ static double error_portable(const float *x, int64_t len, const nb_mse_candidate
   double sum = 0;
   float inverse = 1.0f / c->scale;
   for (int64_t b = 0; b < len; b += NB_MSE_BLOCK) {
-    float lane[8] = { 0 };
+    float lane[8] = {0};
     for (int64_t i = b; i < NB_MIN(len, b + NB_MSE_BLOCK); i++) {
       float v = c->exact ? x[i] / c->scale : x[i] * inverse;
       v = v < c->lo ? c->lo : v;
@@ -48,9 +48,12 @@ static float normalize(float *x, const char *w, const nb_groups *q, float absmax
 
 static double error_of(const search *s, const float *x, const nb_grid *g, float factor, bool exact,
                        double limit) {
-  nb_mse_candidate c = {
-    .scale = g->scale * factor, .lo = g->lo, .hi = g->hi, .norm = s->o.norm, .limit = limit, .exact = exact
-  };
+  nb_mse_candidate c = {.scale = g->scale * factor,
+                        .lo = g->lo,
+                        .hi = g->hi,
+                        .norm = s->o.norm,
+                        .limit = limit,
+                        .exact = exact};
   return s->error(x, (s->q.group + 7) / 8 * 8, &c);
 }
 
@@ -92,7 +95,7 @@ static bool try_step(const search *s, attempt *a, int i) {
 static nb_grid best_grid(const search *s, const float *x, const nb_grid *start, float pos, float neg,
                          float factor) {
   enum { STRIDE = 4 };
-  attempt a = { .o = s->o.rtn, .x = x, .pos = pos, .neg = neg, .factor = factor, .best = *start, .step = -1 };
+  attempt a = {.o = s->o.rtn, .x = x, .pos = pos, .neg = neg, .factor = factor, .best = *start, .step = -1};
   a.o.range = NB_RANGE_NARROW; /* shrinking starts where nothing is clipped */
   a.limit = error_of(s, x, start, factor, false, INFINITY);
   int steps = (int)(s->o.max_shrink * (float)s->o.grid);
@@ -147,7 +150,7 @@ static int check_options(const nb_mse_options *o) {
 
 int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
                     const nb_mse_options *o) {
-  search s = { .o = *o };
+  search s = {.o = *o};
   NB_TRY(check_options(o));
   NB_TRY(nb_groups_check(&s.q, what, codes, scales, zeros, w, o->rtn.bits, o->rtn.symmetric, o->rtn.group));
   s.kernels = nb_group_kernels_of(s.q.w_dtype, NB_ARITHMETIC_F32);

@@ -64,7 +64,7 @@ static int quantize_whole(const nb_groups *q, nb_group_kernels kernels, const nb
   }
   if (stopped) return nb_fail_stopped();
   nb_grid grid;
-  if (!span_ok((nb_span){ pos, neg }, q->w_dtype) ||
+  if (!span_ok((nb_span){pos, neg}, q->w_dtype) ||
       !nb_grid_make(&grid, nb_from_bits(pos, q->w_dtype), nb_from_bits(neg, q->w_dtype), o, q->w_dtype,
                     q->s_dtype))
     return nb_groups_fail(q, what, 0);

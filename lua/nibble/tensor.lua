@@ -323,15 +323,16 @@ M.methods = methods
 
 -- t[i]: element i of one dimension, row i as a view of more; t[{i, j}]: an element.
 local function index(t, key)
-  local method = methods[key]
-  if method then return method end
-  if type(key) == "number" and t.ndim ~= 1 then
+  if type(key) == "number" then
+    if t.ndim == 1 then return getters[t.dtype](t, index_of(t, key, 2)) end
     local rows = t.ndim > 0 and tonumber(t.shape[0]) or 0
     if not (key >= 1 and key <= rows) then outside(key, rows, 2) end
     local row, shape = t:rows(key, key), t:size()
     table.remove(shape, 1)
     return row:reshape(shape)
   end
+  local method = methods[key]
+  if method then return method end
   if type(key) == "string" then error(("a tensor has no field or method %q"):format(key), 2) end
   return getters[t.dtype](t, index_of(t, key, 2))
 end

@@ -1,5 +1,6 @@
 -- Golden operations: number formats. Inputs and outputs are bit patterns in integer tensors.
 local nb = require "nibble"
+local nffi = require "nibble.ffi"
 
 local ops = {}
 
@@ -64,6 +65,13 @@ function ops.break_fp4_bytes(case)
   local packed = case.tensors["in.packed"]
   local x = packed:as("f4", { packed:size(1), packed:size(2) * 2 })
   return { ["out.f32"] = x:cast "f32", ["out.bf16"] = x:cast "bf16" }
+end
+
+function ops.generate_mx_scales(case)
+  local amax = case.tensors["in.amax"]
+  local scales = nb.tensor("f8_e8m0", amax:size())
+  nffi.must(nffi.C.nb_mx_scales(scales, amax, case.params.num_bits))
+  return { ["out.scale_exp"] = scales:as("u8", amax:size()):cast "i32" }
 end
 
 function ops.round_half_even_clamp(case)

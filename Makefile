@@ -2,7 +2,7 @@
 #
 #   make            build/libnibble.so and build/nibble
 #   make demo       set up, then carry a small model from float to 4 bits and prove it
-#   make test       set up, then the specs        (make asan test: under ASan+UBSan)
+#   make test       set up, then the specs        (make asan test: under ASan+UBSan; JIT=off: interpreted)
 #   make lint       formatting, unused names, and which layer may use which
 #   make bench      speeds here, as a share of this machine's own limits
 #   make install PREFIX=/usr/local
@@ -76,7 +76,7 @@ $(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
 -include $(OBJ:.o=.d) $(BUILD)/obj/core/main.d
 
 # ASan must come first into the luajit that loads the library.
-RUN := NIBBLE_BUILD=$(abspath $(BUILD)) $(if $(SAN),LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)" \
+RUN := NIBBLE_BUILD=$(abspath $(BUILD)) $(if $(filter off,$(JIT)),NIBBLE_JIT=off) $(if $(SAN),LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)" \
        ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1)
 
 test: setup

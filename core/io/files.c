@@ -148,7 +148,7 @@ int nb_file_write(const char *path, const void *data, int64_t bytes) {
 }
 
 int nb_file_copy(const char *dst, const char *src) {
-  int fd = open(src, O_RDONLY | O_CLOEXEC);
+  int fd = open(src, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hold it */
   if (fd < 0) return nb_fail_errno(NB_EIO, "cannot open %s", src);
   struct stat st;
   int rc = fstat(fd, &st) < 0     ? nb_fail_errno(NB_EIO, "cannot stat %s", src)

@@ -56,7 +56,7 @@ end
 -- to the person who typed a command; those in a script (keep_position) do.
 local function sentence(err, keep_position)
   local text = tostring(err)
-  if text:match "attempt to " or text:match "bad argument #" then
+  if text:match "^%S+%.lua:%d+: attempt to " or text:match "^%S+%.lua:%d+: bad argument #" then
     return keep_position and text or text .. " (a mistake in nibble; NIBBLE_DEBUG=1 shows where)"
   end
   return keep_position and text or (text:gsub("^[^%s:]+%.lua:%d+: ", ""))

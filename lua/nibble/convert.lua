@@ -17,6 +17,7 @@ local nffi = require "nibble.ffi"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
 local modules = require "nibble.convert_module"
+local output = require "nibble.output"
 local plans = require "nibble.plan"
 local scheme_m = require "nibble.scheme"
 local units = require "nibble.units"
@@ -24,37 +25,13 @@ local C = nffi.C
 
 local M = {}
 
-local journal_name = ".nibble-journal"
-local certificate_name = "nibble.json"
 -- Output bytes that may be written and not yet proven: the writer works on them meanwhile.
 local ahead_bytes = 32 * 2 ^ 20
 
 -- ---- the output folder -----------------------------------------------------------
 
--- -> "new" | "resume" | "complete" | nil, msg, code
-local function look_at_output(dir, id)
-  local kind = checkpoint.exists(dir)
-  if not kind then return "new" end
-  if kind ~= "dir" then return nil, ("%s is a file; give a folder for the output"):format(dir), "eio" end
-  local certificate = checkpoint.read_file(dir .. "/" .. certificate_name)
-  local entries, msg, code = checkpoint.list(dir)
-  if not entries then return nil, msg, code end
-  local has_journal = checkpoint.exists(dir .. "/" .. journal_name)
-  if has_journal then return "resume" end
-  if certificate then
-    local c = json.decode(certificate)
-    if type(c) == "table" and c.plan == id then return "complete" end
-    return nil, ("%s holds the finished output of another plan; choose another folder or remove it"):format(dir), "eio"
-  end
-  if #entries > 0 then
-    return nil, ("%s exists and holds other files (%s%s); choose another folder or empty it"):format(dir, entries[1],
-      #entries > 1 and (" and %d more"):format(#entries - 1) or ""), "eio"
-  end
-  return "new"
-end
-
-local function open_journal(dir, id, state)
-  local journal, msg, code = checkpoint.journal(dir .. "/" .. journal_name)
+local function open_journal(dir, id)
+  local journal, msg, code = checkpoint.journal(dir .. "/" .. output.journal)
   if not journal then return nil, msg, code end
   local first = journal.lines[1]
   if first == nil then
@@ -74,7 +51,7 @@ local function open_journal(dir, id, state)
       done[name] = { hash = hash, error = extra ~= "" and json.decode(extra) or nil }
     end
   end
-  return journal, done, state
+  return journal, done
 end
 
 -- config.json of the output: the source's keys in their order, with its
@@ -108,18 +85,20 @@ local function write_certificate(run, dir)
   local text = json.encode({ nibble = nffi.version, plan = plan:id(), format = plan.format.name,
     recipe = plan.recipe and plan.recipe.name or nil, accept = plan.recipe and plan.recipe.accept or nil,
     modules = json.array(list), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
-  return checkpoint.write_file(dir .. "/" .. certificate_name, text .. "\n")
+  return checkpoint.write_file(dir .. "/" .. output.certificate, text .. "\n")
 end
 
 -- Files that describe the source's quantization must not follow into the output.
 local stale = { ["quantize_config.json"] = true, ["quant_config.json"] = true, ["quantization_config.json"] = true,
-                ["hf_quant_config.json"] = true, [certificate_name] = true }
+                ["hf_quant_config.json"] = true, [output.certificate] = true }
 
 local function copy_side_files(run, dir)
   for _, name in ipairs(run.plan.model.other_files or {}) do
     if not stale[name] then
       nffi.stop_check()
-      local ok, msg, code = checkpoint.copy_file(run.plan.model.dir .. "/" .. name, dir .. "/" .. name)
+      local ok, msg, code = checkpoint.mkdir((dir .. "/" .. name):match "^(.*)/")
+      if not ok then return nil, msg, code end
+      ok, msg, code = checkpoint.copy_file(run.plan.model.dir .. "/" .. name, dir .. "/" .. name)
       if not ok then return nil, msg, code end
     end
   end
@@ -229,18 +208,19 @@ local function summarize(run, dir, seconds, state)
   end })
 end
 
-local function remove_tree(dir)
-  for _, name in ipairs(checkpoint.list(dir) or {}) do
-    local path = dir .. "/" .. name:gsub("/$", "")
-    if name:sub(-1) == "/" then remove_tree(path) else checkpoint.remove_file(path) end
-  end
-  os.remove(dir)
-end
-
-local function close(run, keep)
+local function close(run)
   if run.writer then run.writer:close() end
   if run.journal then run.journal:close() end
-  if not keep and run.made_dir then remove_tree(run.dir) end
+end
+
+-- A failure that no second run could mend: everything that this plan writes goes.
+local function clear(run)
+  local names = { output.journal, output.certificate, "config.json", "model.safetensors.index.json" }
+  for _, list in ipairs { run.writer and run.writer.files or {}, run.plan.model.other_files or {} } do
+    for _, name in ipairs(list) do names[#names + 1] = name end
+  end
+  close(run)
+  output.clear(run.dir, names, run.made)
 end
 
 local function execute(run, dir)
@@ -274,32 +254,31 @@ function M.execute(plan, dir, options)
   local t0 = C.nb_now()
   dir = dir:gsub("/+$", "")
   local id = plan:id()
-  local state, msg, code = look_at_output(dir, id)
+  local state, msg, code = output.look(dir, plan.model, id)
   if not state then return nil, msg, code end
   local accept = plan.recipe and plan.recipe.accept or {}
   local run = { plan = plan, dir = dir, state = state, waiting = {}, waiting_bytes = 0,
                 ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
                 progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if state == "complete" then return summarize(run, dir, C.nb_now() - t0, state) end
-  local ok
-  ok, msg, code = checkpoint.mkdir(dir)
-  if not ok then return nil, msg, code end
-  run.made_dir = state == "new"
+  run.made, msg, code = output.make(dir)
+  if not run.made then return nil, msg, code end
   local done
-  run.journal, done, code = open_journal(dir, id, state)
-  if not run.journal then return nil, done, code end
+  run.journal, done, code = open_journal(dir, id)
+  if not run.journal then
+    output.unmake(run.made)
+    return nil, done, code
+  end
   run.done = done
-  local called
+  local called, ok
   called, ok, msg, code = pcall(execute, run, dir)
-  if not called then -- an interruption or a mistake: what was proven stays for the next run
-    close(run, true)
-    error(ok, 0)
+  if called and not ok and (code == "eformat" or code == "einexact" or code == "einval") then
+    clear(run)
+  else -- done, interrupted, or something may change: what was proven stays for the next run
+    close(run)
   end
-  if not ok then
-    close(run, code ~= "eformat" and code ~= "einexact" and code ~= "einval")
-    return nil, msg, code
-  end
-  close(run, true)
+  if not called then error(ok, 0) end
+  if not ok then return nil, msg, code end
   return summarize(run, dir, C.nb_now() - t0, state)
 end
 

@@ -178,27 +178,28 @@ local function own_tensors(run, job)
   return dst
 end
 
+-- The source's tensor where the module has none of its own: a bias, or all of a copy.
+local function passing(run, job, suffix, expect)
+  local tensor, msg, code = run.plan.model:tensor(job.rec.tensors[suffix].name)
+  if not tensor then return nil, msg, code end
+  expect.bytes[suffix] = digest_of(tensor)
+  return tensor
+end
+
 --- make(run, job) -> what prove() must find | nil, msg, code
 -- Hands every tensor of the module to run.writer.
 function M.make(run, job)
-  local dst, expect = own_tensors(run, job), {}
-  if makers[job.action] then
-    local msg, code
-    expect, msg, code = makers[job.action](run, job, dst)
-    if not expect then return nil, msg, code end
-  end
+  local dst, expect, msg, code = own_tensors(run, job), {}, nil, nil
+  if makers[job.action] then expect, msg, code = makers[job.action](run, job, dst) end
+  if not expect then return nil, msg, code end
   expect.bytes, expect.reusable = expect.bytes or {}, {}
   for _, t in ipairs(job.layout) do
-    local tensor, ok, msg, code = dst[t.suffix], nil, nil, nil
-    if not tensor then
-      tensor, msg, code = run.plan.model:tensor(job.rec.tensors[t.suffix].name)
-      if not tensor then return nil, msg, code end
-      expect.bytes[t.suffix] = digest_of(tensor)
-    end
-    ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor)
+    local own, tensor, ok = dst[t.suffix], nil, nil
+    if own then tensor = own else tensor, msg, code = passing(run, job, t.suffix, expect) end
+    if tensor then ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor) end
     if not ok then return nil, msg, code end
-    if reusable[t.suffix] and dst[t.suffix] then table.insert(expect.reusable, tensor)
-    elseif dst[t.suffix] then tensor:free() end -- the writer keeps it until it is written
+    if own and reusable[t.suffix] then table.insert(expect.reusable, own)
+    elseif own then own:free() end -- the writer keeps it until it is written
   end
   return expect
 end

@@ -3,6 +3,9 @@
 -- caller, the world's failure (file, format, device, memory) is nil, msg, code.
 local ffi = require "ffi"
 
+-- NIBBLE_JIT=off: everything interpreted, as `make test JIT=off` runs the specs.
+if os.getenv "NIBBLE_JIT" == "off" then jit.off() end
+
 ffi.cdef "const char *nb_cdef(void); int setenv(const char *name, const char *value, int overwrite);"
 
 -- As core/main.c does: OpenMP threads sleep between jobs. Before the library brings OpenMP in.

@@ -108,7 +108,7 @@ local function decide(p, rec)
   local i, hit = first_match(p.rules, name, function(i)
     local when = recipe.rules[i].when
     if not when then return true end
-    local ok, answer = pcall(when, weight_view(p.model, rec))
+    local ok, answer = recipes.bounded(when, weight_view(p.model, rec))
     if not ok then problem = ("rule %d (%q) on %s: %s"):format(i, recipe.rules[i][1], name, tostring(answer)) end
     return ok and answer
   end)
@@ -296,6 +296,7 @@ function M.new(recipe, ck, options)
   p.rules = matchers(patterns)
   local quantized = 0
   for _, rec in ipairs(p.modules) do
+    if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
     local d, problem = decide(p, rec)
     if not d then return nil, problem, "einval" end
     local job = { name = rec.name, rec = rec, reason = d.reason, rule = d.rule, kernels = d.kernels }
@@ -346,6 +347,7 @@ function M.conversion(ck, format_name, options)
   end
   local some
   for _, rec in ipairs(p.modules) do
+    if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
     local job = { name = rec.name, rec = rec, reason = rec.scheme and "convert" or rec.kind }
     if not rec.scheme then job.action = "copy"
     elseif format_name == "plain" then job.action, some = "dequantize", true

@@ -17,7 +17,10 @@ local scheme_keys = {
   actorder = { "string", "activation order of the groups: group or weight" },
   method = { "string", "how codes are found: rtn, mse, or a function(w, scheme, options)", "function" },
   options = { "table", "the method's options by name" },
-  kernels = { "table", "kernels wanted, in order: { prefer = {…}, fallback = {…} }" },
+  kernels = { "table", "kernels wanted, in order: { prefer = {…}, fallback = {…} }", schema = {
+    prefer = { "table", "names, the most wanted first" },
+    fallback = { "table", "names to take when none of those can" },
+  } },
 }
 
 local function with(base, extra)
@@ -168,11 +171,23 @@ end
 
 -- ---- reading ------------------------------------------------------------------
 
-local function deep_copy(v)
+local function deep_copy(v, path, above)
   if type(v) ~= "table" then return v end
+  if above[v] then error({ cycle = path }, 0) end
+  above[v] = true
   local out = {}
-  for k, x in pairs(v) do out[k] = deep_copy(x) end
+  for k, x in pairs(v) do out[k] = deep_copy(x, path .. "." .. tostring(k), above) end
+  above[v] = nil
   return out
+end
+jit.off(deep_copy) -- LuaJIT 2.1 beta 3 can skip entries in compiled recursive pairs loops
+
+-- A copy that the caller may change: an inherited recipe must not change its base.
+local function copy_of(r, path)
+  local ok, result = pcall(deep_copy, r, "", {})
+  if ok then return result end
+  if type(result) ~= "table" then error(result, 0) end
+  return nil, ("%s: the table %s holds itself; a recipe is plain data"):format(path, result.cycle:sub(2))
 end
 
 local function slurp(path)
@@ -212,12 +227,25 @@ end
 
 local instruction_limit = 5e7
 
+--- bounded(f, ...) -> true, result | false, error: calls a recipe's function, but not for ever.
+-- f must be interpreted (evaluate sees to that): compiled loops ignore hooks.
+function M.bounded(f, ...)
+  local co = coroutine.create(f)
+  local hook, mask, count = debug.gethook() -- LuaJIT has one hook for all coroutines: give it back
+  debug.sethook(co, function()
+    error(("ran for %d million instructions without an end"):format(instruction_limit / 1e6), 0)
+  end, "", instruction_limit)
+  local ok, result = coroutine.resume(co, ...)
+  debug.sethook(hook, mask, count)
+  return ok, result
+end
+
 -- Runs a recipe's text with only math, string and recipe in reach, and not for ever.
 local function evaluate(text, path, open_files)
   local chunk, syntax = loadstring(text, "@" .. path)
   if not chunk then return nil, "recipe " .. syntax end
   local dir = path:match "^(.*/)" or ""
-  local env = { math = math, string = string }
+  local env = { math = with(math, {}), string = with(string, {}) } -- copies: ours must stay whole
   env.recipe = function(name)
     if type(name) ~= "string" then error("recipe expects a name, found a " .. type(name), 2) end
     local base_text, base_path = find(name, dir)
@@ -225,22 +253,17 @@ local function evaluate(text, path, open_files)
     if open_files[base_path] then error(("recipe %q inherits from itself"):format(name), 2) end
     local base, msg = evaluate(base_text, base_path, with(open_files, { [base_path] = true }))
     if not base then error(msg, 0) end
-    return deep_copy(base)
+    local copy, why = copy_of(base, base_path)
+    if copy == nil then error(why, 0) end
+    return copy
   end
   setfenv(chunk, env)
   jit.off(chunk, true) -- compiled loops ignore hooks
-  local co = coroutine.create(chunk)
-  local hook, mask, count = debug.gethook() -- LuaJIT has one hook for all coroutines: give it back
-  debug.sethook(co, function()
-    error(("recipe %s: ran for %d million instructions without an end"):format(path, instruction_limit / 1e6), 0)
-  end, "", instruction_limit)
-  local ok, result = coroutine.resume(co)
-  debug.sethook(hook, mask, count)
-  if not ok then
-    local why = tostring(result)
-    return nil, why:match "^recipe " and why or "recipe " .. why
-  end
-  return result
+  local ok, result = M.bounded(chunk)
+  if ok then return result end
+  local why = tostring(result)
+  if why:match "^recipe " then return nil, why end
+  return nil, why:find(path, 1, true) and "recipe " .. why or ("recipe %s: %s"):format(path, why)
 end
 
 local function parse_value(text)
@@ -251,7 +274,10 @@ end
 -- "output.shard=1GB" into the table; intermediate tables are made.
 local function assign(r, key, value)
   local parts = {}
-  for part in key:gmatch "[^.]+" do parts[#parts + 1] = part end
+  for part in (key .. "."):gmatch "([^.]*)%." do
+    if part == "" then return nil, ("--set %s: a part of the name is empty; expected key=value or table.key=value"):format(key) end
+    parts[#parts + 1] = part
+  end
   local t = r
   for i = 1, #parts - 1 do
     if t[parts[i]] == nil then t[parts[i]] = {} end
@@ -277,7 +303,9 @@ function M.load(what, options)
     r, msg = evaluate(text, path, { [path] = true })
     if r == nil then return nil, msg or ("recipe %s returns nothing; end it with return { … }"):format(path), "einval" end
   end
-  if type(r) == "table" then r = deep_copy(r) end
+  local why
+  r, why = copy_of(r, path)
+  if why then return nil, why, "einval" end
   for key, value in pairs(options and options.set or {}) do
     local ok, msg = assign(r, key, value)
     if not ok then return nil, msg, "einval" end
@@ -312,6 +340,8 @@ local function canonical(v, out)
     out[#out + 1] = t .. ":" .. tostring(v)
   end
 end
+
+jit.off(canonical) -- LuaJIT 2.1 beta 3 can skip entries in compiled recursive pairs loops
 
 --- canonical(recipe) -> string that is equal for equal recipes.
 function M.canonical(r)

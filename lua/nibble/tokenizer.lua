@@ -192,7 +192,9 @@ end
 
 local function added_tokens(b, list, tok)
   for i, t in ipairs(given(list) and list or {}) do
-    if type(t.content) ~= "string" or not is_id(t.id) then malformed("added_tokens: entry %d has no content or id", i) end
+    if type(t) ~= "table" or type(t.content) ~= "string" or not is_id(t.id) then
+      malformed("added_tokens: entry %d has no content or id", i)
+    end
     if (tok.vocab[t.content] or t.id) ~= t.id then
       malformed("added_tokens: %q has the id %d, but the vocabulary gives it %d", t.content, t.id, tok.vocab[t.content])
     end

@@ -10,7 +10,7 @@ local M = {}
 
 -- Options that every command takes.
 M.common = {
-  { "--threads", "N", number = true, doc = "threads to use (default: all)" },
+  { "--threads", "N", number = true, most = 4096, doc = "threads to use (default: all)" },
   { "--help", doc = "this text" },
 }
 
@@ -36,8 +36,9 @@ local function key(name) return (name:gsub("^%-%-", ""):gsub("-", "_"):lower()) 
 local function convert(option, text)
   if not option.number then return text end
   local n = tonumber(text)
-  if not n or n < (option.least or 1) or n % 1 ~= 0 then
-    return nil, ("%s expects a whole number of at least %d, found %q"):format(option[1], option.least or 1, text)
+  local least, most = option.least or 1, option.most or 2 ^ 31 - 1
+  if not n or not (n >= least and n <= most) or n % 1 ~= 0 then
+    return nil, ("%s expects a whole number of at least %d and at most %d, found %q"):format(option[1], least, most, text)
   end
   return n
 end
@@ -57,7 +58,7 @@ local function take_option(command, word, argv, i, out)
   if not value then
     i = i + 1
     value = argv[i]
-    if not value then return nil, ("%s needs a value: %s %s"):format(name, name, option[2]) end
+    if not value or value == "" then return nil, ("%s needs a value: %s %s"):format(name, name, option[2]) end
   end
   local converted, msg = convert(option, value)
   if converted == nil then return nil, msg end

@@ -222,7 +222,9 @@ function M.probe(ck, module, tensors, st)
   if not (tensors.weight_packed or tensors.weight_scale) then return nil end
   if not is_packed(tensors) then
     local g = first_name_match(st, module) or st.groups[1]
-    return common.unreadable(module, tensors, g and g.format or st.format or "of this module")
+    local format = g and g.format or st.format or "of this module"
+    if format ~= PACKED then return common.unreadable(module, tensors, format) end
+    return expect(module, tensors, "weight_packed", "i32")
   end
   if tensors.weight then return fail("eformat", "%s: holds both weight and weight_packed", module) end
   if #tensors.weight_packed.shape ~= 2 then

@@ -76,7 +76,11 @@ end
 function Weights:matrix(name, n, k)
   local t = self.kept[name] or self:float(name .. ".weight")
   if not t then
+    local info = self.ck:info(name .. ".weight")
     t = got(self.ck:weight(name, "f32"))
+    if info and not got(self.ck:module(name)).scheme then
+      M.fail(("%s.weight is %s, expected a float tensor"):format(name, info.dtype))
+    end
     if t:bytes() <= self.left then
       self.left = self.left - t:bytes()
       self.kept[name] = t

@@ -491,6 +491,8 @@ int nb_file_write(const char *path, const void *data, int64_t bytes);
 /* dst becomes a byte-exact copy of src, atomically as nb_file_write. */
 int nb_file_copy(const char *dst, const char *src);
 int nb_file_remove(const char *path);
+/* The file's size and when it last changed, in ns since 1970. */
+int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 
 /* ---- scales and column groups (layout/scales.c) ---------------------------- */
 

@@ -158,6 +158,14 @@ int nb_file_copy(const char *dst, const char *src) {
   return rc;
 }
 
+int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path) {
+  struct stat st;
+  if (stat(path, &st) < 0) return nb_fail_errno(NB_EIO, "cannot stat %s", path);
+  *bytes = st.st_size;
+  *changed_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+  return NB_OK;
+}
+
 int nb_file_remove(const char *path) {
   if (unlink(path) < 0 && errno != ENOENT) return nb_fail_errno(NB_EIO, "cannot remove %s", path);
   return NB_OK;

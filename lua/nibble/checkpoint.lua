@@ -331,6 +331,16 @@ function methods.tensor(ck, name)
   return check(C.nb_safetensors_tensor(t, ck.handle, i), t)
 end
 
+--- ck:stamp() -> text that changes when a weight file is replaced: names, sizes, times of change.
+function methods.stamp(ck)
+  local out, bytes, changed = {}, ffi.new "int64_t[1]", ffi.new "int64_t[1]"
+  for i, name in ipairs(ck.files) do
+    must(C.nb_file_stamp(bytes, changed, join(ck.dir, name)))
+    out[i] = ("%s %s %s"):format(name, tostring(bytes[0]), tostring(changed[0]))
+  end
+  return table.concat(out, "; ")
+end
+
 -- What the tensors mean is the formats' knowledge.
 for _, name in ipairs { "modules", "module", "weight", "quantized", "grep" } do
   methods[name] = function(ck, ...) return require("nibble.formats")[name](ck, ...) end

@@ -63,7 +63,7 @@ local function sentence(err, keep_position)
 end
 
 -- Runs f(...); an error becomes its sentence and a status. what.position: whether
--- the error's position is kept; what.resumes: the same command goes on.
+-- the error's position is kept; what.resumes: the same command goes on, else again: from its start.
 local function guarded(what, f, ...)
   local args, n = { ... }, select("#", ...)
   local ok, result = xpcall(function() return f(unpack(args, 1, n)) end, function(err)
@@ -74,7 +74,8 @@ local function guarded(what, f, ...)
   end)
   if ok then return result end
   if tostring(result):match "interrupted$" then
-    return M.fail("interrupted" .. (what.resumes and "; the same command goes on where it stopped" or ""), 130)
+    return M.fail("interrupted" .. (what.resumes and "; the same command goes on where it stopped"
+      or what.again and "; the same command starts again" or ""), 130)
   end
   return M.fail(sentence(result, what.position))
 end

@@ -30,28 +30,46 @@ local ahead_bytes = 32 * 2 ^ 20
 
 -- ---- the output folder -----------------------------------------------------------
 
-local function open_journal(dir, id)
-  local journal, msg, code = checkpoint.journal(dir .. "/" .. output.journal)
-  if not journal then return nil, msg, code end
-  local first = journal.lines[1]
-  if first == nil then
-    local ok
-    ok, msg, code = journal:append("plan " .. id)
-    if not ok then return nil, msg, code end
-  elseif first ~= "plan " .. id then
-    journal:close()
-    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); "
-      .. "run that command again to finish it, or remove the folder"):format(dir), "eio"
-  end
-  local done = {}
-  for _, line in ipairs(journal.lines) do
+-- Module name -> what the journal says of it since the model was as it is now, and whether it was.
+local function claims(lines, source)
+  local done, current = {}, nil
+  for _, line in ipairs(lines) do
     local hash, rest = line:match "^done (%S+) (.*)$"
     if hash then
       local name, extra = rest:match "^([^\t]*)\t?(.*)$"
       done[name] = { hash = hash, error = extra ~= "" and json.decode(extra) or nil }
+    elseif line:match "^source " then
+      done, current = {}, line
     end
   end
-  return journal, done
+  if current ~= source then return {}, false end
+  return done, true
+end
+
+local function begin_journal(journal, dir, id, source)
+  local first = journal.lines[1]
+  if first and first ~= "plan " .. id then
+    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); "
+      .. "run that command again to finish it, or remove the folder"):format(dir), "eio"
+  end
+  local done, same = claims(journal.lines, source)
+  for _, line in ipairs { not first and "plan " .. id or false, not same and source or false } do
+    local ok, msg, code
+    if line then ok, msg, code = journal:append(line) else ok = true end
+    if not ok then return nil, msg, code end
+  end
+  return done
+end
+
+-- -> journal, claims | nil, msg, code
+local function open_journal(dir, id, model)
+  local journal, msg, code = checkpoint.journal(dir .. "/" .. output.journal)
+  if not journal then return nil, msg, code end
+  local done
+  done, msg, code = begin_journal(journal, dir, id, "source " .. model:stamp())
+  if done then return journal, done end
+  journal:close()
+  return nil, msg, code
 end
 
 -- config.json of the output: the source's keys in their order, with its
@@ -264,7 +282,7 @@ function M.execute(plan, dir, options)
   run.made, msg, code = output.make(dir)
   if not run.made then return nil, msg, code end
   local done
-  run.journal, done, code = open_journal(dir, id)
+  run.journal, done, code = open_journal(dir, id, plan.model)
   if not run.journal then
     output.unmake(run.made)
     return nil, done, code

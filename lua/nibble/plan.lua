@@ -384,7 +384,6 @@ function plan_mt:id()
   add("nibble plan 1") add(nffi.version) add(self.format.name) add(self.shard_bytes) add(tostring(self.dtype))
   if self.recipe then add(recipes.canonical(self.recipe)) add(self.recipe.text or "") end
   for _, t in ipairs(self.model.tensors) do add(t.name) add(t.dtype) add(table.concat(t.shape, "x")) add(t.file or "") end
-  for _, file in ipairs(self.model.file_stamps and self.model:file_stamps() or {}) do add(file) end
   for _, job in ipairs(self.jobs) do
     add(job.action) add(job.name)
     for _, t in ipairs(job.layout) do add(M.tensor_name(job, t)) add(t.dtype) add(table.concat(t.shape, "x")) end

@@ -14,6 +14,7 @@ local M = {
     { "--against", "MODEL", doc = "the model to compare with" },
     { "--json", doc = "one JSON document" },
   },
+  again = true,
 }
 
 local function row(rows, name, fmt, value)

@@ -740,6 +740,12 @@ int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
  * compressed-tensors' generate_mx_scales; not finite: 255, e8m0's NaN. */
 int nb_mx_scales(nb_tensor *scales, const nb_tensor *amax, int bits);
 
+/* ---- names (natural.c) ------------------------------------------------------------ */
+
+/* order[i] = index of the name that comes i-th in natural order: bytes as bytes, runs of
+ * digits as numbers ("layers.2" before "layers.10"), leading zeroes last of all. */
+int nb_natural_order(int64_t *order, const nb_text *names, int64_t count);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

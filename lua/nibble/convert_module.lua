@@ -194,8 +194,9 @@ function M.make(run, job)
   if not expect then return nil, msg, code end
   expect.bytes, expect.reusable = expect.bytes or {}, {}
   for _, t in ipairs(job.layout) do
-    local own, tensor, ok = dst[t.suffix], nil, nil
-    if own then tensor = own else tensor, msg, code = passing(run, job, t.suffix, expect) end
+    local own = dst[t.suffix]
+    local tensor, ok = own, nil
+    if not own then tensor, msg, code = passing(run, job, t.suffix, expect) end
     if tensor then ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor) end
     if not ok then return nil, msg, code end
     if own and reusable[t.suffix] then table.insert(expect.reusable, own)

@@ -32,6 +32,26 @@ void nb_hash_hex(const nb_hash *h, char *out) {
   snprintf(out, 33, "%016llx%016llx", (unsigned long long)d.high64, (unsigned long long)d.low64);
 }
 
+int nb_tensor_hash(char *out, const nb_tensor *t) {
+  int64_t bytes = nb_tensor_bytes(t), block = 4 << 20, blocks = NB_CEIL(bytes, block);
+  XXH128_canonical_t *part = nb_alloc(blocks, sizeof *part);
+  if (!part) return NB_ENOMEM;
+  bool stopped = false;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(|| : stopped) if (blocks > 1)
+  for (int64_t i = 0; i < blocks; i++) {
+    stopped = stopped || nb_stop_requested();
+    if (stopped) continue;
+    nb_tensor view = {.data = (char *)t->data + i * block, .buf = t->buf, .dtype = NB_U8, .ndim = 1};
+    view.shape[0] = NB_MIN(block, bytes - i * block);
+    XXH128_canonicalFromHash(&part[i], XXH3_128bits(view.data, (size_t)view.shape[0]));
+    nb_tensor_drop(&view);
+  }
+  XXH128_hash_t all = XXH3_128bits(part, (size_t)blocks * sizeof *part);
+  free(part);
+  snprintf(out, 33, "%016llx%016llx", (unsigned long long)all.high64, (unsigned long long)all.low64);
+  return stopped ? nb_fail_stopped() : NB_OK;
+}
+
 void nb_hash_free(nb_hash *h) {
   if (!h) return;
   XXH3_freeState(h->state);

@@ -157,6 +157,9 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 /* 32 hex digits and a NUL into out; the state goes on. */
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
+/* One tensor's bytes: the hash of the hashes of its blocks of 4 MiB, 32 hex digits
+ * and a NUL into out. Threads; mapped pages are let go again behind it. */
+int nb_tensor_hash(char *out, const nb_tensor *t);
 
 /* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
@@ -437,7 +440,11 @@ int nb_writer_begin(nb_writer *w, int resume);
 int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *t, int64_t row0);
 /* Returns when all that was put is in the page cache: safe from kill -9. */
 int nb_writer_flush(nb_writer *w);
-/* The named tensor as written so far: a mapped view. Flushes. */
+/* A mark after all that was put so far; wait returns when what lies before the
+ * mark is in the page cache, while later blocks may still be on their way. */
+int64_t nb_writer_mark(nb_writer *w);
+int nb_writer_wait(nb_writer *w, int64_t mark);
+/* The named tensor as written so far: a mapped view. Flush or wait first. */
 int nb_writer_tensor(nb_tensor *out, nb_writer *w, const char *name, int64_t name_bytes);
 /* Flush, fsync, rename every file to its name, fsync the folder. In a file that
  * was not kept by resume every byte must have been put. */
@@ -491,6 +498,8 @@ int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 
 /* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
+/* 1 when no scale is NaN, infinite or zero; f16|bf16|f32. */
+int nb_scales_sound(const nb_tensor *scales);
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
  * infinite, or zero while its group holds other codes than the zero-point. (Negative
  * scales are sound: AutoRound writes them.) scales f16|bf16|f32 [r,G]; codes u8 [r,k];

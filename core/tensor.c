@@ -148,8 +148,13 @@ static bool same_shape(const nb_tensor *a, const nb_tensor *b) {
 
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b) {
   if (!same_shape(a, b)) return 0;
-  int64_t bytes = nb_tensor_bytes(a);
-  return bytes == 0 || memcmp(a->data, b->data, (size_t)bytes) == 0;
+  int64_t bytes = nb_tensor_bytes(a), block = 4 << 20, blocks = NB_CEIL(bytes, block);
+  bool same = true;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(&& : same) if (blocks > 1)
+  for (int64_t i = 0; i < blocks; i++)
+    same = same && memcmp((const char *)a->data + i * block, (const char *)b->data + i * block,
+                          (size_t)NB_MIN(block, bytes - i * block)) == 0;
+  return same;
 }
 
 int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src) {

@@ -78,7 +78,7 @@ describe("a run that stopped", function()
     -- Stopped after the last module was proven, before the first rename.
     stopped = fresh()
     local p = plan()
-    local ok, why = pcall(p.run, p, stopped, { batch_bytes = 1, progress = function(t)
+    local ok, why = pcall(p.run, p, stopped, { ahead_bytes = 1, progress = function(t)
       if t.done == t.total then error("interrupted", 0) end
     end })
     assert.is_false(ok)

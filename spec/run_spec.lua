@@ -100,17 +100,24 @@ describe("run", function()
     assert.is_nil(checkpoint.exists(dir .. "/.nibble-journal"))
   end)
 
-  it("gives the same bytes for any number of threads and any tile size", function()
+  it("gives the same bytes for any number of threads, tile size and instruction set", function()
     local C = require("nibble.ffi").C
     local reference
-    for _, threads in ipairs { 1, 2, 3 } do
-      C.nb_threads_set(threads)
-      local dir = scratch()
-      assert(assert(plan { name = "t", scheme = "W4A16", group = 64, method = "mse" }):run(dir, { batch_bytes = threads * 10000 }))
-      reference = reference or digest(dir)
-      assert.equal(reference, digest(dir))
+    finally(function()
+      C.nb_threads_set(0)
+      C.nb_cpu_limit(-1)
+    end)
+    for _, method in ipairs { "rtn", "mse" } do
+      reference = nil
+      for _, way in ipairs { { 1, -1 }, { 2, -1 }, { 3, 0 }, { 2, tonumber(C.NB_CPU_AVX2) } } do
+        C.nb_threads_set(way[1])
+        C.nb_cpu_limit(way[2])
+        local dir = scratch()
+        assert(assert(plan { name = "t", scheme = "W4A16", group = 64, method = method }):run(dir, { ahead_bytes = way[1] * 10000 }))
+        reference = reference or digest(dir)
+        assert.equal(reference, digest(dir))
+      end
     end
-    C.nb_threads_set(0)
   end)
 
   it("is done at once when it was done before, and refuses another's folder", function()
@@ -165,7 +172,7 @@ describe("run", function()
     f:write(([[
       local nb = require "nibble"
       local p = assert(nb.plan(assert(nb.recipe { name = "kill", scheme = "W4A16", group = 32, method = "mse" }), assert(nb.open %q)))
-      assert(p:run(arg[1], { batch_bytes = 1 }))]]):format(model_dir))
+      assert(p:run(arg[1], { ahead_bytes = 1 }))]]):format(model_dir))
     f:close()
     local build = os.getenv "NIBBLE_BUILD" or "build"
     local run = ("%s/nibble %s "):format(build, script)

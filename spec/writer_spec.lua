@@ -83,6 +83,7 @@ describe("writer", function()
 
   it("shows what was written so far", function()
     local w = write_three {}
+    assert(w:flush())
     assert.is_true(w:tensor("b"):equal(u8({ 10, 10 }, 0)))
     assert(w:abort())
     assert.same({}, checkpoint.list(dir))

@@ -358,10 +358,12 @@ int nb_writer_begin(nb_writer *w, int resume) {
 
 /* ---- putting -------------------------------------------------------------------------- */
 
+static int not_open(void) { return nb_fail(NB_EINVAL, "writer: it is not open for writing"); }
+
 static int find(nb_writer *w, w_tensor **out, const char *name, int64_t bytes) {
   char shown[ST_SHOW];
   nb_text text = {name, bytes};
-  if (!w->queue) return nb_fail(NB_EINVAL, "writer: it is not open for writing");
+  if (!w->queue) return not_open();
   int64_t id = nb_names_find(&w->names, text);
   if (id < 0)
     return nb_fail(NB_EINVAL, "writer: tensor %s was not announced", nb_text_show(text, shown, sizeof shown));
@@ -401,15 +403,16 @@ int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_t
   return NB_OK;
 }
 
-int nb_writer_flush(nb_writer *w) {
-  return w->queue ? nb_queue_flush(w->queue) : nb_fail(NB_EINVAL, "writer: it is not open for writing");
+int nb_writer_flush(nb_writer *w) { return w->queue ? nb_queue_flush(w->queue) : not_open(); }
+int64_t nb_writer_mark(nb_writer *w) { return w->queue ? nb_queue_mark(w->queue) : 0; }
+int nb_writer_wait(nb_writer *w, int64_t mark) {
+  return w->queue ? nb_queue_wait(w->queue, mark) : not_open();
 }
 
 int nb_writer_tensor(nb_tensor *out, nb_writer *w, const char *name, int64_t name_bytes) {
   w_tensor *x = NULL;
   memset(out, 0, sizeof *out);
   NB_TRY(find(w, &x, name, name_bytes));
-  NB_TRY(nb_queue_flush(w->queue));
   w_file *f = &w->files[x->file];
   if (!f->map.buf) NB_TRY(nb_fd_map(&f->map, f->sink.fd, f->partial));
   return nb_tensor_view(out, &f->map, x->like.dtype, x->like.ndim, x->like.shape, x->begin);
@@ -430,7 +433,7 @@ static int check_complete(const nb_writer *w) {
 }
 
 int nb_writer_finish(nb_writer *w) {
-  if (!w->queue) return nb_fail(NB_EINVAL, "writer: it is not open for writing");
+  if (!w->queue) return not_open();
   NB_TRY(nb_queue_flush(w->queue)); /* a failed put is why bytes are missing: it speaks first */
   NB_TRY(check_complete(w));
   for (int64_t i = 0; i < w->file_count; i++)

@@ -28,7 +28,8 @@ struct nb_queue {
   pthread_mutex_t lock;
   pthread_cond_t more, less; /* something to write; something was written */
   block *head, **tail;
-  int64_t queued; /* bytes, with those being written */
+  int64_t queued;    /* bytes, with those being written */
+  int64_t put, done; /* blocks */
   bool closing;
   int error; /* the first failure, with its sentence */
   char sentence[1024];
@@ -110,6 +111,7 @@ static void *run(void *arg) {
       }
     }
     q->queued -= b->bytes;
+    q->done++;
     nb_buf_release(b->buf);
     free(b);
     pthread_cond_broadcast(&q->less);
@@ -153,6 +155,7 @@ static int enqueue(nb_queue *q, block *b) {
     *q->tail = b;
     q->tail = &b->next;
     q->queued += b->bytes;
+    q->put++;
     nb_buf_retain(b->buf);
     pthread_cond_signal(&q->more);
   }
@@ -169,13 +172,23 @@ int nb_queue_put(nb_queue *q, nb_sink *sink, nb_buf *buf, const void *data, int6
   return rc < 0 || buf ? rc : nb_queue_flush(q);
 }
 
-int nb_queue_flush(nb_queue *q) {
+int64_t nb_queue_mark(nb_queue *q) {
   pthread_mutex_lock(&q->lock);
-  while (q->queued > 0 || q->head) pthread_cond_wait(&q->less, &q->lock);
+  int64_t mark = q->put;
+  pthread_mutex_unlock(&q->lock);
+  return mark;
+}
+
+int nb_queue_wait(nb_queue *q, int64_t mark) {
+  pthread_mutex_lock(&q->lock);
+  mark = NB_MIN(mark, q->put);
+  while (q->done < mark) pthread_cond_wait(&q->less, &q->lock);
   int rc = failed(q);
   pthread_mutex_unlock(&q->lock);
   return rc;
 }
+
+int nb_queue_flush(nb_queue *q) { return nb_queue_wait(q, INT64_MAX); }
 
 void nb_queue_free(nb_queue *q) {
   if (!q) return;

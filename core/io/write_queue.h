@@ -18,7 +18,10 @@ int nb_queue_new(nb_queue **out);
 /* Retains buf until the bytes are written (buf NULL: they are written before it
  * returns). Fails with the first failure of the thread, from then on always. */
 int nb_queue_put(nb_queue *q, nb_sink *sink, nb_buf *buf, const void *data, int64_t bytes, int64_t offset);
-/* Waits until everything is written. */
+/* A mark after everything that was put so far; nb_queue_wait returns when all
+ * before a mark is written, nb_queue_flush when everything is. */
+int64_t nb_queue_mark(nb_queue *q);
+int nb_queue_wait(nb_queue *q, int64_t mark);
 int nb_queue_flush(nb_queue *q);
 /* Waits, ends the thread. */
 void nb_queue_free(nb_queue *q);

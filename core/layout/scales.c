@@ -51,6 +51,11 @@ static int expect_scales(const nb_tensor *scales, int64_t rows, int64_t groups) 
   return nb_expect(scales, "scales", -1, 2, NB_SHAPE(rows, groups));
 }
 
+int nb_scales_sound(const nb_tensor *scales) {
+  int64_t count = nb_tensor_numel(scales);
+  return next_unsound(scales, 0, count) == count;
+}
+
 int nb_scales_check(const nb_tensor *scales, const nb_tensor *codes, const nb_tensor *zeros,
                     const nb_tensor *g_idx, int bits, int64_t row0, const char *name) {
   NB_TRY(nb_expect(codes, "codes", NB_U8, 2, NB_SHAPE(-1, -1)));

@@ -103,7 +103,14 @@ end
 --- w:flush() -> true | nil, msg, code: all that was put is in the page cache (safe from kill -9).
 function Writer.flush(w) return check(C.nb_writer_flush(open_handle(w)), true) end
 
---- w:tensor(name) -> tensor | nil, msg, code: a mapped view of what was written so far.
+--- w:mark() -> a mark after all that was put so far, for w:wait.
+function Writer.mark(w) return tonumber(C.nb_writer_mark(open_handle(w))) end
+
+--- w:wait(mark) -> true | nil, msg, code: what was put before the mark is in the page cache; what came
+-- after it may still be on its way.
+function Writer.wait(w, mark) return check(C.nb_writer_wait(open_handle(w), mark), true) end
+
+--- w:tensor(name) -> tensor | nil, msg, code: a mapped view of what was written so far; flush or wait first.
 function Writer.tensor(w, name)
   local t = tensor.type()
   return check(C.nb_writer_tensor(t, open_handle(w), name, #name), t)

@@ -5,251 +5,28 @@
 -- goes on with the first module that the journal lacks.
 --
 --   source tensors ──read/quantize──▶ tile ──write──▶ buffers ──▶ writer ──▶ *.partial
---                                      │ hash                                  │ read back
---                                      └────────────── equal? ◀── hash ────────┘
+--                                      │                                       │ read back
+--                                      └────────── meant = decoded? ◀──────────┘
+--
+-- (convert_module.lua makes and proves one module; here is what is around it.)
 --
 -- The folder while running: .nibble-journal, NAME.partial, copied side files. At
 -- the end: files renamed, config.json and nibble.json (the certificate) written,
 -- the journal removed.
-local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
-local formats = require "nibble.formats"
-local plans = require "nibble.plan"
-local quant = require "nibble.quant"
-local scheme_m = require "nibble.scheme"
-local tensors = require "nibble.tensor"
+local modules = require "nibble.convert_module"
 local output = require "nibble.output"
+local plans = require "nibble.plan"
+local scheme_m = require "nibble.scheme"
 local units = require "nibble.units"
 local C = nffi.C
 
 local M = {}
 
--- Elements of a row tile: large enough that the threads' start costs little, small enough for the last cache.
-local tile_elements = 2 ^ 21
--- Output bytes between two proofs: what a killed run may have to do again.
-local batch_bytes = 128 * 2 ^ 20
-
--- ---- hashes -------------------------------------------------------------------
-
-local function new_hash()
-  local h = C.nb_hash_new()
-  if h == nil then error("out of memory for a hash", 0) end
-  return ffi.gc(h, C.nb_hash_free)
-end
-
-local hex = ffi.new "char[33]"
-local function digest(h)
-  C.nb_hash_hex(h, hex)
-  return ffi.string(hex)
-end
-
--- Block by block: a mapped tensor's pages are let go again behind the hash.
-local function hash_tensor(h, t)
-  local block, bytes = 16 * 2 ^ 20, t:bytes()
-  if bytes == 0 then return end
-  local all = t:as("u8", { bytes })
-  for at = 1, bytes, block do
-    nffi.stop_check()
-    local part = all:rows(at, math.min(bytes, at + block - 1))
-    C.nb_hash_update(h, part.data, part:bytes())
-    part:drop()
-  end
-end
-
--- ---- tiles --------------------------------------------------------------------
-
--- Rows of a tile: a multiple of 128 (whole cache lines of words that lie along n), and of
--- what each format's packing along n begins on.
-local function tile_rows(job, ...)
-  local n, k = job.rec.n, job.rec.k
-  local step = 128
-  for _, format_rec in ipairs { ... } do
-    local need = format_rec[1].row_step(format_rec[2])
-    while step % need ~= 0 do step = step * 2 end
-  end
-  return math.min(n, math.max(step, math.floor(tile_elements / k / step) * step))
-end
-
--- Calls fn(a, b, q) over rows a..b (1-based, inclusive), q being a tile of that many rows.
-local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
-  local n, k = job.rec.n, job.rec.k
-  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype, tostring(g_idx) }, "|")
-  if cache.key ~= key then
-    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype, g_idx)
-  end
-  for a = 1, n, rows do
-    nffi.stop_check()
-    local b = math.min(n, a + rows - 1)
-    local q = b - a + 1 == rows and cache.q or cache.q:rows(1, b - a + 1)
-    local ok, msg, code = fn(a, b, q)
-    if not ok then return nil, msg, code end
-  end
-  return true
-end
-
--- ---- the three ways of making a module -------------------------------------------
--- Each fills dst (suffix -> heap tensor of the output layout) and returns the
--- content hash of what was meant, or nil, msg, code.
-
-local function make_quantized(run, job, dst)
-  local rec, method, scheme = job.rec, job.method, job.out.scheme
-  local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
-  if not source then return nil, msg, code end
-  local h, sums = new_hash(), run.measure and {} or nil
-  local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
-  local ok
-  ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, nil, function(a, b, q)
-    local w = source:rows(a, b)
-    local done, why, kind = method.tile(q, w, scheme, job.options)
-    if not done then return nil, ("%s, rows %d to %d: %s"):format(rec.name, a, b, why), kind end
-    q:hash_into(h)
-    if sums then quant.add_error(sums, q, w) end
-    done, why, kind = job.format.write(dst, job.out, a, b, q)
-    if not done then return nil, why, kind end
-    w:drop()
-    return true
-  end)
-  if not ok then return nil, msg, code end
-  if sums then job.error = quant.finish_error(sums) end
-  return digest(h)
-end
-
-local function make_converted(run, job, dst)
-  local rec, h = job.rec, new_hash()
-  local from = assert(formats.get(rec.format))
-  local src, msg, code = formats.source(run.plan.model, rec)
-  if not src then return nil, msg, code end
-  local rows = tile_rows(job, { from, rec }, { job.format, job.out })
-  local ok
-  ok, msg, code = each_tile(run.scratch, job, rows, rec.scheme, rec.dtype, nil, function(a, b, q)
-    local done, why, kind = from.read(src, rec, a, b, q)
-    if not done then return nil, why, kind end
-    q:hash_into(h)
-    return job.format.write(dst, job.out, a, b, q)
-  end)
-  for _, t in pairs(src) do t:drop() end
-  if not ok then return nil, msg, code end
-  return digest(h)
-end
-
-local function make_dequantized(run, job, dst)
-  local w, msg, code = run.plan.model:weight(job.name, job.out.dtype)
-  if not w then return nil, msg, code end
-  nffi.must(C.nb_tensor_copy(dst.weight, w))
-  local h = new_hash()
-  hash_tensor(h, w)
-  return digest(h)
-end
-
-local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized }
-
--- ---- writing and proving -------------------------------------------------------
-
--- A tensor that goes along as it is: into the writer, its content's hash out.
-local function pass_on(run, name, source_name)
-  local tensor, msg, code = run.plan.model:tensor(source_name)
-  if not tensor then return nil, msg, code end
-  local h = new_hash()
-  hash_tensor(h, tensor)
-  local ok
-  ok, msg, code = run.writer:put(name, tensor)
-  if not ok then return nil, msg, code end
-  return digest(h)
-end
-
--- The layout's tensors that hold the weight; a bias passes by.
-local function weight_tensors(job)
-  local out = {}
-  for _, t in ipairs(job.layout) do
-    if job.action ~= "copy" and t.suffix ~= "bias" then out[#out + 1] = t end
-  end
-  return out
-end
-
-local function make_module(run, job)
-  local parts, dst = {}, {}
-  local own = weight_tensors(job)
-  for _, t in ipairs(own) do dst[t.suffix] = tensors.new(t.dtype, t.shape) end
-  if #own > 0 then
-    local hash, msg, code = makers[job.action](run, job, dst)
-    if not hash then return nil, msg, code end
-    parts[1] = hash
-  end
-  for _, t in ipairs(job.layout) do
-    local name = plans.tensor_name(job, t)
-    local ok, msg, code
-    if dst[t.suffix] then
-      ok, msg, code = run.writer:put(name, dst[t.suffix])
-      dst[t.suffix]:free()
-    else
-      ok, msg, code = pass_on(run, name, job.rec.tensors[t.suffix].name)
-      parts[#parts + 1] = ok
-    end
-    if not ok then return nil, msg, code end
-  end
-  return table.concat(parts, "+")
-end
-
-local function hash_decoded(run, job, src)
-  local h, out = new_hash(), job.out
-  local rows = tile_rows(job, { job.format, out })
-  local ok, msg, code = each_tile(run.proof_scratch, job, rows, out.scheme, job.scale_dtype, nil, function(a, b, q)
-    local done, why, kind = job.format.read(src, out, a, b, q)
-    if not done then return nil, why, kind end
-    q:hash_into(h)
-    return true
-  end)
-  if not ok then return nil, msg, code end
-  return digest(h)
-end
-
--- What the written file says, by the format's own reader.
-local function hash_written(run, job)
-  local src, parts = {}, {}
-  for _, t in ipairs(job.layout) do
-    local tensor, msg, code = run.writer:tensor(plans.tensor_name(job, t))
-    if not tensor then return nil, msg, code end
-    src[t.suffix] = tensor
-  end
-  if job.action == "quantize" or job.action == "convert" then
-    local hash, msg, code = hash_decoded(run, job, src)
-    if not hash then return nil, msg, code end
-    parts[1] = hash
-  end
-  for _, t in ipairs(job.layout) do
-    if #parts == 0 or t.suffix == "bias" or job.action == "copy" or job.action == "dequantize" then
-      local h = new_hash()
-      hash_tensor(h, src[t.suffix])
-      parts[#parts + 1] = digest(h)
-    end
-  end
-  for _, t in pairs(src) do t:drop() end
-  return table.concat(parts, "+")
-end
-
--- The journal's line for a module: name and hash; the hash is proven before it is written.
-local function prove_batch(run)
-  if #run.batch == 0 then return true end
-  local ok, msg, code = run.writer:flush()
-  if not ok then return nil, msg, code end
-  for _, item in ipairs(run.batch) do
-    local found, why, kind = hash_written(run, item.job)
-    if not found then return nil, why, kind end
-    if found ~= item.hash then
-      return nil, ("%s: what was written does not decode to what was meant (%s, expected %s); the output is not to be used")
-        :format(item.job.name, found, item.hash), "eformat"
-    end
-    item.job.hash = item.hash
-    local line = "done " .. item.hash .. " " .. item.job.name
-    if item.job.error then line = line .. "\t" .. json.encode(item.job.error) end
-    ok, msg, code = run.journal:append(line)
-    if not ok then return nil, msg, code end
-  end
-  run.batch, run.batch_bytes = {}, 0
-  return true
-end
+-- Output bytes that may be written and not yet proven: the writer works on them meanwhile.
+local ahead_bytes = 32 * 2 ^ 20
 
 -- ---- the output folder -----------------------------------------------------------
 
@@ -318,14 +95,14 @@ end
 -- The certificate: no time, host or path in it, so that equal runs write equal bytes.
 local function write_certificate(run, dir)
   local plan = run.plan
-  local modules = {}
+  local list = {}
   for i, job in ipairs(plan.jobs) do
-    modules[i] = { name = job.name, action = job.action, hash = job.hash, __order = { "name", "action", "scheme", "hash", "error" },
+    list[i] = { name = job.name, action = job.action, hash = job.hash, __order = { "name", "action", "scheme", "hash", "error" },
                    scheme = job.out.scheme and scheme_m.describe(job.out.scheme) or nil, error = job.error }
   end
   local text = json.encode({ nibble = nffi.version, plan = plan:id(), format = plan.format.name,
     recipe = plan.recipe and plan.recipe.name or nil, accept = plan.recipe and plan.recipe.accept or nil,
-    modules = json.array(modules), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
+    modules = json.array(list), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
   return checkpoint.write_file(dir .. "/" .. output.certificate, text .. "\n")
 end
 
@@ -358,18 +135,44 @@ local function all_tensors(plan)
   return list
 end
 
--- What the journal claims is proven again against the files: after a power loss
--- the journal may know more than the disk.
-local function reprove(run, done)
+-- What the journal claims is compared with the files: after a power loss the
+-- journal may know more than the disk.
+local function keep_proven(run, done)
   local kept = 0
   for _, job in ipairs(run.plan.jobs) do
     local claim = done[job.name]
-    if claim and hash_written(run, job) == claim.hash then
+    if claim and modules.written_hash(run, job) == claim.hash then
       job.hash, job.error = claim.hash, claim.error
       kept = kept + 1
     end
   end
   return kept
+end
+
+-- Proves the oldest module that waits for it, then lets the journal name it.
+local function prove_oldest(run)
+  local item = table.remove(run.waiting, 1)
+  run.waiting_bytes = run.waiting_bytes - item.job.bytes_out
+  local ok, msg, code = run.writer:wait(item.mark)
+  if not ok then return nil, msg, code end
+  local hash
+  hash, msg, code = modules.prove(run, item.job, item.expect)
+  if not hash then return nil, msg, code end
+  item.job.hash = hash
+  local line = "done " .. hash .. " " .. item.job.name
+  if item.job.error then line = line .. "\t" .. json.encode(item.job.error) end
+  return run.journal:append(line)
+end
+
+-- Proofs run behind the writer, which runs behind the making: by one module, and by
+-- more while they are small.
+local function prove_down_to(run, count, bytes)
+  while #run.waiting > count and run.waiting_bytes > bytes do
+    nffi.stop_check()
+    local ok, msg, code = prove_oldest(run)
+    if not ok then return nil, msg, code end
+  end
+  return true
 end
 
 local function run_jobs(run)
@@ -378,21 +181,19 @@ local function run_jobs(run)
   for _, job in ipairs(plan.jobs) do
     nffi.stop_check()
     if not job.hash then
-      local hash, msg, code = make_module(run, job)
-      if not hash then return nil, msg, code end
-      run.batch[#run.batch + 1] = { job = job, hash = hash }
-      run.batch_bytes = run.batch_bytes + job.bytes_out
-      if run.batch_bytes >= run.batch_limit then
-        local ok
-        ok, msg, code = prove_batch(run)
-        if not ok then return nil, msg, code end
-      end
+      local expect, msg, code = modules.make(run, job)
+      if not expect then return nil, msg, code end
+      run.waiting[#run.waiting + 1] = { job = job, expect = expect, mark = run.writer:mark() }
+      run.waiting_bytes = run.waiting_bytes + job.bytes_out
+      local ok
+      ok, msg, code = prove_down_to(run, 1, run.ahead)
+      if not ok then return nil, msg, code end
     end
     totals.done, totals.bytes = totals.done + 1, totals.bytes + job.bytes_in
     totals.name, totals.seconds = job.name, C.nb_now() - t0
     if run.progress then run.progress(totals) end
   end
-  return prove_batch(run)
+  return prove_down_to(run, 0, -1)
 end
 
 local function summarize(run, dir, seconds, state)
@@ -447,7 +248,7 @@ local function execute(run, dir)
   run.writer, msg, code = checkpoint.writer { dir = dir, tensors = all_tensors(plan), shard_bytes = plan.shard_bytes,
     metadata = { format = "pt" }, resume = run.state == "resume" }
   if not run.writer then return nil, msg, code end
-  run.resumed = run.state == "resume" and reprove(run, run.done) or 0
+  run.resumed = run.state == "resume" and keep_proven(run, run.done) or 0
   ok, msg, code = run_jobs(run)
   if not ok then return nil, msg, code end
   ok, msg, code = run.writer:finish()
@@ -459,11 +260,12 @@ local function execute(run, dir)
   return run.journal:remove()
 end
 
---- execute(plan, dir [, {progress = fn, measure = bool, tile_elements =, batch_bytes =}]) -> result | nil, msg, code
+--- execute(plan, dir [, {progress = fn, measure = bool, ahead_bytes =}]) -> result | nil, msg, code
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
 -- progress: default M.progress, which a session on a terminal sets.
+-- ahead_bytes: output written and not yet proven, default 32 MiB: what a killed run may have to do again.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 function M.execute(plan, dir, options)
   options = options or {}
@@ -473,8 +275,8 @@ function M.execute(plan, dir, options)
   local state, msg, code = output.look(dir, plan.model, id)
   if not state then return nil, msg, code end
   local accept = plan.recipe and plan.recipe.accept or {}
-  local run = { plan = plan, dir = dir, state = state, batch = {}, batch_bytes = 0,
-                batch_limit = options.batch_bytes or batch_bytes, scratch = {}, proof_scratch = {},
+  local run = { plan = plan, dir = dir, state = state, waiting = {}, waiting_bytes = 0,
+                ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
                 progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if state == "complete" then return summarize(run, dir, C.nb_now() - t0, state) end
   run.made, msg, code = output.make(dir)

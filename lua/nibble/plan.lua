@@ -402,7 +402,7 @@ local sample_rows_elements = 1024 * 256
 
 --- plan:estimate() -> {seconds =, memory_bytes =}
 -- Times one small sample of each method here and now; memory is the bound that
--- nibble.convert keeps: the writer's queue, one module's output, and one tile.
+-- nibble.convert keeps: the writer's queue, one module being made and one being proven, and a tile.
 function plan_mt:estimate()
   if self.estimated then return self.estimated end
   local rates, seconds, largest = {}, 0, 0
@@ -426,7 +426,7 @@ function plan_mt:estimate()
     largest = math.max(largest, job.action == "copy" and 0 or job.bytes_out)
   end
   seconds = seconds + self.totals.bytes_in / 4e9 + self.totals.bytes_out / self.out_bytes_per_s
-  self.estimated = { seconds = seconds, memory_bytes = 64 * 2 ^ 20 + 2 * largest + 24 * 2 ^ 20 }
+  self.estimated = { seconds = seconds, memory_bytes = 64 * 2 ^ 20 + 3 * largest + 32 * 2 ^ 20 }
   return self.estimated
 end
 

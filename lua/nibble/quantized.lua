@@ -28,6 +28,16 @@ function M.new(s, n, k, scale_dtype, g_idx)
   }, meta)
 end
 
+--- params(scheme, n, k, scale_dtype) -> Quantized without codes: what is left when a format's words are
+-- moved as they are. Formats' read and write then move everything but the words.
+function M.params(s, n, k, scale_dtype)
+  local groups = scheme.groups(s, k)
+  return setmetatable({
+    n = n, k = k, groups = groups, scheme = s, row0 = 1, scales = tensor.new(scale_dtype, { n, groups }),
+    zeros = not s.symmetric and tensor.new("u8", { n, groups }) or nil,
+  }, meta)
+end
+
 --- wrap(fields) -> Quantized over tensors that exist: {scheme=, codes=, scales=, zeros=, g_idx=, bias=}.
 function M.wrap(f)
   local n, k = f.codes:size(1), f.codes:size(2)
@@ -77,7 +87,7 @@ end
 function methods.equal(q, o)
   if q.n ~= o.n or q.k ~= o.k then return false, "shape" end
   if q.scheme.bits ~= o.scheme.bits then return false, "bits" end
-  if not q.codes:equal(o.codes) then return false, "codes" end
+  if not same_or_both_nil(q.codes, o.codes) then return false, "codes" end
   if C.nb_scales_equal(q.scales, o.scales) == 0 then return false, "scales" end
   if not zeros_equal(q, o) then return false, "zeros" end
   if not same_or_both_nil(q.g_idx, o.g_idx) then return false, "g_idx" end

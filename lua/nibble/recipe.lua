@@ -213,15 +213,16 @@ local function find(name, beside)
   local short = name:gsub("^.*/", ""):gsub("%.lua$", "")
   local shipped = rawget(_G, "NIBBLE_RECIPES")
   if shipped and shipped[short] then return shipped[short], "recipes/" .. short .. ".lua" end
-  local source = debug.getinfo(1, "S").source:match "^@(.*)lua/nibble/recipe%.lua$"
-  for _, dir in ipairs { (source or "") .. "recipes/", (source or "") .. "nibble/" } do
-    local text = slurp(dir .. short .. ".lua")
-    if text then return text, dir .. short .. ".lua" end
-  end
+  -- This file lies in the tree's lua/nibble/, or in share/lua/5.1/nibble/ of an installation.
+  local source = debug.getinfo(1, "S").source
+  local tree, installed = source:match "^@(.*)lua/nibble/recipe%.lua$", source:match "^@(.*)lua/5%.1/nibble/recipe%.lua$"
+  local dir = tree and tree .. "recipes/" or installed and installed .. "nibble/recipes/"
+  local text = dir and slurp(dir .. short .. ".lua")
+  if text then return text, dir .. short .. ".lua" end
   local known = {}
   for k in pairs(shipped or {}) do known[#known + 1] = k end
   table.sort(known)
-  return nil, words.did_you_mean(short, known)
+  return nil, known[1] and words.did_you_mean(short, known) or ""
 end
 
 local instruction_limit = 5e7

@@ -71,7 +71,7 @@ versions.gemm = {
   scales = function(n, groups) return { groups, n } end,
   step = 8,
   read = function(src, a, q)
-    must(C.nb_awq_unpack(q.codes, src.qweight, 4, a - 1))
+    if q.codes then must(C.nb_awq_unpack(q.codes, src.qweight, 4, a - 1)) end
     must(C.nb_transpose_get(q.scales, src.scales, a - 1))
   end,
   read_zeros = function(src, zeros, a) return C.nb_awq_unpack_zeros(zeros, src.qzeros, 4, a - 1) end,
@@ -207,7 +207,7 @@ end
 function M.write(dst, rec, a, b, q)
   common.rows_ok(rec, a, b, q)
   if q.g_idx then return fail("einexact", "%s: AWQ has no column groups (act-order)", rec.name) end
-  must(C.nb_awq_pack(dst.qweight, q.codes, 4, a - 1))
+  if q.codes then must(C.nb_awq_pack(dst.qweight, q.codes, 4, a - 1)) end
   must(C.nb_awq_pack_zeros(dst.qzeros, common.zeros_of(q), 4, a - 1))
   local ok, msg, code = common.put_scales(dst.scales, rec, q, a, true)
   if not ok then return nil, msg, code end

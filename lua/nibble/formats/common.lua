@@ -124,6 +124,7 @@ end
 function M.finish(rec, src, a, b, q)
   q.row0 = a
   q.bias = src.bias and src.bias:rows(a, b) or nil
+  if not q.codes then return true end
   local rc, msg, code = nffi.check(C.nb_scales_check(q.scales, q.codes, q.zeros, q.g_idx, rec.scheme.bits, a - 1,
     rec.name))
   if not rc then return nil, msg, code end

@@ -329,7 +329,7 @@ end
 -- Rows a..b (1-based, inclusive) of the module into q, a tile of b-a+1 rows; src: suffix -> tensor.
 function M.read(src, rec, a, b, q)
   common.rows_ok(rec, a, b, q)
-  must(C.nb_ct_unpack(q.codes, src.weight_packed, rec.scheme.bits, a - 1))
+  if q.codes then must(C.nb_ct_unpack(q.codes, src.weight_packed, rec.scheme.bits, a - 1)) end
   read_scales(src, rec, a, b, q)
   if src.weight_zero_point then
     local zeros = common.zeros_of(q)
@@ -365,7 +365,7 @@ function M.write(dst, rec, a, b, q, base)
   base = base or 1
   local s = rec.scheme
   local ok, msg, code
-  must(C.nb_ct_pack(dst.weight_packed, q.codes, s.bits, a - base))
+  if q.codes then must(C.nb_ct_pack(dst.weight_packed, q.codes, s.bits, a - base)) end
   if s.strategy == "tensor" then ok, msg, code = write_single(dst, rec, a, q)
   else
     ok, msg, code = common.put_scales(dst.weight_scale, rec, q, a - base + 1)

@@ -167,7 +167,7 @@ end
 
 local function read(src, rec, a, b, q, v1)
   common.rows_ok(rec, a, b, q)
-  must(C.nb_gptq_unpack(q.codes, src.qweight, rec.scheme.bits, a - 1))
+  if q.codes then must(C.nb_gptq_unpack(q.codes, src.qweight, rec.scheme.bits, a - 1)) end
   must(C.nb_transpose_get(q.scales, src.scales, a - 1))
   local ok, msg, code = read_zeros(src, rec, a, q, v1)
   if ok then ok, msg, code = read_g_idx(src, rec, q) end
@@ -195,7 +195,7 @@ local function write(dst, rec, a, b, q, v1)
     ok, msg, code = zero_fits(rec, zeros, a)
     if not ok then return nil, msg, code end
   end
-  must(C.nb_gptq_pack(dst.qweight, q.codes, rec.scheme.bits, a - 1))
+  if q.codes then must(C.nb_gptq_pack(dst.qweight, q.codes, rec.scheme.bits, a - 1)) end
   must(C.nb_gptq_pack_zeros(dst.qzeros, zeros, rec.scheme.bits, a - 1, rec.n, v1))
   ok, msg, code = common.put_scales(dst.scales, rec, q, a, true)
   if not ok then return nil, msg, code end
@@ -294,6 +294,7 @@ local function variant(name, title, v1)
   return {
     name = name, title = title, settings = settings, probe = probe, row_step = row_step, layout = layout,
     can = can, scale_dtype = scale_dtype,
+    side_file = "quantize_config.json", -- older consumers look there
     detect = function(ck) return overrides.method(ck) == name end,
     read = function(src, rec, a, b, q) return read(src, rec, a, b, q, v1) end,
     write = function(dst, rec, a, b, q) return write(dst, rec, a, b, q, v1) end,

@@ -1,0 +1,282 @@
+-- convert_module: one module of a plan: making its tensors, and proving what was written of them.
+--
+-- make() fills the output layout's tensors and hands them to the writer; prove() reads them back from the
+-- written file by the format's own reader and compares with what make() meant:
+--   content  the hash of codes, scales and zero-points, decoded tile by tile
+--   direct   words that were moved whole: the inverse repack must give the source's words
+--   bytes    tensors that went along as they were
+local ffi = require "ffi"
+local nffi = require "nibble.ffi"
+local direct = require "nibble.formats.direct"
+local formats = require "nibble.formats"
+local plans = require "nibble.plan"
+local quant = require "nibble.quant"
+local quantized = require "nibble.quantized"
+local scheme_m = require "nibble.scheme"
+local tensors = require "nibble.tensor"
+local C = nffi.C
+
+local M = {}
+
+-- Elements of a row tile: large enough that the threads' start costs little, small enough for the last cache.
+local tile_elements = 2 ^ 21
+
+-- ---- hashes -------------------------------------------------------------------
+
+local function new_hash()
+  local h = C.nb_hash_new()
+  if h == nil then error("out of memory for a hash", 0) end
+  return ffi.gc(h, C.nb_hash_free)
+end
+
+local hex = ffi.new "char[33]"
+local function digest(h)
+  C.nb_hash_hex(h, hex)
+  return ffi.string(hex)
+end
+
+local function digest_of(t)
+  nffi.must(C.nb_tensor_hash(hex, t))
+  return ffi.string(hex)
+end
+
+-- ---- tiles --------------------------------------------------------------------
+
+-- Rows of a tile: a multiple of 128 (whole cache lines of words that lie along n), and of
+-- what each format's packing along n begins on.
+local function tile_rows(job, ...)
+  local n, k = job.rec.n, job.rec.k
+  local step = 128
+  for _, format_rec in ipairs { ... } do
+    local need = format_rec[1].row_step(format_rec[2])
+    while step % need ~= 0 do step = step * 2 end
+  end
+  return math.min(n, math.max(step, math.floor(tile_elements / k / step) * step))
+end
+
+-- Calls fn(a, b, q) over rows a..b (1-based, inclusive), q being a tile of that many rows.
+local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
+  local n, k = job.rec.n, job.rec.k
+  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype, tostring(g_idx) }, "|")
+  if cache.key ~= key then
+    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype, g_idx)
+  end
+  for a = 1, n, rows do
+    nffi.stop_check()
+    local b = math.min(n, a + rows - 1)
+    local q = b - a + 1 == rows and cache.q or cache.q:rows(1, b - a + 1)
+    local ok, msg, code = fn(a, b, q)
+    if not ok then return nil, msg, code end
+  end
+  return true
+end
+
+-- ---- making ----------------------------------------------------------------------
+-- Each fills dst (suffix -> heap tensor of the output layout) and returns what the
+-- proof must find, or nil, msg, code.
+
+local function make_quantized(run, job, dst)
+  local rec, method, scheme = job.rec, job.method, job.out.scheme
+  local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
+  if not source then return nil, msg, code end
+  local h, sums = new_hash(), run.measure and {} or nil
+  local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
+  local ok
+  ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, nil, function(a, b, q)
+    local w = source:rows(a, b)
+    local done, why, kind = method.tile(q, w, scheme, job.options)
+    if not done then return nil, ("%s, rows %d to %d: %s"):format(rec.name, a, b, why), kind end
+    q:hash_into(h)
+    if sums then quant.add_error(sums, q, w) end
+    done, why, kind = job.format.write(dst, job.out, a, b, q)
+    if not done then return nil, why, kind end
+    w:drop()
+    return true
+  end)
+  if not ok then return nil, msg, code end
+  if sums then job.error = quant.finish_error(sums) end
+  return { content = digest(h) }
+end
+
+-- Words whole, without codes between; nil (and no message) where that way doesn't serve.
+local function make_direct(job, dst, src)
+  local rec, from = job.rec, assert(formats.get(job.rec.format))
+  local way = direct.find(rec.format, job.format.name, rec)
+  if not way then return nil end
+  local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype)
+  local ok, msg, code = from.read(src, rec, 1, rec.n, q)
+  if not ok then return nil, msg, code end
+  if C.nb_scales_sound(q.scales) == 0 then return nil end -- the way through codes names the first that isn't
+  ok, msg, code = nffi.check(way.forward(dst[way.to_words], src[way.from_words]), true)
+  if ok then ok, msg, code = job.format.write(dst, job.out, 1, rec.n, q) end
+  if not ok then return nil, msg, code end
+  return { direct = way, params = q, words = src[way.from_words] }
+end
+
+local function make_through_codes(run, job, dst, src)
+  local rec, h = job.rec, new_hash()
+  local from = assert(formats.get(rec.format))
+  local rows = tile_rows(job, { from, rec }, { job.format, job.out })
+  local ok, msg, code = each_tile(run.scratch, job, rows, rec.scheme, rec.dtype, nil, function(a, b, q)
+    local done, why, kind = from.read(src, rec, a, b, q)
+    if not done then return nil, why, kind end
+    q:hash_into(h)
+    return job.format.write(dst, job.out, a, b, q)
+  end)
+  for _, t in pairs(src) do t:drop() end
+  if not ok then return nil, msg, code end
+  return { content = digest(h) }
+end
+
+local function make_converted(run, job, dst)
+  local src, msg, code = formats.source(run.plan.model, job.rec)
+  if not src then return nil, msg, code end
+  local expect
+  expect, msg, code = make_direct(job, dst, src)
+  if expect or msg then return expect, msg, code end
+  return make_through_codes(run, job, dst, src)
+end
+
+local function make_dequantized(run, job, dst)
+  local w, msg, code = run.plan.model:weight(job.name, job.out.dtype)
+  if not w then return nil, msg, code end
+  nffi.must(C.nb_tensor_copy(dst.weight, w))
+  return { bytes = { weight = digest_of(w) } }
+end
+
+local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized }
+
+-- ---- tensors used again ---------------------------------------------------------------
+-- New memory costs a page fault and a zeroed page for every 4 KiB: as much as the work on
+-- it. So tensors whose every byte is written go from proven modules to new ones.
+
+local reusable = { qweight = true, weight_packed = true, weight = true }
+
+local function pool_key(dtype, shape) return dtype .. "[" .. table.concat(shape, "x") .. "]" end
+
+local function take(run, dtype, shape)
+  local free = run.pool[pool_key(dtype, shape)]
+  return free and table.remove(free) or tensors.new(dtype, shape)
+end
+
+local function give_back(run, t)
+  local key = pool_key(t:type(), t:size())
+  run.pool[key] = run.pool[key] or {}
+  if #run.pool[key] < 3 then table.insert(run.pool[key], t) else t:free() end
+end
+
+-- Tensors for the layout's parts of the weight; a bias, and all of a copied module, goes along as it is.
+-- Words that rows don't fill keep the zeroes of new memory in their rest.
+local function own_tensors(run, job)
+  local dst, bits = {}, job.out.scheme and job.out.scheme.bits or 8
+  if job.action == "copy" then return dst end
+  local filled = job.rec.k * bits % 32 == 0 and job.rec.n * bits % 32 == 0
+  for _, t in ipairs(job.layout) do
+    if reusable[t.suffix] and filled then dst[t.suffix] = take(run, t.dtype, t.shape)
+    elseif t.suffix ~= "bias" then dst[t.suffix] = tensors.new(t.dtype, t.shape) end
+  end
+  return dst
+end
+
+-- The source's tensor where the module has none of its own: a bias, or all of a copy.
+local function passing(run, job, suffix, expect)
+  local tensor, msg, code = run.plan.model:tensor(job.rec.tensors[suffix].name)
+  if not tensor then return nil, msg, code end
+  expect.bytes[suffix] = digest_of(tensor)
+  return tensor
+end
+
+--- make(run, job) -> what prove() must find | nil, msg, code
+-- Hands every tensor of the module to run.writer.
+function M.make(run, job)
+  local dst, expect, msg, code = own_tensors(run, job), {}, nil, nil
+  if makers[job.action] then expect, msg, code = makers[job.action](run, job, dst) end
+  if not expect then return nil, msg, code end
+  expect.bytes, expect.reusable = expect.bytes or {}, {}
+  for _, t in ipairs(job.layout) do
+    local own, tensor, ok = dst[t.suffix], nil, nil
+    if own then tensor = own else tensor, msg, code = passing(run, job, t.suffix, expect) end
+    if tensor then ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor) end
+    if not ok then return nil, msg, code end
+    if own and reusable[t.suffix] then table.insert(expect.reusable, own)
+    elseif own then own:free() end -- the writer keeps it until it is written
+  end
+  return expect
+end
+
+-- ---- proving ---------------------------------------------------------------------
+
+local function written_tensors(run, job)
+  local src = {}
+  for _, t in ipairs(job.layout) do
+    local tensor, msg, code = run.writer:tensor(plans.tensor_name(job, t))
+    if not tensor then return nil, msg, code end
+    src[t.suffix] = tensor
+  end
+  return src
+end
+
+local function decodes_to(run, job, src, content)
+  local h, out = new_hash(), job.out
+  local rows = tile_rows(job, { job.format, out })
+  local ok, msg, code = each_tile(run.proof_scratch, job, rows, out.scheme, job.scale_dtype, nil, function(a, b, q)
+    local done, why, kind = job.format.read(src, out, a, b, q)
+    if not done then return nil, why, kind end
+    q:hash_into(h)
+    return true
+  end)
+  if not ok then return nil, msg, code end
+  return digest(h) == content
+end
+
+local function goes_back_to(run, job, src, expect)
+  local way, words, out = expect.direct, expect.words, job.out
+  local back = take(run, words:type(), words:size())
+  nffi.must(way.inverse(back, src[way.to_words]))
+  local same = back:equal(words)
+  give_back(run, back)
+  words:drop()
+  if not same then return false end
+  local q = quantized.params(out.scheme, out.n, out.k, job.scale_dtype)
+  local ok, why, kind = job.format.read(src, out, 1, out.n, q)
+  if not ok then return nil, why, kind end
+  return (q:equal(expect.params))
+end
+
+-- One hash over the module's tensors in the layout's order, and whether those that went along are the same.
+local function file_hash(job, src, bytes)
+  local all, same = new_hash(), true
+  for _, t in ipairs(job.layout) do
+    local one = digest_of(src[t.suffix])
+    same = same and (not bytes[t.suffix] or bytes[t.suffix] == one)
+    C.nb_hash_update(all, one, #one)
+  end
+  return digest(all), same
+end
+
+--- written_hash(run, job) -> hash of the module's tensors as the file has them | nil, msg, code
+function M.written_hash(run, job)
+  local src, msg, code = written_tensors(run, job)
+  if not src then return nil, msg, code end
+  return (file_hash(job, src, {}))
+end
+
+--- prove(run, job, expect) -> hash of the written tensors | nil, msg, code
+-- expect: what make() returned for the job; its tensors must be in the page cache.
+function M.prove(run, job, expect)
+  local src, msg, code = written_tensors(run, job)
+  if not src then return nil, msg, code end
+  local ok
+  if not expect.content and not expect.direct then ok = true
+  elseif expect.content then ok, msg, code = decodes_to(run, job, src, expect.content)
+  else ok, msg, code = goes_back_to(run, job, src, expect) end
+  if ok == nil then return nil, msg, code end
+  local hash, same = file_hash(job, src, expect.bytes)
+  for _, t in pairs(src) do t:drop() end
+  for _, t in ipairs(expect.reusable) do give_back(run, t) end
+  if ok and same then return hash end
+  return nil, ("%s: what was written does not decode to what was meant; the output is not to be used"):format(job.name),
+    "eformat"
+end
+
+return M

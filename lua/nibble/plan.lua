@@ -376,7 +376,9 @@ end
 -- file sizes) and output layout. The same command on the same input gives the same id.
 function plan_mt:id()
   if self.cached_id then return self.cached_id end
-  local h = ffi.gc(nffi.C.nb_hash_new(), nffi.C.nb_hash_free)
+  local h = nffi.C.nb_hash_new()
+  if h == nil then error("out of memory for a hash", 0) end
+  h = ffi.gc(h, nffi.C.nb_hash_free)
   local function add(s)
     s = tostring(s) .. "\n"
     nffi.C.nb_hash_update(h, s, #s)

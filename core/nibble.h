@@ -47,6 +47,8 @@ void nb_stop_clear(void);
 
 /* Test hook: the n-th allocation from now on fails (n >= 1), once; 0 = never. */
 void nb_debug_fail_alloc(int64_t nth);
+/* The n that is left: which allocation from now on would fail; 0 = none will. */
+int64_t nb_debug_fail_left(void);
 
 const char *nb_version(void);
 /* This file, as ffi.cdef reads it: library and declarations never disagree. */

@@ -292,11 +292,11 @@ function M.execute(plan, dir, options)
   called, ok, msg, code = pcall(execute, run, dir)
   if called and not ok and (code == "eformat" or code == "einexact" or code == "einval") then
     clear(run)
-  else -- done, interrupted, or something may change: what was proven stays for the next run
-    close(run)
+    return nil, msg, code
   end
+  close(run) -- done, interrupted, or something may change: what was proven stays for the next run
   if not called then error(ok, 0) end
-  if not ok then return nil, msg, code end
+  if not ok then return nil, msg .. "; what was proven stays, and the same command goes on", code end
   return summarize(run, dir, C.nb_now() - t0, state)
 end
 

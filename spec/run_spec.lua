@@ -77,7 +77,8 @@ describe("plan", function()
   end)
 
   it("notes patterns that match nothing", function()
-    local p = assert(plan { name = "t", scheme = "W4A16", skip = { "visual.*" } })
+    local p = assert(plan { name = "t", scheme = "W4A16", skip = { "visual.*" },
+      rules = { { "*.down_proj", scheme = "W8A16", when = function() return false end } } })
     assert.same({ 'pattern "visual.*" matches no module' }, p.notes)
   end)
 end)

@@ -33,9 +33,9 @@ end
 
 local function first_match(list, name, accept)
   for i, m in ipairs(list) do
-    if m.test(name) and (not accept or accept(i)) then
+    if m.test(name) then
       m.hits = m.hits + 1
-      return i, m
+      if not accept or accept(i) then return i, m end
     end
   end
 end

@@ -190,15 +190,17 @@ describe("Ctrl-C", function()
     local arguments = ("run %s %s --out "):format(recipe, model)
     local alone, dir, stops = fresh(), fresh(), 0
     must_run(arguments .. alone)
-    for i = 1, 8 do
-      local r = interrupted(arguments .. dir, 0.04 + 0.03 * i)
-      if r.status == 130 then
+    for i = 1, 10 do
+      local r = interrupted(arguments .. dir, 0.03 * 1.3 ^ i)
+      if r.status == 130 and #r.lines == 0 then -- before the program's first step
+        assert.is_nil(r.err:match "interrupted")
+      elseif r.status == 130 then
         stops = stops + 1
         assert.same({ "nibble: interrupted; the same command goes on where it stopped" }, r.lines)
         assert.equal("", r.out)
       else
         assert.equal(0, r.status, r.err)
-        if i < 8 then os.execute("rm -rf " .. dir) end
+        if i < 10 then os.execute("rm -rf " .. dir) end
       end
     end
     assert.is_true(stops > 0)
@@ -207,7 +209,11 @@ describe("Ctrl-C", function()
   end)
 
   it("stops an evaluation with status 130", function()
-    local r = interrupted(("eval %s --text spec/models/eval/test.txt --context 256"):format(model), 0.5)
+    local r
+    for _, seconds in ipairs { 0.3, 1, 3 } do -- a busy machine may take long to start
+      r = interrupted(("eval %s --text spec/models/eval/test.txt --context 256"):format(model), seconds)
+      if #r.lines > 0 then break end
+    end
     assert.equal(130, r.status, r.err)
     assert.same({ "nibble: interrupted; the same command starts again" }, r.lines)
     assert.equal("", r.out)

@@ -86,6 +86,7 @@ void nb_stop_clear(void) { stop_flag = 0; }
 static atomic_llong fail_in; /* 0: off */
 
 void nb_debug_fail_alloc(int64_t nth) { atomic_store(&fail_in, nth); }
+int64_t nb_debug_fail_left(void) { return atomic_load(&fail_in); }
 
 static bool alloc_ok(int64_t bytes) {
   if (bytes >= 0) {

@@ -130,7 +130,8 @@ describe("eval", function()
     ids("other.safetensors", files.safetensors('{"x":{"dtype":"I32","shape":[16],"data_offsets":[0,64]}}', 64), "neither")
     ids("cube.safetensors", files.safetensors('{"ids":{"dtype":"I32","shape":[2,2,4],"data_offsets":[0,64]}}', 64), "3 dimensions")
     ids("wide.safetensors", files.safetensors('{"ids":{"dtype":"I32","shape":[1,16],"data_offsets":[0,64]}}', 64), "windows of 16")
-    ids("huge.safetensors", files.safetensors('{"ids":{"dtype":"I64","shape":[8],"data_offsets":[0,64]}}', ("\255\255\255\255\255\255\255\127"):rep(8)), "outside the model's vocabulary")
+    ids("huge.safetensors", files.safetensors('{"ids":{"dtype":"I64","shape":[8],"data_offsets":[0,64]}}',
+      ("\255\255\255\255\255\255\255\127"):rep(8)), "outside the model's vocabulary")
     refused(("eval %s --ids /nonexistent.safetensors"):format(plain_model), "/nonexistent.safetensors doesn't exist")
   end)
 

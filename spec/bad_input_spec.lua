@@ -219,6 +219,7 @@ for format, part in pairs(parts) do
 
     it("without any quantization config", function()
       local dir = damaged(format, { config = function(config) config.quantization_config = nil end })
+      os.remove(dir .. "/quantize_config.json")
       convert_of(dir, part.to, "quantization config")
       eval_of(dir, "quantization config")
     end)

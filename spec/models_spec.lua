@@ -39,7 +39,9 @@ local function changed(name, change, tensors)
 end
 
 describe("models", function()
-  for _, name in ipairs { "llama", "llama-rope3", "mistral", "qwen2", "qwen3", "qwen3-moe", "qwen3-moe-sharded", "mixtral" } do
+  -- The last two have configs as transformers 5 writes them: rope_parameters, num_local_experts, layer_types.
+  for _, name in ipairs { "llama", "llama-rope3", "mistral", "qwen2", "qwen3", "qwen3-moe", "qwen3-moe-sharded", "mixtral",
+    "mistral-types", "qwen3-moe-recent" } do
     it("gives the reference's logits: " .. name, function()
       local reference = assert(nb.open(parity(name) .. "/reference.safetensors"))
       local model = assert(nb.models.load(assert(nb.open(parity(name)))))
@@ -99,6 +101,11 @@ describe("models", function()
     { "more experts chosen than there are", "mixtral", { num_experts_per_tok = 9 }, "the top 9 of 4 experts" },
     { "experts beyond counting", "qwen3-moe", { num_experts = 2 ^ 30 }, "at most 4096" },
     { "layer_types of another length", "qwen3", { layer_types = { "full_attention" } }, "layer_types must list all 2 layers" },
+    { "layer_types of another length", "mistral", { layer_types = { "full_attention" } }, "layer_types must list all 2 layers" },
+    { "part of the head turned, by rope_parameters", "llama", { rope_parameters = { partial_rotary_factor = 0.5 } },
+      "rope_parameters.partial_rotary_factor 0.5 is not supported" },
+    { "a trained length that is no number", "llama", { original_max_position_embeddings = "32" },
+      "original_max_position_embeddings must be a number above 0, found 32" },
     { "part of the head turned", "llama", { partial_rotary_factor = 0.5 }, "partial_rotary_factor 0.5 is not supported" },
   } do
     it("refuses " .. case[1], function()
@@ -206,6 +213,28 @@ describe("models.rope", function()
   it("reads rope_parameters as well as rope_scaling", function()
     local c = cosines({ rope_parameters = { rope_theta = 500, rope_type = "linear", factor = 4 } }, 40, 8)
     for i = 0, 3 do near(math.cos(39 / 4 / 500 ^ (2 * i / 8)), c(39, i)) end
+  end)
+
+  it("takes rope_scaling when both are there and it says something, else rope_parameters", function()
+    local values = { rope_theta = 500, rope_parameters = { rope_theta = 900, rope_type = "default" },
+      rope_scaling = { rope_type = "linear", factor = 4 } }
+    near(math.cos(39 / 4 / 500 ^ (2 / 8)), cosines(values, 40, 8)(39, 1))
+    values.rope_scaling = {}
+    near(math.cos(39 / 900 ^ (2 / 8)), cosines(values, 40, 8)(39, 1))
+  end)
+
+  it("takes yarn's 0 for absence, and the trained length beside the settings before the one among them", function()
+    local function yarn(more, outer)
+      local scaling = { rope_type = "yarn", factor = 8, original_max_position_embeddings = outer and 99 or 32 }
+      for k, v in pairs(more) do scaling[k] = v end
+      return cosines({ rope_theta = 10000, max_position_embeddings = 256, rope_scaling = scaling,
+        original_max_position_embeddings = outer }, 8, 8)
+    end
+    local plain = yarn {}
+    for _, other in ipairs { yarn { mscale = 1, mscale_all_dim = 0 }, yarn { beta_fast = 0, beta_slow = 0 }, yarn({}, 32) } do
+      for pair = 0, 3 do assert.equal(plain(7, pair), other(7, pair)) end
+    end
+    assert.not_equal(plain(7, 1), yarn({}, 128)(7, 1))
   end)
 
   it("raises theta for dynamic scaling only beyond the trained length", function()

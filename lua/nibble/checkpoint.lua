@@ -362,9 +362,26 @@ function methods.stamp(ck)
 end
 
 -- What the tensors mean is the formats' knowledge.
-for _, name in ipairs { "modules", "module", "weight", "quantized", "grep" } do
-  methods[name] = function(ck, ...) return require("nibble.formats")[name](ck, ...) end
-end
+local function formats() return require "nibble.formats" end
+
+--- ck:modules() -> array of the modules' records, in natural order | nil, msg, code; from headers alone.
+-- A record: name, kind, format, scheme, dtype, n, k, params, bytes, bits_per_weight, tensors.
+function methods.modules(ck) return formats().modules(ck) end
+
+--- ck:module(name) -> module | nil, msg, code; ck["model.layers.0.mlp.down_proj"] is this.
+-- Its record's fields, and .weight (tensor; dequantized) and .quantized, read when first asked for.
+function methods.module(ck, name) return formats().module(ck, name) end
+
+--- ck:weight(name [, dtype]) -> tensor | nil, msg, code: a module's weight, dequantized, or any tensor by
+-- its full name; a mapped view where nothing has to be computed.
+function methods.weight(ck, name, dtype) return formats().weight(ck, name, dtype) end
+
+--- ck:quantized(name) -> Quantized | nil, msg, code: codes, scales and zero-points of a module.
+function methods.quantized(ck, name) return formats().quantized(ck, name) end
+
+--- ck:grep(pattern) -> array of records whose names match | nil, msg, code
+-- pattern: a glob ("*.mlp.*"), "re:" and a regular expression, or a part of the name.
+function methods.grep(ck, pattern) return formats().grep(ck, pattern) end
 
 local lazy = {}
 

@@ -211,12 +211,12 @@ function M.encode(value, options)
 end
 
 -- Where the members of a valid object text lie: calls fn(key, first, value_first, last)
--- with positions of the key's quote, the value's first and last byte.
+-- with positions of the key's quote, the value's first and last byte. true | nil, msg, code.
 local function each_member(text, fn)
   local at = text:find("{", 1, true) + 1
   while true do
     local first = text:match('^%s*,?%s*()"', at)
-    if not first then return end
+    if not first then return true end
     local last = first
     repeat last = text:find('"', last + 1, true) until #text:sub(first, last - 1):match "\\*$" % 2 == 0
     local key, value = text:sub(first, last), text:match("^%s*:%s*()", last + 1)
@@ -232,7 +232,9 @@ local function each_member(text, fn)
       if depth == 0 and following then break end
       stop = stop + 1
     end
-    fn(M.decode(key), first, value, stop)
+    local name, msg, code = M.decode(key)
+    if name == nil then return nil, msg, code end
+    fn(name, first, value, stop)
     at = stop + 1
   end
 end
@@ -247,11 +249,13 @@ function M.replace(text, key, value)
     return nil, "json.replace: expected a JSON object", "eformat"
   end
   local first, value_first, last, previous_last, count = nil, nil, nil, nil, 0
-  each_member(text, function(k, a, v, z)
+  local ok
+  ok, msg, code = each_member(text, function(k, a, v, z)
     if k == key then first, value_first, last = a, v, z
     elseif not first then previous_last = z end
     count = count + 1
   end)
+  if not ok then return nil, msg, code end
   local written = value ~= nil and M.encode(value, { indent = 2 }):gsub("\n", "\n  ")
   if first and written then return text:sub(1, value_first - 1) .. written .. text:sub(last + 1) end
   if first then -- out with it, and one comma

@@ -33,9 +33,9 @@ end
 
 local function first_match(list, name, accept)
   for i, m in ipairs(list) do
-    if m.test(name) and (not accept or accept(i)) then
+    if m.test(name) then
       m.hits = m.hits + 1
-      return i, m
+      if not accept or accept(i) then return i, m end
     end
   end
 end
@@ -175,6 +175,8 @@ local function copy_of(rec)
   table.sort(layout, function(a, b) return a.suffix < b.suffix end)
   return layout
 end
+
+nffi.interpreted(copy_of)
 
 -- The full name of an output tensor of a job.
 function M.tensor_name(job, t) return t.name or (t.suffix == "" and job.name or job.name .. "." .. t.suffix) end
@@ -376,7 +378,9 @@ end
 -- file sizes) and output layout. The same command on the same input gives the same id.
 function plan_mt:id()
   if self.cached_id then return self.cached_id end
-  local h = ffi.gc(nffi.C.nb_hash_new(), nffi.C.nb_hash_free)
+  local h = nffi.C.nb_hash_new()
+  if h == nil then error("out of memory for a hash", 0) end
+  h = ffi.gc(h, nffi.C.nb_hash_free)
   local function add(s)
     s = tostring(s) .. "\n"
     nffi.C.nb_hash_update(h, s, #s)

@@ -104,7 +104,9 @@ end
 
 --- q:hash() -> 32 hex digits of hash_into alone.
 function methods.hash(q)
-  local h = ffi.gc(C.nb_hash_new(), C.nb_hash_free)
+  local h = C.nb_hash_new()
+  if h == nil then error("out of memory for a hash", 0) end
+  h = ffi.gc(h, C.nb_hash_free)
   q:hash_into(h)
   local hex = ffi.new "char[33]"
   C.nb_hash_hex(h, hex)

@@ -1,5 +1,5 @@
 -- inspect: what is in a checkpoint, module by module, from its headers only.
-local show = require "nibble.repl.show"
+local show = require "nibble.show"
 local summary = require "nibble.summary"
 local units = require "nibble.units"
 local words = require "nibble.text"

@@ -134,6 +134,8 @@ local function measure(rec)
   return rec
 end
 
+nffi.interpreted(measure)
+
 local function probe_one(ck, f, st, module, tensors)
   local plain = require "nibble.formats.plain"
   if f ~= plain then
@@ -215,6 +217,7 @@ function M.source(ck, rec)
   end
   return src
 end
+nffi.interpreted(M.source)
 
 local TILE_ELEMENTS = 4 * 1024 * 1024
 

@@ -1,4 +1,7 @@
--- mistral: Llama's block with a sliding window in every layer, and no biases.
+-- mistral: Llama's block with a sliding window in every layer, or (Ministral) in
+-- those that layer_types names, and no biases.
+local windows = require "nibble.models.windows"
+
 local M = {
   name = "mistral", title = "MistralForCausalLM",
   embedding = "model.embed_tokens", lm_head = "lm_head", final_norm = "model.norm", router = {},
@@ -14,12 +17,13 @@ function M.check(c, _, refuse)
   if c.window ~= nil and not (type(c.window) == "number" and c.window >= 1) then
     refuse("sliding_window must be a number above 0 or null, found " .. tostring(c.window))
   end
+  windows.types(c, refuse)
 end
 
 function M.layer(f, i)
   local p = "model.layers." .. i
   f:norm(p .. ".input_layernorm")
-  f:attention(p .. ".self_attn", { sliding = f.c.window })
+  f:attention(p .. ".self_attn", { sliding = windows.of(f.c, i) })
   f:residual()
   f:norm(p .. ".post_attention_layernorm")
   f:mlp(p .. ".mlp", { "gate_proj", "up_proj", "down_proj" }, f.c.intermediate)

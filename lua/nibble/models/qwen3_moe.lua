@@ -5,7 +5,7 @@ local M = {
   embedding = "model.embed_tokens", lm_head = "lm_head", final_norm = "model.norm", router = { "mlp.gate" },
   fused = { { "q_proj", "k_proj", "v_proj", as = "qkv_proj" }, { "gate_proj", "up_proj", as = "gate_up_proj" } },
   defaults = { rms_norm_eps = 1e-6, rope_theta = 10000, hidden_act = "silu", max_position_embeddings = 32768,
-    num_key_value_heads = 4, intermediate_size = 6144, sliding_window = 4096, num_experts = 128, num_experts_per_tok = 8,
+    num_key_value_heads = 4, intermediate_size = 6144, sliding_window = 4096, num_experts_per_tok = 8,
     moe_intermediate_size = 768, decoder_sparse_step = 1, norm_topk_prob = false },
 }
 
@@ -20,7 +20,9 @@ function M.check(c, whole, refuse)
   c.sparse = {}
   for i = 0, c.layers - 1 do c.sparse[i] = (i + 1) % step == 0 end
   for _, i in ipairs(only) do c.sparse[i] = false end
-  c.experts = { names = MLP, count = whole(c.get, "num_experts"), top = whole(c.get, "num_experts_per_tok"),
+  -- Configs of recent versions have num_local_experts in place of num_experts.
+  local count = c.get "num_local_experts" and not c.get "num_experts" and "num_local_experts" or "num_experts"
+  c.experts = { names = MLP, count = whole(c.get, count, 128), top = whole(c.get, "num_experts_per_tok"),
     normalize = c.get "norm_topk_prob" == true, intermediate = whole(c.get, "moe_intermediate_size") }
 end
 

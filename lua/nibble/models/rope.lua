@@ -42,7 +42,7 @@ end
 -- Long waves are divided by factor, short ones kept, a ramp between.
 function rules.llama3(o, theta, d)
   local factor, low, high = o:number "factor", o:number "low_freq_factor", o:number "high_freq_factor"
-  local trained = o:number("original_max_position_embeddings", o.max_position)
+  local trained = o:trained()
   local freq = frequencies(theta, d)
   for i, f in ipairs(freq) do
     local wave = 2 * pi / f
@@ -60,17 +60,16 @@ local function yarn_attention(o, factor)
   local given = o:number("attention_factor", false)
   if given then return given end
   local function scale(m) return factor <= 1 and 1 or 0.1 * m * log(factor) + 1 end
-  local m, all = o:number("mscale", false), o:number("mscale_all_dim", false)
-  if m and all and m ~= 0 and all ~= 0 then return scale(m) / scale(all) end
-  return scale(1)
+  local m, all = o:number_or_0 "mscale", o:number_or_0 "mscale_all_dim"
+  return m and all and scale(m) / scale(all) or scale(1)
 end
 
 -- Interpolated below beta_slow turns over the trained length, kept above beta_fast.
 function rules.yarn(o, theta, d)
-  local trained = o:number("original_max_position_embeddings", o.max_position)
+  local trained = o:trained()
   local factor = o:number("factor", o.max_position / trained)
   local function dimension(turns) return d * log(trained / (turns * 2 * pi)) / (2 * log(theta)) end
-  local low, high = dimension(o:number("beta_fast", 32)), dimension(o:number("beta_slow", 1))
+  local low, high = dimension(o:number_or_0("beta_fast") or 32), dimension(o:number_or_0("beta_slow") or 1)
   if o.values.truncate ~= false then low, high = floor(low), ceil(high) end
   low, high = max(low, 0), min(high, d - 1)
   if low == high then high = high + 0.001 end
@@ -93,12 +92,22 @@ function Options:number(key, fallback)
   error({ msg = ("config.json: %s.%s must be a number above 0, found %s"):format(self.where, key, tostring(v)) }, 0)
 end
 
---- rule(get) -> rope | nil, msg, code
+-- A number for which 0 means the same as absence; false = absent.
+function Options:number_or_0(key) return self.values[key] ~= 0 and self:number(key, false) end
+
+-- The length that was trained. Beside the rope settings it has the first word.
+function Options:trained()
+  return self.outer_trained or self:number("original_max_position_embeddings", self.max_position)
+end
+
+--- rule(get, default_theta) -> rope | nil, msg, code
 -- get(key): config.json's value or nil. Reads rope_theta with rope_scaling, or
--- rope_parameters, which newer configs have in their place. A rule that isn't
--- known is refused by name.
+-- rope_parameters, which newer configs have in their place; with both, rope_scaling
+-- counts, as in the reference implementation. A rule that isn't known is refused by name.
 function M.rule(get, default_theta)
-  local where = get "rope_parameters" and "rope_parameters" or "rope_scaling"
+  local scaling = get "rope_scaling"
+  local old = type(scaling) == "table" and next(scaling) ~= nil or not get "rope_parameters"
+  local where = old and "rope_scaling" or "rope_parameters"
   local values, clean = get(where), {}
   if values ~= nil and type(values) ~= "table" then
     return nil, ("config.json: %s must be an object, found %s"):format(where, tostring(values)), "eformat"
@@ -112,8 +121,16 @@ function M.rule(get, default_theta)
     return nil, ("rope type %s is not supported; known: default, dynamic, linear, llama3, yarn"):format(
       type(clean.full_attention) == "table" and "per layer type" or tostring(kind)), "eunsupported"
   end
+  local part, trained = clean.partial_rotary_factor, get "original_max_position_embeddings"
+  if part ~= nil and part ~= 1 then
+    return nil, ("config.json: %s.partial_rotary_factor %s is not supported; expected 1"):format(where, tostring(part)),
+      "eunsupported"
+  end
+  if trained ~= nil and not (type(trained) == "number" and trained > 0 and trained < math.huge) then
+    return nil, "config.json: original_max_position_embeddings must be a number above 0, found " .. tostring(trained), "eformat"
+  end
   local rope = setmetatable({ kind = kind, where = where, values = clean,
-    max_position = get "max_position_embeddings" }, Options)
+    max_position = get "max_position_embeddings", outer_trained = trained }, Options)
   rope.theta = clean.rope_theta or get "rope_theta" or default_theta
   if type(rope.theta) ~= "number" or not (rope.theta > 0 and rope.theta < math.huge) then
     return nil, "config.json: rope_theta must be a number above 0, found " .. tostring(rope.theta), "eformat"

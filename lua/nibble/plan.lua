@@ -10,6 +10,7 @@
 -- nibble.convert runs them.
 local nffi = require "nibble.ffi"
 local show = require "nibble.show"
+local summary = require "nibble.summary"
 local units = require "nibble.units"
 local words = require "nibble.text"
 local recipes = require "nibble.recipe"
@@ -91,6 +92,21 @@ local function settings_of(recipe, rule, head_scheme)
   return s
 end
 
+-- settings_of once for a rule and head scheme, with the decision for all modules that they hold for.
+local function settled(p, i, head_scheme, reason)
+  local key = (i or 0) .. "|" .. (head_scheme or "")
+  local s = p.settled[key]
+  if s then return s end
+  s = settings_of(p.recipe, i and p.recipe.rules[i], head_scheme)
+  p.settled[key] = s
+  if not s.scheme then return s end
+  local scheme
+  scheme, s.fault = scheme_m.try(s.scheme, s.overrides)
+  s.decision = { action = "quantize", scheme = scheme, method = s.method, options = s.options, kernels = s.kernels,
+                 reason = reason, rule = i }
+  return s
+end
+
 local function is_head(rec) return rec.name == "lm_head" or rec.name:match "%.lm_head$" ~= nil end
 
 -- -> decision {action, scheme, method, options, reason, rule} | nil, msg
@@ -113,18 +129,15 @@ local function decide(p, rec)
     return ok and answer
   end)
   if problem then return nil, problem end
-  local rule = i and recipe.rules[i]
-  local s = settings_of(recipe, rule, head_scheme)
   local reason = hit and ("rule %d %q"):format(i, hit.text) or head_scheme and "lm_head" or "default"
+  local s = settled(p, i, head_scheme, reason)
   if s.scheme == false then return { action = "keep", reason = reason, rule = i } end
   if s.scheme == nil then
     return nil, ("%s [%d×%d]: nothing in the recipe names this linear layer; add it to skip, write a rule for it, or set a default scheme")
       :format(name, rec.n, rec.k)
   end
-  local scheme, fault = scheme_m.try(s.scheme, s.overrides)
-  if not scheme then return nil, ("%s (%s): %s"):format(name, reason, fault) end
-  return { action = "quantize", scheme = scheme, method = s.method, options = s.options, kernels = s.kernels,
-           reason = reason, rule = i }
+  if s.fault then return nil, ("%s (%s): %s"):format(name, reason, s.fault) end
+  return s.decision
 end
 
 -- ---- fused siblings -----------------------------------------------------------
@@ -149,12 +162,13 @@ local function check_fused(jobs, groups)
   local by_name = {}
   for _, job in ipairs(jobs) do by_name[job.name] = job end
   for _, job in ipairs(jobs) do
-    local parent, leaf = job.name:match "^(.*)%.([^.]+)$"
+    local parent, leaf = words.split_name(job.name)
     for _, group in ipairs(groups) do
       if leaf == group[1] then
         for i = 2, #group do
           local other = by_name[parent .. "." .. group[i]]
-          if other and outcome(other) ~= outcome(job) then
+          local alike = other and (other.out.scheme == job.out.scheme and job.out.scheme or outcome(other) == outcome(job))
+          if other and not alike then
             return nil, ("%s: %s (%s, %s) and %s (%s, %s) are fused as %s by consumers and must share one scheme; give both the same rule")
               :format(parent, leaf, outcome(job), job.reason, group[i], outcome(other), other.reason, group.as)
           end
@@ -181,6 +195,29 @@ nffi.interpreted(copy_of)
 -- The full name of an output tensor of a job.
 function M.tensor_name(job, t) return t.name or (t.suffix == "" and job.name or job.name .. "." .. t.suffix) end
 
+-- What modules of one shape become: {mt =, layout =, bytes =, scale_dtype =}; their records differ by
+-- the name alone, so the rest is one table behind them all (without its tensors, which have names).
+local function template(p, job, scheme)
+  local rec = job.rec
+  local bias = rec.bias and rec.tensors.bias.dtype or nil
+  local key = table.concat({ job.format.name, rec.n, rec.k, p.dtype or rec.dtype, bias or "" }, "|")
+  local of = p.laid[scheme or false]
+  if not of then
+    of = {}
+    p.laid[scheme or false] = of
+  end
+  local t = of[key]
+  if t then return t end
+  local out = formats.target(job.format, rec.name, scheme, rec.n, rec.k, { dtype = p.dtype or rec.dtype, bias_dtype = bias })
+  t = { layout = job.format.layout(out), bytes = out.bytes, mt = { __index = out } }
+  out.name, out.tensors = nil, nil
+  for _, entry in ipairs(t.layout) do
+    if entry.suffix == "scales" or entry.suffix == "weight_scale" then t.scale_dtype = entry.dtype end
+  end
+  of[key] = t
+  return t
+end
+
 -- Sets job.out (the record of the written module) and job.layout (its tensors).
 local function lay_out(p, job, scheme)
   local rec = job.rec
@@ -197,12 +234,8 @@ local function lay_out(p, job, scheme)
         p.format.name, why), job.action == "convert" and "einexact" or "einval"
     end
   end
-  job.out = formats.target(job.format, rec.name, scheme, rec.n, rec.k,
-    { dtype = p.dtype or rec.dtype, bias_dtype = rec.bias and rec.tensors.bias.dtype or nil })
-  job.layout, job.bytes_out = job.format.layout(job.out), job.out.bytes
-  for _, t in ipairs(job.layout) do
-    if t.suffix == "scales" or t.suffix == "weight_scale" then job.scale_dtype = t.dtype end
-  end
+  local t = template(p, job, scheme)
+  job.out, job.layout, job.bytes_out, job.scale_dtype = setmetatable({ name = rec.name }, t.mt), t.layout, t.bytes, t.scale_dtype
   return true
 end
 
@@ -272,7 +305,7 @@ local function start(ck, format_name, recipe)
   modules, msg, code = ck:modules()
   if not modules then return nil, msg, code end
   return { model = ck, recipe = recipe, format = format, plain = formats.get "plain", jobs = {}, notes = {},
-           fused = fused_groups(ck), modules = modules, out_bytes_per_s = 1e9 }
+           fused = fused_groups(ck), modules = modules, out_bytes_per_s = 1e9, settled = {}, laid = {} }
 end
 
 --- plan(recipe, checkpoint [, {sample = false}]) -> plan | nil, msg, code
@@ -308,7 +341,8 @@ function M.new(recipe, ck, options)
           .. "to quantize its dequantized weights again"):format(rec.name, scheme_m.describe(rec.scheme), rec.format), "einval"
       end
       job.action, job.options = "quantize", d.options
-      job.method, problem = quant.method(d.method, d.options)
+      if not d.made then d.made, problem = quant.method(d.method, d.options) end
+      job.method = d.made
       if not job.method then return nil, ("%s (%s): %s"):format(rec.name, d.reason, problem), "einval" end
       quantized = quantized + 1
     else
@@ -381,17 +415,34 @@ function plan_mt:id()
   local h = nffi.C.nb_hash_new()
   if h == nil then error("out of memory for a hash", 0) end
   h = ffi.gc(h, nffi.C.nb_hash_free)
-  local function add(s)
-    s = tostring(s) .. "\n"
+  local lines, count = {}, 0
+  local function flush()
+    local s = table.concat(lines, "\n", 1, count) .. "\n"
     nffi.C.nb_hash_update(h, s, #s)
+    count = 0
+  end
+  local function add(s)
+    count = count + 1
+    lines[count] = tostring(s)
+    if count == 4096 then flush() end
+  end
+  local shapes = {} -- modules share the tables
+  local function add_shape(shape)
+    local said = shapes[shape]
+    if not said then
+      said = table.concat(shape, "x")
+      shapes[shape] = said
+    end
+    add(said)
   end
   add("nibble plan 1") add(nffi.version) add(self.format.name) add(self.shard_bytes) add(tostring(self.dtype))
   if self.recipe then add(recipes.canonical(self.recipe)) add(self.recipe.text or "") end
-  for _, t in ipairs(self.model.tensors) do add(t.name) add(t.dtype) add(table.concat(t.shape, "x")) add(t.file or "") end
+  for _, t in ipairs(self.model.tensors) do add(t.name) add(t.dtype) add_shape(t.shape) add(t.file or "") end
   for _, job in ipairs(self.jobs) do
     add(job.action) add(job.name)
-    for _, t in ipairs(job.layout) do add(M.tensor_name(job, t)) add(t.dtype) add(table.concat(t.shape, "x")) end
+    for _, t in ipairs(job.layout) do add(M.tensor_name(job, t)) add(t.dtype) add_shape(t.shape) end
   end
+  flush()
   local out = ffi.new "char[33]"
   nffi.C.nb_hash_hex(h, out)
   self.cached_id = ffi.string(out)
@@ -451,13 +502,24 @@ end
 
 local function collapse(rows)
   -- Rows that differ only in numbers inside the name are one line with a count.
-  local out, index = {}, {}
+  local out, index, parents = {}, {}, {}
+  local function starred(name)
+    local parent, leaf = words.split_name(name)
+    if leaf == "" then return (name:gsub("%d+", "*")) end
+    local stars = parents[parent]
+    if not stars then
+      stars = parent:gsub("%d+", "*") .. "."
+      parents[parent] = stars
+    end
+    return stars .. (leaf:find "%d" and leaf:gsub("%d+", "*") or leaf)
+  end
   for _, r in ipairs(rows) do
-    local key = table.concat({ r.name:gsub("%d+", "*"), r.what, r.how, r.reason, r.shape }, "|")
+    local stars = starred(r.name)
+    local key = stars .. "|" .. r.what .. "|" .. r.how .. "|" .. r.reason .. "|" .. r.shape
     local line = index[key]
     if line then
       line.count, line.bytes_in, line.bytes_out = line.count + 1, line.bytes_in + r.bytes_in, line.bytes_out + r.bytes_out
-      line.name = r.name:gsub("%d+", "*")
+      line.name = stars
     else
       line = { name = r.name, what = r.what, how = r.how, reason = r.reason, shape = r.shape, count = 1,
                bytes_in = r.bytes_in, bytes_out = r.bytes_out, params = r.params }
@@ -471,11 +533,11 @@ end
 --- plan:lines([{all = true}]) -> array of text lines: a table of the modules (equal layers in one
 -- line unless all), totals, estimate, notes.
 function plan_mt:lines(options)
-  local rows = {}
+  local rows, scheme = {}, summary.schemes()
   for i, job in ipairs(self.jobs) do
-    rows[i] = { name = job.name, what = job.out.scheme and scheme_m.describe(job.out.scheme) or tostring(job.out.dtype or job.rec.dtype),
+    rows[i] = { name = job.name, what = job.out.scheme and scheme(job.out) or tostring(job.out.dtype or job.rec.dtype),
                 how = job.action == "quantize" and job.method.name or job.action, reason = job.reason,
-                shape = job.rec.n and ("%d×%d"):format(job.rec.n, job.rec.k) or "", count = 1,
+                shape = job.rec.n and job.rec.n .. "×" .. job.rec.k or "", count = 1,
                 bytes_in = job.bytes_in, bytes_out = job.bytes_out }
   end
   if not (options and options.all) then rows = collapse(rows) end

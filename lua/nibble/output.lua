@@ -32,7 +32,7 @@ end
 
 -- ---- what a folder holds ---------------------------------------------------------
 
---- look(dir, ck, id) -> "new" | "resume" | "complete" | nil, msg, code
+--- look(dir, ck, id) -> "new" | "resume" | "complete", certificate | nil, msg, code
 -- ck: the model that is read; id: the plan's.
 function M.look(dir, ck, id)
   local ok, msg, code = apart(dir, ck)
@@ -47,7 +47,7 @@ function M.look(dir, ck, id)
   local certificate = checkpoint.read_file(dir .. "/" .. M.certificate)
   if certificate then
     local c = json.decode(certificate)
-    if type(c) == "table" and c.plan == id then return "complete" end
+    if type(c) == "table" and c.plan == id then return "complete", c end
     return nil, ("%s holds the finished output of another plan; choose another folder or remove it"):format(dir), "eio"
   end
   if #entries > 0 then

@@ -35,7 +35,8 @@ nb_buf *nb_buf_new(void *data, int64_t bytes, nb_free_fn *free_fn, bool counted)
 nb_buf *nb_buf_retain(nb_buf *b);
 void nb_buf_release(nb_buf *b);
 bool nb_buf_is_mapped(const nb_buf *b);
-/* nb_file_map of an open file, which stays open. */
+/* Maps a whole file, open for reading, as a U8 tensor [bytes]; fd may be closed
+ * afterwards. path names it in sentences. */
 int nb_fd_map(nb_tensor *out, int fd, const char *path);
 
 /* Fills shape fields; checks ndim, sizes and overflow. what names the tensor. */

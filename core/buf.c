@@ -2,11 +2,9 @@
 #include "base.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 struct nb_buf {
   void *data;
@@ -52,15 +50,6 @@ static void unmap(void *data, int64_t bytes) {
 }
 
 bool nb_buf_is_mapped(const nb_buf *b) { return b && b->free_fn == unmap; }
-
-int nb_file_map(nb_tensor *out, const char *path) {
-  memset(out, 0, sizeof *out);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return nb_fail_errno(NB_EIO, "cannot open %s", path);
-  int rc = nb_fd_map(out, fd, path);
-  close(fd); /* the mapping keeps the file */
-  return rc;
-}
 
 int nb_fd_map(nb_tensor *out, int fd, const char *path) {
   memset(out, 0, sizeof *out);

@@ -131,8 +131,6 @@ int nb_tensor_view(nb_tensor *out, const nb_tensor *t, int dtype, int ndim, cons
                    int64_t byte_offset);
 /* Rows [r0, r1) of the first dimension, as a view. */
 int nb_tensor_rows(nb_tensor *out, const nb_tensor *t, int64_t r0, int64_t r1);
-/* Wraps memory that the caller keeps alive. */
-int nb_tensor_borrow(nb_tensor *out, void *data, int dtype, int ndim, const int64_t *shape);
 void nb_tensor_release(nb_tensor *t);
 int64_t nb_tensor_numel(const nb_tensor *t);
 int64_t nb_tensor_bytes(const nb_tensor *t);
@@ -143,11 +141,6 @@ int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src);
 /* Tells the system that the mapped pages of t are not needed soon, so that they
  * don't count as resident; the data stay readable. No-op on the heap. */
 void nb_tensor_drop(const nb_tensor *t);
-
-/* ---- files as buffers (buf.c) -------------------------------------------- */
-
-/* Maps a whole file for reading as a U8 tensor [bytes]. */
-int nb_file_map(nb_tensor *out, const char *path);
 
 /* ---- content hashes (hash.c): XXH3, 128 bits ------------------------------ */
 
@@ -413,6 +406,7 @@ nb_text nb_safetensors_metadata(const nb_safetensors *s, int64_t i, nb_text *val
 /* Sentences about what is odd but readable. */
 int64_t nb_safetensors_warnings(const nb_safetensors *s);
 const char *nb_safetensors_warning(const nb_safetensors *s, int64_t i);
+
 /* ---- safetensors: writing (io/safetensors_write.c, io/write_queue.c) -------- */
 
 typedef struct nb_writer nb_writer;
@@ -518,6 +512,7 @@ int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
  * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
 int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                  int bits);
+
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
  * I32 (or U32). A code that needs more than `bits` bits is an error that names
@@ -682,6 +677,7 @@ int nb_bpe_prefix_space(nb_bpe *b);
 int nb_bpe_encode(nb_tensor *ids, nb_bpe *b, const char *text, int64_t bytes, int plain);
 /* The text of ids as u8 [bytes]; ill-formed UTF-8 becomes U+FFFD unless RAW. */
 int nb_bpe_decode(nb_tensor *text, nb_bpe *b, const int32_t *ids, int64_t n, int flags);
+
 /* ---- direct repacks (layout/direct.c) ---------------------------------------
  * 4-bit words of one format into another's without codes between (FORMATS 10);
  * the two-step way gives the same words. I32 (or U32):
@@ -741,6 +737,12 @@ int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
  * dtype of whole bytes), for elements of 4 (f4) or 8 (f8_e4m3) bits, as
  * compressed-tensors' generate_mx_scales; not finite: 255, e8m0's NaN. */
 int nb_mx_scales(nb_tensor *scales, const nb_tensor *amax, int bits);
+
+/* ---- names (natural.c) ------------------------------------------------------------ */
+
+/* order[i] = index of the name that comes i-th in natural order: bytes as bytes, runs of
+ * digits as numbers ("layers.2" before "layers.10"), leading zeroes last of all. */
+int nb_natural_order(int64_t *order, const nb_text *names, int64_t count);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -129,12 +129,6 @@ int nb_tensor_rows(nb_tensor *out, const nb_tensor *t, int64_t r0, int64_t r1) {
   return nb_tensor_view(out, t, t->dtype, t->ndim, shape, bits * r0 / 8);
 }
 
-int nb_tensor_borrow(nb_tensor *out, void *data, int dtype, int ndim, const int64_t *shape) {
-  NB_TRY(nb_shape_set(out, dtype, ndim, shape, "borrowed tensor"));
-  out->data = data;
-  return NB_OK;
-}
-
 void nb_tensor_release(nb_tensor *t) {
   nb_buf_release(t->buf);
   t->buf = NULL;

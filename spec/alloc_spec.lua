@@ -54,7 +54,7 @@ local function each_failure(f, after)
       assert.matches("out of memory", tostring(ok and msg or result), ("allocation %d of %d"):format(n, total))
     end
     if after then after(n, ok and result ~= nil) end
-    result = nil
+    result, msg = nil, nil -- luacheck: ignore
     local now = settle()
     assert.is_true(now <= live, ("allocation %d of %d: %d bytes live, %d before"):format(n, total, now, live))
     n = (n < 12 or os.getenv "NIBBLE_EVERY_ALLOCATION") and n + 1 or math.floor(n + math.max(1, total / 40))

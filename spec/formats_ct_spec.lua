@@ -140,10 +140,26 @@ describe("compressed-tensors", function()
     assert.matches("the tensor weight_shape is missing", with(function(t) t["m.weight_shape"] = nil end))
     assert.matches("weight_scale is u8, expected f16 or bf16 or f32",
       with(function(t) t["m.weight_scale"] = nb.tensor("u8", { 32, 2 }) end))
-    assert.matches("weight_shape says %[33x64%], but weight_packed is %[32x8%]",
-      with(function(t) t["m.weight_shape"]:set(1, 33) end))
     assert.matches("holds both weight and weight_packed", with(function(t) t["m.weight"] = nb.tensor("bf16", { 32, 64 }) end))
     assert.matches("bias must be %[32%], but it is %[31%]", with(function(t) t["m.bias"] = nb.tensor("bf16", { 31 }) end))
+  end)
+
+  it("takes n and k from the shapes, and compares weight_shape when it reads", function()
+    local tensors = tensors_of { m = "W4A16 g32 sym" }
+    tensors["m.weight_shape"]:set(1, 33)
+    local c = config { group_0 = args { targets = { "Linear" }, weights = W4 } }
+    local ck = support.checkpoint(tensors, c)
+    local rec = assert(formats.record(ck, "m"))
+    assert.same({ 32, 64 }, { rec.n, rec.k })
+    local q, msg, code = formats.quantized(ck, "m")
+    assert.is_nil(q)
+    assert.matches("m: weight_shape says %[33x64%], but weight_packed is %[32x8%]", msg)
+    assert.equal("eformat", code)
+    -- One scale a row says nothing of k: then weight_shape is read at once.
+    tensors = tensors_of { m = "W8A16 channel sym" }
+    tensors["m.weight_shape"]:set(1, 33)
+    c = config { group_0 = args { targets = { "Linear" }, weights = W8 } }
+    assert.matches("m: weight_shape says %[33x64%], but weight_packed is %[32x16%]", problem(support.checkpoint(tensors, c)))
   end)
 
   it("checks the zero-points of a weight called symmetric", function()

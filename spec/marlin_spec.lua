@@ -60,6 +60,12 @@ describe("marlin", function()
     assert.matches("gelu", why(marlin.supports_moe(128, 64, 64, { activation = "gelu" })))
   end)
 
+  it("MRL-05: the verifying form raises the reason", function()
+    assert.has_error(function() marlin.verify_shape(96, 128, 128, 64) end,
+      select(2, marlin.supports_shape(96, 128, 128, 64)))
+    marlin.verify_shape(128, 128, 128, 64)
+  end)
+
   it("MRL-46, MRL-47: activation dtypes and what goes with them", function()
     assert.equal("none", marlin.activation_dtype(nil, 90))
     assert.equal("int8", marlin.activation_dtype("INT8", 75))

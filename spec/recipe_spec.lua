@@ -25,6 +25,19 @@ local function refused(text, set)
   return msg
 end
 
+describe("a recipe's identity", function()
+  it("is the same however often it is asked for, compiled or not", function()
+    local r = assert(nb.recipe { name = "t", scheme = "W4A16", rules = { { "*.a", group = 64 }, { "*.b", options = { x = { y = { z = 1 } } } } },
+      model = { model_type = { "llama", "mistral" } }, kernels = { prefer = { "marlin" }, fallback = { "awq" } } })
+    local text, others = recipes.canonical(r), 0
+    for _ = 1, 3000 do
+      if recipes.canonical(assert(nb.recipe(r))) ~= text then others = others + 1 end
+    end
+    assert.equal(0, others)
+    assert.matches("z=number:1", text)
+  end)
+end)
+
 describe("recipe", function()
   it("reads data and functions, and names itself after its file", function()
     local r = assert(nb.recipe(write [[return { scheme = "W4A16", group = 64,

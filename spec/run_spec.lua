@@ -150,6 +150,29 @@ describe("run", function()
     assert.equal(before, digest(dir))
   end)
 
+  it("says again that a bound was missed when the output is already complete", function()
+    local dir = scratch()
+    local recipe = { name = "t", scheme = "W4A16", method = "rtn", accept = { sqnr_db = 60 } }
+    local first = assert(assert(plan(recipe)):run(dir))
+    local again = assert(assert(plan(recipe)):run(dir))
+    assert.same({ false, "complete", false }, { first.accepted, again.state, again.accepted })
+    assert.equal(first.why, again.why)
+    assert.matches("complete already, and every module was proven when it was written; worst model", tostring(again))
+  end)
+
+  it("accepts a weight that loses nothing", function()
+    local model, dir = scratch(), scratch()
+    local name = "model.layers.0.mlp.up_proj.weight"
+    local w = assert(checkpoint.writer { dir = model, tensors = { { name = name, dtype = "bf16", shape = { 64, 64 } } } })
+    assert(w:put(name, nb.tensor("bf16", { 64, 64 })))
+    assert(w:finish())
+    assert(checkpoint.write_file(model .. "/config.json", '{"model_type": "llama"}'))
+    local recipe = { name = "t", scheme = "W4A16", group = 32, method = "rtn", accept = { sqnr_db = 10 } }
+    local result = assert(assert(plan(recipe, assert(nb.open(model)))):run(dir))
+    assert.is_true(result.accepted)
+    assert.is_nil(result.worst)
+  end)
+
   it("refuses a folder with other files and leaves them alone", function()
     local dir = scratch()
     os.execute(("mkdir -p %s && echo mine > %s/notes.txt"):format(dir, dir))

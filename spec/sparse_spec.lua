@@ -41,16 +41,22 @@ local function measure(path)
     local t1 = C.nb_now()
     local last = assert(ck:info(%q))
     assert(ck:tensor(last.name):bytes() == last.bytes)
-    print(ck.count, (t1 - t0) * 1e3, tonumber(C.nb_peak_rss()) / 2^20, before / 2^20)]]):format(path, name(TENSORS - 1)))
+    local opened = tonumber(C.nb_peak_rss())
+    local t2 = C.nb_now()
+    assert(#ck:modules() == ck.count)
+    print(ck.count, (t1 - t0) * 1e3, opened / 2^20, before / 2^20, (C.nb_now() - t2) * 1e3,
+      tonumber(C.nb_peak_rss()) / 2^20)]]):format(path, name(TENSORS - 1)))
   local p = io.popen("luajit " .. dir .. "/open.lua 2>&1")
   local text = p:read "*a"
   p:close()
-  local count, ms, peak_mib, before_mib = text:match "^(%d+)\t(%S+)\t(%S+)\t(%S+)\n$"
+  local count, ms, peak_mib, before_mib, modules_ms, modules_mib = text:match("^(%d+)" .. ("\t(%S+)"):rep(5) .. "\n$")
   if not count then error(text) end
-  print(("  %d tensors, 1 TB, %s: %.0f ms, peak %.0f MiB (%.0f before)"):format(tonumber(count),
-    path:match "[^/]+$", tonumber(ms), tonumber(peak_mib), tonumber(before_mib)))
+  print(("  %d tensors, 1 TB, %s: %.0f ms, peak %.0f MiB (%.0f before); modules: %.0f ms, peak %.0f MiB"):format(
+    tonumber(count), path:match "[^/]+$", tonumber(ms), tonumber(peak_mib), tonumber(before_mib), tonumber(modules_ms),
+    tonumber(modules_mib)))
   assert.equal(TENSORS, tonumber(count))
   assert.is_true(tonumber(peak_mib) < 400)
+  assert.is_true(tonumber(modules_mib) < 400)
 end
 
 describe("a 100,000-tensor, 1-TB checkpoint", function()

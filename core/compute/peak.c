@@ -2,7 +2,7 @@
  * products are measured against. */
 #include "peak.h"
 
-#include "../base.h"
+#include "base.h"
 
 typedef float v4f __attribute__((vector_size(16)));
 

@@ -4,7 +4,7 @@
  *   x[i], x[i+d/2]  ->  x[i] c - x[i+d/2] s,  x[i+d/2] c + x[i] s     i < d/2
  * c and s come from a table of cosines and sines [positions, d/2], so that every
  * scaling rule lives where the table is made. */
-#include "../base.h"
+#include "base.h"
 
 int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim,
             int64_t length) {

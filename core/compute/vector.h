@@ -5,7 +5,7 @@
 #ifndef NB_VECTOR_H
 #define NB_VECTOR_H
 
-#include "../base.h"
+#include "base.h"
 
 /* A log-sum-exp that is still running: log(sum) + max over what was seen. */
 typedef struct nb_lse {

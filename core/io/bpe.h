@@ -3,7 +3,7 @@
 #ifndef NB_BPE_H
 #define NB_BPE_H
 
-#include "../base.h"
+#include "base.h"
 
 /* Bytes that somebody else keeps. */
 typedef struct nb_span {

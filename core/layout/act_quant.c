@@ -1,9 +1,8 @@
 /* act_quant.c - activations to one byte: int8 a token, fp8 e4m3 by tensor or token
  * (SYSTEMS MRL-45). Float32 arithmetic, in the order in which the reference kernels
  * compute. */
+#include "dtype.h"
 #include "layout.h"
-
-#include <math.h>
 
 static float load(const nb_tensor *t, int64_t i) {
   switch (t->dtype) {
@@ -43,15 +42,9 @@ int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float
   return NB_OK;
 }
 
-/* Nearest even, |f| <= 448: 448 and NaN become 0x7e as in the kernels' fminf/fmaxf. */
+/* NaN becomes 448, as in the kernels' fminf/fmaxf. */
 static uint8_t to_e4m3(float f) {
-  f = fmaxf(-448.0f, fminf(f, 448.0f));
-  uint32_t u = nb_f32_bits(f), sign = u >> 24 & 0x80;
-  u &= 0x7fffffffu;
-  float a = nb_f32_from_bits(u);
-  if (a < 0x1p-6f) return (uint8_t)(sign | (uint32_t)rintf(a * 512.0f)); /* subnormal, step 2^-9 */
-  u += 0x7ffffu + (u >> 20 & 1);
-  return (uint8_t)(sign | ((u >> 20) - (120u << 3)));
+  return nb_f32_to_small(fmaxf(-448.0f, fminf(f, 448.0f)), nb_small_of(NB_F8_E4M3));
 }
 
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode) {

@@ -43,8 +43,7 @@ static int gemv_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t
                      const char *what) {
   nb_plane p;
   NB_TRY(gemv_plane(&p, words, codes, bits, n0, exact, what));
-  int rc = nb_plane_pack(&p);
-  return rc == 1 ? nb_codes_check(codes, bits, what) : rc;
+  return nb_plane_pack(&p, codes, what);
 }
 
 static int gemv_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0, bool exact,

@@ -203,6 +203,7 @@ static unsigned run_tile(const nb_plane *p, bool packing, bool fast, int64_t s0,
   return seen;
 }
 
+/* NB_OK, NB_EINTR, or 1: a code to be packed was out of range. */
 static int run(const nb_plane *p, bool packing) {
   if (p->count <= 0 || p->streams <= 0) return NB_OK;
   int64_t b0 = p->first / block_codes(p), b1 = NB_CEIL(p->first + p->count, (int64_t)block_codes(p));
@@ -223,7 +224,11 @@ static int run(const nb_plane *p, bool packing) {
   return seen >> p->bits ? 1 : NB_OK;
 }
 
-int nb_plane_pack(const nb_plane *p) { return run(p, true); }
+int nb_plane_pack(const nb_plane *p, const nb_tensor *codes, const char *what) {
+  int rc = run(p, true);
+  return rc == 1 ? nb_codes_check(codes, p->bits, what) : rc;
+}
+
 int nb_plane_unpack(const nb_plane *p) { return run(p, false); }
 
 /* ---- along an axis of a matrix (MRL-10, MRL-11) ------------------------------ */
@@ -252,8 +257,7 @@ static int axis_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *code
 int nb_bits_pack(nb_tensor *words, const nb_tensor *codes, int bits, int axis) {
   nb_plane p;
   NB_TRY(axis_plane(&p, words, codes, bits, axis, "pack"));
-  int rc = nb_plane_pack(&p);
-  return rc == 1 ? nb_codes_check(codes, bits, "pack") : rc;
+  return nb_plane_pack(&p, codes, "pack");
 }
 
 int nb_bits_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int axis) {

@@ -47,8 +47,7 @@ static int weight_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *co
 int nb_ct_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0) {
   nb_plane p;
   NB_TRY(weight_plane(&p, words, codes, bits, n0, "ct pack"));
-  int rc = nb_plane_pack(&p);
-  return rc == 1 ? nb_codes_check(codes, bits, "ct pack") : rc;
+  return nb_plane_pack(&p, codes, "ct pack");
 }
 
 int nb_ct_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0) {
@@ -85,8 +84,7 @@ static int zeros_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *zer
 int nb_ct_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64_t n0, int64_t n) {
   nb_plane p;
   NB_TRY(zeros_plane(&p, words, zeros, bits, n0, n, "ct pack_zeros"));
-  int rc = nb_plane_pack(&p);
-  return rc == 1 ? nb_codes_check(zeros, bits, "ct pack_zeros") : rc;
+  return nb_plane_pack(&p, zeros, "ct pack_zeros");
 }
 
 int nb_ct_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n) {

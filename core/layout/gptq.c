@@ -37,8 +37,7 @@ static int weight_plane(nb_plane *p, const nb_tensor *words, const nb_tensor *co
 int nb_gptq_pack(nb_tensor *words, const nb_tensor *codes, int bits, int64_t n0) {
   nb_plane p;
   NB_TRY(weight_plane(&p, words, codes, bits, n0, "gptq pack"));
-  int rc = nb_plane_pack(&p);
-  return rc == 1 ? nb_codes_check(codes, bits, "gptq pack") : rc;
+  return nb_plane_pack(&p, codes, "gptq pack");
 }
 
 int nb_gptq_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int64_t n0) {
@@ -73,8 +72,7 @@ int nb_gptq_pack_zeros(nb_tensor *words, const nb_tensor *zeros, int bits, int64
                        int minus_one) {
   nb_plane p;
   NB_TRY(zeros_plane(&p, words, zeros, bits, n0, n, minus_one, "gptq pack_zeros"));
-  int rc = nb_plane_pack(&p);
-  return rc == 1 ? nb_codes_check(zeros, bits, "gptq pack_zeros") : rc;
+  return nb_plane_pack(&p, zeros, "gptq pack_zeros");
 }
 
 int nb_gptq_unpack_zeros(nb_tensor *zeros, const nb_tensor *words, int bits, int64_t n0, int64_t n,

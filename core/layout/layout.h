@@ -43,8 +43,8 @@ typedef struct nb_plane {
 
 /* Words of one stream. */
 int64_t nb_plane_width(int64_t total, int bits, bool legacy);
-/* NB_OK, NB_EINTR, or 1: a code was out of range (the caller names it). */
-int nb_plane_pack(const nb_plane *p);
+/* codes: the tensor that p's codes are, named in the sentence for one out of range. */
+int nb_plane_pack(const nb_plane *p, const nb_tensor *codes, const char *what);
 int nb_plane_unpack(const nb_plane *p);
 
 /* ---- marlin (marlin.c) ------------------------------------------------------ */
@@ -57,8 +57,6 @@ typedef struct nb_marlin_tile {
   int k, n, bits;
   uint16_t at[NB_MARLIN_TILE_CODES];
 } nb_marlin_tile;
-
-void nb_marlin_tile_init(nb_marlin_tile *t, int bits, bool a8);
 
 /* One matrix [k,n] between source words (NB_MARLIN_STD: [k/pf,n], NB_MARLIN_AWQ:
  * [k,n/pf]) and marlin words. perm: NULL, or the source row of each marlin row. */

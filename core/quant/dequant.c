@@ -62,16 +62,6 @@ static int check_float(const nb_tensor *t, const char *name) {
                  nb_dtype_name(t->dtype));
 }
 
-static int check_g_idx(const nb_tensor *g_idx, int64_t k, int64_t per_row) {
-  NB_TRY(nb_expect(g_idx, "dequantize: g_idx", NB_I32, 1, NB_SHAPE(k)));
-  const int32_t *p = g_idx->data;
-  for (int64_t i = 0; i < k; i++)
-    if (p[i] < 0 || p[i] >= per_row)
-      return nb_fail(NB_EFORMAT, "%s: g_idx[%lld] is %d, expected 0 to %lld, the groups that the scales have",
-                     what, (long long)i, p[i], (long long)per_row - 1);
-  return NB_OK;
-}
-
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits) {
   if (bits < 1 || bits > 8) return nb_fail(NB_EINVAL, "%s: %d bits, expected 1 to 8", what, bits);
@@ -90,7 +80,7 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
   if (per_row == 0 || (!g_idx && k % per_row))
     return nb_fail(NB_EINVAL, "%s: K = %lld does not divide into the scales' %lld groups", what, (long long)k,
                    (long long)per_row);
-  if (g_idx) NB_TRY(check_g_idx(g_idx, k, per_row));
+  if (g_idx) NB_TRY(nb_expect_groups(g_idx, what, k, per_row));
   nb_dequant d = {.n = n,
                   .k = k,
                   .group = k / per_row,

@@ -1,28 +1,11 @@
 /* fp8.c - round to nearest onto FP8 E4M3: the scale maps the largest magnitude
  * of a row (or of the tensor) to 448, the largest finite value. */
+#include "dtype.h"
 #include "groups.h"
-
-#include <math.h>
 
 static const char what[] = "fp8";
 
 enum { LARGEST = 448 };
-
-/* |x| <= 448; half to even. Below 2^-6 the values are multiples of 2^-9, so the
- * adder rounds; above, three mantissa bits are kept of float32's 23. */
-static uint8_t to_e4m3(float x) {
-  uint32_t u = nb_f32_bits(x), sign = u >> 24 & 0x80, a = u & 0x7fffffff;
-  if (a < 0x3c800000) return (uint8_t)(sign | (nb_f32_bits(nb_f32_from_bits(a) * 512.0f + 0x1p23f) & 0xf));
-  a += 0x7ffff + (a >> 20 & 1);
-  return (uint8_t)(sign | ((a >> 20) - (120 << 3)));
-}
-
-static float from_e4m3(uint8_t c) {
-  uint32_t sign = (uint32_t)(c & 0x80) << 24, a = c & 0x7f;
-  if (a == 0x7f) return nb_f32_from_bits(sign | 0x7fc00000);
-  if (a < 8) return nb_f32_from_bits(sign | nb_f32_bits((float)a * 0x1p-9f));
-  return nb_f32_from_bits(sign | (a + (120 << 3)) << 20);
-}
 
 static float scale_of(float absmax, int w_dtype, int s_dtype, int arithmetic) {
   int dtype = arithmetic == NB_ARITHMETIC_DTYPE ? w_dtype : s_dtype;
@@ -33,10 +16,11 @@ static float scale_of(float absmax, int w_dtype, int s_dtype, int arithmetic) {
 }
 
 static void encode(uint8_t *codes, const char *w, int64_t len, float scale, int dtype, int arithmetic) {
+  const nb_small_float *e4m3 = nb_small_of(NB_F8_E4M3);
   for (int64_t i = 0; i < len; i++) {
     float x = nb_load(w, i, dtype) / scale;
     if (arithmetic == NB_ARITHMETIC_DTYPE) x = nb_round_to(x, dtype);
-    codes[i] = to_e4m3(x < -LARGEST ? -LARGEST : x > LARGEST ? LARGEST : x);
+    codes[i] = nb_f32_to_small(x < -LARGEST ? -LARGEST : x > LARGEST ? LARGEST : x, e4m3);
   }
 }
 
@@ -99,8 +83,7 @@ int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int
 
 int nb_fp8_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales) {
   NB_TRY(check(codes, scales, out));
-  float value[256];
-  for (int c = 0; c < 256; c++) value[c] = from_e4m3((uint8_t)c);
+  const float *value = nb_code_values(NB_F8_E4M3);
   int64_t n = out->shape[0], k = out->shape[1];
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 65536)
   for (int64_t r = 0; r < n; r++) {

@@ -38,16 +38,6 @@ static float code_of(const given *g, float w, int64_t at) {
   return u < 0 ? 0 : u > top ? top : u;
 }
 
-static int check_g_idx(const nb_tensor *g_idx, int64_t k, int64_t groups) {
-  NB_TRY(nb_expect(g_idx, "grid_codes: g_idx", NB_I32, 1, NB_SHAPE(k)));
-  const int32_t *p = g_idx->data;
-  for (int64_t i = 0; i < k; i++)
-    if (p[i] < 0 || p[i] >= groups)
-      return nb_fail(NB_EFORMAT, "%s: g_idx[%lld] is %d, expected 0 to %lld, the groups that the scales have",
-                     what, (long long)i, p[i], (long long)groups - 1);
-  return NB_OK;
-}
-
 int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits) {
   if (bits < 1 || bits > 8) return nb_fail(NB_EINVAL, "%s: %d bits, expected 1 to 8", what, bits);
@@ -59,7 +49,7 @@ int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales,
   if (zeros && zeros->dtype == NB_U8)
     NB_TRY(nb_expect(zeros, "grid_codes: zeros", NB_U8, 2, NB_SHAPE(n, groups)));
   else if (zeros) NB_TRY(expect_float(zeros, "grid_codes: zeros", n, groups));
-  if (g_idx) NB_TRY(check_g_idx(g_idx, k, groups));
+  if (g_idx) NB_TRY(nb_expect_groups(g_idx, what, k, groups));
   else if (groups == 0 ? k > 0 : k % groups)
     return nb_fail(NB_EINVAL, "%s: K = %lld does not divide into the %lld groups of the scales", what,
                    (long long)k, (long long)groups);

@@ -150,27 +150,25 @@ int nb_groups_fail(const nb_groups *q, const char *what, int64_t index) {
                  what, (long long)row, (long long)first, last, s_dtype, cure);
 }
 
+int nb_expect_groups(const nb_tensor *g_idx, const char *what, int64_t k, int64_t groups) {
+  char name[64];
+  snprintf(name, sizeof name, "%s: g_idx", what);
+  NB_TRY(nb_expect(g_idx, name, NB_I32, 1, NB_SHAPE(k)));
+  const int32_t *p = g_idx->data;
+  for (int64_t i = 0; i < k; i++)
+    if (p[i] < 0 || p[i] >= groups)
+      return nb_fail(NB_EFORMAT, "%s: g_idx[%lld] is %d, expected 0 to %lld, the groups that the scales have",
+                     what, (long long)i, p[i], (long long)groups - 1);
+  return NB_OK;
+}
+
 /* ---- portable inner loops ------------------------------------------------- */
 
 static nb_span span16(const void *w, int64_t len) { return nb_span16(w, len); }
 static nb_span span32(const void *w, int64_t len) { return nb_span32(w, len); }
 
-/* One function a dtype and arithmetic, so that both are constants inside. */
-#define CODES(name, dtype, arithmetic) \
-  static void name(uint8_t *codes, const void *w, int64_t len, const nb_grid *g) { \
-    nb_codes_scalar(codes, w, len, g, dtype, arithmetic); \
-  }
-CODES(codes_f32, NB_F32, NB_ARITHMETIC_F32)
-CODES(codes_bf16, NB_BF16, NB_ARITHMETIC_F32)
-CODES(codes_f16, NB_F16, NB_ARITHMETIC_F32)
-CODES(codes_f32_rd, NB_F32, NB_ARITHMETIC_DTYPE)
-CODES(codes_bf16_rd, NB_BF16, NB_ARITHMETIC_DTYPE)
-CODES(codes_f16_rd, NB_F16, NB_ARITHMETIC_DTYPE)
+NB_GROUP_KERNELS(portable, nb_codes_scalar)
 
 nb_group_kernels nb_group_kernels_of(int dtype, int arithmetic) {
-  if (nb_cpu() & NB_CPU_AVX2) return nb_group_kernels_avx2(dtype, arithmetic);
-  bool rd = arithmetic == NB_ARITHMETIC_DTYPE;
-  if (dtype == NB_F32) return (nb_group_kernels){span32, rd ? codes_f32_rd : codes_f32};
-  if (dtype == NB_BF16) return (nb_group_kernels){span16, rd ? codes_bf16_rd : codes_bf16};
-  return (nb_group_kernels){span16, rd ? codes_f16_rd : codes_f16};
+  return nb_cpu() & NB_CPU_AVX2 ? nb_group_kernels_avx2(dtype, arithmetic) : portable(dtype, arithmetic);
 }

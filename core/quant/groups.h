@@ -112,6 +112,27 @@ typedef struct nb_group_kernels {
 nb_group_kernels nb_group_kernels_of(int dtype, int arithmetic);
 nb_group_kernels nb_group_kernels_avx2(int dtype, int arithmetic);
 
+/* Kernels over span16, span32 and codes(out, w, len, grid, dtype, arithmetic) of the
+ * file that says this: one function a dtype and arithmetic, so that both are constants
+ * inside, and pick(dtype, arithmetic), which finds it. */
+#define NB_GROUP_CODES(name, codes, dtype, arithmetic) \
+  static void name(uint8_t *out, const void *w, int64_t len, const nb_grid *g) { \
+    codes(out, w, len, g, dtype, arithmetic); \
+  }
+#define NB_GROUP_KERNELS(pick, codes) \
+  NB_GROUP_CODES(codes_f32, codes, NB_F32, NB_ARITHMETIC_F32) \
+  NB_GROUP_CODES(codes_bf16, codes, NB_BF16, NB_ARITHMETIC_F32) \
+  NB_GROUP_CODES(codes_f16, codes, NB_F16, NB_ARITHMETIC_F32) \
+  NB_GROUP_CODES(codes_f32_rd, codes, NB_F32, NB_ARITHMETIC_DTYPE) \
+  NB_GROUP_CODES(codes_bf16_rd, codes, NB_BF16, NB_ARITHMETIC_DTYPE) \
+  NB_GROUP_CODES(codes_f16_rd, codes, NB_F16, NB_ARITHMETIC_DTYPE) \
+  static nb_group_kernels pick(int dtype, int arithmetic) { \
+    bool rd = arithmetic == NB_ARITHMETIC_DTYPE; \
+    if (dtype == NB_F32) return (nb_group_kernels){span32, rd ? codes_f32_rd : codes_f32}; \
+    if (dtype == NB_BF16) return (nb_group_kernels){span16, rd ? codes_bf16_rd : codes_bf16}; \
+    return (nb_group_kernels){span16, rd ? codes_f16_rd : codes_f16}; \
+  }
+
 /* A checked weight: rows, columns, and how they divide into groups. With
  * per-tensor scales (group 0) the whole tensor is one group. */
 typedef struct nb_groups {
@@ -134,5 +155,8 @@ bool nb_grid_make(nb_grid *out, float pos, float neg, const nb_rtn_options *o, i
 /* The sentence for the group that could not be quantized: a NaN or Inf in it,
  * or a scale out of range. index counts groups row by row. */
 int nb_groups_fail(const nb_groups *q, const char *what, int64_t index);
+
+/* Fails unless g_idx is i32 [k] of groups 0 to groups-1; what begins the sentence. */
+int nb_expect_groups(const nb_tensor *g_idx, const char *what, int64_t k, int64_t groups);
 
 #endif

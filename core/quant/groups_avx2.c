@@ -92,20 +92,6 @@ INLINE void codes(uint8_t *out, const void *w, int64_t len, const nb_grid *g, in
   nb_codes_scalar(out + i, rest, len - i, g, dtype, arithmetic);
 }
 
-#define CODES(name, dtype, arithmetic) \
-  static void name(uint8_t *out, const void *w, int64_t len, const nb_grid *g) { \
-    codes(out, w, len, g, dtype, arithmetic); \
-  }
-CODES(codes_f32, NB_F32, NB_ARITHMETIC_F32)
-CODES(codes_bf16, NB_BF16, NB_ARITHMETIC_F32)
-CODES(codes_f16, NB_F16, NB_ARITHMETIC_F32)
-CODES(codes_f32_rd, NB_F32, NB_ARITHMETIC_DTYPE)
-CODES(codes_bf16_rd, NB_BF16, NB_ARITHMETIC_DTYPE)
-CODES(codes_f16_rd, NB_F16, NB_ARITHMETIC_DTYPE)
+NB_GROUP_KERNELS(pick, codes)
 
-nb_group_kernels nb_group_kernels_avx2(int dtype, int arithmetic) {
-  bool rd = arithmetic == NB_ARITHMETIC_DTYPE;
-  if (dtype == NB_F32) return (nb_group_kernels){span32, rd ? codes_f32_rd : codes_f32};
-  if (dtype == NB_BF16) return (nb_group_kernels){span16, rd ? codes_bf16_rd : codes_bf16};
-  return (nb_group_kernels){span16, rd ? codes_f16_rd : codes_f16};
-}
+nb_group_kernels nb_group_kernels_avx2(int dtype, int arithmetic) { return pick(dtype, arithmetic); }

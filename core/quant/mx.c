@@ -1,6 +1,6 @@
 /* mx.c - the shared scales of MX blocks: one power of two per block, from the block's
  * largest magnitude. */
-#include "../dtype.h"
+#include "dtype.h"
 
 /* The exponent of the element type's largest value: 6 = 1.5 * 2^2, 448 = 1.75 * 2^8. */
 enum { FP4_TOP = 2, FP8_TOP = 8 };

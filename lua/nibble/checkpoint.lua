@@ -16,6 +16,17 @@ local kinds = { [0] = nil, "file", "dir", "other" }
 --- exists(path) -> "file" | "dir" | "other" | nil
 function M.exists(path) return kinds[C.nb_path_kind(path)] end
 
+ffi.cdef "char *realpath(const char *path, char *resolved); void free(void *p);"
+
+--- real(path) -> the absolute path without links and dots | nil where nothing is.
+function M.real(path)
+  local resolved = ffi.C.realpath(path, nil)
+  if resolved == nil then return nil end
+  local text = ffi.string(resolved)
+  ffi.C.free(resolved)
+  return text
+end
+
 --- list(dir) -> sorted array of names (folders end in "/") | nil, msg, code
 function M.list(dir)
   local t = tensor.type()
@@ -180,10 +191,13 @@ end
 -- What a conversion copies: files, and those in subfolders, without weights,
 -- configs that describe the weights, and dot files.
 local function other_files(dir, names, prefix, out)
+  local here = M.real(dir) .. "/"
   for _, name in ipairs(names) do
     if name:sub(1, 1) ~= "." then
       if name:sub(-1) == "/" then
-        other_files(join(dir, name:sub(1, -2)), M.list(join(dir, name)) or {}, prefix .. name, out)
+        local below = M.real(join(dir, name))
+        local loops = below and here:sub(1, #below + 1) == below .. "/" -- a link to a folder that holds it
+        if below and not loops then other_files(join(dir, name:sub(1, -2)), M.list(join(dir, name)) or {}, prefix .. name, out) end
       elseif not is_weight(name) then
         out[#out + 1] = prefix .. name
       end
@@ -298,13 +312,33 @@ end
 -- ---- the checkpoint's methods --------------------------------------------------
 
 local methods = {}
-local info_t = ffi.typeof "nb_tensor_info"
+local c = ffi.new "nb_tensor_info" -- of the tensor that info_at looks at
 
-local function info_at(ck, i)
-  local c = info_t()
+-- Large models have few different shapes: one table each, read-only, kept in a tree by the
+-- dimensions. The table of a path lies under the key 0, which stands for its end.
+local function shape_of(shapes)
+  local at = shapes
+  for d = 0, c.ndim - 1 do
+    local n = tonumber(c.shape[d]) + 1 -- a dimension may be 0
+    local below = at[n]
+    if not below then
+      below = {}
+      at[n] = below
+    end
+    at = below
+  end
+  local shape = at[0]
+  if not shape then
+    shape = {}
+    for d = 1, c.ndim do shape[d] = tonumber(c.shape[d - 1]) end
+    at[0] = shape
+  end
+  return shape
+end
+
+local function info_at(ck, i, shapes)
   must(C.nb_safetensors_info(c, ck.handle, i))
-  local shape = {}
-  for d = 1, c.ndim do shape[d] = tonumber(c.shape[d - 1]) end
+  local shape = shape_of(shapes)
   return {
     name = ffi.string(c.name.data, c.name.bytes), dtype = tensor.names[c.dtype], shape = shape,
     bytes = tonumber(c.bytes), params = tonumber(c.params), file = ck.files[tonumber(c.file) + 1],
@@ -320,7 +354,7 @@ end
 --- ck:info(name) -> {name, dtype, shape, bytes, params, file, begin} | nil
 function methods.info(ck, name)
   local i = find(ck, name)
-  return i and info_at(ck, i)
+  return i and info_at(ck, i, {})
 end
 
 --- ck:tensor(name) -> tensor: a mapped, read-only view | nil, msg, code
@@ -342,15 +376,32 @@ function methods.stamp(ck)
 end
 
 -- What the tensors mean is the formats' knowledge.
-for _, name in ipairs { "modules", "module", "weight", "quantized", "grep" } do
-  methods[name] = function(ck, ...) return require("nibble.formats")[name](ck, ...) end
-end
+local function formats() return require "nibble.formats" end
+
+--- ck:modules() -> array of the modules' records, in natural order | nil, msg, code; from headers alone.
+-- A record: name, kind, format, scheme, dtype, n, k, params, bytes, bits_per_weight, tensors.
+function methods.modules(ck) return formats().modules(ck) end
+
+--- ck:module(name) -> module | nil, msg, code; ck["model.layers.0.mlp.down_proj"] is this.
+-- Its record's fields, and .weight (tensor; dequantized) and .quantized, read when first asked for.
+function methods.module(ck, name) return formats().module(ck, name) end
+
+--- ck:weight(name [, dtype]) -> tensor | nil, msg, code: a module's weight, dequantized, or any tensor by
+-- its full name; a mapped view where nothing has to be computed.
+function methods.weight(ck, name, dtype) return formats().weight(ck, name, dtype) end
+
+--- ck:quantized(name) -> Quantized | nil, msg, code: codes, scales and zero-points of a module.
+function methods.quantized(ck, name) return formats().quantized(ck, name) end
+
+--- ck:grep(pattern) -> array of records whose names match | nil, msg, code
+-- pattern: a glob ("*.mlp.*"), "re:" and a regular expression, or a part of the name.
+function methods.grep(ck, pattern) return formats().grep(ck, pattern) end
 
 local lazy = {}
 
 function lazy.tensors(ck)
-  local out = {}
-  for i = 1, ck.count do out[i] = info_at(ck, i - 1) end
+  local out, shapes = {}, {}
+  for i = 1, ck.count do out[i] = info_at(ck, i - 1, shapes) end
   return out
 end
 

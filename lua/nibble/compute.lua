@@ -42,12 +42,13 @@ function M.add(y, x)
   return y
 end
 
---- copy(y, x) -> y: the bytes of x; zero(y) -> y: all zeros.
+--- copy(y, x) -> y: the bytes of x.
 function M.copy(y, x)
   must(C.nb_tensor_copy(y, x))
   return y
 end
 
+--- zero(y) -> y: all zeros.
 function M.zero(y)
   ffi.fill(y.data, y:bytes())
   return y

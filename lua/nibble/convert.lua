@@ -196,12 +196,21 @@ local function run_jobs(run)
   return prove_down_to(run, 0, -1)
 end
 
+-- What the run that finished this output found: a bound that it missed is still missed.
+local function recall(plan, certificate)
+  local by_name = {}
+  for _, module in ipairs(certificate.modules or {}) do by_name[module.name] = module end
+  for _, job in ipairs(plan.jobs) do
+    local module = by_name[job.name] or {}
+    job.hash, job.error = module.hash, module.error
+  end
+end
+
 local function summarize(run, dir, seconds, state)
   local plan, worst = run.plan, nil
   for _, job in ipairs(plan.jobs) do
-    if job.error and (not worst or job.error.sqnr_db < worst.sqnr_db) then
-      worst = { name = job.name, sqnr_db = job.error.sqnr_db }
-    end
+    local sqnr_db = job.error and job.error.sqnr_db -- absent where nothing was lost
+    if sqnr_db and (not worst or sqnr_db < worst.sqnr_db) then worst = { name = job.name, sqnr_db = sqnr_db } end
   end
   local accept = plan.recipe and plan.recipe.accept or {}
   local result = { dir = dir, modules = #plan.jobs, seconds = seconds, bytes_in = plan.totals.bytes_in,
@@ -219,10 +228,15 @@ local function summarize(run, dir, seconds, state)
     return out
   end }
   return setmetatable(result, { __index = methods, __tostring = function(r)
+    local worst_text = r.worst and ("; worst %s at %.1f dB"):format(r.worst.name, r.worst.sqnr_db) or ""
+    if r.state == "complete" then
+      return ("%s: %d modules, %s: complete already, and every module was proven when it was written%s"):format(r.dir,
+        r.modules, units.bytes(r.bytes_out), worst_text)
+    end
     return ("%s: %d modules, %s → %s in %.2f s (%s)%s; every module decoded from the written file and found equal%s"):format(
       r.dir, r.modules, units.bytes(r.bytes_in), units.bytes(r.bytes_out), r.seconds,
       units.rate(r.bytes_in, r.seconds), r.resumed and r.resumed > 0 and (", %d of them from before"):format(r.resumed) or "",
-      r.worst and ("; worst %s at %.1f dB"):format(r.worst.name, r.worst.sqnr_db) or "")
+      worst_text)
   end })
 end
 
@@ -231,7 +245,15 @@ local function close(run)
   if run.journal then run.journal:close() end
 end
 
--- A failure that no second run could mend: everything that this plan writes goes.
+local function proved_some(run)
+  if next(run.done) then return true end
+  for _, job in ipairs(run.plan.jobs) do
+    if job.hash then return true end
+  end
+  return false
+end
+
+-- A failure that no second run could mend, or before anything was proven: everything that this plan writes goes.
 local function clear(run)
   local names = { output.journal, output.certificate, "config.json", "model.safetensors.index.json" }
   for _, list in ipairs { run.writer and run.writer.files or {}, run.plan.model.other_files or {} } do
@@ -274,11 +296,15 @@ function M.execute(plan, dir, options)
   local id = plan:id()
   local state, msg, code = output.look(dir, plan.model, id)
   if not state then return nil, msg, code end
+  local certificate = state == "complete" and msg
   local accept = plan.recipe and plan.recipe.accept or {}
   local run = { plan = plan, dir = dir, state = state, waiting = {}, waiting_bytes = 0,
                 ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
                 progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
-  if state == "complete" then return summarize(run, dir, C.nb_now() - t0, state) end
+  if certificate then
+    recall(plan, certificate)
+    return summarize(run, dir, C.nb_now() - t0, state)
+  end
   run.made, msg, code = output.make(dir)
   if not run.made then return nil, msg, code end
   local done
@@ -290,7 +316,8 @@ function M.execute(plan, dir, options)
   run.done = done
   local called, ok
   called, ok, msg, code = pcall(execute, run, dir)
-  if called and not ok and (code == "eformat" or code == "einexact" or code == "einval") then
+  local hopeless = code == "eformat" or code == "einexact" or code == "einval"
+  if called and not ok and (hopeless or not proved_some(run)) then
     clear(run)
     return nil, msg, code
   end

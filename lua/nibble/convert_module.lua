@@ -75,6 +75,14 @@ end
 -- Each fills dst (suffix -> heap tensor of the output layout) and returns what the
 -- proof must find, or nil, msg, code.
 
+-- The error as the journal and the certificate can hold it, which know no infinity: without sqnr_db where
+-- nothing was lost, and 1000 dB below a weight of zeros that came out as something else.
+local function written_error(sums)
+  local e = quant.finish_error(sums)
+  if e.sqnr_db == math.huge then e.sqnr_db = nil elseif e.sqnr_db == -math.huge then e.sqnr_db = -1000 end
+  return e
+end
+
 local function make_quantized(run, job, dst)
   local rec, method, scheme = job.rec, job.method, job.out.scheme
   local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
@@ -94,7 +102,7 @@ local function make_quantized(run, job, dst)
     return true
   end)
   if not ok then return nil, msg, code end
-  if sums then job.error = quant.finish_error(sums) end
+  if sums then job.error = written_error(sums) end
   return { content = digest(h) }
 end
 
@@ -194,8 +202,9 @@ function M.make(run, job)
   if not expect then return nil, msg, code end
   expect.bytes, expect.reusable = expect.bytes or {}, {}
   for _, t in ipairs(job.layout) do
-    local own, tensor, ok = dst[t.suffix], nil, nil
-    if own then tensor = own else tensor, msg, code = passing(run, job, t.suffix, expect) end
+    local own = dst[t.suffix]
+    local tensor, ok = own, nil
+    if not own then tensor, msg, code = passing(run, job, t.suffix, expect) end
     if tensor then ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor) end
     if not ok then return nil, msg, code end
     if own and reusable[t.suffix] then table.insert(expect.reusable, own)

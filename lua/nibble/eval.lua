@@ -5,6 +5,7 @@
 -- windows share nothing, and every text token is predicted exactly once; what does
 -- not fill a window is left out. Losses are in nats, summed in double in a fixed
 -- order, so the number of threads doesn't show.
+local checkpoint = require "nibble.checkpoint"
 local compute = require "nibble.compute"
 local json = require "nibble.json"
 local models = require "nibble.models"
@@ -18,14 +19,6 @@ local BATCH_BYTES = 512 * 2 ^ 20   -- of its activations, at most (but one windo
 local DEFAULT_CONTEXT = 2048
 
 -- ---- where token ids come from ------------------------------------------------------
-
-local function read(path)
-  local f, msg = io.open(path, "rb")
-  local text = f and f:read "*a"
-  if f then f:close() end
-  if not text then return nil, "cannot read " .. (msg or path), "eio" end
-  return text
-end
 
 -- i32 copy of an i32 or i64 tensor of ids, same shape.
 local function narrow(t, path)
@@ -44,7 +37,7 @@ end
 
 -- A safetensors file: `ids` (a stream) or `input_ids` (windows, or a stream when 1-D).
 local function ids_from_safetensors(path)
-  local file, msg, code = require("nibble.checkpoint").open(path)
+  local file, msg, code = checkpoint.open(path)
   if not file then return nil, msg, code end
   local name = file:info "ids" and "ids" or "input_ids"
   local t = file:tensor(name)
@@ -57,7 +50,7 @@ end
 
 -- Text: a JSON list, or whole numbers with white space or commas between.
 local function ids_from_text(path)
-  local text, msg, code = read(path)
+  local text, msg, code = checkpoint.read_file(path)
   if not text then return nil, msg, code end
   local list = {}
   if text:find "^%s*%[" then
@@ -81,7 +74,7 @@ end
 
 -- The tokenizer's ids of a text file, and the tokenizer.
 local function ids_from_tokenizer(path, ck)
-  local text, msg, code = read(path)
+  local text, msg, code = checkpoint.read_file(path)
   if not text then return nil, msg, code end
   local tok
   tok, msg, code = require("nibble.tokenizer").open(ck.path)

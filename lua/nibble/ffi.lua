@@ -77,6 +77,14 @@ function M.stop_check()
   if C.nb_stop_requested() ~= 0 then error("interrupted", 0) end
 end
 
+--- interpreted(f) -> f, never compiled. Debian 12's LuaJIT (2.1.0-beta3 of 2022) now and then compiles a
+-- pairs loop in hot or recursive code so that it finds no key. Functions whose pairs loop decides what is
+-- written, hashed or refused go through here; they cost microseconds.
+function M.interpreted(f)
+  jit.off(f)
+  return f
+end
+
 M.soft_limit_bytes = 1024 * 1024 * 1024
 
 return M

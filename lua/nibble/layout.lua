@@ -42,12 +42,22 @@ local function width(count, bits) return math.ceil(count * bits / 32) end
 local function packing(name, dtype, shape, rows)
   local c_pack, c_unpack = C["nb_" .. name .. "_pack"], C["nb_" .. name .. "_unpack"]
   local P = {}
+  --- layout.P.pack(codes, bits [, words, row]) -> words, for each packing P = ct, gptq, awq, awq_gemv, awq_gemv_fast
+  -- codes: u8 [n,k], unsigned, at most 2^bits-1 (the first one above is named). Without `words` a new tensor:
+  --   ct             i32 [n, ceil(k*bits/32)]  dense along k, 1 to 8 bits (FORMATS 4)
+  --   gptq           i32 [ceil(k*bits/32), n]  dense along k; 2, 3, 4, 8 bits (FORMATS 3, MRL-10)
+  --   awq            i32 [k, n*bits/32]        interleaved columns; 4 or 8 bits (FORMATS 2, MRL-12)
+  --   awq_gemv       i32 [n, k/8]              plain nibbles along k
+  --   awq_gemv_fast  i16 [n/4, k]              four rows x 64 k interleaved
+  -- With `words`, the whole tensor of a file: codes are its rows from `row` on (1-based), the rest stays.
   function P.pack(codes, bits, words, row)
     local n, k = codes_shape(codes, name .. " pack")
     check_bits(bits, name .. " pack")
     words = words or tensor.new(dtype, shape(n, k, bits))
     return check(c_pack(words, codes, bits, (row or 1) - 1), words)
   end
+  --- layout.P.unpack(words, bits, k | codes [, row]) -> codes u8 [n,k]: the inverse of layout.P.pack
+  -- All rows when k is a number, else the tile `codes` from `row` on.
   function P.unpack(words, bits, codes, row)
     check_bits(bits, name .. " unpack")
     expect_matrix(words, name .. " unpack")
@@ -58,26 +68,13 @@ local function packing(name, dtype, shape, rows)
   return P
 end
 
---- layout.ct.pack(codes, bits [, words, row]) -> words i32 [n, ceil(k*bits/32)]
--- compressed-tensors "pack-quantized": dense, least significant bit first, along k; 1 to 8 bits. codes: u8
--- [n,k]. Given `words` (the whole tensor, dense or as wide as the legacy packing), fills its rows from
--- `row` on (1-based). A code above 2^bits-1 is an error that names the first. (FORMATS 4)
---- layout.ct.unpack(words, bits, k | codes [, row]) -> codes u8 [n,k]
--- The inverse: all rows when k is a number, else the tile `codes` from `row` on. The legacy packing
--- (floor(32/bits) codes a word) is told by the words' width.
+-- Legacy words, floor(32/bits) codes in each, are told by their width.
 M.ct = packing("ct", "i32", function(n, k, bits) return { n, width(k, bits) } end,
   function(words) return words:size(1) end)
 
---- layout.gptq.pack(codes, bits [, words, row]) -> words i32 [ceil(k*bits/32), n]
--- GPTQ's qweight: dense along k; 2, 3, 4, 8 bits. `words`, `row`: as in layout.ct.pack, a strip of columns
--- from column `row`. (FORMATS 3, MRL-10)
---- layout.gptq.unpack(words, bits, k | codes [, row]) -> codes u8 [n,k]
 M.gptq = packing("gptq", "i32", function(n, k, bits) return { width(k, bits), n } end,
   function(words) return words:size(2) end)
 
---- layout.awq.pack(codes, bits [, words, row]) -> words i32 [k, n/pf]
--- AutoAWQ gemm's qweight, pf = 32/bits interleaved columns a word; 4 or 8 bits. (FORMATS 2, MRL-12)
---- layout.awq.unpack(words, bits, k | codes [, row]) -> codes u8 [n,k]   (MRL-13)
 M.awq = packing("awq", "i32", function(n, k, bits)
   if bits ~= 4 and bits ~= 8 then error(("awq pack: AWQ packs 4 or 8 bits, found %d"):format(bits), 3) end
   local pf = 32 / bits
@@ -85,13 +82,9 @@ M.awq = packing("awq", "i32", function(n, k, bits)
   return { k, n / pf }
 end, function(words, bits) return words:size(2) * 32 / bits end)
 
---- layout.awq_gemv.pack(codes, 4 [, words, row]) -> words i32 [n, k/8]; .unpack: the inverse.
--- AutoAWQ gemv: plain nibbles along k.
 M.awq_gemv = packing("awq_gemv", "i32", function(n, k) return { n, math.ceil(k / 8) } end,
   function(words) return words:size(1) end)
 
---- layout.awq_gemv_fast.pack(codes, 4 [, words, row]) -> words i16 [n/4, k]; .unpack: the inverse.
--- AutoAWQ gemv_fast: four rows x 64 k interleaved.
 M.awq_gemv_fast = packing("awq_gemv_fast", "i16", function(n, k) return { n / 4, k } end,
   function(words) return words:size(1) * 4 end)
 
@@ -134,8 +127,7 @@ function M.gptq.unpack_zeros(words, bits, minus_one, zeros, row, n)
     minus_one and 1 or 0), zeros)
 end
 
---- layout.awq.pack_zeros(zeros, bits [, words, row]) -> words i32 [G, n/pf]; zeros: u8 [n,G]
---- layout.awq.unpack_zeros(words, bits, G | zeros [, row]) -> zeros u8 [n,G]
+-- AWQ's zero-points lie as its codes do, with G in k's place: words i32 [G, n/pf], zeros u8 [n,G].
 M.awq.pack_zeros, M.awq.unpack_zeros = M.awq.pack, M.awq.unpack
 
 --- layout.awq_gemv.width(k, group) -> words a row of zero-points has in AutoAWQ's files: ceil(k/group/8) up to

@@ -127,9 +127,10 @@ function M.supported(type, group, zero_points, capability, platform)
   return true
 end
 
---- marlin.check_supported(...) -> boolean, and marlin.verify_supported(...), which raises the reason. (MRL-04)
+--- marlin.check_supported(...) -> boolean: marlin.supported without its reason. (MRL-04)
 function M.check_supported(...) return (M.supported(...)) end
 
+--- marlin.verify_supported(...): marlin.supported, raising its reason. (MRL-04)
 function M.verify_supported(...)
   local ok, reason = M.supported(...)
   if not ok then error(reason, 2) end

@@ -1,26 +1,15 @@
 -- output: the folder that a run writes into: whether it may be used, what it holds
 -- already, and leaving nothing behind when a run can't be mended.
-local ffi = require "ffi"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
-
-ffi.cdef "char *realpath(const char *path, char *resolved); void free(void *p);"
 
 local M = { journal = ".nibble-journal", certificate = "nibble.json" }
 
 -- ---- places -------------------------------------------------------------------
 
-local function real(path)
-  local resolved = ffi.C.realpath(path, nil)
-  if resolved == nil then return nil end
-  local text = ffi.string(resolved)
-  ffi.C.free(resolved)
-  return text
-end
-
 -- The absolute path without links and dots, also of what doesn't exist yet.
 local function absolute(path)
-  local found = real(path)
+  local found = checkpoint.real(path)
   if found then return found end
   local parent, leaf = path:gsub("/+$", ""):match "^(.-)/*([^/]*)$"
   if leaf == "" then return path end
@@ -43,7 +32,7 @@ end
 
 -- ---- what a folder holds ---------------------------------------------------------
 
---- look(dir, ck, id) -> "new" | "resume" | "complete" | nil, msg, code
+--- look(dir, ck, id) -> "new" | "resume" | "complete", certificate | nil, msg, code
 -- ck: the model that is read; id: the plan's.
 function M.look(dir, ck, id)
   local ok, msg, code = apart(dir, ck)
@@ -58,7 +47,7 @@ function M.look(dir, ck, id)
   local certificate = checkpoint.read_file(dir .. "/" .. M.certificate)
   if certificate then
     local c = json.decode(certificate)
-    if type(c) == "table" and c.plan == id then return "complete" end
+    if type(c) == "table" and c.plan == id then return "complete", c end
     return nil, ("%s holds the finished output of another plan; choose another folder or remove it"):format(dir), "eio"
   end
   if #entries > 0 then

@@ -186,6 +186,8 @@ local function copy_of(rec)
   return layout
 end
 
+nffi.interpreted(copy_of)
+
 -- The full name of an output tensor of a job.
 function M.tensor_name(job, t) return t.name or (t.suffix == "" and job.name or job.name .. "." .. t.suffix) end
 

@@ -1,5 +1,6 @@
 -- recipe: a quantization policy as data: reading it in a small sandbox, checking
 -- every key and type, and matching module names. DESIGN 5 shows the form.
+local interpreted = require("nibble.ffi").interpreted
 local words = require "nibble.text"
 
 local M = {}
@@ -92,6 +93,8 @@ local function check_table(where, t, schema)
   return true
 end
 
+interpreted(check_table)
+
 local function check_list_of_strings(where, list)
   for i, v in pairs(list) do
     if type(i) ~= "number" or type(v) ~= "string" then
@@ -180,7 +183,7 @@ local function deep_copy(v, path, above)
   above[v] = nil
   return out
 end
-jit.off(deep_copy) -- LuaJIT 2.1 beta 3 can skip entries in compiled recursive pairs loops
+interpreted(deep_copy)
 
 -- A copy that the caller may change: an inherited recipe must not change its base.
 local function copy_of(r, path)
@@ -341,7 +344,7 @@ local function canonical(v, out)
   end
 end
 
-jit.off(canonical) -- LuaJIT 2.1 beta 3 can skip entries in compiled recursive pairs loops
+interpreted(canonical) -- a plan's identity hangs on it
 
 --- canonical(recipe) -> string that is equal for equal recipes.
 function M.canonical(r)

@@ -6,6 +6,7 @@
 -- type is "int": the codes of a float type (fp8, fp4) have no scheme here yet.
 local M = {}
 
+local nffi = require "nibble.ffi"
 local text = require "nibble.text"
 
 M.MIN_BITS, M.MAX_BITS = 2, 8
@@ -120,6 +121,8 @@ local function override(f, options)
   if options.strategy ~= nil and options.strategy ~= "group" and options.group == nil then f.group = nil end
 end
 
+nffi.interpreted(override)
+
 --- try(name [, options]) -> scheme | nil, msg, code
 -- parse() for names that come from a file: nothing is raised.
 function M.try(name, options)
@@ -152,6 +155,8 @@ function M.try(name, options)
   if not s then return nil, ("scheme %q: %s"):format(name, why), code end
   return s
 end
+
+nffi.interpreted(M.try)
 
 --- parse(name [, options]) -> scheme
 -- name: a preset W{2..8}A16 or W{2..8}A16_ASYM (group 128), words after it ("W4A16 g64 asym"), or a

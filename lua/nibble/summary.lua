@@ -9,11 +9,25 @@ function M.scheme(rec)
   return rec.dtype or (rec.unreadable and "not readable") or "-"
 end
 
+--- schemes() -> scheme(rec) that makes each text once: many modules share one scheme's table.
+function M.schemes()
+  local texts = {}
+  return function(rec)
+    if not rec.scheme then return M.scheme(rec) end
+    local said = texts[rec.scheme]
+    if not said then
+      said = M.scheme(rec)
+      texts[rec.scheme] = said
+    end
+    return said
+  end
+end
+
 -- What most of the parameters are in: dtype, or format and scheme.
 local function mainly(recs)
-  local by, best = {}, nil
+  local by, best, scheme = {}, nil, M.schemes()
   for _, rec in ipairs(recs) do
-    local text = rec.scheme and ("%s %s"):format(rec.format, M.scheme(rec)) or rec.dtype or "?"
+    local text = rec.scheme and rec.format .. " " .. scheme(rec) or rec.dtype or "?"
     by[text] = (by[text] or 0) + (rec.params or rec.bytes)
     if not best or by[text] > by[best] then best = text end
   end

@@ -106,7 +106,10 @@ end
 --- t:type() -> "bf16", "i32", …: the dtype's name (t.dtype is C's number for it).
 function methods.type(t) return names[t.dtype] end
 
+--- t:numel() -> how many elements it has.
 function methods.numel(t) return tonumber(C.nb_tensor_numel(t)) end
+
+--- t:bytes() -> bytes of its elements.
 function methods.bytes(t) return tonumber(C.nb_tensor_bytes(t)) end
 
 --- t:size([i]) -> dimensions as a table, or dimension i (1-based).

@@ -97,9 +97,10 @@ local function quote(literal) return (literal:gsub("[^%w\128-\255]", "\\%0")) en
 -- ---- the parts of a tokenizer.json ------------------------------------------------
 
 local steps = {}
+local add_step
 
 function steps.Sequence(b, part, state)
-  for _, p in ipairs(part.pretokenizers or {}) do M.add_step(b, p, state) end
+  for _, p in ipairs(part.pretokenizers or {}) do add_step(b, p, state) end
 end
 
 function steps.Split(b, part)
@@ -120,7 +121,8 @@ function steps.ByteLevel(b, part, state)
   if part.use_regex ~= false then add_split(b, GPT2, "Isolated", false, "pre_tokenizer ByteLevel") end
 end
 
-function M.add_step(b, part, state)
+-- The next step of the pre-tokenizer; refuses what cannot be run.
+function add_step(b, part, state)
   if state.byte_level then refuse("pre_tokenizer: %s after ByteLevel", tostring(part.type)) end
   local step = steps[part.type]
   if not step then
@@ -346,7 +348,7 @@ local function build(spec, dir)
   merges(handle, spec.model.vocab, spec.model.merges)
   added_tokens(handle, spec.added_tokens, tok)
   local state = {}
-  if given(spec.pre_tokenizer) then M.add_step(handle, spec.pre_tokenizer, state) end
+  if given(spec.pre_tokenizer) then add_step(handle, spec.pre_tokenizer, state) end
   if not state.byte_level then refuse "no ByteLevel pre_tokenizer: nibble runs byte-level BPE" end
   post_processor(spec.post_processor, tok)
   decoder(spec.decoder)

@@ -33,7 +33,7 @@ local function as_text(r)
   row(rows, "KL divergence", "%.6f", r.kl)
   row(rows, "top-1 agreement", "%.4f", r.top1_agreement)
   if r.seconds then rows[#rows + 1] = { "time", units.seconds(r.seconds) } end
-  return require("nibble.repl.show").columns(rows, "ll")
+  return require("nibble.show").columns(rows, "ll")
 end
 
 -- The bounds of the recipe that made the model (its certificate keeps them), against the figures.

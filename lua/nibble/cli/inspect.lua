@@ -1,7 +1,8 @@
 -- inspect: what is in a checkpoint, module by module, from its headers only.
-local show = require "nibble.repl.show"
+local show = require "nibble.show"
 local summary = require "nibble.summary"
 local units = require "nibble.units"
+local words = require "nibble.text"
 
 local M = {
   summary = "what is in a checkpoint: modules, schemes, shapes, bits per weight, bytes",
@@ -45,25 +46,48 @@ local function ranges(set)
   return "{" .. table.concat(out, ",") .. "}"
 end
 
+-- "a.3.b.7" -> "a.\0.b.\0", {3, 7}
+local function numbered(name)
+  local numbers = {}
+  local stem = ("." .. name .. "."):gsub("%.(%d+)%f[.]", function(n)
+    numbers[#numbers + 1] = tonumber(n)
+    return ".\0"
+  end)
+  return { stem = stem:sub(2, -2), numbers = numbers }
+end
+
+-- numbered(), whose work on what stands before the last dot is done once.
+local function splitter()
+  local parents = {}
+  return function(name)
+    local parent, leaf = words.split_name(name)
+    if leaf == "" or leaf:find "^%d+$" then
+      local whole = numbered(name)
+      return whole.stem, whole.numbers
+    end
+    local p = parents[parent]
+    if not p then
+      p = numbered(parent)
+      parents[parent] = p
+    end
+    return p.stem .. "." .. leaf, p.numbers
+  end
+end
+
 -- Modules whose names differ in numbers only, and that are alike, as one line each.
 local function collapse(recs)
-  local groups, by = {}, {}
+  local groups, by, split, scheme = {}, {}, splitter(), summary.schemes()
   for _, rec in ipairs(recs) do
-    local numbers = {}
-    local stem = ("." .. rec.name .. "."):gsub("%.(%d+)%f[.]", function(n)
-      numbers[#numbers + 1] = tonumber(n)
-      return ".\0"
-    end)
-    local key = table.concat({ stem, scheme_text(rec), table.concat(shape_of(rec), "x") }, "\1")
+    local stem, numbers = split(rec.name)
+    local shape = rec.n and rec.n .. "x" .. rec.k or table.concat(shape_of(rec), "x")
+    local key = stem .. "\1" .. scheme(rec) .. "\1" .. shape
     local g = by[key]
     if not g then
-      g = { stem = stem:sub(2, -2), sets = {}, count = 0, bytes = 0, params = 0, rec = rec }
+      g = { stem = stem, sets = {}, count = 0, bytes = 0, params = 0, rec = rec }
+      for i = 1, #numbers do g.sets[i] = {} end
       groups[#groups + 1], by[key] = g, g
     end
-    for i, n in ipairs(numbers) do
-      g.sets[i] = g.sets[i] or {}
-      g.sets[i][n] = true
-    end
+    for i = 1, #numbers do g.sets[i][numbers[i]] = true end
     g.count, g.bytes, g.params = g.count + 1, g.bytes + rec.bytes, g.params + (rec.params or 0)
   end
   for _, g in ipairs(groups) do

@@ -53,6 +53,7 @@ function M.null_free(t)
   end
   return out
 end
+nffi.interpreted(M.null_free)
 
 --- bias_ok(module, tensors, n) -> true | nil, msg, code: the bias, where there is one.
 function M.bias_ok(module, tensors, n)
@@ -159,6 +160,7 @@ function M.with(s, fields)
   for k, v in pairs(fields) do out[k] = v or nil end
   return out
 end
+nffi.interpreted(M.with)
 
 --- by_scheme(records) -> array of {scheme=, records=}, most modules first (ties: first seen).
 function M.by_scheme(records)

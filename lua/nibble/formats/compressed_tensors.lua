@@ -77,7 +77,8 @@ local function parse_group(name, value, st, where)
   if format == "mixed-precision" then
     return fail("eformat", '%s: the format is "mixed-precision", so config_groups.%s must name its own', where, name)
   end
-  local g = { name = name, format = format or PACKED, names = {}, classes = {}, unclear = {}, args = group.weights }
+  local g = { name = name, format = format or PACKED, names = {}, classes = {}, unclear = {}, args = group.weights,
+    seen = {} }
   for _, target in ipairs(group.targets) do
     g.names[#g.names + 1] = name_matcher(tostring(target), g.unclear)
     g.classes[tostring(target)] = true
@@ -96,11 +97,12 @@ function M.settings(ck)
   local config, where = common.null_free(ck.quantization.config), common.source_name(ck)
   local st = { groups = {}, ignore = {}, format = config.format, where = where }
   if type(config.config_groups) ~= "table" then return fail("eformat", "%s: config_groups is missing", where) end
-  local names = {}
-  for name in pairs(config.config_groups) do names[#names + 1] = name end
-  table.sort(names, function(x, y) return text.natural_key(x) < text.natural_key(y) end)
-  for _, name in ipairs(names) do
-    local ok, msg, code = parse_group(name, config.config_groups[name], st, where)
+  local names, groups = {}, {}
+  for key, group in pairs(config.config_groups) do -- a list has numbers for names
+    names[#names + 1], groups[tostring(key)] = tostring(key), group
+  end
+  for _, name in ipairs(text.natural_sort(names)) do
+    local ok, msg, code = parse_group(name, groups[name], st, where)
     if not ok then return nil, msg, code end
   end
   for _, entry in ipairs(type(config.ignore) == "table" and config.ignore or {}) do
@@ -155,14 +157,17 @@ local function first_name_match(st, module)
   end
 end
 
--- The module's config group: by name or pattern, then by class, then by what its tensors can be.
--- The third value says how it was found when that was not by the config's word.
-local function group_of(st, module, tensors, n, k)
+-- The config group that names the module, by name or pattern, or else by its class.
+local function named_group(st, module)
   local g = first_name_match(st, module)
   if g then return g end
   for _, candidate in ipairs(st.groups) do
     if candidate.classes.Linear then return candidate end
   end
+end
+
+-- The config group whose scheme the tensors fit, where none names the module, and a note that says so.
+local function fitting_group(st, module, tensors, n, k)
   local fitting = {}
   for _, candidate in ipairs(st.groups) do
     local s = candidate.scheme
@@ -174,18 +179,27 @@ local function group_of(st, module, tensors, n, k)
   return nil, ("%d config groups fit its tensors"):format(#fitting)
 end
 
--- n and k from weight_shape's two numbers, the only data that probing reads.
+-- Where the shapes alone say n and k: rows of packed words, and whole groups of columns that fill them.
+local function implied_shape(g, tensors)
+  local s, packed, scales = g and g.scheme, tensors.weight_packed.shape, tensors.weight_scale
+  if not s or s.strategy ~= "group" or not scales or #scales.shape ~= 2 then return nil end
+  local n, k = packed[1], scales.shape[2] * s.group
+  if n < 1 or k < 1 or (packed[2] ~= math.ceil(k * s.bits / 32) and packed[2] ~= legacy_width(k, s.bits)) then return nil end
+  return n, k
+end
+
+local function shape_fault(module, n, k, packed)
+  return fail("eformat", "%s: weight_shape says [%gx%g], but weight_packed is %s", module, n, k, text.shape(packed))
+end
+
+-- n and k from weight_shape's two numbers, the only data that probing reads, and only where it must.
 local function read_shape(ck, module, tensors)
-  local ok, msg, code = expect(module, tensors, "weight_shape", "i64 i32", { { 2 } }, "the format says n and k")
-  if not ok then return nil, msg, code end
-  local t
-  t, msg, code = ck:tensor(module .. ".weight_shape")
+  local t, msg, code = ck:tensor(module .. ".weight_shape")
   if not t then return nil, msg, code end
   local n, k = t:get(1), t:get(2)
+  t:drop()
   local packed = tensors.weight_packed.shape
-  if n < 1 or k < 1 or k > 2 ^ 40 or n ~= packed[1] then
-    return fail("eformat", "%s: weight_shape says [%gx%g], but weight_packed is %s", module, n, k, text.shape(packed))
-  end
+  if n < 1 or k < 1 or k > 2 ^ 40 or n ~= packed[1] then return shape_fault(module, n, k, packed) end
   return n, k
 end
 
@@ -217,7 +231,47 @@ local function old_layout(tensors, s, k)
   if zeros and (zeros.dtype ~= "i32" or s.symmetric) then return "legacy zero-points" end
 end
 
+-- The tensors' dtypes and shapes as a string: modules that have it in common have one record but for the name.
+local function signature(tensors)
+  local out = {}
+  for i, suffix in ipairs { "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "bias" } do
+    local info = tensors[suffix]
+    out[i] = info and info.dtype .. table.concat(info.shape, "x") or "-"
+  end
+  return table.concat(out, " ")
+end
+
+local function record(module, tensors, like)
+  return { name = module, kind = "linear", format = M.name, tensors = tensors, n = like.n, k = like.k,
+    dtype = like.dtype, scheme = like.scheme, bias = tensors.bias ~= nil, note = like.note, variant = like.variant,
+    bytes = 0, params = 0, bits_per_weight = 0 } -- formats.measure fills these: room for them
+end
+
+-- What a packed module is: a record to be named, or nil, msg, code.
+local function examine(ck, module, tensors, st, g)
+  local ok, msg, code = expect(module, tensors, "weight_shape", "i64 i32", { { 2 } }, "the format says n and k")
+  if not ok then return nil, msg, code end
+  local n, k = implied_shape(g, tensors)
+  if not n then n, k, code = read_shape(ck, module, tensors) end
+  if not n then return nil, k, code end
+  local note
+  if not g then g, note = fitting_group(st, module, tensors, n, k) end
+  if not g then
+    return fail("eformat", "%s: no target of %s's config groups names it, and %s", module, st.where, note)
+  end
+  local says = ("%s (config group %s)"):format(scheme.describe(g.scheme), g.name)
+  ok, msg, code = shapes_fit(module, tensors, g.scheme, n, k, says)
+  if not ok then return nil, msg, code end
+  local s
+  s, msg, code = act_order(ck, { name = module, tensors = tensors, k = k }, g.scheme)
+  if not s then return nil, msg, code end
+  local dtype = tensors.weight_scale.dtype
+  return { n = n, k = k, note = note, variant = old_layout(tensors, g.scheme, k), dtype = dtype,
+    scheme = common.with(s, { scale_dtype = dtype }) }
+end
+
 --- probe(ck, module, tensors, settings) -> rec | nil (not quantized) | nil, msg, code
+-- From headers where shapes say n and k; read() compares weight_shape with them.
 function M.probe(ck, module, tensors, st)
   if not (tensors.weight_packed or tensors.weight_scale) then return nil end
   if not is_packed(tensors) then
@@ -231,25 +285,16 @@ function M.probe(ck, module, tensors, st)
     return fail("eformat", "%s: weight_packed is %s, expected two dimensions", module,
       text.shape(tensors.weight_packed.shape))
   end
-  local n, k, code = read_shape(ck, module, tensors)
-  if not n then return nil, k, code end
-  local g, note = group_of(st, module, tensors, n, k)
-  if not g then
-    return fail("eformat", "%s: no target of %s's config groups names it, and %s", module, st.where, note)
+  local g = named_group(st, module)
+  if g and g.format ~= PACKED then return common.unreadable(module, tensors, g.format) end
+  local key = g and not tensors.weight_g_idx and signature(tensors)
+  local like, msg, code = key and g.seen[key], nil, nil
+  if not like then
+    like, msg, code = examine(ck, module, tensors, st, g)
+    if not like then return nil, msg, code end
+    if key and implied_shape(g, tensors) then g.seen[key] = like end
   end
-  if g.format ~= PACKED then return common.unreadable(module, tensors, g.format) end
-  local says = ("%s (config group %s)"):format(scheme.describe(g.scheme), g.name)
-  local ok, msg
-  ok, msg, code = shapes_fit(module, tensors, g.scheme, n, k, says)
-  if not ok then return nil, msg, code end
-  local rec = { name = module, kind = "linear", n = n, k = k, tensors = tensors, bias = tensors.bias ~= nil, note = note,
-    variant = old_layout(tensors, g.scheme, k) }
-  local s
-  s, msg, code = act_order(ck, rec, g.scheme)
-  if not s then return nil, msg, code end
-  rec.dtype = tensors.weight_scale.dtype
-  rec.scheme = common.with(s, { scale_dtype = rec.dtype })
-  return rec
+  return record(module, tensors, like)
 end
 
 -- Zero-points of 32/gcd(32,bits) rows fill whole words.
@@ -329,6 +374,8 @@ end
 -- Rows a..b (1-based, inclusive) of the module into q, a tile of b-a+1 rows; src: suffix -> tensor.
 function M.read(src, rec, a, b, q)
   common.rows_ok(rec, a, b, q)
+  local n, k = src.weight_shape:get(1), src.weight_shape:get(2)
+  if n ~= rec.n or k ~= rec.k then return shape_fault(rec.name, n, k, src.weight_packed:size()) end
   if q.codes then must(C.nb_ct_unpack(q.codes, src.weight_packed, rec.scheme.bits, a - 1)) end
   read_scales(src, rec, a, b, q)
   if src.weight_zero_point then

@@ -105,13 +105,14 @@ end
 local function by_module(ck)
   local order, tensors = {}, {}
   for _, info in ipairs(ck.tensors) do
-    local module, suffix = info.name:match "^(.*)%.([^.]*)$"
-    if not module then module, suffix = info.name, "" end
-    if not tensors[module] then
-      tensors[module] = {}
-      order[#order + 1] = module
+    local module, suffix = text.split_name(info.name)
+    local of = tensors[module]
+    if not of then
+      of = {}
+      tensors[module], order[#order + 1] = of, module
     end
-    tensors[module][suffix] = info
+    of[suffix] = info
+    if telling[suffix] and not ck.quantization then return no_config(ck, module, suffix) end
   end
   return order, tensors
 end
@@ -132,6 +133,8 @@ local function measure(rec)
   rec.bits_per_weight = rec.params > 0 and rec.bytes * 8 / rec.params or 0
   return rec
 end
+
+nffi.interpreted(measure)
 
 local function probe_one(ck, f, st, module, tensors)
   local plain = require "nibble.formats.plain"
@@ -154,18 +157,16 @@ local function build(ck)
   local f = M.of(ck)
   local st, msg, code = f.settings(ck)
   if not st then return nil, msg, code end
-  local order, tensors = by_module(ck)
-  local list, by_name, keys = {}, {}, {}
-  for i, module in ipairs(order) do
-    for suffix in pairs(ck.quantization and {} or tensors[module]) do
-      if telling[suffix] then return no_config(ck, module, suffix) end
-    end
+  local order, tensors
+  order, tensors, code = by_module(ck)
+  if not order then return nil, tensors, code end
+  local list, by_name = {}, {}
+  for i, module in ipairs(text.natural_sort(order)) do
     local rec
     rec, msg, code = probe_one(ck, f, st, module, tensors[module])
     if not rec then return nil, msg, code end
-    list[i], by_name[module], keys[module] = rec, rec, text.natural_key(module)
+    list[i], by_name[module] = rec, rec
   end
-  table.sort(list, function(x, y) return keys[x.name] < keys[y.name] end)
   return { list = list, by_name = by_name, format = f, settings = st }
 end
 
@@ -216,6 +217,7 @@ function M.source(ck, rec)
   end
   return src
 end
+nffi.interpreted(M.source)
 
 local TILE_ELEMENTS = 4 * 1024 * 1024
 

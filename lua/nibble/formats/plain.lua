@@ -1,5 +1,6 @@
 -- formats.plain: weights as they were trained: f32, f16 or bf16, [n,k] under `.weight`.
 local nffi = require "nibble.ffi"
+local text = require "nibble.text"
 local common = require "nibble.formats.common"
 local C = nffi.C
 
@@ -20,7 +21,7 @@ local function is_norm(leaf) return leaf:find("norm", 1, true) ~= nil or leaf:ma
 
 local function kind_of(module, info)
   if not info then return "other" end
-  local leaf = module:match "[^.]*$"
+  local leaf = text.leaf(module)
   if #info.shape == 1 then return is_norm(leaf) and "norm" or "other" end
   if #info.shape ~= 2 then return "other" end
   if is_embedding(leaf) then return "embedding" end
@@ -31,9 +32,10 @@ end
 function M.probe(_, module, tensors)
   local info = tensors.weight
   local kind = kind_of(module, info)
-  local rec = { name = module, kind = kind, tensors = tensors, dtype = info and info.dtype, bias = tensors.bias ~= nil }
-  if kind == "linear" or kind == "embedding" then rec.n, rec.k = info.shape[1], info.shape[2] end
-  return rec
+  local matrix = kind == "linear" or kind == "embedding"
+  return { name = module, kind = kind, tensors = tensors, dtype = info and info.dtype, bias = tensors.bias ~= nil,
+    n = matrix and info.shape[1] or nil, k = matrix and info.shape[2] or nil,
+    format = M.name, bytes = 0, params = 0, bits_per_weight = 0 } -- formats.measure fills these: room for them
 end
 
 function M.row_step() return 1 end

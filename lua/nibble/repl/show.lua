@@ -1,10 +1,5 @@
--- show: how a session and the commands print things: tables of text, and any
--- Lua value.
-local text = require "nibble.show"
-
+-- show: how a session prints any Lua value.
 local M = {}
-
-M.width, M.columns = text.width, text.columns
 
 local function key_text(k)
   if type(k) == "string" and k:match "^[%a_][%w_]*$" then return k end

@@ -20,8 +20,7 @@ local function fails_for_room(dir, before, words)
   assert.equal("", r.out)
   assert.equal(1, #r.lines, r.err)
   assert.matches(words, r.lines[1])
-  assert.is_nil(checkpoint.exists(dir .. "/nibble.json"))
-  assert.is_nil(checkpoint.exists(dir .. "/model.safetensors"))
+  assert.is_nil(checkpoint.exists(dir)) -- room for all is taken first, so nothing was proven yet
 end
 
 local function goes_on(dir)
@@ -44,7 +43,7 @@ describe("a full disk", function()
   it("of which files may not grow beyond a limit", function()
     for _, blocks in ipairs { 1, 100, 1000, 4000 } do -- of 512 bytes in sh
       local dir = ("%s/limited-%d"):format(root, blocks)
-      fails_for_room(dir, ("ulimit -f %d; exec"):format(blocks), "File too large; what was proven stays, and the same command goes on")
+      fails_for_room(dir, ("ulimit -f %d; exec"):format(blocks), "File too large$")
       goes_on(dir)
     end
   end)
@@ -58,7 +57,7 @@ describe("a full disk", function()
     local ok, failure = pcall(function()
       for _, size in ipairs { "64k", "300k", "2m" } do
         assert.equal(0, os.execute(("mount -o remount,size=%s %s"):format(size, mount)))
-        fails_for_room(mount .. "/out", nil, "No space left on device; what was proven stays")
+        fails_for_room(mount .. "/out", nil, "No space left on device$")
       end
       assert.equal(0, os.execute(("mount -o remount,size=20m %s"):format(mount)))
       goes_on(mount .. "/out")

@@ -16,6 +16,17 @@ local kinds = { [0] = nil, "file", "dir", "other" }
 --- exists(path) -> "file" | "dir" | "other" | nil
 function M.exists(path) return kinds[C.nb_path_kind(path)] end
 
+ffi.cdef "char *realpath(const char *path, char *resolved); void free(void *p);"
+
+--- real(path) -> the absolute path without links and dots | nil where nothing is.
+function M.real(path)
+  local resolved = ffi.C.realpath(path, nil)
+  if resolved == nil then return nil end
+  local text = ffi.string(resolved)
+  ffi.C.free(resolved)
+  return text
+end
+
 --- list(dir) -> sorted array of names (folders end in "/") | nil, msg, code
 function M.list(dir)
   local t = tensor.type()
@@ -180,10 +191,13 @@ end
 -- What a conversion copies: files, and those in subfolders, without weights,
 -- configs that describe the weights, and dot files.
 local function other_files(dir, names, prefix, out)
+  local here = M.real(dir) .. "/"
   for _, name in ipairs(names) do
     if name:sub(1, 1) ~= "." then
       if name:sub(-1) == "/" then
-        other_files(join(dir, name:sub(1, -2)), M.list(join(dir, name)) or {}, prefix .. name, out)
+        local below = M.real(join(dir, name))
+        local loops = below and here:sub(1, #below + 1) == below .. "/" -- a link to a folder that holds it
+        if below and not loops then other_files(join(dir, name:sub(1, -2)), M.list(join(dir, name)) or {}, prefix .. name, out) end
       elseif not is_weight(name) then
         out[#out + 1] = prefix .. name
       end

@@ -245,7 +245,15 @@ local function close(run)
   if run.journal then run.journal:close() end
 end
 
--- A failure that no second run could mend: everything that this plan writes goes.
+local function proved_some(run)
+  if next(run.done) then return true end
+  for _, job in ipairs(run.plan.jobs) do
+    if job.hash then return true end
+  end
+  return false
+end
+
+-- A failure that no second run could mend, or before anything was proven: everything that this plan writes goes.
 local function clear(run)
   local names = { output.journal, output.certificate, "config.json", "model.safetensors.index.json" }
   for _, list in ipairs { run.writer and run.writer.files or {}, run.plan.model.other_files or {} } do
@@ -308,7 +316,8 @@ function M.execute(plan, dir, options)
   run.done = done
   local called, ok
   called, ok, msg, code = pcall(execute, run, dir)
-  if called and not ok and (code == "eformat" or code == "einexact" or code == "einval") then
+  local hopeless = code == "eformat" or code == "einexact" or code == "einval"
+  if called and not ok and (hopeless or not proved_some(run)) then
     clear(run)
     return nil, msg, code
   end

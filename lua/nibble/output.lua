@@ -1,26 +1,15 @@
 -- output: the folder that a run writes into: whether it may be used, what it holds
 -- already, and leaving nothing behind when a run can't be mended.
-local ffi = require "ffi"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
-
-ffi.cdef "char *realpath(const char *path, char *resolved); void free(void *p);"
 
 local M = { journal = ".nibble-journal", certificate = "nibble.json" }
 
 -- ---- places -------------------------------------------------------------------
 
-local function real(path)
-  local resolved = ffi.C.realpath(path, nil)
-  if resolved == nil then return nil end
-  local text = ffi.string(resolved)
-  ffi.C.free(resolved)
-  return text
-end
-
 -- The absolute path without links and dots, also of what doesn't exist yet.
 local function absolute(path)
-  local found = real(path)
+  local found = checkpoint.real(path)
   if found then return found end
   local parent, leaf = path:gsub("/+$", ""):match "^(.-)/*([^/]*)$"
   if leaf == "" then return path end

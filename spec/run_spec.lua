@@ -45,6 +45,21 @@ describe("plan", function()
     assert.equal("copy", by["model.norm"].action)
   end)
 
+  it("leaves a router as it is, whatever the default and the rules say", function()
+    local p = assert(plan({ name = "t", scheme = "W4A16", group = 64, rules = { { "*.layers.1.*", scheme = "W8A16" } } },
+      assert(nb.open "spec/models/tiny-moe")))
+    local routers = 0
+    for _, m in ipairs(p:totable().modules) do
+      if m.name:find "%.mlp%.gate$" then
+        routers = routers + 1
+        assert.equal("copy", m.action)
+        assert.equal("router: consumers load it unquantized", m.reason)
+      end
+    end
+    assert.equal(3, routers)
+    assert.equal(4, #p.quantization_config.ignore) -- and lm_head
+  end)
+
   local refusals = {
     { "a linear layer that nothing names", { rules = { { "*.q_proj", scheme = "W4A16" } } },
       "model.layers.0.mlp.down_proj %[256×768%]: nothing in the recipe names this linear layer" },

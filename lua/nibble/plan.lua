@@ -93,6 +93,14 @@ end
 
 local function is_head(rec) return rec.name == "lm_head" or rec.name:match "%.lm_head$" ~= nil end
 
+-- Routers choose the experts; consumers hold them as plain weights and load no packed ones.
+local function is_router(p, rec)
+  for _, ending in ipairs(p.routers) do
+    if rec.name:sub(-#ending - 1) == "." .. ending then return true end
+  end
+  return false
+end
+
 -- -> decision {action, scheme, method, options, reason, rule} | nil, msg
 local function decide(p, rec)
   local recipe, name = p.recipe, rec.name
@@ -104,6 +112,7 @@ local function decide(p, rec)
   end
   local _, skip = first_match(p.skips, name)
   if skip then return { action = "keep", reason = ("skip %q"):format(skip.text) } end
+  if is_router(p, rec) then return { action = "keep", reason = "router: consumers load it unquantized" } end
   local problem
   local i, hit = first_match(p.rules, name, function(i)
     local when = recipe.rules[i].when
@@ -135,9 +144,10 @@ local default_fused = {
   { "w1", "w3", as = "w13" },
 }
 
-local function fused_groups(ck)
+-- -> the fused groups and the routers' name endings of the checkpoint's architecture
+local function structure(ck)
   local arch = ck.config and require("nibble.models").of(ck.config)
-  return arch and arch.fused or default_fused
+  return arch and arch.fused or default_fused, arch and arch.router or {}
 end
 
 local function outcome(job)
@@ -271,8 +281,9 @@ local function start(ck, format_name, recipe)
   local modules
   modules, msg, code = ck:modules()
   if not modules then return nil, msg, code end
+  local fused, routers = structure(ck)
   return { model = ck, recipe = recipe, format = format, plain = formats.get "plain", jobs = {}, notes = {},
-           fused = fused_groups(ck), modules = modules, out_bytes_per_s = 1e9 }
+           fused = fused, routers = routers, modules = modules, out_bytes_per_s = 1e9 }
 end
 
 --- plan(recipe, checkpoint [, {sample = false}]) -> plan | nil, msg, code

@@ -215,6 +215,13 @@ describe("models.rope", function()
     for i = 0, 3 do near(math.cos(39 / 4 / 500 ^ (2 * i / 8)), c(39, i)) end
   end)
 
+  it("keeps short waves, divides long ones, and goes from one to the other between (llama3)", function()
+    local c = cosines({ rope_theta = 10000, rope_scaling = { rope_type = "llama3", factor = 8, low_freq_factor = 1,
+      high_freq_factor = 4, original_max_position_embeddings = 64 } }, 2, 16)
+    -- waves of 6.3, 19.9, 62.8 and 198.7 positions; below 64/4 kept, above 64 divided
+    for i, frequency in ipairs { 1.00000000, 0.24438460, 0.01304226, 0.00395285 } do near(math.cos(frequency), c(1, i - 1)) end
+  end)
+
   it("takes rope_scaling when both are there and it says something, else rope_parameters", function()
     local values = { rope_theta = 500, rope_parameters = { rope_theta = 900, rope_type = "default" },
       rope_scaling = { rope_type = "linear", factor = 4 } }

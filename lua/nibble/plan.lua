@@ -68,7 +68,8 @@ end
 local scheme_fields = { "group", "symmetric", "strategy", "scale_dtype", "actorder" }
 
 -- The scheme, method and kernels that hold for a module: the rule's keys over the
--- recipe's. A rule that names a scheme starts from it, without the default's group.
+-- recipe's. A rule that names another scheme starts from it: of the recipe's scheme keys
+-- only the group still holds.
 local function settings_of(recipe, rule, head_scheme)
   local s = { scheme = recipe.scheme, method = recipe.method, options = recipe.options, kernels = recipe.kernels }
   local overrides = {}
@@ -419,8 +420,8 @@ end
 
 -- ---- identity -----------------------------------------------------------------
 
---- plan:id() -> 32 hex digits that name this plan: recipe, source (names, shapes,
--- file sizes) and output layout. The same command on the same input gives the same id.
+--- plan:id() -> 32 hex digits that name this plan: recipe, source (files, names,
+-- dtypes and shapes, not contents) and output layout. The same command on the same input gives the same id.
 function plan_mt:id()
   if self.cached_id then return self.cached_id end
   local h = nffi.C.nb_hash_new()

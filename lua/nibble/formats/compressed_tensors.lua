@@ -288,8 +288,9 @@ function M.probe(ck, module, tensors, st)
   local g = named_group(st, module)
   if g and g.format ~= PACKED then return common.unreadable(module, tensors, g.format) end
   local key = g and not tensors.weight_g_idx and signature(tensors)
-  local like, msg, code = key and g.seen[key], nil, nil
+  local like = key and g.seen[key]
   if not like then
+    local msg, code
     like, msg, code = examine(ck, module, tensors, st, g)
     if not like then return nil, msg, code end
     if key and implied_shape(g, tensors) then g.seen[key] = like end

@@ -29,9 +29,11 @@ local function new_hash()
   return ffi.gc(h, C.nb_hash_free)
 end
 
+-- Frees the hash, too: the collector doesn't see how large it is.
 local hex = ffi.new "char[33]"
 local function digest(h)
   C.nb_hash_hex(h, hex)
+  C.nb_hash_free(ffi.gc(h, nil))
   return ffi.string(hex)
 end
 
@@ -149,7 +151,9 @@ local function make_dequantized(run, job, dst)
   local w, msg, code = run.plan.model:weight(job.name, job.out.dtype)
   if not w then return nil, msg, code end
   nffi.must(C.nb_tensor_copy(dst.weight, w))
-  return { bytes = { weight = digest_of(w) } }
+  local expect = { bytes = { weight = digest_of(w) } }
+  w:free()
+  return expect
 end
 
 local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized }

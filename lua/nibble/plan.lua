@@ -465,12 +465,32 @@ end
 
 local sample_rows_elements = 1024 * 256
 
+-- What nibble.convert holds however large the modules are: the writer's queue, what waits for its
+-- proof, tiles and the threads' scratch.
+local fixed_bytes = (64 + 32 + 32) * 2 ^ 20
+-- ... and for every module and tensor: its records, its entry in the writer, in the journal and in the certificate.
+local module_bytes, tensor_bytes = 4096, 1024
+
+-- What one module takes while it is made: its output, the one before that is being proven and one to be
+-- used again; the whole weight in float32 and as codes where rows can't go one tile at a time.
+local function working_bytes(job)
+  if job.action == "copy" then return 0 end
+  local elements, whole = job.rec.n * job.rec.k, 0
+  if job.action == "quantize" then
+    if not quant.row_local(job.method, job.out.scheme) then whole = 9 * elements end
+    if job.rec.scheme then whole = whole + 4 * elements end
+  elseif job.out.scheme then
+    whole = job.rec.bytes -- words moved whole are compared with the source's
+  end
+  return 3 * job.bytes_out + whole
+end
+
 --- plan:estimate() -> {seconds =, memory_bytes =}
--- Times one small sample of each method here and now; memory is the bound that
--- nibble.convert keeps: the writer's queue, one module being made and one being proven, and a tile.
+-- Times one small sample of each method here and now. memory_bytes: a bound of the peak resident
+-- memory of plan:run in this process, on top of what it has already taken.
 function plan_mt:estimate()
   if self.estimated then return self.estimated end
-  local rates, seconds, largest = {}, 0, 0
+  local rates, seconds, largest, tensors = {}, 0, 0, 0
   for _, job in ipairs(self.jobs) do
     if job.action == "quantize" then
       local key = tostring(job.method.name) .. scheme_m.describe(job.out.scheme)
@@ -488,10 +508,11 @@ function plan_mt:estimate()
       end
       seconds = seconds + job.rec.n * job.rec.k / (rates[key] or 1e8)
     end
-    largest = math.max(largest, job.action == "copy" and 0 or job.bytes_out)
+    largest, tensors = math.max(largest, working_bytes(job)), tensors + #job.layout
   end
   seconds = seconds + self.totals.bytes_in / 4e9 + self.totals.bytes_out / self.out_bytes_per_s
-  self.estimated = { seconds = seconds, memory_bytes = 64 * 2 ^ 20 + 3 * largest + 32 * 2 ^ 20 }
+  local held = tonumber(nffi.C.nb_peak_rss()) + #self.jobs * module_bytes + tensors * tensor_bytes
+  self.estimated = { seconds = seconds, memory_bytes = held + fixed_bytes + largest }
   return self.estimated
 end
 

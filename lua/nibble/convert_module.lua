@@ -73,6 +73,27 @@ local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
   return true
 end
 
+-- ---- tensors used again ---------------------------------------------------------------
+-- New memory costs a page fault and a zeroed page for every 4 KiB: as much as the work on
+-- it. So tensors whose every byte is written go from proven modules to new ones.
+
+local function pool_key(dtype, shape) return dtype .. "[" .. table.concat(shape, "x") .. "]" end
+
+local function take(run, dtype, shape)
+  local free = run.pool[pool_key(dtype, shape)]
+  return free and table.remove(free) or tensors.new(dtype, shape)
+end
+
+local function taker(run)
+  return function(dtype, shape) return take(run, dtype, shape) end
+end
+
+local function give_back(run, t)
+  local key = pool_key(t:type(), t:size())
+  run.pool[key] = run.pool[key] or {}
+  if #run.pool[key] < 4 then table.insert(run.pool[key], t) else t:free() end
+end
+
 -- ---- making ----------------------------------------------------------------------
 -- Each fills dst (suffix -> heap tensor of the output layout) and returns what the
 -- proof must find, or nil, msg, code.
@@ -109,11 +130,11 @@ local function make_quantized(run, job, dst)
 end
 
 -- Words whole, without codes between; nil (and no message) where that way doesn't serve.
-local function make_direct(job, dst, src)
+local function make_direct(run, job, dst, src)
   local rec, from = job.rec, assert(formats.get(job.rec.format))
   local way = direct.find(rec.format, job.format.name, rec)
   if not way then return nil end
-  local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype)
+  local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype, taker(run))
   local ok, msg, code = from.read(src, rec, 1, rec.n, q)
   if not ok then return nil, msg, code end
   if C.nb_scales_sound(q.scales) == 0 then return nil end -- the way through codes names the first that isn't
@@ -142,7 +163,7 @@ local function make_converted(run, job, dst)
   local src, msg, code = formats.source(run.plan.model, job.rec)
   if not src then return nil, msg, code end
   local expect
-  expect, msg, code = make_direct(job, dst, src)
+  expect, msg, code = make_direct(run, job, dst, src)
   if expect or msg then return expect, msg, code end
   return make_through_codes(run, job, dst, src)
 end
@@ -158,25 +179,6 @@ end
 
 local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized }
 
--- ---- tensors used again ---------------------------------------------------------------
--- New memory costs a page fault and a zeroed page for every 4 KiB: as much as the work on
--- it. So tensors whose every byte is written go from proven modules to new ones.
-
-local reusable = { qweight = true, weight_packed = true, weight = true }
-
-local function pool_key(dtype, shape) return dtype .. "[" .. table.concat(shape, "x") .. "]" end
-
-local function take(run, dtype, shape)
-  local free = run.pool[pool_key(dtype, shape)]
-  return free and table.remove(free) or tensors.new(dtype, shape)
-end
-
-local function give_back(run, t)
-  local key = pool_key(t:type(), t:size())
-  run.pool[key] = run.pool[key] or {}
-  if #run.pool[key] < 3 then table.insert(run.pool[key], t) else t:free() end
-end
-
 -- Tensors for the layout's parts of the weight; a bias, and all of a copied module, goes along as it is.
 -- Words that rows don't fill keep the zeroes of new memory in their rest.
 local function own_tensors(run, job)
@@ -184,8 +186,7 @@ local function own_tensors(run, job)
   if job.action == "copy" then return dst end
   local filled = job.rec.k * bits % 32 == 0 and job.rec.n * bits % 32 == 0
   for _, t in ipairs(job.layout) do
-    if reusable[t.suffix] and filled then dst[t.suffix] = take(run, t.dtype, t.shape)
-    elseif t.suffix ~= "bias" then dst[t.suffix] = tensors.new(t.dtype, t.shape) end
+    if t.suffix ~= "bias" then dst[t.suffix] = (filled and taker(run) or tensors.new)(t.dtype, t.shape) end
   end
   return dst
 end
@@ -211,8 +212,7 @@ function M.make(run, job)
     if not own then tensor, msg, code = passing(run, job, t.suffix, expect) end
     if tensor then ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor) end
     if not ok then return nil, msg, code end
-    if own and reusable[t.suffix] then table.insert(expect.reusable, own)
-    elseif own then own:free() end -- the writer keeps it until it is written
+    if own then table.insert(expect.reusable, own) end -- the writer reads it until the proof
   end
   return expect
 end
@@ -250,10 +250,15 @@ local function goes_back_to(run, job, src, expect)
   give_back(run, back)
   words:drop()
   if not same then return false end
-  local q = quantized.params(out.scheme, out.n, out.k, job.scale_dtype)
+  local q = quantized.params(out.scheme, out.n, out.k, job.scale_dtype, taker(run))
   local ok, why, kind = job.format.read(src, out, 1, out.n, q)
   if not ok then return nil, why, kind end
-  return (q:equal(expect.params))
+  local equal = q:equal(expect.params)
+  for _, p in ipairs { q, expect.params } do
+    give_back(run, p.scales)
+    if p.zeros then give_back(run, p.zeros) end
+  end
+  return equal
 end
 
 -- One hash over the module's tensors in the layout's order, and whether those that went along are the same.

@@ -28,13 +28,14 @@ function M.new(s, n, k, scale_dtype, g_idx)
   }, meta)
 end
 
---- params(scheme, n, k, scale_dtype) -> Quantized without codes: what is left when a format's words are
--- moved as they are. Formats' read and write then move everything but the words.
-function M.params(s, n, k, scale_dtype)
+--- params(scheme, n, k, scale_dtype [, new]) -> Quantized without codes: what is left when a format's words
+-- are moved as they are. Formats' read and write then move everything but the words. new: tensor.new's like.
+function M.params(s, n, k, scale_dtype, new)
   local groups = scheme.groups(s, k)
+  new = new or tensor.new
   return setmetatable({
-    n = n, k = k, groups = groups, scheme = s, row0 = 1, scales = tensor.new(scale_dtype, { n, groups }),
-    zeros = not s.symmetric and tensor.new("u8", { n, groups }) or nil,
+    n = n, k = k, groups = groups, scheme = s, row0 = 1, scales = new(scale_dtype, { n, groups }),
+    zeros = not s.symmetric and new("u8", { n, groups }) or nil,
   }, meta)
 end
 

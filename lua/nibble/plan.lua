@@ -9,9 +9,7 @@
 --   dequantize a quantized weight into a float one
 -- nibble.convert runs them.
 local nffi = require "nibble.ffi"
-local show = require "nibble.show"
-local summary = require "nibble.summary"
-local units = require "nibble.units"
+local text = require "nibble.plan_text"
 local words = require "nibble.text"
 local recipes = require "nibble.recipe"
 local scheme_m = require "nibble.scheme"
@@ -401,7 +399,7 @@ function M.conversion(ck, format_name, options)
     elseif format_name == "plain" then job.action, some = "dequantize", true
     elseif rec.format == p.format.name then job.action, job.reason, some = "copy", "already " .. rec.format, true
     else job.action, some = "convert", true end
-    local ok, problem, why = lay_out(p, job, rec.scheme and M.converted_scheme(p.format, rec.scheme) or nil)
+    local ok, problem, why = lay_out(p, job, rec.scheme)
     if not ok then return nil, problem, why end
     p.jobs[#p.jobs + 1] = job
   end
@@ -409,13 +407,6 @@ function M.conversion(ck, format_name, options)
     return nil, ("%s holds no quantized module; `run` with a recipe quantizes it"):format(ck.name), "einval"
   end
   return finish(p)
-end
-
--- AWQ stores zero-points always: a symmetric scheme becomes an asymmetric one with
--- the constant zero-point 2^(b-1), which is the same weight bit for bit.
-function M.converted_scheme(format, scheme)
-  if format.converted then return format.converted(scheme) end
-  return scheme
 end
 
 -- ---- identity -----------------------------------------------------------------
@@ -461,133 +452,9 @@ function plan_mt:id()
   return self.cached_id
 end
 
--- ---- estimates ----------------------------------------------------------------
+-- ---- the plan's methods -----------------------------------------------------------
 
-local sample_rows_elements = 1024 * 256
-
--- What nibble.convert holds however large the modules are: the writer's queue, what waits for its
--- proof, tiles and the threads' scratch.
-local fixed_bytes = (64 + 32 + 32) * 2 ^ 20
--- ... and for every module and tensor: its records, its entry in the writer, in the journal and in the certificate.
-local module_bytes, tensor_bytes = 4096, 1024
-
--- What one module takes while it is made: its output, the one before that is being proven and one to be
--- used again; the whole weight in float32 and as codes where rows can't go one tile at a time.
-local function working_bytes(job)
-  if job.action == "copy" then return 0 end
-  local elements, whole = job.rec.n * job.rec.k, 0
-  if job.action == "quantize" then
-    if not quant.row_local(job.method, job.out.scheme) then whole = 9 * elements end
-    if job.rec.scheme then whole = whole + 4 * elements end
-  elseif job.out.scheme then
-    whole = job.rec.bytes -- words moved whole are compared with the source's
-  end
-  return 3 * job.bytes_out + whole
-end
-
---- plan:estimate() -> {seconds =, memory_bytes =}
--- Times one small sample of each method here and now. memory_bytes: a bound of the peak resident
--- memory of plan:run in this process, on top of what it has already taken.
-function plan_mt:estimate()
-  if self.estimated then return self.estimated end
-  local rates, seconds, largest, tensors = {}, 0, 0, 0
-  for _, job in ipairs(self.jobs) do
-    if job.action == "quantize" then
-      local key = tostring(job.method.name) .. scheme_m.describe(job.out.scheme)
-      if not rates[key] then
-        local rows = math.max(1, math.min(job.rec.n, math.floor(sample_rows_elements / job.rec.k)))
-        local w = self.model:weight(job.name)
-        if w then
-          local part = w:rows(1, rows)
-          if not quant.row_local(job.method, job.out.scheme) then part = w end
-          local t0 = nffi.C.nb_now()
-          pcall(quant.quantize, part, job.out.scheme, { method = job.method, options = job.options })
-          rates[key] = part:numel() / math.max(nffi.C.nb_now() - t0, 1e-6)
-          w:drop()
-        end
-      end
-      seconds = seconds + job.rec.n * job.rec.k / (rates[key] or 1e8)
-    end
-    largest, tensors = math.max(largest, working_bytes(job)), tensors + #job.layout
-  end
-  seconds = seconds + self.totals.bytes_in / 4e9 + self.totals.bytes_out / self.out_bytes_per_s
-  local held = tonumber(nffi.C.nb_peak_rss()) + #self.jobs * module_bytes + tensors * tensor_bytes
-  self.estimated = { seconds = seconds, memory_bytes = held + fixed_bytes + largest }
-  return self.estimated
-end
-
--- ---- showing ------------------------------------------------------------------
-
---- plan:totable() -> {recipe, format, modules = {{name, action, scheme, method, reason, bytes_in, bytes_out,
--- bits_per_weight}, …}, totals, estimate, notes}: what `plan --json` prints.
-function plan_mt:totable()
-  local list = {}
-  for i, job in ipairs(self.jobs) do
-    list[i] = { name = job.name, action = job.action, kind = job.rec.kind, n = job.rec.n, k = job.rec.k,
-                scheme = job.out.scheme and scheme_m.describe(job.out.scheme) or nil, dtype = job.rec.dtype,
-                method = job.method and job.method.name or nil, rule = job.rule, reason = job.reason,
-                bytes_in = job.bytes_in, bytes_out = job.bytes_out,
-                bits_per_weight = job.rec.params and job.rec.params > 0 and job.bytes_out * 8 / job.rec.params or nil }
-  end
-  return { recipe = self.recipe and self.recipe.name, model = self.model.name, format = self.format.name, id = self:id(),
-           modules = list, totals = self.totals, estimate = self:estimate(), notes = self.notes }
-end
-
-local function collapse(rows)
-  -- Rows that differ only in numbers inside the name are one line with a count.
-  local out, index, parents = {}, {}, {}
-  local function starred(name)
-    local parent, leaf = words.split_name(name)
-    if leaf == "" then return (name:gsub("%d+", "*")) end
-    local stars = parents[parent]
-    if not stars then
-      stars = parent:gsub("%d+", "*") .. "."
-      parents[parent] = stars
-    end
-    return stars .. (leaf:find "%d" and leaf:gsub("%d+", "*") or leaf)
-  end
-  for _, r in ipairs(rows) do
-    local stars = starred(r.name)
-    local key = stars .. "|" .. r.what .. "|" .. r.how .. "|" .. r.reason .. "|" .. r.shape
-    local line = index[key]
-    if line then
-      line.count, line.bytes_in, line.bytes_out = line.count + 1, line.bytes_in + r.bytes_in, line.bytes_out + r.bytes_out
-      line.name = stars
-    else
-      line = { name = r.name, what = r.what, how = r.how, reason = r.reason, shape = r.shape, count = 1,
-               bytes_in = r.bytes_in, bytes_out = r.bytes_out, params = r.params }
-      index[key] = line
-      out[#out + 1] = line
-    end
-  end
-  return out
-end
-
---- plan:lines([{all = true}]) -> array of text lines: a table of the modules (equal layers in one
--- line unless all), totals, estimate, notes.
-function plan_mt:lines(options)
-  local rows, scheme = {}, summary.schemes()
-  for i, job in ipairs(self.jobs) do
-    rows[i] = { name = job.name, what = job.out.scheme and scheme(job.out) or tostring(job.out.dtype or job.rec.dtype),
-                how = job.action == "quantize" and job.method.name or job.action, reason = job.reason,
-                shape = job.rec.n and job.rec.n .. "×" .. job.rec.k or "", count = 1,
-                bytes_in = job.bytes_in, bytes_out = job.bytes_out }
-  end
-  if not (options and options.all) then rows = collapse(rows) end
-  local header = { "module", "count", "shape", "scheme", "by", "why", "in", "out" }
-  local cells = { header }
-  for _, r in ipairs(rows) do
-    cells[#cells + 1] = { r.name, tostring(r.count), r.shape, r.what, r.how, r.reason, units.bytes(r.bytes_in), units.bytes(r.bytes_out) }
-  end
-  local out = {}
-  for line in show.columns(cells, "lrllllrr"):gmatch "[^\n]+" do out[#out + 1] = line end
-  local t, e = self.totals, self:estimate()
-  out[#out + 1] = ("%d modules: %d quantized, %d kept; %s → %s (%.2f bits per weight); about %.1f s, at most %s of memory"):format(
-    t.modules, t.quantized, t.kept, units.bytes(t.bytes_in), units.bytes(t.bytes_out),
-    t.params > 0 and t.bytes_out * 8 / t.params or 0, e.seconds, units.bytes(e.memory_bytes))
-  for _, note in ipairs(self.notes) do out[#out + 1] = "note: " .. note end
-  return out
-end
+plan_mt.estimate, plan_mt.totable, plan_mt.lines = text.estimate, text.totable, text.lines
 
 function plan_mt.__tostring(p) return table.concat(p:lines(), "\n") end
 

@@ -13,7 +13,8 @@
 #include <sys/statvfs.h>
 #include <time.h>
 
-enum { QUEUE_BYTES = 64 << 20, WRITE_BYTES = 8 << 20, WRITEBACK_BYTES = 32 << 20 };
+/* Writes are small: above a megabyte the page cache takes huge pages, which are several times slower to get. */
+enum { QUEUE_BYTES = 64 << 20, WRITE_BYTES = 256 << 10, WRITEBACK_BYTES = 32 << 20 };
 
 typedef struct block {
   struct block *next;

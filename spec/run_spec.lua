@@ -136,6 +136,59 @@ describe("run", function()
     end
   end)
 
+  it("writes the same plan into another folder as well", function()
+    local one, two = scratch(), scratch()
+    local p = assert(plan { name = "t", scheme = "W4A16", method = "rtn" })
+    assert(p:run(one))
+    assert(p:run(two))
+    assert.equal(digest(one), digest(two))
+  end)
+
+  -- A writer that damages one byte of the tensors whose names match, on their way to the file.
+  local function damaging(pattern)
+    local whole = checkpoint.writer
+    finally(function() checkpoint.writer = whole end)
+    checkpoint.writer = function(options)
+      local w = assert(whole(options))
+      local put = function(_, name, t)
+        if name:match(pattern) then
+          t = t:clone()
+          local bytes = t:as("u8", { t:bytes() })
+          bytes:set(1, (bytes:get(1) + 1) % 256)
+        end
+        return w:put(name, t)
+      end
+      return setmetatable({ put = put }, { __index = function(_, key)
+        local value = w[key]
+        return type(value) == "function" and function(_, ...) return value(w, ...) end or value
+      end })
+    end
+  end
+
+  for what, pattern in pairs { codes = "1.mlp.up_proj.weight_packed$", scales = "1.mlp.up_proj.weight_scale$",
+                               ["a copied tensor"] = "model.norm.weight$" } do
+    it("finds " .. what .. " that were written wrong, and leaves no output", function()
+      damaging(pattern)
+      local dir = scratch()
+      local ok, msg, code = assert(plan { name = "t", scheme = "W4A16", method = "rtn" }):run(dir)
+      assert.is_nil(ok)
+      assert.equal("eformat", code)
+      assert.matches("what was written does not decode to what was meant", msg)
+      assert.is_nil(checkpoint.exists(dir))
+    end)
+  end
+
+  for _, part in ipairs { "weight_packed", "weight_scale", "weight_zero_point" } do
+    it("finds a converted " .. part .. " that was written wrong", function()
+      damaging("q_proj." .. part .. "$")
+      local dir = scratch()
+      local ok, msg = nb.convert.to(assert(nb.open "spec/interop/autoawq-gemm-w4g128"), "compressed-tensors", dir)
+      assert.is_nil(ok)
+      assert.matches("q_proj: what was written does not decode", msg)
+      assert.is_nil(checkpoint.exists(dir))
+    end)
+  end
+
   it("is done at once when it was done before, and refuses another's folder", function()
     local dir = scratch()
     local p = assert(plan { name = "t", scheme = "W4A16", method = "rtn" })

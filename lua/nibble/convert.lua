@@ -316,6 +316,7 @@ function M.execute(plan, dir, options)
     return nil, done, code
   end
   run.done = done
+  for _, job in ipairs(plan.jobs) do job.hash, job.error = nil, nil end -- another folder's run may have set them
   local called, ok
   called, ok, msg, code = pcall(execute, run, dir)
   local hopeless = code == "eformat" or code == "einexact" or code == "einval"

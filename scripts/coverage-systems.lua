@@ -32,6 +32,7 @@ local function numbers_in(name)
   return out
 end
 
+local families = { MRL = true, AWQ = true, ORC = true, INC = true, CTM = true, FWD = true }
 local unknown = 0
 local files = io.popen "ls spec/*_spec.lua spec/*/*_spec.lua 2>/dev/null"
 for file in files:lines() do
@@ -41,7 +42,7 @@ for file in files:lines() do
       if cited[number] then
         local at = cited[number]
         if at[#at] ~= file .. ":" .. i then at[#at + 1] = file .. ":" .. i end
-      elseif number:match "^MRL" or number:match "^AWQ" or number:match "^ORC" or number:match "^INC" or number:match "^CTM" or number:match "^FWD" then
+      elseif families[number:match "^%u+"] then
         unknown = unknown + 1
         print(("%s:%d: there is no requirement %s"):format(file, i, number))
       end

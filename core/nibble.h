@@ -631,6 +631,32 @@ int nb_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
 /* Block scales [m,k] or [e,m,k] of 8 bits, padded to 128 x 4, in tensor-core order. */
 int nb_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 
+/* ---- Marlin's product on the CPU (compute/marlin.c; SYSTEMS MRL-51) ----------- */
+
+/* What a code is worth: code - zero-point (2^(bits-1) without zeros); the same after
+ * nb_marlin_fp8_preprocess; the value of an f8_e4m3 or f4 number. */
+enum { NB_MARLIN_INT = 0, NB_MARLIN_FOLDED = 1, NB_MARLIN_E4M3 = 2, NB_MARLIN_E2M1 = 3 };
+/* What a stored scale is: a float; the int16 bits of nb_marlin_int8_scales; a byte
+ * of nb_marlin_nvfp4_scales; an E8M0 byte of an MX format. */
+enum { NB_MARLIN_FLOAT = 0, NB_MARLIN_INT16 = 1, NB_MARLIN_S0E5M3 = 2, NB_MARLIN_E8M0 = 3 };
+
+/* One matrix as the kernels read it: words [k/16, n*bits/2], scales [G,n], zeros
+ * [G, n/pf] words; perm and g_idx I32 [k] (both or neither; [0] means none): tile row
+ * i is input perm[i], of group g_idx[i]; bias [n], permuted. NULL for what it hasn't.
+ * Scales are multiplied by scale_factor, a power of two; products by global. */
+typedef struct nb_marlin_weight {
+  const nb_tensor *words, *scales, *zeros, *perm, *g_idx, *bias;
+  int64_t k, n;
+  double scale_factor, global;
+  int32_t bits, a8, code, scale, k_full;
+} nb_marlin_weight;
+
+/* y F32 [m,no] = (x [m,ki] times the weight) * row_scale[m] (F32 [m,1], or NULL) * global
+ * + bias; x f32, f16 or bf16. Inputs from ki to k count as 0, outputs from no to n are
+ * left out. Read strip by strip: per thread at most 3 MiB of floats, and x once more
+ * where it is not f32 or perm is given. */
+int nb_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w, const nb_tensor *row_scale);
+
 enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 /* x [m,k] f16, bf16 or f32 -> q I8 [m,k], scales F32 [m,1] = max(|x|,1e-10)/127*global. MRL-45. */
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);

@@ -138,6 +138,10 @@ int64_t nb_tensor_bytes(const nb_tensor *t);
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b);
 /* dst's bytes = src's bytes; same dtype and number of elements. Threads. */
 int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src);
+/* Slices src_at .. src_at+size-1 along dimension dim of src over those of dst from dst_at
+ * on (all 0-based). One dtype of whole bytes; the other dimensions are the same. */
+int nb_tensor_copy_block(nb_tensor *dst, const nb_tensor *src, int dim, int64_t dst_at, int64_t src_at,
+                         int64_t size);
 /* Tells the system that the mapped pages of t are not needed soon, so that they
  * don't count as resident; the data stay readable. No-op on the heap. */
 void nb_tensor_drop(const nb_tensor *t);

@@ -633,6 +633,28 @@ int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
 
+/* ---- activations as a quantized layer sees them (quant/activations.c) ------------ */
+
+typedef struct nb_act_options {
+  int32_t is_float; /* 0: integers of `bits` (2 to 8); 1: f4 (bits 4) or f8_e4m3 (bits 8) */
+  int32_t bits;
+  int32_t symmetric;   /* 0: integers with a zero-point */
+  int32_t dynamic;     /* 1: scales from x; 0: `scale` and `zero_point` as given */
+  int32_t scale_dtype; /* of dynamic scales: NB_F32, NB_F8_E4M3 (times global) or NB_F8_E8M0 */
+  int32_t dtype;       /* x is rounded to it first: NB_F32 (not), NB_BF16 or NB_F16 */
+  int64_t group;       /* columns that share a scale; -1: a row does (a token); 0: `span` rows do */
+  int64_t span;        /* rows of a tensor, for group 0: every so many begin anew; 0: all rows */
+  float scale, zero_point, global;
+} nb_act_options;
+
+/* out = x quantized and dequantized again, f32 [m,k] both; out may be x. float32 in
+ * compressed-tensors' order of operations:
+ *   scale = absmax * 2 / (qmax - qmin), or (max - min) / (qmax - qmin) where 0 belongs to
+ *   the range; e4m3: round(global * scale) / global; e8m0: as nb_mx_scales; 0 becomes epsilon
+ *   out   = (round(clamp(x / scale + zero)) - zero) * scale
+ * NaN and infinities of x come out as NaN, in all that shares their scale. */
+int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+
 /* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
  * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,
  * merges, added tokens, steps. One thread at a time uses one of them. */

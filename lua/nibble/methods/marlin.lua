@@ -1,25 +1,11 @@
 -- methods.marlin: what happens to a 4- or 8-bit integer weight after loading, before
 -- Marlin can run it: one matrix, or experts [E,...] (SYSTEMS MRL-20 to MRL-48, MRL-56).
-local ffi = require "ffi"
-local tensor = require "nibble.tensor"
 local layout = require "nibble.layout"
 local marlin = require "nibble.marlin"
 
-local M = {}
+local padded = layout.experts.pad
 
---- padded(t, rows, cols [, halves]) -> t [r,c] with zeros added on the right and below; t itself when nothing
--- is missing. halves: that many equal parts of the columns (gate and up) are padded each for itself.
-function M.padded(t, rows, cols, halves)
-  if t:size(1) == rows and t:size(2) == cols then return t end
-  halves = halves or 1
-  local out = tensor.new(t:type(), { rows, cols })
-  local element = t:bytes() / t:numel()
-  local part, whole = t:size(2) / halves * element, cols / halves * element
-  local from, to = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data)
-  for i = 0, t:size(1) * halves - 1 do ffi.copy(to + i * whole, from + i * part, part) end
-  return out
-end
-local padded = M.padded
+local M = {}
 
 -- Words of a matrix whose size Marlin's tiles don't divide, with its zero-points,
 -- scales and bias: everything filled up with zeros.

@@ -55,12 +55,12 @@ static void scale_put(nb_tensor *scales, int64_t i, float v) {
   else if (scales->dtype == NB_F8_E8M0) ((uint8_t *)scales->data)[i] = nb_f32_to_e8m0(v);
   else if (is_short(scales->dtype))
     ((uint8_t *)scales->data)[i] = nb_f32_to_small(v, nb_small_of(scales->dtype));
-  else
-    ((uint16_t *)scales->data)[i] = scales->dtype == NB_F16 ? nb_f32_to_f16(v) : nb_f32_to_bf16(v);
+  else ((uint16_t *)scales->data)[i] = scales->dtype == NB_F16 ? nb_f32_to_f16(v) : nb_f32_to_bf16(v);
 }
 
 static int expect_scales(const nb_tensor *scales, int64_t rows, int64_t groups) {
-  if (scales->dtype != NB_F16 && scales->dtype != NB_BF16 && scales->dtype != NB_F32 && !is_short(scales->dtype))
+  if (scales->dtype != NB_F16 && scales->dtype != NB_BF16 && scales->dtype != NB_F32 &&
+      !is_short(scales->dtype))
     return nb_fail(NB_EINVAL, "scales: expected f16, bf16, f32, f8_e4m3 or f8_e8m0, found %s",
                    nb_dtype_name(scales->dtype));
   return nb_expect(scales, "scales", -1, 2, NB_SHAPE(rows, groups));

@@ -80,7 +80,8 @@ int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor 
   int64_t n = codes->shape[0], k = codes->shape[1];
   NB_TRY(nb_expect(out, "dequantize float codes: out", -1, 2, NB_SHAPE(n, k)));
   if (!is_float(out->dtype))
-    return nb_fail(NB_EINVAL, "%s: out: expected f32, bf16 or f16, found %s", what, nb_dtype_name(out->dtype));
+    return nb_fail(NB_EINVAL, "%s: out: expected f32, bf16 or f16, found %s", what,
+                   nb_dtype_name(out->dtype));
   if (!is_float(scales->dtype) && scales->dtype != NB_F8_E4M3 && scales->dtype != NB_F8_E8M0)
     return nb_fail(NB_EINVAL, "%s: scales: expected f32, bf16, f16, f8_e4m3 or f8_e8m0, found %s", what,
                    nb_dtype_name(scales->dtype));

@@ -217,6 +217,14 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
+/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, or u8 with one e2m1 code a
+ * byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
+ * block of rows x columns. global f32 [1] or NULL: scales are divided by it first (NVFP4).
+ * In float32, then rounded to out's dtype. NB_EFORMAT: a global scale of 0, NaN or Inf.
+ * (dequant_float.c) */
+int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales,
+                        const nb_tensor *global, int64_t rows, int64_t columns);
+
 /* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
  * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
  * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
@@ -243,6 +251,9 @@ typedef struct nb_quant_sums {
  * the threads, as long as the tiles are. */
 int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
                    const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w);
+
+/* The same of a weight that is dequantized already, f32 [n,k]. */
+int nb_quant_error_of(nb_quant_sums *sums, const nb_tensor *dequantized, const nb_tensor *w);
 
 /* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
  * and scales [n,G] are finite and above 0; names the first that doesn't. */
@@ -496,7 +507,9 @@ int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 
 /* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
-/* 1 when no scale is NaN, infinite or zero; f16|bf16|f32. */
+/* Scales are f16, bf16 or f32; of float codes also f8_e4m3 or f8_e8m0. */
+
+/* 1 when no scale is NaN, infinite or zero. */
 int nb_scales_sound(const nb_tensor *scales);
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
  * infinite, or zero while its group holds other codes than the zero-point. (Negative
@@ -516,6 +529,14 @@ int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
  * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
 int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                  int bits);
+
+/* The same two for float codes (f8_e4m3, or u8 with one e2m1 code a byte) and scales
+ * [ceil(r/rows), ceil(k/columns)], one a block of rows x columns. The check also refuses
+ * codes that are NaN; an f8_e4m3 scale may be zero over any codes. */
+int nb_float_check(const nb_tensor *scales, const nb_tensor *codes, int64_t rows, int64_t columns,
+                   int64_t row0, const char *name);
+int nb_hash_float_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, int64_t rows,
+                       int64_t columns);
 
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
@@ -689,6 +710,28 @@ int nb_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, c
 /* f8_e4m3 -> f8_e4m3fnuz: 0x80 becomes 0, other bytes stay, which halves their values; *nans
  * counts 0x7f and 0xff, NaN before and +-240 after. CTM-FP8-09. */
 int nb_fp8_to_fnuz(nb_tensor *out, int64_t *nans, const nb_tensor *weight);
+
+/* ---- activations as a quantized layer sees them (quant/activations.c) ------------ */
+
+typedef struct nb_act_options {
+  int32_t is_float; /* 0: integers of `bits` (2 to 8); 1: f4 (bits 4) or f8_e4m3 (bits 8) */
+  int32_t bits;
+  int32_t symmetric;   /* 0: integers with a zero-point */
+  int32_t dynamic;     /* 1: scales from x; 0: `scale` and `zero_point` as given */
+  int32_t scale_dtype; /* of dynamic scales: NB_F32, NB_F8_E4M3 (times global) or NB_F8_E8M0 */
+  int32_t dtype;       /* x is rounded to it first: NB_F32 (not), NB_BF16 or NB_F16 */
+  int64_t group;       /* columns that share a scale; -1: a row does (a token); 0: `span` rows do */
+  int64_t span;        /* rows of a tensor, for group 0: every so many begin anew; 0: all rows */
+  float scale, zero_point, global;
+} nb_act_options;
+
+/* out = x quantized and dequantized again, f32 [m,k] both; out may be x. float32 in
+ * compressed-tensors' order of operations:
+ *   scale = absmax * 2 / (qmax - qmin), or (max - min) / (qmax - qmin) where 0 belongs to
+ *   the range; e4m3: round(global * scale) / global; e8m0: as nb_mx_scales; 0 becomes epsilon
+ *   out   = (round(clamp(x / scale + zero)) - zero) * scale
+ * NaN and infinities of x come out as NaN, in all that shares their scale. */
+int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
 
 /* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
  * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,

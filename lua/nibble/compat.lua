@@ -1,0 +1,53 @@
+-- compat: switches that bring back what the peers do where nibble does something else (SYSTEMS 10), for
+-- comparison only. Each is off unless a method's options say compat = { name = true }.
+local nffi = require "nibble.ffi"
+local text = require "nibble.text"
+
+local M = {}
+
+--- compat.switches: array of {name, conflict, default, says}; says: what the switch does, and what happens without.
+M.switches = {
+  { name = "scale_permutation_k", conflict = "C-06", default = false,
+    says = "experts' scales are permuted with the K that each peer passes, which mis-permutes w13 where "
+      .. "intermediate <= group < hidden; without it with the matrix's own K, as the kernel decides" },
+  { name = "unsorted_g_idx", conflict = "C-07", default = false,
+    says = "the conversion for Marlin's experts returns the group indices as they were; without it sorted" },
+  { name = "fp8_preprocess_any_width", conflict = "C-12", default = false,
+    says = "the 4-bit code change for fp8 activations is done to 8-bit weights too, whose codes it breaks; "
+      .. "without it they are refused" },
+  { name = "actorder_any", conflict = "C-13", default = false,
+    says = "actorder = weight counts as activation order for whole w2 scales and for k_full (C-26); without it "
+      .. "only group does" },
+  { name = "dynamic_tensor_as_group", conflict = "C-16", default = false,
+    says = "dynamic per-tensor activations are quantized in groups of 128, as the key they are selected by says; "
+      .. "without it by tensor, as the scheme says" },
+  { name = "float_weight_shape", conflict = "C-22", default = false,
+    says = "weight_shape parameters are float32; without it int64" },
+  { name = "silent_fnuz_nan", conflict = "C-24", default = false,
+    says = "NaN bytes become +-240 in e4m3fnuz without a word; without it they are counted and warned of" },
+  { name = "global_scales_bias", conflict = "C-27", default = false,
+    says = "an NVFP4 expert's bias is multiplied by the global scale with the product; without it never" },
+}
+
+--- compat.read(options) -> {name = true|false for every switch}
+-- options: what a method was given; options.compat: { name = bool, … } or nil. An unknown name is an error.
+function M.read(options)
+  local out, names = {}, {}
+  for i, switch in ipairs(M.switches) do
+    out[switch.name], names[i] = switch.default, switch.name
+  end
+  for name, value in pairs(options and options.compat or {}) do
+    if out[name] == nil then
+      error(("compat: there is no switch %q%s"):format(tostring(name), text.did_you_mean(tostring(name), names)), 3)
+    end
+    if type(value) ~= "boolean" then
+      error(("compat: %s must be true or false, found %s"):format(name, tostring(value)), 3)
+    end
+    out[name] = value
+  end
+  return out
+end
+
+nffi.interpreted(M.read)
+
+return M

@@ -40,11 +40,29 @@ end
 
 local function plain(w, part) return w .. "_" .. ({ words = "qweight", scales = "scales", g_idx = "g_idx" })[part] end
 
--- The K that each peer hands to the scale permutation (SYSTEMS C-06).
+-- The layer itself, with the K that the peer hands to the scale permutation (SYSTEMS C-06).
 function ops.awq_moe_process_weights(case)
-  return moe(case, "awq", plain, function() return case.params.intermediate_size end)
+  local t, p = case.tensors, case.params
+  local layer = require("nibble.methods.layer").new {
+    name = case.id, kind = "moe", dtype = t["in.w13_scales"]:type(), experts = p.num_experts, hidden = p.hidden_size,
+    intermediate = p.intermediate_size, bias = t["in.w13_bias"] ~= nil,
+  }
+  local experts = assert(require("nibble.methods.awq_marlin_moe").new(
+    { bits = p.num_bits, group = p.group_size, zero_point = true },
+    { activations = activations[p.input_dtype], compat = { scale_permutation_k = true } }))
+  assert(experts:create(layer))
+  for _, name in ipairs(layer:names()) do layer:replace(name, t["in." .. name]) end
+  assert(experts:process(layer))
+  local results = {}
+  for _, name in ipairs(layer:names()) do results["out." .. name] = layer:get(name) end
+  for _, w in ipairs { "w13", "w2" } do
+    local global = layer:get(w .. "_input_global_scale")
+    results["out." .. w .. "_input_global_scale"] = global and global:reshape {}
+  end
+  return results
 end
 
+-- The K that each peer hands to the scale permutation (SYSTEMS C-06).
 function ops.gptq_moe_process_weights(case)
   local p = case.params
   return moe(case, "gptq", plain, function(w, groups)

@@ -8,6 +8,7 @@
 local act = require "nibble.act"
 local compute = require "nibble.compute"
 local nffi = require "nibble.ffi"
+local moe = require "nibble.moe"
 local rope = require "nibble.models.rope"
 local tensor = require "nibble.tensor"
 local weights = require "nibble.models.weights"
@@ -163,55 +164,65 @@ function Forward:attention(prefix, o)
   self:linear(self.h, self:inputs(out, { name[4] }, self.length)[1], name[4], c.hidden, q_size, o.o_bias)
 end
 
---- f:mlp(prefix, {"gate_proj", "up_proj", "down_proj"}, intermediate, biased): h = down(silu(gate h)·up h)
-function Forward:mlp(prefix, names, intermediate, biased)
-  self:swiglu(self.h, self.h, prefix, names, intermediate, biased, self.length)
+-- The weights and biases of a gated MLP's modules `names` under prefix: gate, up, down.
+function Forward:gated(prefix, names, intermediate, biased)
+  local W, hidden, mlp = self.weights, self.c.hidden, { name = {}, bias = {} }
+  for i = 1, 3 do mlp.name[i] = prefix .. "." .. names[i] end
+  for i = 1, 3 do
+    local n, k = intermediate, hidden
+    if i == 3 then n, k = hidden, intermediate end
+    mlp[i] = W:matrix(mlp.name[i], n, k)
+  end
+  for i = 1, 3 do mlp.bias[i] = W:bias(mlp.name[i], i == 3 and hidden or intermediate, biased) end
+  return mlp
 end
 
--- out = the gated MLP of x, in chunks of rows; out may be x. span: rows of a sequence (an expert's rows are of many).
-function Forward:swiglu(out, x, prefix, names, intermediate, biased, span)
-  local W, hidden = self.weights, self.c.hidden
-  local name = {}
-  for i = 1, 3 do name[i] = prefix .. "." .. names[i] end
-  local gate = W:matrix(name[1], intermediate, hidden)
-  local up = W:matrix(name[2], intermediate, hidden)
-  local down = W:matrix(name[3], hidden, intermediate)
-  local bias = {}
-  for i = 1, 3 do bias[i] = W:bias(name[i], i == 3 and hidden or intermediate, biased) end
-  local rows = x:size(1)
-  local chunk = span and self:by_tensor(name) and math.max(1, math.floor(CHUNK / span)) * span or CHUNK
+function Forward:release(mlp)
+  for i = 1, 3 do self.weights:done(mlp.name[i], mlp[i]) end
+end
+
+-- gate x and up x, in buffers. span: as f:inputs takes it.
+function Forward:gate_up(mlp, x, span)
+  local rows, intermediate = x:size(1), mlp[1]:size(1)
+  local input = self:inputs(x, { mlp.name[1], mlp.name[2] }, span)
+  local g = compute.gemm(self:buffer("gate", rows, intermediate), input[1], mlp[1], mlp.bias[1])
+  return g, compute.gemm(self:buffer("up", rows, intermediate), input[2], mlp[2], mlp.bias[2])
+end
+
+-- y = down a.
+function Forward:down(mlp, y, a, span)
+  return compute.gemm(y, self:inputs(a, { mlp.name[3] }, span)[1], mlp[3], mlp.bias[3])
+end
+
+--- f:mlp(prefix, {"gate_proj", "up_proj", "down_proj"}, intermediate, biased): h = down(silu(gate h)·up h)
+-- In chunks of rows.
+function Forward:mlp(prefix, names, intermediate, biased)
+  local mlp, rows, span = self:gated(prefix, names, intermediate, biased), self.h:size(1), self.length
+  local chunk = self:by_tensor(mlp.name) and math.max(1, math.floor(CHUNK / span)) * span or CHUNK
   for first = 1, rows, chunk do
-    local last = math.min(first + chunk - 1, rows)
-    local part = self:inputs(x:rows(first, last), { name[1], name[2] }, span)
-    local g = compute.gemm(self:buffer("gate", last - first + 1, intermediate), part[1], gate, bias[1])
-    local u = compute.gemm(self:buffer("up", last - first + 1, intermediate), part[2], up, bias[2])
-    local a = self:inputs(compute.swiglu(g, u), { name[3] }, span)[1]
-    compute.gemm(out:rows(first, last), a, down, bias[3])
+    local part = self.h:rows(first, math.min(first + chunk - 1, rows))
+    local g, u = self:gate_up(mlp, part, span)
+    self:down(mlp, part, compute.swiglu(g, u), span)
   end
-  W:done(name[1], gate)
-  W:done(name[2], up)
-  W:done(name[3], down)
+  self:release(mlp)
 end
 
 --- f:experts(prefix, {names=, count=, top=, normalize=, intermediate=}): h = sum of the routed experts of h
--- The router is prefix.gate, the experts prefix.experts.E.NAME. Rows go to their
--- experts in order of expert, so each row's sum has a fixed order.
+-- The router is prefix.gate, the experts prefix.experts.E.NAME; the loop is moe.forward's.
 function Forward:experts(prefix, o)
   local hidden = self.c.hidden
-  local logits = self:linear("router", self:inputs(self.h, { prefix .. ".gate" }, self.length)[1], prefix .. ".gate", o.count, hidden)
-  local experts, expert_weights = compute.route(logits, o.top, o.normalize)
-  local rows, row_weights, offsets = compute.group(experts, expert_weights, o.count)
-  local sum = compute.zero(self:buffer("experts", self.m, hidden))
-  for e = 0, o.count - 1 do
-    local first, last = offsets:get(e + 1) + 1, offsets:get(e + 2)
-    if last >= first then
-      local ids = rows:rows(first, last)
-      local x = compute.gather(self:buffer("expert", last - first + 1, hidden), self.h, ids)
-      self:swiglu(x, x, ("%s.experts.%d"):format(prefix, e), o.names, o.intermediate)
-      compute.scatter_add(sum, x, ids, row_weights:rows(first, last))
-    end
-  end
-  compute.copy(self.h, sum)
+  local router = self:inputs(self.h, { prefix .. ".gate" }, self.length)[1]
+  local logits = self:linear("router", router, prefix .. ".gate", o.count, hidden)
+  local shares, ids = moe.route(logits, o)
+  local mlp
+  moe.forward(self.h, {
+    ids = ids, weights = shares, experts = o.count, inplace = true, chunk = CHUNK,
+    buffer = function(name, rows, columns) return self:buffer(name, rows, columns) end,
+    begin = function(e) mlp = self:gated(("%s.experts.%d"):format(prefix, e), o.names, o.intermediate) end,
+    w13 = function(_, x) return self:gate_up(mlp, x) end,
+    w2 = function(_, a) return self:down(mlp, self:buffer("down", a:size(1), hidden), a) end,
+    done = function() self:release(mlp) end,
+  })
 end
 
 -- ---- the model -------------------------------------------------------------------------

@@ -45,22 +45,4 @@ function ops.awq_moe_process_weights(case)
   return moe(case, "awq", plain, function() return case.params.intermediate_size end)
 end
 
-function ops.gptq_moe_process_weights(case)
-  local p = case.params
-  return moe(case, "gptq", plain, function(w, groups)
-    if w == "w13" then return p.intermediate_size end
-    return groups * (p.group_size ~= -1 and p.group_size or 32 / p.num_bits)
-  end)
-end
-
-function ops.ct_wna16_moe_process_weights(case)
-  local p = case.params
-  return moe(case, "gptq", function(w, part)
-    return w .. "_weight_" .. ({ words = "packed", scales = "scale", g_idx = "g_idx" })[part]
-  end, function(w, groups)
-    if w == "w13" then return 2 * p.intermediate_size * p.num_bits / 2 end
-    return groups * (p.group_size ~= -1 and p.group_size or 32 / p.num_bits)
-  end)
-end
-
 return ops

@@ -157,6 +157,22 @@ function Method:create(L)
   return true
 end
 
+--- method:load(L, expert, shard, tensors) -> true, or false when the expert lives on another rank
+-- As moe_common's load. In activation order gate and up share their columns' groups: w1 and w3 with different
+-- weight_g_idx are an error.
+function Method:load(L, expert, shard, tensors)
+  local here = common.Base.load(self, L, expert, shard, tensors)
+  if not (here and self.sorted and tensors.weight_g_idx and shard ~= "w2") then return here end
+  local p = L:param "w13_weight_g_idx"
+  p.loaded = p.loaded or {}
+  if p.loaded[expert] and not p.loaded[expert]:equal(tensors.weight_g_idx) then
+    error(("layer %s: w1 and w3 of expert %d have different weight_g_idx; one matrix has one activation order"):format(
+      L.name, expert), 2)
+  end
+  p.loaded[expert] = tensors.weight_g_idx
+  return here
+end
+
 -- ---- after loading ----------------------------------------------------------------------------
 
 -- The order of CTM-WNA16-09: fp8 codes, activation order, repack of both, then the scales of each.
@@ -206,7 +222,7 @@ function Method:process(L)
   end
   local ok, msg, code = (self.monolithic and process_mxint4 or process_marlin)(self, L)
   if not ok then return nil, msg, code end
-  L.state, L.method = "ready", self
+  L.state, L.method, L:param "w13_weight_g_idx".loaded = "ready", self, nil
   L.quant = self:quant(L)
   return true
 end

@@ -41,7 +41,7 @@ end
 --- method:load(L, expert, shard, tensors) -> true, or false when the expert lives on another rank
 -- expert: global, from 0. tensors: {weight_packed = t, weight_scale = t, …}, names as behind the projection's in the
 -- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. (FWD-13)
-function Base:load(L, expert, shard, tensors)
+function Base.load(_, L, expert, shard, tensors)
   local here = true
   for name, t in pairs(tensors) do
     here = L:load_expert((shard == "w2" and "w2_" or "w13_") .. name, t, shard, expert)

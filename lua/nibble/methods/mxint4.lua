@@ -42,17 +42,10 @@ local function block_order(rows, columns)
   return layout.experts.row_order(n * columns, function(i) return p[i % n] * columns + math.floor(i / n) end)
 end
 
-local inverses = {}
-
--- Where rows and blocks came from, for the shapes last asked for.
+-- Where rows and blocks came from.
 local function inverse_orders(n, columns, gated)
-  local key = ("%d %d %s"):format(n, columns, tostring(gated))
-  if inverses.key ~= key then
-    local rows = row_order(n, gated)
-    inverses[1], inverses[2] = layout.experts.inverse_order(rows), layout.experts.inverse_order(block_order(rows, columns))
-    inverses.key = key
-  end
-  return inverses[1], inverses[2]
+  local rows = row_order(n, gated)
+  return { rows = layout.experts.inverse_order(rows), blocks = layout.experts.inverse_order(block_order(rows, columns)) }
 end
 
 --- prepare(words, scales, gated) -> bytes u8 [E, K/256, N, 128], scales bf16 [E, N*Kp] | nil, msg, code
@@ -73,15 +66,18 @@ function M.prepare(words, scales, gated)
   return out, swizzled:reshape { e, swizzled:numel() / e }
 end
 
+local function unpack_expert(bytes, scales, from)
+  local columns, n = bytes:size(1), bytes:size(2)
+  local words = layout.experts.take_rows(bytes:reshape { n * columns, BLOCK }, from.blocks):as("i32", { n, columns * BLOCK / 4 })
+  local groups = columns * BLOCK * 2 / GROUP
+  local plain = layout.marlin.unswizzle_blockscale(scales:reshape { n, math.ceil(groups / 4) * 4 }, n, groups)
+  return layout.experts.flip_int4(words), layout.experts.take_rows(plain, from.rows)
+end
+
 --- unpack(bytes, scales, gated) -> words i32 [N,K/8], scales bf16 [N,K/32] of one expert [K/256,N,128]: the inverse,
 -- gate before up.
 function M.unpack(bytes, scales, gated)
-  local columns, n = bytes:size(1), bytes:size(2)
-  local rows, blocks = inverse_orders(n, columns, gated)
-  local words = layout.experts.take_rows(bytes:reshape { n * columns, BLOCK }, blocks):as("i32", { n, columns * BLOCK / 4 })
-  local groups = columns * BLOCK * 2 / GROUP
-  local plain = layout.marlin.unswizzle_blockscale(scales:reshape { n, math.ceil(groups / 4) * 4 }, n, groups)
-  return layout.experts.flip_int4(words), layout.experts.take_rows(plain, rows)
+  return unpack_expert(bytes, scales, inverse_orders(bytes:size(2), bytes:size(1), gated))
 end
 
 --- check(x, L): errors that name the tensor whose dtype the kernel doesn't take. (CTM-WNA16-14)
@@ -97,9 +93,8 @@ function M.check(x, L)
 end
 
 -- Expert e's weight strip by strip, out of the kernel's form.
-local function product(L, w, gated, e, x)
-  local bytes, scales = L:get(w .. "_weight_packed")[e + 1], L:get(w .. "_weight_scale")[e + 1]
-  local words, s = M.unpack(bytes, scales, gated)
+local function product(L, w, from, e, x)
+  local words, s = unpack_expert(L:get(w .. "_weight_packed")[e + 1], L:get(w .. "_weight_scale")[e + 1], from)
   local n, k = words:size(1), words:size(2) * 8
   return common.product(x, n, k, 1, function(a, b)
     local out = tensor.new("f32", { b - a + 1, k })
@@ -110,8 +105,13 @@ end
 
 --- products(L) -> w13 and w2 for moe.forward, read from the processed bytes.
 function M.products(L)
-  return { w13 = function(e, x) return product(L, "w13", true, e, x) end,
-    w2 = function(e, x) return product(L, "w2", false, e, x) end }
+  local out = {}
+  for _, w in ipairs { "w13", "w2" } do
+    local bytes = L:get(w .. "_weight_packed")
+    local from = inverse_orders(bytes:size(3), bytes:size(2), w == "w13")
+    out[w] = function(e, x) return product(L, w, from, e, x) end
+  end
+  return out
 end
 
 return M

@@ -93,9 +93,9 @@ describe("AWQ experts on Marlin", function()
 
   it("AWQ-33: g = -1 is one group, on every rank; or refused as the peer's negative groups are (SYSTEMS C-09)", function()
     local channel = ex.experts { experts = 2, hidden = 128, intermediate = 128, group = -1 }
-    local method, want = marlin(-1), nil
+    local method = marlin(-1)
     weights, ids = ex.routes(5, 1, 2)
-    want = ex.forward(channel, x, weights, ids)
+    local want = ex.forward(channel, x, weights, ids)
     ex.close(want, method:apply(ready(method, channel), x, weights, ids), 1e-5)
     local sum = nb.tensor("f32", { 5, 128 })
     for rank = 0, 1 do

@@ -18,28 +18,6 @@ function ops.linear_process_weights(case)
            ["out.bias"] = out.bias, ["out.input_global_scale"] = scalar(out.global) }
 end
 
--- Both matrices of the experts; name(w, part) is a tensor's name without "in." and "out.".
-local function moe(case, order, name, scale_k)
-  local t, p, results = case.tensors, case.params, {}
-  for _, w in ipairs { "w13", "w2" } do
-    local out = method.prepare {
-      words = t["in." .. name(w, "words")], order = order, scales = t["in." .. name(w, "scales")],
-      zeros = t["in." .. w .. "_qzeros"], bias = t["in." .. w .. "_bias"], g_idx = t["in." .. name(w, "g_idx")],
-      bits = p.num_bits, group = p.group_size, activations = activations[p.input_dtype],
-      scale_k = scale_k(w, t["in." .. name(w, "scales")]:size(2)),
-    }
-    results["out." .. name(w, "words")], results["out." .. name(w, "scales")] = out.words, out.scales
-    results["out." .. w .. "_qzeros"], results["out." .. w .. "_bias"] = out.zeros, out.bias
-    results["out." .. w .. "_input_global_scale"] = scalar(out.global)
-    results["out." .. w .. "_g_idx_sort_indices"] = out.perm
-    results["out." .. w .. "_weight_g_idx"] = out.sorted_g_idx
-    results["out." .. w .. "_g_idx"] = t["in." .. w .. "_g_idx"] -- the peer keeps the unsorted one
-  end
-  return results
-end
-
-local function plain(w, part) return w .. "_" .. ({ words = "qweight", scales = "scales", g_idx = "g_idx" })[part] end
-
 -- The layer itself, with the K that the peer hands to the scale permutation (SYSTEMS C-06).
 function ops.awq_moe_process_weights(case)
   local t, p = case.tensors, case.params
@@ -60,25 +38,6 @@ function ops.awq_moe_process_weights(case)
     results["out." .. w .. "_input_global_scale"] = global and global:reshape {}
   end
   return results
-end
-
--- The K that each peer hands to the scale permutation (SYSTEMS C-06).
-function ops.gptq_moe_process_weights(case)
-  local p = case.params
-  return moe(case, "gptq", plain, function(w, groups)
-    if w == "w13" then return p.intermediate_size end
-    return groups * (p.group_size ~= -1 and p.group_size or 32 / p.num_bits)
-  end)
-end
-
-function ops.ct_wna16_moe_process_weights(case)
-  local p = case.params
-  return moe(case, "gptq", function(w, part)
-    return w .. "_weight_" .. ({ words = "packed", scales = "scale", g_idx = "g_idx" })[part]
-  end, function(w, groups)
-    if w == "w13" then return 2 * p.intermediate_size * p.num_bits / 2 end
-    return groups * (p.group_size ~= -1 and p.group_size or 32 / p.num_bits)
-  end)
 end
 
 return ops

@@ -108,7 +108,7 @@ end
 -- doesn't divide I on this rank is halved until it does, and its scales are repeated; -1: one group. (AWQ-40)
 function M:create(L)
   local bits, kind, per = self.config.bits, self.kind, 8 / self.config.bits
-  local group, times, code = self.config.group, 1, nil
+  local group, times, code = self.config.group, 1
   if group ~= -1 then
     group, times, code = fitting_group(L, group)
     if not group then return nil, times, code end

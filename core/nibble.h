@@ -217,8 +217,8 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
-/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, or u8 with one e2m1 code a
- * byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
+/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, f8_e4m3fnuz, or u8 with one
+ * e2m1 code a byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
  * block of rows x columns. global f32 [1] or NULL: scales are divided by it first (NVFP4).
  * In float32, then rounded to out's dtype. NB_EFORMAT: a global scale of 0, NaN or Inf.
  * (dequant_float.c) */
@@ -343,17 +343,69 @@ int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
 int64_t nb_count_nonfinite(const nb_tensor *x);
 /* out[i] = table[ids[i]], widened to f32. */
 int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
-/* y[ids[i]] += weights[i] * x[i]; ids ascend. */
-int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights);
+/* y[ids[i]] += weights[i] * x[i], the product rounded to dtype (f32, f16 or bf16); weights
+ * NULL: 1. ids don't descend; equal ones are added in their order. */
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                   int dtype);
+/* x[i] *= weights[i], rounded to dtype (f32, f16 or bf16). */
+int nb_scale_rows(nb_tensor *x, const nb_tensor *weights, int dtype);
 
-/* Mixture of experts. Softmax over logits [m, e], then the top experts of each row,
- * best first: experts i32 [m, top], weights f32 [m, top], which sum to 1 when
- * normalize. */
-int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, int normalize);
-/* The same pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1])
- * with their weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. */
+/* ---- mixture of experts (compute/moe_route.c, moe.c, moe_act.c; SYSTEMS 7) ------ */
+
+enum { NB_ROUTE_SOFTMAX = 0, NB_ROUTE_SIGMOID = 1 };
+
+typedef struct nb_moe_router {
+  int32_t scoring;    /* NB_ROUTE_* */
+  int32_t normalize;  /* the chosen weights sum to 1 */
+  int64_t groups;     /* 0: none; else e/groups experts next to each other */
+  int64_t top_groups; /* of which experts are chosen */
+  float scale;        /* of the weights, at the end */
+} nb_moe_router;
+
+/* The top experts of each row's scores, best first; a tie goes to the lower: experts i32
+ * [m, top], weights f32 [m, top] from logits f32 [m, e]. bias f32 [e] or NULL is added for
+ * the choice only, not to the weights. A group's score is its best expert's, with a bias the
+ * sum of its best two. */
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, const nb_tensor *bias,
+                 const nb_moe_router *o);
+/* Pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1]) with their
+ * weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. map i32
+ * [experts everywhere] or NULL: global id to one of these e, -1 = elsewhere. Ids outside
+ * are left out when skip, else an error. */
 int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
-                 const nb_tensor *weights);
+                 const nb_tensor *weights, const nb_tensor *map, int skip);
+/* How many places nb_moe_align may need. */
+int64_t nb_moe_align_capacity(int64_t pairs, int64_t experts, int64_t block);
+/* The flat positions of ids (i32) by expert, each expert's run padded to `block` with the
+ * number of pairs: sorted i32 [capacity], block_experts i32 [ceil(capacity/block)] (-1: no
+ * expert here), *total places in use. map i32 [experts] as above: the blocks of strangers
+ * are marked -1, or with ignore their pairs left out and the others sorted by local id. */
+int nb_moe_align(nb_tensor *sorted, nb_tensor *block_experts, int64_t *total, const nb_tensor *ids,
+                 int64_t block, int64_t experts, const nb_tensor *map, int ignore);
+
+/* Gated kinds take gates and ups: halves of a row, in pairs for swigluoai. */
+enum {
+  NB_MOE_SILU = 0,  /* silu(min(g, limit)) * clamp(u, limit) */
+  NB_MOE_GELU,      /* gelu(g) * u */
+  NB_MOE_GELU_TANH, /* its tanh form */
+  NB_MOE_SWIGLUOAI, /* pairs: gc * sigmoid(alpha gc) * (clamp(u, limit) + beta), gc = min(g, limit) */
+  NB_MOE_SWIGLUOAI_UNINTERLEAVE, /* the same on halves */
+  NB_MOE_SWIGLUSTEP,             /* min(silu(g), limit) * clamp(u, limit) */
+  NB_MOE_SILU_NO_MUL,
+  NB_MOE_GELU_NO_MUL,
+  NB_MOE_GELU_TANH_NO_MUL,
+  NB_MOE_RELU2_NO_MUL, /* max(x, 0)^2 */
+  NB_MOE_KINDS
+};
+
+typedef struct nb_moe_act {
+  int32_t kind, dtype;      /* dtype: input and output are rounded to f16 or bf16; f32: not */
+  float limit, alpha, beta; /* limit: infinity for none */
+} nb_moe_act;
+
+/* out [m,n] = activation of h [m,2n] (ungated: [m,n]); or of gates h [m,n] and ups up [m,n],
+ * and then, as for ungated kinds, out may be h. */
+int nb_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
 
 /* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
  * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
@@ -726,6 +778,8 @@ int nb_rows_take(nb_tensor *out, const nb_tensor *in, const nb_tensor *index);
 int nb_matrix_pad(nb_tensor *out, const nb_tensor *in, int64_t parts);
 /* out's columns are in's column 0 widths[0] times, column 1 widths[1] times, ..., cut at out's width. */
 int nb_columns_repeat(nb_tensor *out, const nb_tensor *in, const int64_t *widths);
+/* Words of eight 4-bit codes, in place: biased by 8 to two's complement, and back. */
+int nb_int4_flip(nb_tensor *words);
 /* Stable: sorted[i] = g_idx[perm[i]], ascending along the last axis; all I32. MRL-32, ORC-17. */
 int nb_groups_sort(nb_tensor *sorted, nb_tensor *perm, const nb_tensor *g_idx);
 

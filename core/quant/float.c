@@ -1,7 +1,7 @@
 /* float.c - round to nearest onto small floats: FP8 (e4m3) under float scales by row,
  * group or block, NVFP4 (e2m1 under e4m3 scales of 16 and one of the tensor), MXFP4 and
  * MXFP8 (under powers of two). */
-#include "float_body.h"
+#include "float.h"
 
 #include <math.h>
 

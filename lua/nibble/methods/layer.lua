@@ -11,7 +11,7 @@
 -- parallelism (ep ranks) deals whole experts out.
 --
 -- A parameter is {name=, data=tensor, dtype=, shape=, input_dim=, output_dim=,
--- packed_dim=, pack_factor=, transposed=, flip=, scale_method=, whole=, shared=, tied=}:
+-- packed_dim=, pack_factor=, transposed=, flip=, scale_method=, whole=, shared=, tied=, load=}:
 -- the attributes that `register` was given. Dimensions are counted from 0 in them, as
 -- the systems' documents do.
 local nffi = require "nibble.ffi"
@@ -102,7 +102,7 @@ function Layer:register(name, attributes)
   if self.params[name] then error(("layer %s: the parameter %s is registered already"):format(self.name, name), 2) end
   local p = { name = name }
   for _, key in ipairs { "dtype", "shape", "input_dim", "output_dim", "packed_dim", "pack_factor", "transposed", "flip",
-    "scale_method", "whole", "shared", "tied" } do
+    "scale_method", "whole", "shared", "tied", "load" } do
     p[key] = attributes[key]
   end
   p.data = tensor.new(p.dtype, p.shape)
@@ -239,8 +239,10 @@ end
 -- along input_dim of a row-parallel one. Sizes of a packed dimension are in words. A parameter marked `whole`, or
 -- with a single row of scales (one group), is the same on every rank (MRL-59). Without output_dim the
 -- parameter has one value a shard. Wrong shapes and dtypes are errors that name both.
+-- A parameter with a `load` of its own, function(L, p, tensor, shard), is loaded by it.
 function Layer:load(name, t, shard)
   local p = known(self, name)
+  if p.load then return p.load(self, p, t, shard) end
   t = prepared(self, p, t)
   local index = shard and shard_index(self, p, shard)
   local out, inp = p.output_dim, p.input_dim

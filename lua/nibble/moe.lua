@@ -53,7 +53,7 @@ end
 -- ---- activations -----------------------------------------------------------------
 
 -- limited: takes a limit of the caller; constants are the function's own.
-local activations = {
+local functions = {
   silu = { kind = C.NB_MOE_SILU, gated = true, limited = true },
   gelu = { kind = C.NB_MOE_GELU, gated = true },
   gelu_tanh = { kind = C.NB_MOE_GELU_TANH, gated = true },
@@ -72,7 +72,7 @@ function M.activations() return { unpack(names) } end
 
 --- moe.gated(name) -> true where the activation takes gate and up, false where only one value. Unknown: an error.
 function M.gated(name)
-  local a = activations[name]
+  local a = functions[name]
   if not a then
     fail(2, "unknown activation %q; known: %s%s", tostring(name), table.concat(names, ", "), suggest.hint(name, names))
   end
@@ -81,7 +81,7 @@ end
 
 -- The C description of activation `name` with the caller's o.limit, o.alpha, o.beta; rounding: a dtype.
 local function act_of(name, o, rounding, level)
-  local a = activations[name]
+  local a = functions[name]
   if not a then
     fail(level + 1, "unknown activation %q; known: %s%s", tostring(name), table.concat(names, ", "), suggest.hint(name, names))
   end
@@ -137,8 +137,8 @@ local function check_forward(x, o)
     refuse("moe.forward: an output in %s cannot be written over an x in %s", dtype, x:type())
   end
   local name = o.activation or "silu"
-  if o.gated ~= nil and activations[name] and (activations[name].gated == true) ~= o.gated then
-    refuse("moe.forward: activation %s is %sgated, and the experts are %s", name, activations[name].gated and "" or "not ",
+  if o.gated ~= nil and functions[name] and (functions[name].gated == true) ~= o.gated then
+    refuse("moe.forward: activation %s is %sgated, and the experts are %s", name, functions[name].gated and "" or "not ",
       o.gated and "gated" or "not")
   end
   return dtype, name

@@ -14,7 +14,7 @@ local parts = {
   layout = { "nibble.layout" }, marlin = { "nibble.marlin" }, quant = { "nibble.quant" }, formats = { "nibble.formats" },
   recipe = { "nibble.recipe", "load" }, plan = { "nibble.plan", "new" }, convert = { "nibble.convert" },
   tokenizer = { "nibble.tokenizer" }, models = { "nibble.models" }, compute = { "nibble.compute" },
-  eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
+  backends = { "nibble.backends" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
 }
 
 return setmetatable(nb, {

@@ -217,6 +217,14 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
+/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, f8_e4m3fnuz, or u8 with one
+ * e2m1 code a byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
+ * block of rows x columns. global f32 [1] or NULL: scales are divided by it first (NVFP4).
+ * In float32, then rounded to out's dtype. NB_EFORMAT: a global scale of 0, NaN or Inf.
+ * (dequant_float.c) */
+int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales,
+                        const nb_tensor *global, int64_t rows, int64_t columns);
+
 /* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
  * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
  * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
@@ -243,6 +251,9 @@ typedef struct nb_quant_sums {
  * the threads, as long as the tiles are. */
 int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
                    const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w);
+
+/* The same of a weight that is dequantized already, f32 [n,k]. */
+int nb_quant_error_of(nb_quant_sums *sums, const nb_tensor *dequantized, const nb_tensor *w);
 
 /* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
  * and scales [n,G] are finite and above 0; names the first that doesn't. */
@@ -311,17 +322,69 @@ int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
 int64_t nb_count_nonfinite(const nb_tensor *x);
 /* out[i] = table[ids[i]], widened to f32. */
 int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
-/* y[ids[i]] += weights[i] * x[i]; ids ascend. */
-int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights);
+/* y[ids[i]] += weights[i] * x[i], the product rounded to dtype (f32, f16 or bf16); weights
+ * NULL: 1. ids don't descend; equal ones are added in their order. */
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                   int dtype);
+/* x[i] *= weights[i], rounded to dtype (f32, f16 or bf16). */
+int nb_scale_rows(nb_tensor *x, const nb_tensor *weights, int dtype);
 
-/* Mixture of experts. Softmax over logits [m, e], then the top experts of each row,
- * best first: experts i32 [m, top], weights f32 [m, top], which sum to 1 when
- * normalize. */
-int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, int normalize);
-/* The same pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1])
- * with their weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. */
+/* ---- mixture of experts (compute/moe_route.c, moe.c, moe_act.c; SYSTEMS 7) ------ */
+
+enum { NB_ROUTE_SOFTMAX = 0, NB_ROUTE_SIGMOID = 1 };
+
+typedef struct nb_moe_router {
+  int32_t scoring;    /* NB_ROUTE_* */
+  int32_t normalize;  /* the chosen weights sum to 1 */
+  int64_t groups;     /* 0: none; else e/groups experts next to each other */
+  int64_t top_groups; /* of which experts are chosen */
+  float scale;        /* of the weights, at the end */
+} nb_moe_router;
+
+/* The top experts of each row's scores, best first; a tie goes to the lower: experts i32
+ * [m, top], weights f32 [m, top] from logits f32 [m, e]. bias f32 [e] or NULL is added for
+ * the choice only, not to the weights. A group's score is its best expert's, with a bias the
+ * sum of its best two. */
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, const nb_tensor *bias,
+                 const nb_moe_router *o);
+/* Pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1]) with their
+ * weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. map i32
+ * [experts everywhere] or NULL: global id to one of these e, -1 = elsewhere. Ids outside
+ * are left out when skip, else an error. */
 int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
-                 const nb_tensor *weights);
+                 const nb_tensor *weights, const nb_tensor *map, int skip);
+/* How many places nb_moe_align may need. */
+int64_t nb_moe_align_capacity(int64_t pairs, int64_t experts, int64_t block);
+/* The flat positions of ids (i32) by expert, each expert's run padded to `block` with the
+ * number of pairs: sorted i32 [capacity], block_experts i32 [ceil(capacity/block)] (-1: no
+ * expert here), *total places in use. map i32 [experts] as above: the blocks of strangers
+ * are marked -1, or with ignore their pairs left out and the others sorted by local id. */
+int nb_moe_align(nb_tensor *sorted, nb_tensor *block_experts, int64_t *total, const nb_tensor *ids,
+                 int64_t block, int64_t experts, const nb_tensor *map, int ignore);
+
+/* Gated kinds take gates and ups: halves of a row, in pairs for swigluoai. */
+enum {
+  NB_MOE_SILU = 0,  /* silu(min(g, limit)) * clamp(u, limit) */
+  NB_MOE_GELU,      /* gelu(g) * u */
+  NB_MOE_GELU_TANH, /* its tanh form */
+  NB_MOE_SWIGLUOAI, /* pairs: gc * sigmoid(alpha gc) * (clamp(u, limit) + beta), gc = min(g, limit) */
+  NB_MOE_SWIGLUOAI_UNINTERLEAVE, /* the same on halves */
+  NB_MOE_SWIGLUSTEP,             /* min(silu(g), limit) * clamp(u, limit) */
+  NB_MOE_SILU_NO_MUL,
+  NB_MOE_GELU_NO_MUL,
+  NB_MOE_GELU_TANH_NO_MUL,
+  NB_MOE_RELU2_NO_MUL, /* max(x, 0)^2 */
+  NB_MOE_KINDS
+};
+
+typedef struct nb_moe_act {
+  int32_t kind, dtype;      /* dtype: input and output are rounded to f16 or bf16; f32: not */
+  float limit, alpha, beta; /* limit: infinity for none */
+} nb_moe_act;
+
+/* out [m,n] = activation of h [m,2n] (ungated: [m,n]); or of gates h [m,n] and ups up [m,n],
+ * and then, as for ungated kinds, out may be h. */
+int nb_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
 
 /* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
  * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
@@ -496,7 +559,9 @@ int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 
 /* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
-/* 1 when no scale is NaN, infinite or zero; f16|bf16|f32. */
+/* Scales are f16, bf16 or f32; of float codes also f8_e4m3 or f8_e8m0. */
+
+/* 1 when no scale is NaN, infinite or zero. */
 int nb_scales_sound(const nb_tensor *scales);
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
  * infinite, or zero while its group holds other codes than the zero-point. (Negative
@@ -516,6 +581,14 @@ int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
  * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
 int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                  int bits);
+
+/* The same two for float codes (f8_e4m3, or u8 with one e2m1 code a byte) and scales
+ * [ceil(r/rows), ceil(k/columns)], one a block of rows x columns. The check also refuses
+ * codes that are NaN; an f8_e4m3 scale may be zero over any codes. */
+int nb_float_check(const nb_tensor *scales, const nb_tensor *codes, int64_t rows, int64_t columns,
+                   int64_t row0, const char *name);
+int nb_hash_float_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, int64_t rows,
+                       int64_t columns);
 
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
@@ -636,6 +709,32 @@ int nb_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
 int nb_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 int nb_unswizzle_blockscale(nb_tensor *out, const nb_tensor *swizzled);
 
+/* ---- Marlin's product on the CPU (compute/marlin.c; SYSTEMS MRL-51) ----------- */
+
+/* What a code is worth: code - zero-point (2^(bits-1) without zeros); the same after
+ * nb_marlin_fp8_preprocess; the value of an f8_e4m3 or f4 number. */
+enum { NB_MARLIN_INT = 0, NB_MARLIN_FOLDED = 1, NB_MARLIN_E4M3 = 2, NB_MARLIN_E2M1 = 3 };
+/* What a stored scale is: a float; the int16 bits of nb_marlin_int8_scales; a byte
+ * of nb_marlin_nvfp4_scales; an E8M0 byte of an MX format. */
+enum { NB_MARLIN_FLOAT = 0, NB_MARLIN_INT16 = 1, NB_MARLIN_S0E5M3 = 2, NB_MARLIN_E8M0 = 3 };
+
+/* One matrix as the kernels read it: words [k/16, n*bits/2], scales [G,n], zeros
+ * [G, n/pf] words; perm and g_idx I32 [k] (both or neither; [0] means none): tile row
+ * i is input perm[i], of group g_idx[i]; bias [n], permuted. NULL for what it hasn't.
+ * Scales are multiplied by scale_factor, a power of two; products by global. */
+typedef struct nb_marlin_weight {
+  const nb_tensor *words, *scales, *zeros, *perm, *g_idx, *bias;
+  int64_t k, n;
+  double scale_factor, global;
+  int32_t bits, a8, code, scale, k_full;
+} nb_marlin_weight;
+
+/* y F32 [m,no] = (x [m,ki] times the weight) * row_scale[m] (F32 [m,1], or NULL) * global
+ * + bias; x f32, f16 or bf16. Inputs from ki to k count as 0, outputs from no to n are
+ * left out. Read strip by strip: per thread at most 3 MiB of floats, and x once more
+ * where it is not f32 or perm is given. */
+int nb_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w, const nb_tensor *row_scale);
+
 enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 /* x [m,k] f16, bf16 or f32 -> q I8 [m,k], scales F32 [m,1] = max(|x|,1e-10)/127*global. MRL-45. */
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
@@ -651,6 +750,8 @@ int nb_rows_take(nb_tensor *out, const nb_tensor *in, const nb_tensor *index);
 int nb_matrix_pad(nb_tensor *out, const nb_tensor *in, int64_t parts);
 /* out's columns are in's column 0 widths[0] times, column 1 widths[1] times, ..., cut at out's width. */
 int nb_columns_repeat(nb_tensor *out, const nb_tensor *in, const int64_t *widths);
+/* Words of eight 4-bit codes, in place: biased by 8 to two's complement, and back. */
+int nb_int4_flip(nb_tensor *words);
 /* Stable: sorted[i] = g_idx[perm[i]], ascending along the last axis; all I32. MRL-32, ORC-17. */
 int nb_groups_sort(nb_tensor *sorted, nb_tensor *perm, const nb_tensor *g_idx);
 
@@ -663,6 +764,28 @@ int nb_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, c
 /* f8_e4m3 -> f8_e4m3fnuz: 0x80 becomes 0, other bytes stay, which halves their values; *nans
  * counts 0x7f and 0xff, NaN before and +-240 after. CTM-FP8-09. */
 int nb_fp8_to_fnuz(nb_tensor *out, int64_t *nans, const nb_tensor *weight);
+
+/* ---- activations as a quantized layer sees them (quant/activations.c) ------------ */
+
+typedef struct nb_act_options {
+  int32_t is_float; /* 0: integers of `bits` (2 to 8); 1: f4 (bits 4) or f8_e4m3 (bits 8) */
+  int32_t bits;
+  int32_t symmetric;   /* 0: integers with a zero-point */
+  int32_t dynamic;     /* 1: scales from x; 0: `scale` and `zero_point` as given */
+  int32_t scale_dtype; /* of dynamic scales: NB_F32, NB_F8_E4M3 (times global) or NB_F8_E8M0 */
+  int32_t dtype;       /* x is rounded to it first: NB_F32 (not), NB_BF16 or NB_F16 */
+  int64_t group;       /* columns that share a scale; -1: a row does (a token); 0: `span` rows do */
+  int64_t span;        /* rows of a tensor, for group 0: every so many begin anew; 0: all rows */
+  float scale, zero_point, global;
+} nb_act_options;
+
+/* out = x quantized and dequantized again, f32 [m,k] both; out may be x. float32 in
+ * compressed-tensors' order of operations:
+ *   scale = absmax * 2 / (qmax - qmin), or (max - min) / (qmax - qmin) where 0 belongs to
+ *   the range; e4m3: round(global * scale) / global; e8m0: as nb_mx_scales; 0 becomes epsilon
+ *   out   = (round(clamp(x / scale + zero)) - zero) * scale
+ * NaN and infinities of x come out as NaN, in all that shares their scale. */
+int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
 
 /* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
  * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,

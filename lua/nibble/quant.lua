@@ -96,8 +96,11 @@ end
 --- register(method): adds a method (see above) under its name.
 function M.register(method) M.methods[method.name] = method end
 
--- A method without calibration has no order of activations to follow.
+-- Integer codes only, and a method without calibration has no order of activations to follow.
 local function no_actorder(method, scheme)
+  if scheme.type ~= "int" then
+    return nil, ("method %s finds integer codes, not those of %s"):format(method.name, scheme_m.describe(scheme)), "einval"
+  end
   if not scheme.actorder then return true end
   return nil, ("method %s doesn't order columns by activation; leave actorder = %q out"):format(method.name,
     scheme.actorder), "einval"

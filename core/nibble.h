@@ -217,8 +217,8 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
-/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, or u8 with one e2m1 code a
- * byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
+/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, f8_e4m3fnuz, or u8 with one
+ * e2m1 code a byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
  * block of rows x columns. global f32 [1] or NULL: scales are divided by it first (NVFP4).
  * In float32, then rounded to out's dtype. NB_EFORMAT: a global scale of 0, NaN or Inf.
  * (dequant_float.c) */
@@ -770,6 +770,8 @@ int nb_rows_take(nb_tensor *out, const nb_tensor *in, const nb_tensor *index);
 int nb_matrix_pad(nb_tensor *out, const nb_tensor *in, int64_t parts);
 /* out's columns are in's column 0 widths[0] times, column 1 widths[1] times, ..., cut at out's width. */
 int nb_columns_repeat(nb_tensor *out, const nb_tensor *in, const int64_t *widths);
+/* Words of eight 4-bit codes, in place: biased by 8 to two's complement, and back. */
+int nb_int4_flip(nb_tensor *words);
 /* Stable: sorted[i] = g_idx[perm[i]], ascending along the last axis; all I32. MRL-32, ORC-17. */
 int nb_groups_sort(nb_tensor *sorted, nb_tensor *perm, const nb_tensor *g_idx);
 

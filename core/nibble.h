@@ -407,6 +407,26 @@ typedef struct nb_moe_act {
  * and then, as for ungated kinds, out may be h. */
 int nb_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
 
+/* ---- 4-bit weights times int8 activations (layout/w4a8.c, compute/w4a8.c; SYSTEMS 6.2) ----
+ * Codes are I8 -8..7 [n,k], k even; group divides k, -1: one a row. Scales [n, k/group],
+ * bf16, or f32 with group -1; bias f32 [n]. */
+
+/* U8 [n, k/2]: byte (o,c) = code(o,2c)+8 | (code(o,2c+1)+8) << 4; and back. NB_EFORMAT names
+ * the first code outside. */
+int nb_w4a8_nibbles(nb_tensor *nibbles, const nb_tensor *codes);
+int nb_w4a8_codes(nb_tensor *codes, const nb_tensor *nibbles);
+/* How many bytes nb_w4a8_pack writes, or an error. */
+int64_t nb_w4a8_bytes(int64_t n, int64_t k, int64_t group);
+/* A matrix as nb_w4a8_gemm reads it: packed U8 [bytes]; and back. bias may be NULL: zeros. */
+int nb_w4a8_pack(nb_tensor *packed, const nb_tensor *nibbles, const nb_tensor *scales, const nb_tensor *bias,
+                 int64_t group);
+int nb_w4a8_unpack(nb_tensor *nibbles, nb_tensor *scales, nb_tensor *bias, const nb_tensor *packed,
+                   int64_t group);
+/* y f32 [m,n] = x [m,k] (f32, f16, bf16) times the packed weight, transposed, + bias: each row of x quantized
+ * as nb_act_quant_int8 does, int32 sums within a group, groups in float32. A row with a value that isn't
+ * finite gives NaN. The same bits on every instruction set and number of threads. */
+int nb_w4a8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *packed, int64_t group);
+
 /* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
  * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
  * the best token. Logits exist block by block only; sums are in double. */

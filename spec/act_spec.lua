@@ -48,7 +48,7 @@ local function fake(values, a, o)
   elseif a.symmetric == false then
     scale = f32(f32(hi - lo) / (top - bottom))
     zero = scale == 0 and 0 or rint(clamp(f32(bottom - f32(lo / scale)), bottom, top))
-  elseif a.type == "float" and a.group == 32 then scale = power_of_two(absmax, a.bits)
+  elseif a.scale_dtype == "e8m0" or a.bits == 4 and a.strategy == "group" then scale = power_of_two(absmax, a.bits)
   elseif a.strategy == "tensor_group" then
     local stored = small(f32(f32(o.global) * f32(absmax / 6)), grids[8])
     scale = f32((stored == 0 and 0.125 or stored) / f32(o.global))
@@ -127,7 +127,7 @@ local forms = {
   { "fp8 group 16 dynamic", { type = "float", bits = 8, symmetric = true, strategy = "group", group = 16, dynamic = true } },
   { "nvfp4", { type = "float", bits = 4, symmetric = true, strategy = "tensor_group", group = 16, dynamic = "local" }, { global = 84.5 } },
   { "mxfp4", { type = "float", bits = 4, symmetric = true, strategy = "group", group = 32, dynamic = true } },
-  { "mxfp8", { type = "float", bits = 8, symmetric = true, strategy = "group", group = 32, dynamic = true } },
+  { "mxfp8", { type = "float", bits = 8, symmetric = true, strategy = "group", group = 32, dynamic = true, scale_dtype = "e8m0" } },
 }
 
 describe("act.quantize_dequantize", function()

@@ -94,6 +94,15 @@ int nb_columns_repeat(nb_tensor *out, const nb_tensor *in, const int64_t *widths
   return NB_OK;
 }
 
+int nb_int4_flip(nb_tensor *words) {
+  NB_TRY(nb_expect_words(words, "int4_flip", words->ndim, words->shape));
+  uint32_t *w = words->data;
+  int64_t count = nb_tensor_numel(words);
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (count * 4 > SERIAL_BYTES)
+  for (int64_t i = 0; i < count; i++) w[i] ^= 0x88888888u;
+  return NB_OK;
+}
+
 static int ascending(const void *a, const void *b) {
   uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
   return (x > y) - (x < y);

@@ -74,9 +74,10 @@ static bool is_float(int dtype) { return dtype == NB_F32 || dtype == NB_BF16 || 
 int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales,
                         const nb_tensor *global, int64_t rows, int64_t columns) {
   NB_TRY(nb_expect(codes, "dequantize float codes: codes", -1, 2, NB_SHAPE(-1, -1)));
-  if (codes->dtype != NB_F8_E4M3 && codes->dtype != NB_U8)
-    return nb_fail(NB_EINVAL, "%s: codes: expected f8_e4m3, or u8 with one e2m1 code a byte, found %s", what,
-                   nb_dtype_name(codes->dtype));
+  if (codes->dtype != NB_F8_E4M3 && codes->dtype != NB_F8_E4M3FNUZ && codes->dtype != NB_U8)
+    return nb_fail(NB_EINVAL,
+                   "%s: codes: expected f8_e4m3, f8_e4m3fnuz, or u8 with one e2m1 code a byte, found %s",
+                   what, nb_dtype_name(codes->dtype));
   int64_t n = codes->shape[0], k = codes->shape[1];
   NB_TRY(nb_expect(out, "dequantize float codes: out", -1, 2, NB_SHAPE(n, k)));
   if (!is_float(out->dtype))
@@ -108,6 +109,6 @@ int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor 
                                    .codes = codes->data,
                                    .scales = scales->data,
                                    .global = divisor,
-                                   .load = nb_load_of(NB_F8_E4M3),
+                                   .load = nb_load_of(codes->dtype == NB_U8 ? NB_F8_E4M3 : codes->dtype),
                                    .store = nb_store_of(out->dtype)});
 }

@@ -5,7 +5,7 @@
 --    dynamic=true|false|"local", scale_dtype=nil|"f8_e4m3"|"e8m0"}
 --   token         one scale a row (dynamic)
 --   tensor        one for all; static (dynamic = false): input_scale, input_zero_point of the checkpoint
---   group         one for each `group` columns (dynamic); floats in groups of 32 are MX: powers of two
+--   group         one for each `group` columns (dynamic); with e8m0 scales (4-bit floats always): MX, powers of two
 --   tensor_group  NVFP4: e4m3 scales of groups, times a global one, the checkpoint's input_global_scale
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
@@ -17,11 +17,11 @@ local M = {}
 local scale_dtypes = { f8_e4m3 = C.NB_F8_E4M3, e8m0 = C.NB_F8_E8M0, f8_e8m0 = C.NB_F8_E8M0 }
 local dtypes = { f32 = C.NB_F32, bf16 = C.NB_BF16, f16 = C.NB_F16 }
 
--- The dtype that dynamic scales are rounded to, where the table doesn't say: MX and NVFP4 have their own.
+-- The dtype that dynamic scales are rounded to; where the table doesn't say, 4-bit floats have their own.
 local function scale_dtype(a)
   if a.scale_dtype and scale_dtypes[a.scale_dtype] then return scale_dtypes[a.scale_dtype] end
   if a.strategy == "tensor_group" then return C.NB_F8_E4M3 end
-  if a.type == "float" and a.strategy == "group" and a.group == 32 then return C.NB_F8_E8M0 end
+  if a.type == "float" and a.bits == 4 and a.strategy == "group" then return C.NB_F8_E8M0 end
   return C.NB_F32
 end
 

@@ -56,6 +56,10 @@ function M.pad(t, rows, cols, parts)
   return check(C.nb_matrix_pad(out, t, parts or 1), out)
 end
 
+--- layout.experts.flip_int4(words) -> words i32, changed in place: codes of 4 bits that are biased by 8 become two's
+-- complement, and the other way: (q - 8) & 15 flips the top bit.
+function M.flip_int4(words) return check(C.nb_int4_flip(words), words) end
+
 --- layout.experts.repeat_columns(t, widths, cols) -> [E,r,cols]: column i of t widths[i] times, cut at cols.
 function M.repeat_columns(t, widths, cols)
   local out = tensor.new(t:type(), shaped(t, nil, cols, "repeat_columns"))

@@ -51,6 +51,8 @@ function M.settings(ck)
   return { static = activation == "static", block = block, where = where }
 end
 
+local function scale_suffix(s) return s.strategy == "block" and "weight_scale_inv" or "weight_scale" end
+
 -- The scheme that config and tensors mean | nil, msg, code
 local function scheme_of(module, tensors, st)
   local fields = { type = "float", bits = 8, symmetric = true }
@@ -67,13 +69,16 @@ local function scheme_of(module, tensors, st)
     return fail("eformat", "%s: weight is f8_e4m3, but the tensor %s is missing", module,
       st.block and "weight_scale_inv" or "weight_scale")
   end
-  local s, msg = scheme.new(fields)
+  local ok, msg, code = expect(module, tensors, scale_suffix(fields), "f32 bf16 f16 f8_e8m0")
+  if not ok then return nil, msg, code end
+  local s
+  s, msg = scheme.new(fields)
   if not s then return fail("eformat", "%s: %s", module, msg) end
   return s
 end
 
 local function shapes_fit(module, tensors, s, n, k, st)
-  local suffix = s.strategy == "block" and "weight_scale_inv" or "weight_scale"
+  local suffix = scale_suffix(s)
   local why = s.strategy == "block" and ("the weight is [%dx%d] in blocks of %dx%d"):format(n, k, s.block[1], s.block[2])
     or "one scale serves the tensor"
   local ok, msg, code = expect(module, tensors, suffix, "f32 bf16 f16 f8_e8m0", floats.scale_shapes(s, n, k), why)
@@ -107,8 +112,6 @@ function M.probe(_, module, tensors, st)
 end
 
 M.row_step = floats.row_step
-
-local function scale_suffix(s) return s.strategy == "block" and "weight_scale_inv" or "weight_scale" end
 
 --- layout(rec) -> ordered list of {suffix, dtype, shape, rows=function(a,b)|nil}.
 function M.layout(rec)

@@ -27,6 +27,9 @@ M.switches = {
   { name = "actorder_any", conflict = "C-13", default = false,
     says = "actorder = weight counts as activation order for whole w2 scales and for k_full (C-26); without it "
       .. "only group does" },
+  { name = "w4a8_kernel_activations", conflict = "C-14", default = false,
+    says = "the CPU's W4A8 experts run swiglustep as plain silu(g)*u, as the peer's kernel does; without it with "
+      .. "its clamp at 7. swigluoai is the clamped formula on halves either way" },
   { name = "dynamic_tensor_as_group", conflict = "C-16", default = false,
     says = "dynamic per-tensor activations are quantized in groups of 128, as the key they are selected by says; "
       .. "without it by tensor, as the scheme says" },

@@ -128,28 +128,38 @@ end
 -- Columns of y that one block of rows of the weight gives: how much of it is in float32 at a time.
 local BLOCK = 512
 
+-- Scales [r,G] and zero-points u8 [r,G] of rows a..b of a packed weight.
+local function scales_of(w, a, b)
+  local scales, zeros = w.scales_nk and w.scales_nk:rows(a, b), w.zeros_nk and w.zeros_nk:rows(a, b)
+  if not scales then
+    scales = tensor.new(w.scales:type(), { b - a + 1, w.scales:size(1) })
+    nffi.must(C.nb_transpose_get(scales, w.scales, a - 1))
+  end
+  if w.zeros then
+    zeros = tensor.new("u8", { b - a + 1, scales:size(2) })
+    layout.awq.unpack_zeros(w.zeros, w.bits, zeros, a)
+  end
+  return scales, zeros or nil
+end
+
 --- packed(x, w) -> y f32 [rows, n] = x · Ŵ + bias of a weight in a checkpoint's own packing
 -- Ŵ[n,k] = (code - zero) * scale. w: n, k, bits; read(codes, row): fills u8 [r,k] with the codes of rows row.. (1-based);
--- scales [G,n]; zeros: AWQ words [G, n/pf], or nil: 2^(bits-1) everywhere; g_idx i32 [k] or nil; bias [n] or nil.
+-- scales [G,n] or scales_nk [n,G]; zeros: AWQ words [G, n/pf], or zeros_nk u8 [n,G], or nil: 2^(bits-1) everywhere;
+-- g_idx i32 [k] or nil; bias [n] or nil.
 -- 512 rows of the weight are dequantized at a time.
 function M.packed(x, w)
   local y = tensor.new("f32", { x:size(1), w.n })
-  local groups = w.scales:size(1)
-  local values, bias = x:cast "f32", w.bias and w.bias:cast "f32"
+  local values, bias = x:cast "f32", w.bias and w.bias:cast "f32" or nil
   for row = 1, w.n, BLOCK do
     nffi.stop_check()
-    local rows = math.min(BLOCK, w.n - row + 1)
-    local codes, scales = tensor.new("u8", { rows, w.k }), tensor.new(w.scales:type(), { rows, groups })
+    local last = math.min(row + BLOCK - 1, w.n)
+    local rows = last - row + 1
+    local codes = tensor.new("u8", { rows, w.k })
     w.read(codes, row)
-    nffi.must(C.nb_transpose_get(scales, w.scales, row - 1))
-    local zeros
-    if w.zeros then
-      zeros = tensor.new("u8", { rows, groups })
-      layout.awq.unpack_zeros(w.zeros, w.bits, zeros, row)
-    end
+    local scales, zeros = scales_of(w, row, last)
     local block, part = tensor.new("f32", { rows, w.k }), tensor.new("f32", { x:size(1), rows })
     nffi.must(C.nb_dequantize(block, codes, scales, zeros, w.g_idx, w.bits))
-    compute.gemm(part, values, block, bias and bias:rows(row, row + rows - 1))
+    compute.gemm(part, values, block, bias and bias:rows(row, last) or nil)
     nffi.must(C.nb_tensor_copy_block(y, part, 1, row - 1, 0, rows))
   end
   return y

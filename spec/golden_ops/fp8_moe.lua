@@ -4,7 +4,7 @@ local fp8 = require "nibble.methods.fp8"
 local ct_fp8_moe = require "nibble.methods.ct_fp8_moe"
 local layer = require "nibble.methods.layer"
 local nvfp4_moe = require "nibble.methods.nvfp4_moe"
-local layout = nb.layout
+local w4a8_moe = require "nibble.methods.w4a8_moe"
 
 local dtypes = { float16 = "f16", bfloat16 = "bf16" }
 
@@ -32,10 +32,7 @@ function ops.normalize_e4m3fn_to_e4m3fnuz(case)
 end
 
 function ops.w4a8_int8_nibble_pack(case)
-  local w = case.tensors["in.w"]
-  local codes = nb.tensor("u8", w:size())
-  for i = 1, w:numel() do codes:set(i, w:get(i) + 8) end
-  return { ["out.nibbles"] = layout.pack.cols(codes, 4):as("u8", { w:size(1), w:size(2) / 2 }) }
+  return { ["out.nibbles"] = w4a8_moe.nibbles(case.tensors["in.w"]) }
 end
 
 function ops.ct_fp8_moe_process_weights(case)

@@ -11,7 +11,7 @@
 -- parallelism (ep ranks) deals whole experts out.
 --
 -- A parameter is {name=, data=tensor, dtype=, shape=, input_dim=, output_dim=,
--- packed_dim=, pack_factor=, transposed=, flip=, scale_method=, whole=, shared=, tied=, load=}:
+-- packed_dim=, pack_factor=, transposed=, flip=, scale_method=, whole=, shared=, tied=, load=, convert=}:
 -- the attributes that `register` was given. Dimensions are counted from 0 in them, as
 -- the systems' documents do.
 local nffi = require "nibble.ffi"
@@ -102,7 +102,7 @@ function Layer:register(name, attributes)
   if self.params[name] then error(("layer %s: the parameter %s is registered already"):format(self.name, name), 2) end
   local p = { name = name }
   for _, key in ipairs { "dtype", "shape", "input_dim", "output_dim", "packed_dim", "pack_factor", "transposed", "flip",
-    "scale_method", "whole", "shared", "tied", "load" } do
+    "scale_method", "whole", "shared", "tied", "load", "convert" } do
     p[key] = attributes[key]
   end
   p.data = tensor.new(p.dtype, p.shape)
@@ -189,8 +189,9 @@ local function known(self, name)
   error(("layer %s has no parameter %q%s"):format(self.name, name, text.did_you_mean(name, self:names())), 3)
 end
 
--- t as the parameter stores it: flipped where the file is the other way round, floats cast.
+-- t as the parameter stores it: converted by its own function, flipped where the file is the other way round, floats cast.
 local function prepared(self, p, t)
+  if p.convert then t = p.convert(t) end
   if p.flip and t.ndim == 2 then t = t:transpose() end
   local want = p.data:type()
   if t:type() == want then return t end
@@ -239,7 +240,8 @@ end
 -- along input_dim of a row-parallel one. Sizes of a packed dimension are in words. A parameter marked `whole`, or
 -- with a single row of scales (one group), is the same on every rank (MRL-59). Without output_dim the
 -- parameter has one value a shard. Wrong shapes and dtypes are errors that name both.
--- A parameter with a `load` of its own, function(L, p, tensor, shard), is loaded by it.
+-- A parameter with a `load` of its own, function(L, p, tensor, shard), is loaded by it; `convert`, function(tensor)
+-- -> tensor, brings a file's tensor into the parameter's form first.
 function Layer:load(name, t, shard)
   local p = known(self, name)
   if p.load then return p.load(self, p, t, shard) end

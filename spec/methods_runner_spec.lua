@@ -56,6 +56,12 @@ describe("eval through the methods", function()
       { "moe_wna16 3 moe", "reference 12 linear" })
   end)
 
+  it("MRL-57, INC-14: pymllm's layers, and AutoRound's from a symmetric GPTQ checkpoint", function()
+    same_loss(quantized("awq", { scheme = "W4A16_ASYM", output = { format = "awq" } }), "pymllm",
+      { "pymllm 84 linear", "reference 3 moe" })
+    same_loss(quantized("gptq-sym", { output = { format = "gptq" } }), "auto", { "inc 12 linear", "moe_wna16 3 moe" })
+  end)
+
   it("CTM-WNA16-15: compressed-tensors' integers on Marlin: 4 bits by groups, 8 bits by channel", function()
     same_loss(quantized("ct4", {}), "auto", { "ct_wna16_moe 3 moe", "reference 12 linear" })
     same_loss(quantized("ct8", { scheme = "W8A16", group = -1 }), "auto", { "ct_wna16_moe 3 moe", "reference 12 linear" })

@@ -444,6 +444,8 @@ end
 
 --- can(scheme, n, k) -> true | false, reason
 function M.can(s, _, k)
+  local other = common.weight_only_fault(s, "pack-quantized")
+  if other then return false, other end
   if s.bits < 2 or s.bits > 8 then return false, ("compressed-tensors packs 2 to 8 bits, not %d"):format(s.bits) end
   local fault = common.group_fault(s, k)
   if fault then return false, fault end

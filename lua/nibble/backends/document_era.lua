@@ -89,7 +89,6 @@ return {
           checks = marlin },
       },
       explicit = { { "marlin", "MARLIN" }, { "batched_marlin", "BATCHED_MARLIN" } },
-      twins = { MARLIN = "BATCHED_MARLIN" },
       quant = { block_shape = "group", bits = { 4 } },
     },
   },

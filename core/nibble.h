@@ -158,7 +158,7 @@ void nb_hash_free(nb_hash *h);
  * and a NUL into out. Threads; mapped pages are let go again behind it. */
 int nb_tensor_hash(char *out, const nb_tensor *t);
 
-/* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
+/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) --------
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
  * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
  * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
@@ -231,13 +231,34 @@ int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor 
 int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
-/* Round to nearest onto FP8 E4M3: scale = absmax / 448 of each row (per_tensor: of
- * all, repeated), codes f8_e4m3 [n,k], scales f32|bf16|f16 [n,1], w f32|bf16|f16
- * [n,k]; NB_ARITHMETIC_DTYPE gives compressed-tensors' bytes. Errors as
- * nb_rtn_quantize. */
-int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int per_tensor, int arithmetic);
-/* out f32|bf16|f16 [n,k] = codes * scales, rounded to float32, then to out's dtype. */
-int nb_fp8_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales);
+/* ---- quantization onto small floats (quant/float.c) --------------------------- */
+
+enum {
+  NB_FLOAT_CT = 0,  /* compressed-tensors' scales                                           */
+  NB_FLOAT_VLLM = 1 /* vLLM's for activations: NVFP4 by reciprocals, MX so that none clips  */
+};
+
+typedef struct nb_float_options {
+  int64_t rows, columns; /* of the block that one scale serves */
+  int32_t arithmetic;    /* NB_ARITHMETIC_*: quotients (and FP8 scales) rounded to w's dtype, or not */
+  int32_t rule;          /* NB_FLOAT_*: of f8_e4m3 and f8_e8m0 scales */
+  int32_t given;         /* 1: scales are there already; only codes are made */
+  float global;          /* with f8_e4m3 scales: the tensor's own scale, a divisor of theirs */
+} nb_float_options;
+
+/* Round to nearest: codes [n,k] and scales [ceil(n/rows), ceil(k/columns)] from w
+ * f32|bf16|f16 [n,k]. Codes f8_e4m3 under scales f32|bf16|f16 = absmax / 448 (FP8) or
+ * f8_e8m0 (MXFP8); codes u8, one e2m1 code a byte, under f8_e4m3 = absmax / 6 * global
+ * (NVFP4) or f8_e8m0 (MXFP4). The same bytes in every path. A block of zeros gets the
+ * scale that compressed-tensors stores: epsilon, 0.125, 2^-127. NB_EFORMAT: NaN or Inf in
+ * w; NB_EUNSUPPORTED: a scale too large for its dtype. */
+int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, const nb_float_options *o);
+/* The largest magnitude of w (f32|bf16|f16); NB_EFORMAT names a NaN or Inf. */
+int nb_absmax(float *out, const nb_tensor *w);
+/* The scale of an FP8 block whose largest magnitude is absmax, as stored. */
+float nb_fp8_scale(float absmax, int w_dtype, int s_dtype, int arithmetic);
+/* NVFP4's global scale, 448 * 6 / absmax; 1 where that is infinite. */
+float nb_nvfp4_global(float absmax, int w_dtype, int arithmetic);
 
 typedef struct nb_quant_sums {
   double error2, weight2; /* sums of squares: of w - dequantized, of w */
@@ -385,6 +406,26 @@ typedef struct nb_moe_act {
 /* out [m,n] = activation of h [m,2n] (ungated: [m,n]); or of gates h [m,n] and ups up [m,n],
  * and then, as for ungated kinds, out may be h. */
 int nb_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
+
+/* ---- 4-bit weights times int8 activations (layout/w4a8.c, compute/w4a8.c; SYSTEMS 6.2) ----
+ * Codes are I8 -8..7 [n,k], k even; group divides k, -1: one a row. Scales [n, k/group],
+ * bf16, or f32 with group -1; bias f32 [n]. */
+
+/* U8 [n, k/2]: byte (o,c) = code(o,2c)+8 | (code(o,2c+1)+8) << 4; and back. NB_EFORMAT names
+ * the first code outside. */
+int nb_w4a8_nibbles(nb_tensor *nibbles, const nb_tensor *codes);
+int nb_w4a8_codes(nb_tensor *codes, const nb_tensor *nibbles);
+/* How many bytes nb_w4a8_pack writes, or an error. */
+int64_t nb_w4a8_bytes(int64_t n, int64_t k, int64_t group);
+/* A matrix as nb_w4a8_gemm reads it: packed U8 [bytes]; and back. bias may be NULL: zeros. */
+int nb_w4a8_pack(nb_tensor *packed, const nb_tensor *nibbles, const nb_tensor *scales, const nb_tensor *bias,
+                 int64_t group);
+int nb_w4a8_unpack(nb_tensor *nibbles, nb_tensor *scales, nb_tensor *bias, const nb_tensor *packed,
+                   int64_t group);
+/* y f32 [m,n] = x [m,k] (f32, f16, bf16) times the packed weight, transposed, + bias: each row of x quantized
+ * as nb_act_quant_int8 does, int32 sums within a group, groups in float32. A row with a value that isn't
+ * finite gives NaN. The same bits on every instruction set and number of threads. */
+int nb_w4a8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *packed, int64_t group);
 
 /* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
  * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
@@ -639,6 +680,13 @@ int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, cons
                                 int64_t n0);
 int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales,
                                   int64_t n0);
+
+/* bytes.c. fp4: U8 [n, ceil(k/2)], the even column in the low nibble. int8: I8 [n,k], the
+ * code less 2^(bits-1); reading refuses what doesn't fit (NB_EFORMAT, naming `name`). */
+int nb_fp4_pack(nb_tensor *bytes, const nb_tensor *codes, int64_t n0);
+int nb_fp4_unpack(nb_tensor *codes, const nb_tensor *bytes, int64_t n0);
+int nb_int8_pack(nb_tensor *bytes, const nb_tensor *codes, int bits, int64_t n0);
+int nb_int8_unpack(nb_tensor *codes, const nb_tensor *bytes, int bits, int64_t n0, const char *name);
 
 /* Any matrix of codes U8 [a,b] as dense streams: axis 0 packs down the columns
  * into I32 [ceil(a*bits/32), b], axis 1 along the rows into [a, ceil(b*bits/32)]. */

@@ -27,11 +27,16 @@ M.switches = {
   { name = "actorder_any", conflict = "C-13", default = false,
     says = "actorder = weight counts as activation order for whole w2 scales and for k_full (C-26); without it "
       .. "only group does" },
+  { name = "w4a8_kernel_activations", conflict = "C-14", default = false,
+    says = "the CPU's W4A8 experts run swiglustep as plain silu(g)*u, as the peer's kernel does; without it with "
+      .. "its clamp at 7. swigluoai is the clamped formula on halves either way" },
   { name = "dynamic_tensor_as_group", conflict = "C-16", default = false,
     says = "dynamic per-tensor activations are quantized in groups of 128, as the key they are selected by says; "
       .. "without it by tensor, as the scheme says" },
   { name = "router_weight_twice", conflict = "C-20", default = false,
     says = "with the router's weight on the input, Marlin's experts multiply by it once more; without it once" },
+  { name = "block_key_128", conflict = "C-16", default = false,
+    says = "FP8 blocks of any size count as 128x128 when a backend is asked; without it the backend must take the size" },
   { name = "float_weight_shape", conflict = "C-22", default = false,
     says = "weight_shape parameters are float32; without it int64" },
   { name = "documented_kernels_only", conflict = "C-23", default = false,

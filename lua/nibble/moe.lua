@@ -5,6 +5,7 @@ local compute = require "nibble.compute"
 local nffi = require "nibble.ffi"
 local suggest = require "nibble.suggest"
 local tensor = require "nibble.tensor"
+local tokens_of = require "nibble.moe_tokens"
 local ffi = require "ffi"
 local C, must = nffi.C, nffi.must
 
@@ -52,7 +53,7 @@ end
 -- ---- activations -----------------------------------------------------------------
 
 -- limited: takes a limit of the caller; constants are the function's own.
-local activations = {
+local functions = {
   silu = { kind = C.NB_MOE_SILU, gated = true, limited = true },
   gelu = { kind = C.NB_MOE_GELU, gated = true },
   gelu_tanh = { kind = C.NB_MOE_GELU_TANH, gated = true },
@@ -71,7 +72,7 @@ function M.activations() return { unpack(names) } end
 
 --- moe.gated(name) -> true where the activation takes gate and up, false where only one value. Unknown: an error.
 function M.gated(name)
-  local a = activations[name]
+  local a = functions[name]
   if not a then
     fail(2, "unknown activation %q; known: %s%s", tostring(name), table.concat(names, ", "), suggest.hint(name, names))
   end
@@ -80,7 +81,7 @@ end
 
 -- The C description of activation `name` with the caller's o.limit, o.alpha, o.beta; rounding: a dtype.
 local function act_of(name, o, rounding, level)
-  local a = activations[name]
+  local a = functions[name]
   if not a then
     fail(level + 1, "unknown activation %q; known: %s%s", tostring(name), table.concat(names, ", "), suggest.hint(name, names))
   end
@@ -136,28 +137,25 @@ local function check_forward(x, o)
     refuse("moe.forward: an output in %s cannot be written over an x in %s", dtype, x:type())
   end
   local name = o.activation or "silu"
-  if o.gated ~= nil and activations[name] and (activations[name].gated == true) ~= o.gated then
-    refuse("moe.forward: activation %s is %sgated, and the experts are %s", name, activations[name].gated and "" or "not ",
+  if o.gated ~= nil and functions[name] and (functions[name].gated == true) ~= o.gated then
+    refuse("moe.forward: activation %s is %sgated, and the experts are %s", name, functions[name].gated and "" or "not ",
       o.gated and "gated" or "not")
   end
   return dtype, name
 end
 
--- A new f32 [rows, columns], or the caller's storage.
-local function storage(o, name, rows, columns)
-  if o.buffer then return o.buffer(name, rows, columns) end
-  return tensor.new("f32", { rows, columns })
-end
-
--- The first rows of a matrix that is kept between experts.
-local function room(kept, o, name, rows, columns)
-  if o.buffer then return o.buffer(name, rows, columns) end
-  local t = kept[name]
-  if not t or t:numel() < rows * columns then
-    t = tensor.new("f32", { rows * columns })
-    kept[name] = t
+--- moe.scratch() -> room(name, rows, columns) -> f32 [rows, columns]
+-- Storage for w13 and w2 that is kept from expert to expert; what a name held before is lost.
+function M.scratch()
+  local kept = {}
+  return function(name, rows, columns)
+    local t = kept[name]
+    if not t or t:numel() < rows * columns then
+      t = tensor.new("f32", { rows * columns })
+      kept[name] = t
+    end
+    return t:as("f32", { rows, columns })
   end
-  return t:as("f32", { rows, columns })
 end
 
 local function check_product(what, e, t, rows, columns)
@@ -168,7 +166,7 @@ local function check_product(what, e, t, rows, columns)
 end
 
 -- Runs rows x of local expert e through its two products: f32 [rows, hidden], before any weight.
-local function expert_mlp(o, kept, e, x, act, gated, after_w13, dtype)
+local function expert_mlp(o, room, e, x, act, gated, after_w13, dtype)
   local rows, hidden = x:size(1), x:size(2)
   if o.quantize then x = o.quantize(x, "w13", e) end
   local h, up = o.w13(e, x)
@@ -182,7 +180,7 @@ local function expert_mlp(o, kept, e, x, act, gated, after_w13, dtype)
   if halved and h:size(2) % 2 ~= 0 then
     fail(3, "moe.forward: w13 of expert %d gave %s; a gated activation needs an even width", e, text(h))
   end
-  local a = halved and room(kept, o, "activated", rows, h:size(2) / 2) or h
+  local a = halved and room("activated", rows, h:size(2) / 2) or h
   must(C.nb_moe_activation(a, h, up, act))
   if o.quantize then a = o.quantize(a, "w2", e) end
   local y = o.w2(e, a)
@@ -213,9 +211,9 @@ function M.forward(x, o)
   local act, gated = act_of(name, o, dtype, 2)
   local tokens, hidden = x:size(1), x:size(2)
   local rows, weights, offsets = M.group(o.ids, o.weights, o.experts, { map = o.expert_map, skip = not o.strict })
-  local fresh = dtype == "f32" and not o.inplace
-  local sum = fresh and tensor.new("f32", { tokens, hidden }) or compute.zero(storage(o, "sum", tokens, hidden))
-  local kept, on_input, chunk = {}, o.router_weight_on_input, o.chunk or CHUNK
+  local fresh, room = dtype == "f32" and not o.inplace, o.buffer or M.scratch()
+  local sum = fresh and tensor.new("f32", { tokens, hidden }) or compute.zero(room("sum", tokens, hidden))
+  local on_input, chunk = o.router_weight_on_input, o.chunk or CHUNK
   for e = 0, o.experts - 1 do
     local first, last = offsets:get(e + 1) + 1, offsets:get(e + 2)
     if last >= first and o.begin then o.begin(e) end
@@ -223,9 +221,9 @@ function M.forward(x, o)
       nffi.stop_check()
       local to = math.min(at + chunk - 1, last)
       local part, w = rows:rows(at, to), weights:rows(at, to)
-      local in_rows = compute.gather(room(kept, o, "rows", to - at + 1, hidden), x, part)
+      local in_rows = compute.gather(room("rows", to - at + 1, hidden), x, part)
       if on_input and on_input ~= "after_w13" then compute.scale_rows(in_rows, w, dtype) end
-      local y = expert_mlp(o, kept, e, in_rows, act, gated, on_input == "after_w13" and w or nil, dtype)
+      local y = expert_mlp(o, room, e, in_rows, act, gated, on_input == "after_w13" and w or nil, dtype)
       compute.scatter_add(sum, y, part, not on_input and w or nil, dtype)
     end
     if last >= first and o.done then o.done(e) end
@@ -234,6 +232,23 @@ function M.forward(x, o)
   local out = o.inplace and x or tensor.new(dtype, { tokens, hidden })
   must(C.nb_cast(out, sum, 0))
   return out
+end
+
+--- moe.quantizer(activations [, {w13 = {…}, w2 = {…}}]) -> quantize, for moe.forward
+-- Rows become what 8-bit (or narrower) codes of them stand for, before each of the two products. activations: a scheme's.
+-- Per product: scale =, global = as act.quantize_dequantize takes them; input_global = a number, or f32 [1] or [E]: the
+-- factor that kernels with integer scales put on the token's scale. (FWD-10, MRL-45)
+function M.quantizer(activations, products)
+  local act = require "nibble.act"
+  return function(t, which, e)
+    local p = products and products[which] or {}
+    local out, msg = act.quantize_dequantize(t, activations, { scale = p.scale, global = p.global, out = t })
+    if not out then error(msg, 0) end
+    local factor = p.input_global
+    if is_tensor(factor) then factor = factor:get(factor:numel() == 1 and 1 or e + 1) end
+    if factor then compute.scale_rows(out, tensor.new("f32", { out:size(1) }):fill(factor)) end
+    return out
+  end
 end
 
 --- moe.batched(x, o) -> y [E, Tmax, H]: each expert's own rows, x [E, Tmax, H]
@@ -269,130 +284,8 @@ function M.batched(x, o)
   return M.forward(x:reshape { experts * most, hidden }, inner):reshape { experts, most, hidden }
 end
 
--- ---- tokens and experts ----------------------------------------------------------
-
---- moe.group(ids, weights, experts [, {map=, skip=false}]) -> rows i32, row_weights f32, offsets i32 [experts+1]
--- Pairs by expert: those of expert e (0-based) are offsets[e] .. offsets[e+1]-1 (0-based), rows ascending. map: global id
--- to local, -1 = elsewhere; ids outside are left out with skip, otherwise an error. (FWD-03)
-function M.group(ids, weights, experts, o)
-  local n = ids:numel()
-  local rows, row_weights = tensor.new("i32", { n }), tensor.new("f32", { n })
-  local offsets = tensor.new("i32", { experts + 1 })
-  must(C.nb_moe_group(rows, row_weights, offsets, ids, weights, o and o.map, o and o.skip and 1 or 0))
-  return rows, row_weights, offsets
-end
-
---- moe.dispatch(x, ids, experts [, {map=, rows=}]) -> f32 [experts, rows, H], counts i32 [experts], places i32 [T, k]
--- The rows of each expert, for moe.batched; rows: room per expert (default: what the fullest needs). places: flat row of
--- each pair in the batch, -1: none here.
-function M.dispatch(x, ids, experts, o)
-  local ones = tensor.new("f32", ids:size()):fill(1)
-  local rows, _, offsets = M.group(ids, ones, experts, { map = o and o.map, skip = true })
-  local most, counts = o and o.rows or 0, tensor.new("i32", { experts })
-  for e = 1, experts do
-    counts:set(e, offsets:get(e + 1) - offsets:get(e))
-    if not (o and o.rows) then most = math.max(most, counts:get(e)) end
-    if counts:get(e) > most then fail(2, "moe.dispatch: expert %d gets %d rows, and there is room for %d", e - 1, counts:get(e), most) end
-  end
-  local batch = tensor.new("f32", { experts, most, x:size(2) })
-  for e = 1, experts do
-    local first, last = offsets:get(e) + 1, offsets:get(e + 1)
-    if last >= first then
-      local slot = batch:rows(e, e):reshape({ most, x:size(2) }):rows(1, last - first + 1)
-      compute.gather(slot, x, rows:rows(first, last))
-    end
-  end
-  local places, filled, map = tensor.new("i32", ids:size()), {}, o and o.map
-  for i = 1, ids:numel() do
-    local e = ids:get(i)
-    if map then e = e >= 0 and e < map:numel() and map:get(e + 1) or -1 end
-    if e < 0 or e >= experts then
-      places:set(i, -1)
-    else
-      filled[e] = (filled[e] or 0) + 1
-      places:set(i, e * most + filled[e] - 1)
-    end
-  end
-  return batch, counts, places
-end
-
---- moe.combine(y, places, weights) -> f32 [T, H]: each token's rows of a batch, weighted and summed.
-function M.combine(y, places, weights)
-  local hidden, tokens, top = y:size(3), places:size(1), places:size(2)
-  local flat = y:reshape { y:size(1) * y:size(2), hidden }
-  local out = tensor.new("f32", { tokens, hidden })
-  local from, to, w = tensor.new("i32", { tokens * top }), tensor.new("i32", { tokens * top }), tensor.new("f32", { tokens * top })
-  local n = 0
-  for t = 0, tokens - 1 do
-    -- In order of expert, as moe.forward adds them.
-    local mine = {}
-    for j = 1, top do
-      local i = t * top + j
-      if places:get(i) >= 0 then mine[#mine + 1] = i end
-    end
-    table.sort(mine, function(a, b)
-      local pa, pb = places:get(a), places:get(b)
-      if pa ~= pb then return pa < pb end
-      return a < b
-    end)
-    for _, i in ipairs(mine) do
-      n = n + 1
-      from:set(n, places:get(i))
-      to:set(n, t)
-      w:set(n, weights:get(i))
-    end
-  end
-  if n == 0 then return out end
-  local rows = compute.gather(tensor.new("f32", { n, hidden }), flat, from:rows(1, n))
-  return compute.scatter_add(out, rows, to:rows(1, n), w:rows(1, n))
-end
-
---- moe.align(ids, block, experts [, {map=, ignore=false}]) -> sorted i32, block_experts i32, total
--- Flat positions of ids by expert, each expert's run padded to a multiple of block with the value ids:numel();
--- block_experts: whose each block is, -1 past the end. Only the first `total` places are in use. experts: global count.
--- map i32 [experts]: blocks of experts that are elsewhere are marked -1; ignore: their pairs are left out, and the rest
--- is sorted by local id. (FWD-08)
-function M.align(ids, block, experts, o)
-  local n = ids:numel()
-  local capacity = tonumber(C.nb_moe_align_capacity(n, experts, block))
-  local sorted, owners = tensor.new("i32", { math.max(capacity, 0) }), tensor.new("i32", { math.max(math.ceil(capacity / block), 0) })
-  local total = ffi.new "int64_t[1]"
-  must(C.nb_moe_align(sorted, owners, total, ids, block, experts, o and o.map, o and o.ignore and 1 or 0))
-  return sorted, owners, tonumber(total[0])
-end
-
--- ---- sizes -----------------------------------------------------------------------
-
-local blocks = { 8, 16, 32, 48, 64 }
-
---- moe.block_size{tokens=, top=, experts=, experts_global=nil, a8=false} or {batch=Tmax, a8=false} -> 8, 16, 32, 48 or 64
--- The least block that is at most 90 % full by the mean expert's rows (batch: by the fullest's); at least 16 with
--- 8-bit activations. experts_global: tokens are shared with experts elsewhere. (FWD-05)
-function M.block_size(o)
-  local rows = o.batch
-  if not rows then
-    local tokens = o.tokens
-    if o.experts_global and o.experts_global > 0 then tokens = math.ceil(tokens * o.experts / o.experts_global) end
-    rows = tokens * o.top / o.experts
-  end
-  local size = blocks[#blocks]
-  for i = #blocks, 1, -1 do
-    if rows / blocks[i] < 0.9 then size = blocks[i] end
-  end
-  return o.a8 and math.max(size, 16) or size
-end
-
---- moe.workspace{tokens=, top=, hidden=, intermediate=} or {experts=, batch=Tmax, dispatchers=1, hidden=, intermediate=}
--- -> first, second, output: the shapes of a modular kernel's two workspaces and its output. (FWD-11)
-function M.workspace(o)
-  local H, I = o.hidden, o.intermediate
-  if o.batch then
-    local E, rows = o.experts, o.batch * (o.dispatchers or 1)
-    return { E * rows, math.max(H, 2 * I) }, { E * rows, I }, { E, rows, H }
-  end
-  local pairs_ = o.tokens * o.top
-  return { pairs_, math.max(I, H) }, { pairs_ * math.max(2 * I, H) }, { o.tokens, H }
-end
+--- moe.group, dispatch, combine, align, block_size, workspace: see nibble.moe_tokens.
+for _, name in ipairs { "group", "dispatch", "combine", "align", "block_size", "workspace" } do M[name] = tokens_of[name] end
 
 -- ---- which way a method is called ------------------------------------------------
 

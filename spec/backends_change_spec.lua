@@ -19,9 +19,9 @@ local function obey(q, words)
     elseif part:match "^dtype " then r.dtype = part:match "^dtype (%w+)"
     elseif part:match "^symmetric" then
       r.weight.symmetric = true
-      if part:match "compressed%-tensors" then r.weight.format = "pack-quantized" end
+      if part:match "compressed%-tensors" then r.weight.format = "compressed-tensors" end
     elseif part == "no act-order" then r.weight.actorder = nil
-    elseif part:match "^compressed%-tensors" then r.weight.format = "pack-quantized"
+    elseif part:match "^compressed%-tensors" then r.weight.format = "compressed-tensors"
     elseif part:match "^install " then r.packages = with(r.packages or {}, { [part:match "^install (.*)$"] = true })
     elseif part:match "^sm_" then r.device = part:match "^(sm_%d+)"
     else error("what does this change mean: " .. part) end

@@ -173,11 +173,18 @@ describe("NVFP4 MoE", function()
     assert.equal("VLLM_CUTLASS", chosen(with(base, { device = "sm_120", packages = { flashinfer = false } })))
     assert.equal("MARLIN", chosen(with(base, { device = "sm_90" })))
     assert.equal("EMULATION", chosen(with(base, { device = "rocm" })))
-    -- Without activations there are weights only.
+  end)
+
+  it("CTM-NVFP4-17: without activations the description has only the weights' scales", function()
     local q = with(base, {})
     q.activation = nil
-    _, _, r = chosen(q)
-    assert.same({ "MARLIN", true, "scale_2" }, { r.backend, r.quant.weight_only, r.quant.alpha })
+    local _, _, r = chosen(q)
+    assert.same({ "MARLIN", true, "scale_2", "none" },
+      { r.backend, r.quant.weight_only, r.quant.alpha, r.quant.activations })
+    assert.is_nil(r.quant.input_scales)
+    _, _, r = chosen(base)
+    assert.same({ false, "scale_2 * input_scale", "nvfp4" },
+      { r.quant.weight_only, r.quant.alpha, r.quant.activations })
   end)
 
   it("CTM-NVFP4-10, CTM-NVFP4-11: a clamp leaves those that apply it; names, twins and errors", function()

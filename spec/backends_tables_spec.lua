@@ -292,20 +292,23 @@ describe("the other consumers", function()
 
   it("nibble computes everything on the CPU, and says what it does not", function()
     local base = linear { consumer = "nibble", device = "cpu" }
-    assert.equal("marlin", chosen(base))
+    assert.equal("reference", chosen(base))
+    assert.equal("awq_marlin", chosen(with(base, { weight = awq })))
+    assert.equal("awq", chosen(with(base, { weight = with(awq, { bits = 8 }) })))
+    assert.equal("awq", chosen(with(base, { weight = with(awq, { group = 256 }) })))
     for bits = 2, 8 do
       for _, symmetric in ipairs { true, false } do
         assert.is_truthy((chosen(with(base, { weight = weight { bits = bits, symmetric = symmetric, group = 32 } }))))
       end
     end
     assert.equal("reference", chosen(with(base, { weight = weight { bits = 3 } })))
-    assert.equal("fp8", chosen(with(base, { weight = { type = "float", bits = 8, strategy = "channel" } })))
-    assert.equal("nvfp4", chosen(experts { consumer = "nibble", device = "cpu",
+    assert.equal("reference", chosen(with(base, { weight = { type = "float", bits = 8, strategy = "channel" } })))
+    assert.equal("nvfp4_moe", chosen(experts { consumer = "nibble", device = "cpu",
       weight = { type = "float", bits = 4, group = 16 } }))
-    assert.equal("w4a8_int8", chosen(experts { consumer = "nibble", device = "cpu",
+    assert.equal("w4a8_moe", chosen(experts { consumer = "nibble", device = "cpu",
       activation = { type = "int", bits = 8, strategy = "token" } }))
     local _, msg = chosen(with(base, { device = "sm_90" }))
-    assert.matches("marlin: needs the CPU, found CUDA", msg)
+    assert.matches("reference: needs the CPU, found CUDA", msg)
     _, msg = chosen(with(base, { weight = { type = "int", bits = 4, format = "gguf", ggml = "Q4_0" } }))
     assert.matches("takes no GGUF weights", msg)
   end)

@@ -61,7 +61,8 @@ return {
           { "group", -1, 128 }, { "no_actorder" }, { "package", "conch-triton-kernels" } } },
         { name = "exllama", class = "ExllamaLinearKernel", checks = {
           { "platform", "cuda", "rocm" }, { "capability", min = 60 }, { "actorder_whole_k" }, { "packs" },
-          { "input", "f16" }, { "type", "uint4b8", "uint8b128" }, { "group_positive" }, { "group_divides", "k_full" } } },
+          { "input", "f16" }, { "type", "uint4b8", "uint8b128" }, { "group_positive" },
+            { "group_divides", "k_full" } } },
         { name = "triton_w4a16", class = "TritonW4A16LinearKernel", checks = {
           { "platform", "cuda", "rocm" }, { "type", "uint4", "uint4b8" }, { "input", "f16", "bf16" },
           { "multiple", "n", 8 }, { "no_actorder" }, { "group", -1, 32, 64, 128, 256, or_full = true },
@@ -84,7 +85,8 @@ return {
           { "multiple", "n", 32 } } },
       },
       explicit = { { "cutlass", "cutlass_w4a8" }, { "machete", "machete" }, { "marlin", "marlin" },
-                   { "conch", "conch" }, { "exllama", "exllama" }, { "triton", "triton_w4a16" }, { "humming", "humming" } },
+                   { "conch", "conch" }, { "exllama", "exllama" }, { "triton", "triton_w4a16" },
+                     { "humming", "humming" } },
     },
     {
       name = "FP8 linear", kind = "linear", requirement = "CTM-FP8-01",

@@ -52,7 +52,7 @@ return {
       rows = {
         { name = "RDNA3", class = "Rdna3WNA16Experts", format = "standard", requirement = "ORC-13", checks = {
           { "platform", "rocm" }, { "chip", "gfx1100" }, { "activation_fn", "silu" },
-          { "only_layout", "pack-quantized", advice = "convert it to compressed-tensors" },
+          { "only_layout", "compressed-tensors", advice = "convert it to compressed-tensors" },
           { "weights", "int4" }, { "no_bias" }, { "no_actorder" }, { "strategy", "group" } } },
         { name = "FLASHINFER_TRTLLM", format = "standard", requirement = "CTM-WNA16-02", classes = {
           { class = "TrtLlmMxint4ExpertsMonolithic", monolithic = true, checks = {

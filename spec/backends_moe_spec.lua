@@ -85,7 +85,7 @@ describe("WNA16 MoE", function()
     assert.is_nil((why(experts { intermediate = 192, weight = weight { group = 64 } }, "MARLIN")))
   end)
 
-  it("MRL-07: the Marlin MoE shapes are marlin.supports_moe's, and the peer's", function()
+  it("MRL-07, MRL-08: the Marlin MoE shapes are marlin.supports_moe's, and the peer's", function()
     for _, hidden in ipairs { 128, 192, 256 } do
       for _, intermediate in ipairs { 64, 96, 128, 192 } do
         for _, g in ipairs { -1, 16, 32, 64, 128 } do

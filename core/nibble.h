@@ -158,7 +158,7 @@ void nb_hash_free(nb_hash *h);
  * and a NUL into out. Threads; mapped pages are let go again behind it. */
 int nb_tensor_hash(char *out, const nb_tensor *t);
 
-/* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
+/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) --------
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
  * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
  * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
@@ -231,13 +231,34 @@ int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor 
 int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
-/* Round to nearest onto FP8 E4M3: scale = absmax / 448 of each row (per_tensor: of
- * all, repeated), codes f8_e4m3 [n,k], scales f32|bf16|f16 [n,1], w f32|bf16|f16
- * [n,k]; NB_ARITHMETIC_DTYPE gives compressed-tensors' bytes. Errors as
- * nb_rtn_quantize. */
-int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int per_tensor, int arithmetic);
-/* out f32|bf16|f16 [n,k] = codes * scales, rounded to float32, then to out's dtype. */
-int nb_fp8_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales);
+/* ---- quantization onto small floats (quant/float.c) --------------------------- */
+
+enum {
+  NB_FLOAT_CT = 0,  /* compressed-tensors' scales                                           */
+  NB_FLOAT_VLLM = 1 /* vLLM's for activations: NVFP4 by reciprocals, MX so that none clips  */
+};
+
+typedef struct nb_float_options {
+  int64_t rows, columns; /* of the block that one scale serves */
+  int32_t arithmetic;    /* NB_ARITHMETIC_*: quotients (and FP8 scales) rounded to w's dtype, or not */
+  int32_t rule;          /* NB_FLOAT_*: of f8_e4m3 and f8_e8m0 scales */
+  int32_t given;         /* 1: scales are there already; only codes are made */
+  float global;          /* with f8_e4m3 scales: the tensor's own scale, a divisor of theirs */
+} nb_float_options;
+
+/* Round to nearest: codes [n,k] and scales [ceil(n/rows), ceil(k/columns)] from w
+ * f32|bf16|f16 [n,k]. Codes f8_e4m3 under scales f32|bf16|f16 = absmax / 448 (FP8) or
+ * f8_e8m0 (MXFP8); codes u8, one e2m1 code a byte, under f8_e4m3 = absmax / 6 * global
+ * (NVFP4) or f8_e8m0 (MXFP4). The same bytes in every path. A block of zeros gets the
+ * scale that compressed-tensors stores: epsilon, 0.125, 2^-127. NB_EFORMAT: NaN or Inf in
+ * w; NB_EUNSUPPORTED: a scale too large for its dtype. */
+int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, const nb_float_options *o);
+/* The largest magnitude of w (f32|bf16|f16); NB_EFORMAT names a NaN or Inf. */
+int nb_absmax(float *out, const nb_tensor *w);
+/* The scale of an FP8 block whose largest magnitude is absmax, as stored. */
+float nb_fp8_scale(float absmax, int w_dtype, int s_dtype, int arithmetic);
+/* NVFP4's global scale, 448 * 6 / absmax; 1 where that is infinite. */
+float nb_nvfp4_global(float absmax, int w_dtype, int arithmetic);
 
 typedef struct nb_quant_sums {
   double error2, weight2; /* sums of squares: of w - dequantized, of w */
@@ -659,6 +680,13 @@ int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, cons
                                 int64_t n0);
 int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales,
                                   int64_t n0);
+
+/* bytes.c. fp4: U8 [n, ceil(k/2)], the even column in the low nibble. int8: I8 [n,k], the
+ * code less 2^(bits-1); reading refuses what doesn't fit (NB_EFORMAT, naming `name`). */
+int nb_fp4_pack(nb_tensor *bytes, const nb_tensor *codes, int64_t n0);
+int nb_fp4_unpack(nb_tensor *codes, const nb_tensor *bytes, int64_t n0);
+int nb_int8_pack(nb_tensor *bytes, const nb_tensor *codes, int bits, int64_t n0);
+int nb_int8_unpack(nb_tensor *codes, const nb_tensor *bytes, int bits, int64_t n0, const char *name);
 
 /* Any matrix of codes U8 [a,b] as dense streams: axis 0 packs down the columns
  * into I32 [ceil(a*bits/32), b], axis 1 along the rows into [a, ceil(b*bits/32)]. */

@@ -69,7 +69,7 @@ local function error_of(o, tp, ep, act)
   local experts = experts_of(o)
   local x = support.floats(5, o.h or H, 3)
   local weights, ids = support.routed(5, o.top or 2, o.e or E)
-  local want = support.reference(x, weights, ids, floats(experts), act)
+  local want = support.reference(x, weights, ids, floats(experts), { act = act })
   local got = support.over_ranks(tp or 1, ep or 1, function(ranks)
     local method, L = loaded(o, ranks, experts)
     assert(method:process(L))
@@ -347,11 +347,11 @@ describe("ct_wna16_moe", function()
     local x = support.floats(5, 256, 3):cast "bf16"
     local logits = support.floats(5, 4, 8, 3)
     local moe = require "nibble.moe"
-    for _, router in ipairs { { method = "default" }, { method = "renormalize" },
-      { method = "deepseek_v3", groups = 2, top_groups = 1, bias = support.floats(1, 4, 2):reshape { 4 } } } do
-      local bias = router.bias and router.bias:cast("bf16"):cast "f32"
-      local weights, ids = moe.route(logits, { top = 2, scoring = router.bias and "sigmoid" or "softmax",
-        normalize = router.method ~= "default", groups = router.groups, top_groups = router.top_groups, bias = bias })
+    for _, router in ipairs { { routing = "default" }, { routing = "renormalize" },
+      { routing = "deepseek_v3", groups = 2, top_groups = 1, score_bias = support.floats(1, 4, 2):reshape { 4 } } } do
+      local bias = router.score_bias and router.score_bias:cast("bf16"):cast "f32"
+      local weights, ids = moe.route(logits, { top = 2, scoring = bias and "sigmoid" or "softmax",
+        normalize = router.routing ~= "default", groups = router.groups, top_groups = router.top_groups, bias = bias })
       local want = support.reference(x:cast "f32", weights, ids, floats(experts))
       local got = support.over_ranks(1, 2, function(ranks)
         local method, L = loaded(o, ranks, experts)
@@ -367,7 +367,7 @@ describe("ct_wna16_moe", function()
     assert(method:process(L))
     assert.error_matches(function() method:apply_monolithic(L, x:cast "f16", logits) end, "x must be bf16 for MXINT4, found f16")
     assert.error_matches(function() method:apply_monolithic(L, x, nb.tensor("f32", { 5, 3 })) end, "router logits %[5x3%] for 4 experts")
-    assert.error_matches(function() method:apply_monolithic(L, x, logits, { method = "top" }) end, "unknown routing method top")
+    assert.error_matches(function() method:apply_monolithic(L, x, logits, { routing = "top" }) end, "unknown routing top")
     L:replace("w2_weight_scale", L:get("w2_weight_scale"):cast "f16")
     assert.error_matches(function() method:apply_monolithic(L, x, logits) end, "w2_weight_scale must be bf16")
     local marlin, M = loaded({}, {}, experts_of {})

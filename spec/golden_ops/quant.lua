@@ -55,9 +55,9 @@ end
 function ops.ct_calculate_qparams_quantize(case)
   local bits, x = tonumber(case.params.num_bits), case.tensors["in.x"]
   if case.params.type == "float" then
-    local q, scales = assert(nb.quant.fp8(x, { arithmetic = "dtype" }))
-    local d = nb.quant.fp8_dequantize(q, scales)
-    return { ["out.scale"] = scales, ["out.zero_point"] = nb.tensor("f8_e4m3", { x:size(1), 1 }), ["out.q"] = q,
+    local q = assert(nb.quant.quantize(x, "FP8A16", { options = { arithmetic = "dtype" } }))
+    local d = q:dequantize()
+    return { ["out.scale"] = q.scales, ["out.zero_point"] = nb.tensor("f8_e4m3", { x:size(1), 1 }), ["out.q"] = q.codes,
              ["out.dequant"] = d, ["out.fake_quant"] = as_activations(x, case.params) or d }
   end
   local q = rtn(x, bits, case.params.symmetric == "True", -1)

@@ -264,7 +264,7 @@ function Method:apply(L, x, weights, ids, o)
 end
 
 --- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] bf16
--- x bf16 [T,H], logits [T,E] of all experts. o or L.options.router: as in moe_common.route. With Marlin an error. (CTM-WNA16-14)
+-- x bf16 [T,H], logits [T,E] of all experts. o: as moe_common.route takes it. With Marlin an error. (CTM-WNA16-14)
 function Method:apply_monolithic(L, x, logits, o)
   self:expect_monolithic(L)
   self:ready(L, "apply_monolithic")

@@ -79,6 +79,21 @@ function Base:expect_monolithic(L)
   end
 end
 
+--- method:choose(L) -> true | nil, msg, code: sets method.backend and method.monolithic by asking the oracle
+-- options: consumer ("vllm-0.33"), device, choice = a backend asked for by the consumer's name, format, packages.
+function Base:choose(L)
+  local o, s = self.options, self.scheme
+  local found, msg, code = require("nibble.backends").select({
+    consumer = o.consumer or "vllm-0.33", kind = "moe", name = L.name, weight = s, activation = s.activations,
+    hidden = L.h, intermediate = L.i, intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp, ep = L.ep,
+    dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit, device = o.device,
+    format = o.format, backend = o.choice, packages = o.packages,
+  }, { change = false, log = function(level, sentence) self:say(level, sentence) end })
+  if not found then return nil, msg, code end
+  self.backend, self.monolithic = found.backend, found.monolithic or false
+  return true
+end
+
 --- backend_of(names, wanted, what) -> the name as `names` has it, whatever the case of wanted; an error lists them.
 function M.backend_of(names, wanted, what)
   for _, name in ipairs(names) do
@@ -94,26 +109,30 @@ end
 local routings = {
   default = { scoring = "softmax" },
   renormalize = { scoring = "softmax", normalize = true },
-  deepseek_v3 = { scoring = "sigmoid", normalize = true, f32 = true },
+  deepseek_v3 = { scoring = "sigmoid", normalize = true },
 }
 
 --- route(L, logits [, o]) -> weights f32 [T,top], ids i32 [T,top] of global experts
--- o or L.options.router: method = "default" (softmax, the top), "renormalize" (their softmax) or "deepseek_v3" (sigmoid,
--- groups, logits in float32); groups, top_groups (0: none), bias [E] (rounded to bf16), scale (1).
+-- Fields of o, or else of L.options.router: routing = "default" (softmax, the top), "renormalize" (their softmax) or
+-- "deepseek_v3" (sigmoid, groups, logits in float32); groups, top_groups (0: none), score_bias [E] (rounded to bf16),
+-- routed_scale (1).
 function M.route(L, logits, o)
-  o = o or L.options.router or {}
-  local how = routings[o.method or "default"]
+  local function field(name)
+    if o and o[name] ~= nil then return o[name] end
+    return (L.options.router or {})[name]
+  end
+  local how = routings[field "routing" or "default"]
   if not how then
-    error(("layer %s: unknown routing method %s: expected default, renormalize or deepseek_v3"):format(L.name,
-      tostring(o.method)), 3)
+    error(("layer %s: unknown routing %s: expected default, renormalize or deepseek_v3"):format(L.name,
+      tostring(field "routing")), 3)
   end
   if logits.ndim ~= 2 or logits:size(2) ~= L.e_global then
     error(("layer %s: router logits [%s] for %d experts"):format(L.name, table.concat(logits:size(), "x"), L.e_global), 3)
   end
-  local bias = o.bias
+  local bias = field "score_bias"
   if bias and bias:type() ~= "bf16" then bias = bias:cast "bf16" end
-  return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize, groups = o.groups or 0,
-    top_groups = o.top_groups or 0, bias = bias, scale = o.scale or 1 })
+  return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize, groups = field "groups" or 0,
+    top_groups = field "top_groups" or 0, bias = bias, scale = field "routed_scale" or 1 })
 end
 
 -- ---- products -------------------------------------------------------------------------------

@@ -44,6 +44,13 @@ local function scalar(name)
   if bits then return "float", tonumber(bits), true end
 end
 
+-- What formats are called elsewhere -> how the tables call their layout.
+local layouts = {
+  ["pack-quantized"] = "compressed-tensors", gptq_v2 = "gptq", gptq_marlin = "gptq", auto_gptq = "gptq",
+  ["auto_round:auto_gptq"] = "gptq", ["auto_round:gptqmodel"] = "gptq", awq_marlin = "awq",
+    ["auto_round:auto_awq"] = "awq",
+}
+
 local function block_text(block) return ("%dx%d"):format(block[1], block[2]) end
 
 -- How tables call a weight: "int4", "int4 asym", "fp8 block 128x128", "nvfp4", "mxfp4".
@@ -84,7 +91,7 @@ local function weight_of(raw, activation)
   local strategy = raw.strategy or (raw.block and "block") or (group > 0 and "group" or "channel")
   if strategy == "tensor_group" then strategy = "group" end
   local w = { type = t, bits = bits, symmetric = symmetric, zero_points = not symmetric, strategy = strategy,
-              group = group, block = raw.block, format = raw.format, ggml = raw.ggml,
+              group = group, block = raw.block, format = layouts[raw.format] or raw.format, ggml = raw.ggml,
                 experts_format = raw.experts_format,
               actorder = (raw.actorder == "group" or raw.actorder == "dynamic" or raw.actorder == true) and "group"
                 or nil }

@@ -62,7 +62,8 @@ describe("WNA16 MoE", function()
     assert.same({ "takes weights of bits 4, found 8", "ORC-12" }, { reason, requirement })
     local name, msg = chosen(q)
     assert.is_nil(name)
-    assert.matches("no WNA16 MoE backend supports the deployment configuration: MARLIN: takes weights of bits 4, found 8; BATCHED_MARLIN:", msg)
+    assert.matches("no WNA16 MoE backend supports the deployment configuration: MARLIN: takes weights of bits "
+      .. "4, found 8; BATCHED_MARLIN:", msg)
     reason, requirement = why(experts { weight = weight { bits = 8, symmetric = false } }, "MARLIN")
     assert.same({ "takes weights of int4, int4 asym or int8, found int8 asym", "ORC-12" }, { reason, requirement })
   end)
@@ -148,9 +149,11 @@ describe("WNA16 MoE", function()
     assert.error_matches(function() backends.classes("document-era", "WNA16 MoE", "NONE") end,
       "unknown WNA16 MoE backend NONE")
     local _, msg = chosen(experts { backend = "cutlass" })
-    assert.equal("backend cutlass is unknown to the table WNA16 MoE; expected one of triton, marlin, humming, flashinfer_trtllm, emulation, rdna3", msg)
+    assert.equal("backend cutlass is unknown to the table WNA16 MoE; expected one of triton, marlin, humming, "
+      .. "flashinfer_trtllm, emulation, rdna3", msg)
     _, msg = chosen(experts { backend = "flashinfer_trtllm" })
-    assert.equal("the WNA16 MoE backend FLASHINFER_TRTLLM does not support this deployment: it needs SM 10x, found SM 80", msg)
+    assert.equal("the WNA16 MoE backend FLASHINFER_TRTLLM does not support this deployment: it needs SM 10x, "
+      .. "found SM 80", msg)
     assert.equal("EMULATION", chosen(experts { backend = "emulation" }))
   end)
 end)
@@ -195,9 +198,11 @@ describe("NVFP4 MoE", function()
     assert.equal("FLASHINFER_CUTEDSL_BATCHED", chosen(with(batched, { backend = "flashinfer_cutedsl" })))
     assert.equal("FLASHINFER_CUTEDSL", chosen(with(base, { backend = "flashinfer_cutedsl" })))
     local _, msg = chosen(with(batched, { backend = "flashinfer_cutedsl", clamp = 7 }))
-    assert.matches("clamps SwiGLU at 7, which the backend flashinfer_cutedsl does not apply: use cutlass, flashinfer_trtllm", msg)
+    assert.matches("clamps SwiGLU at 7, which the backend flashinfer_cutedsl does not apply: use cutlass, "
+      .. "flashinfer_trtllm", msg)
     _, msg = chosen(with(base, { backend = "cutedsl" }))
-    assert.matches("expected one of cutlass, flashinfer_trtllm, flashinfer_cutlass, flashinfer_cutedsl, flashinfer_b12x, marlin, humming, emulation", msg)
+    assert.matches("expected one of cutlass, flashinfer_trtllm, flashinfer_cutlass, flashinfer_cutedsl, "
+      .. "flashinfer_b12x, marlin, humming, emulation", msg)
     _, msg = chosen(with(base, { backend = "marlin", hidden = 2080 }))
     assert.matches("MARLIN does not support this deployment: it needs the hidden size of a multiple of 64, found 2080",
       msg)
@@ -226,7 +231,8 @@ describe("FP8 MoE", function()
   local function order(q, o)
     return table.concat(backends.priority(with(q, { table = "FP8 MoE" }, o)), " ")
   end
-  local usual = "AITER FLASHINFER_TRTLLM FLASHINFER_CUTLASS DEEPGEMM VLLM_CUTLASS TRITON MARLIN HUMMING BATCHED_DEEPGEMM "
+  local usual = "AITER FLASHINFER_TRTLLM FLASHINFER_CUTLASS DEEPGEMM VLLM_CUTLASS TRITON MARLIN HUMMING "
+    .. "BATCHED_DEEPGEMM "
     .. "BATCHED_VLLM_CUTLASS BATCHED_TRITON XPU CPU_W8A8 CPU HPC"
 
   it("CTM-FP8-12: the order, and what Hopper, XPU and the CPU move to the front", function()
@@ -288,7 +294,8 @@ describe("FP8 MoE", function()
       backend = "cutlass" })))
     local name, msg = chosen(with(block, { device = "sm_90", backend = "cutlass" }))
     assert.is_nil(name)
-    assert.matches("^the FP8 MoE backend VLLM_CUTLASS does not support this deployment: it takes fp8 channel x fp8 token", msg)
+    assert.matches("^the FP8 MoE backend VLLM_CUTLASS does not support this deployment: it takes fp8 channel x "
+      .. "fp8 token", msg)
     name, msg = chosen(with(block, { backend = "cuda" }))
     assert.is_nil(name)
     assert.matches("backend cuda is unknown to the table FP8 MoE; expected one of triton, deep_gemm, cutlass", msg)

@@ -281,7 +281,8 @@ describe("backends: the engine", function()
       hidden = 64, weight = { bits = 4 } }
     assert.equal("intermediate = 100 does not divide among 8 tensor-parallel ranks", msg)
     assert.matches("^invented has no table for linear layers$", message { kind = "linear" })
-    assert.matches("^invented has no table for nvfp4 weights, group 16 %(fake MoE: takes weights of kind int, found float%)$",
+    assert.matches("^invented has no table for nvfp4 weights, group 16 %(fake MoE: takes weights of kind int, "
+      .. "found float%)$",
       message { weight = { type = "float", bits = 4, group = 16 } })
     assert.error_matches(function() backends.select "x" end, "a query is a table")
     _, msg = backends.explicit("invented", "fake", "a")

@@ -42,8 +42,8 @@ function M.linear(...)
 end
 
 function M.experts(...)
-  return M.with({ consumer = "vllm-0.33", kind = "moe", device = "sm_80", hidden = 2048, intermediate = 768, experts = 128,
-                  top = 8, weight = sym4 }, ...)
+  return M.with({ consumer = "vllm-0.33", kind = "moe", device = "sm_80", hidden = 2048, intermediate = 768,
+                  experts = 128, top = 8, weight = sym4 }, ...)
 end
 
 return M

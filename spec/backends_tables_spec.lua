@@ -1,10 +1,11 @@
--- What each consumer decides for linear layers, by its tables: AWQ-20, AWQ-21, MRL-05, MRL-06, INC-18 to INC-20, C-01, C-05,
--- and what llama.cpp and nibble itself take.
+-- What each consumer decides for linear layers, by its tables: AWQ-20, AWQ-21, MRL-05, MRL-06, INC-18 to INC-20,
+-- C-01, C-05, and what llama.cpp and nibble itself take.
 local nb = require "nibble"
 local marlin = require "nibble.marlin"
 local backends = require "nibble.backends"
 local support = require "spec.backends_support"
-local with, why, chosen, weight, linear, experts = support.with, support.why, support.chosen, support.weight, support.linear, support.experts
+local with, why, chosen = support.with, support.why, support.chosen
+local weight, linear, experts = support.weight, support.linear, support.experts
 
 describe("vllm-0.33: linear layers", function()
   it("AWQ-21: the order of the kernels on CUDA", function()
@@ -137,6 +138,11 @@ describe("vllm-0.33: linear layers", function()
     assert.equal("marlin", chosen(linear { weight = fp8, activation = token }))
     assert.equal("cutlass", chosen(linear { weight = fp8, activation = token, device = "sm_90" }))
     local block = { type = "float", bits = 8, strategy = "block", block = { 128, 128 } }
+    -- A scheme is a weight with its activations.
+    local scheme = assert(nb.scheme.try "W4A16 g64 asym")
+    assert.same({ "marlin", "uint4" }, { chosen(linear { weight = scheme }),
+      assert(backends.select(linear { weight = scheme })).quant.type })
+    assert.equal("cutlass", chosen(linear { weight = with(fp8, { activations = token }), device = "sm_90" }))
     assert.equal("deep_gemm", chosen(linear { weight = block, activation = { type = "float", bits = 8,
       strategy = "group", group = 128 }, device = "sm_90" }))
     local nvfp4 = { type = "float", bits = 4, strategy = "tensor_group", group = 16 }
@@ -155,7 +161,8 @@ describe("the other consumers", function()
     assert.equal("awq_marlin", chosen(base))
     local name, _, r = chosen(with(base, { n = 11000, name = "mlp.gate" }))
     assert.same({ "awq", true }, { name, r.fallback })
-    assert.equal("falling back to the unoptimized AWQ kernels for layer mlp.gate: awq_marlin: needs N of a multiple of 64, found 11000", r.warning)
+    assert.equal("falling back to the unoptimized AWQ kernels for layer mlp.gate: awq_marlin: needs N of a "
+      .. "multiple of 64, found 11000", r.warning)
     local _, msg = chosen(with(base, { n = 11000, strict = true }))
     assert.matches("^no AWQ linear backend supports", msg)
     -- A pair that no kernel runs is refused, not slowed down. (AWQ-27)
@@ -253,7 +260,8 @@ describe("the other consumers", function()
     assert.equal("marlin", chosen(with(base, { weight = awq })))
     assert.equal("awq", chosen(with(base, { weight = with(awq, { group = 16 }) })))
     _, msg = chosen(with(base, { weight = with(awq, { bits = 8 }) }))
-    assert.matches("marlin: takes the types uint4 with zero%-points, found uint8; awq: takes weights of bits 4, found 8", msg)
+    assert.matches("marlin: takes the types uint4 with zero%-points, found uint8; awq: takes weights of bits 4, "
+      .. "found 8", msg)
   end)
 
   it("INC-20: every refusal names layer, requested backend, bits, sym and group size", function()

@@ -87,7 +87,7 @@ end
 
 --- backends.select(query [, options]) -> result | nil, msg, code, rejected
 -- query: consumer; kind = "linear" | "moe"; device = "sm_80" | "cpu" | "xpu" | "rocm" | "gfx1100"; name = the layer's
---   weight = a scheme's fields (type, bits, symmetric or zero_points, strategy, group, block, actorder) with format, or
+--   weight = a scheme (type, bits, symmetric or zero_points, strategy, group, block, actorder) with its format, or
 --   type = a kernel's type ("uint4b8"); activation = a scheme's activations; input = "int8" | "fp8" where the
 --   deployment quantizes activations of its own; dtype (bf16)
 --   k, n (of this rank), k_full, n_full, parallel = "row" | "column"; or hidden, intermediate, intermediate_full,

@@ -170,11 +170,12 @@ function M.new(raw)
   end
   if type(raw.weight) ~= "table" then return nil, "weight is not given: the oracle chooses for quantized weights",
     "einval" end
-  q.weight, msg = weight_of(raw.weight, raw.activation)
+  -- A whole scheme may be given as the weight.
+  local a = raw.activation or raw.weight.activations
+  q.weight, msg = weight_of(raw.weight, a)
   if not q.weight then return nil, msg, "einval" end
-  q.activation, q.activation_key = raw.activation, activation_key(raw.activation)
+  q.activation, q.activation_key = a, activation_key(a)
   -- What the product reads: the scheme's activations, or what the deployment asks for (MRL-46), else the model's dtype.
-  local a = raw.activation
   q.given_input = raw.input
   q.input = raw.input or (a and a.bits == 8 and (a.type == "int" and "int8" or "fp8")) or q.dtype
   msg = sizes(q, raw)

@@ -7,6 +7,7 @@
 --   bytes    tensors that went along as they were
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
+local actorder = require "nibble.actorder"
 local direct = require "nibble.formats.direct"
 local formats = require "nibble.formats"
 local plans = require "nibble.plan"
@@ -112,11 +113,13 @@ local function make_quantized(run, job, dst)
   local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
   if not source then return nil, msg, code end
   local h, sums = new_hash(), run.measure and {} or nil
+  local order = scheme.actorder == "group" and actorder.order(run.plan.importance[rec.name]) or nil
+  local g_idx = order and actorder.g_idx(order, scheme.group)
   local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
   local ok
-  ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, nil, function(a, b, q)
+  ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, g_idx, function(a, b, q)
     local w = source:rows(a, b)
-    local done, why, kind = method.tile(q, w, scheme, job.options)
+    local done, why, kind = quant.tile(method, q, w, scheme, job.options, { order = order })
     if not done then return nil, ("%s, rows %d to %d: %s"):format(rec.name, a, b, why), kind end
     q:hash_into(h)
     if sums then quant.add_error(sums, q, w) end

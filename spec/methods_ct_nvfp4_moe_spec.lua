@@ -177,11 +177,11 @@ describe("ct_nvfp4_moe", function()
   end)
 
   it("CTM-NVFP4-07: the file's global scale divides; zero, missing or infinite ones are refused, nothing changed", function()
-    local method, L = processed {}
-    assert.equal(1 / 64, L:get "w13_weight_scale_2":get(1))
-    assert.is_true(math.abs(L:get "w2_weight_scale_2":get(3) * 96 - 1) < 1e-7)
+    local _, done = processed {}
+    assert.equal(1 / 64, done:get "w13_weight_scale_2":get(1))
+    assert.is_true(math.abs(done:get "w2_weight_scale_2":get(3) * 96 - 1) < 1e-7)
     for name, value in pairs { w13_weight_global_scale = 0, w2_weight_global_scale = math.huge, w13_input_global_scale = 0 / 0 } do
-      method, L = loaded {}
+      local method, L = loaded {}
       L:get(name):set(L:get(name):numel(), value)
       local ok, msg, code = method:process(L)
       assert.is_nil(ok)

@@ -18,17 +18,20 @@ local function scheme_fault(s)
   if s.type ~= "float" or s.bits ~= 8 then
     return ("ct_fp8_moe takes 8-bit float weights, found %s of %s bits"):format(tostring(s.type), tostring(s.bits))
   end
-  if not a or a.type ~= "float" or a.bits ~= 8 then
-    return ("ct_fp8_moe takes 8-bit float activations, found %s"):format(a and ("%s of %s bits"):format(tostring(a.type),
-      tostring(a.bits)) or "none")
+  if a and (a.type ~= "float" or a.bits ~= 8) then
+    return ("ct_fp8_moe takes 8-bit float activations or none, found %s of %s bits"):format(tostring(a.type), tostring(a.bits))
   end
-  if not a.dynamic and (s.strategy ~= "tensor" or a.strategy ~= "tensor") then
+  if a and not a.dynamic and (s.strategy ~= "tensor" or a.strategy ~= "tensor") then
     return ("static activation scales of FP8 experts go %s; found weights by %s, static activations by %s"):format(ACCEPTED,
       tostring(s.strategy), tostring(a.strategy))
   end
   if s.strategy == "block" then
     if type(s.block) == "table" and #s.block == 2 then return end
     return "FP8 weights by block need block = {rows, columns}, found " .. tostring(s.block)
+  end
+  if not a then
+    if weight_keys[s.strategy] then return end
+    return ("FP8 experts' weights are scaled by tensor, channel or block, found %s"):format(tostring(s.strategy))
   end
   local pair = s.strategy == "tensor" and a.strategy == "tensor" or s.strategy == "channel" and a.strategy == "token"
   if not pair then
@@ -39,6 +42,7 @@ end
 
 -- What the backends are asked with: any dynamic scale but a token's is the 128-group key (SYSTEMS C-16).
 local function activation_key(s)
+  if not s.activations then return "none" end
   if s.strategy == "block" then return "fp8 dynamic group 128" end
   if s.activations.strategy == "token" then return "fp8 dynamic token" end
   return s.activations.dynamic and "fp8 dynamic group 128" or "fp8 static tensor"
@@ -47,6 +51,7 @@ end
 -- What is quantized at run time: as the scheme says; block weights always with groups.
 local function run_activations(s, switches)
   local a = s.activations
+  if not a then return nil end
   local grouped = s.strategy == "block" or (switches.dynamic_tensor_as_group and a.strategy == "tensor" and a.dynamic)
   if not grouped then return a end
   return { type = "float", bits = 8, symmetric = true, strategy = "group", group = a.group or 128, dynamic = true }
@@ -60,9 +65,9 @@ local function set_backend(method, name)
 end
 
 --- new(scheme [, options]) -> method | nil, msg, code
--- scheme: type "float", bits 8, strategy "tensor", "channel" or "block" (block = {bn, bk}), activations likewise.
--- options: backend = one of fp8_kernels.names, or nil: the oracle is asked when the layer is created (device, consumer,
--- choice, packages); fnuz: the platform computes with e4m3fnuz; activations: Marlin's, refused; reduce_max(x): the
+-- scheme: type "float", bits 8, strategy "tensor", "channel" or "block" (block = {bn, bk}), activations likewise, or none
+-- for weight-only kernels. options: backend = one of fp8_kernels.names, or nil: the oracle is asked when the layer is
+-- created (device, consumer, choice, packages), and where none of them is given it is NIBBLE; fnuz: the platform computes with e4m3fnuz; activations: Marlin's, refused; reduce_max(x): the
 -- largest over ranks that exchange experts; compat; log; say(step). (CTM-FP8-01 to CTM-FP8-03, CTM-FP8-13)
 function M.new(scheme, options)
   local method = common.start(Method, options)
@@ -70,7 +75,7 @@ function M.new(scheme, options)
   if fault then return nil, fault, "eunsupported" end
   method.scheme, method.strategy, method.block = scheme, scheme.strategy, scheme.strategy == "block" and scheme.block or nil
   method.weight_key, method.activation_key = weight_keys[scheme.strategy], activation_key(scheme)
-  method.run_activations, method.static = run_activations(scheme, method.switches), not scheme.activations.dynamic
+  method.run_activations, method.static = run_activations(scheme, method.switches), scheme.activations ~= nil and not scheme.activations.dynamic
   method.supports_eplb = true
   local wanted = method.options.backend
   if wanted and wanted ~= "auto" then
@@ -223,7 +228,8 @@ function Method:quant(L)
   if form[1] == "none" then return nil end
   local out = { w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale", block_shape = self.block }
   if form.weight_only then return out end
-  local token = self.scheme.activations.strategy == "token"
+  local a = self.scheme.activations
+  local token = a ~= nil and a.strategy == "token"
   out.per_token, out.per_channel = token, token
   out.a1_scale, out.a2_scale = L:get "w13_input_scale", L:get "w2_input_scale"
   if self.backend == "FLASHINFER_CUTLASS" and self.static then

@@ -38,7 +38,7 @@ end
 
 local function set_backend(method, name)
   local form = kernels.forms[name]
-  if not method.scheme.activations and not form.weight_only then
+  if not method.scheme.activations and not form.weight_only and not form.float_input then
     return nil, ("%s takes NVFP4 activations, and these weights are to run with 16-bit ones; MARLIN does that"):format(name),
       "eunsupported"
   end
@@ -48,7 +48,7 @@ end
 
 --- new(scheme [, options]) -> method | nil, msg, code
 -- scheme: NVFP4, activations NVFP4 (W4A4) or nil (W4A16). options: backend = one of nvfp4_kernels.names, or nil: the oracle
--- is asked when the layer is created (device, consumer, choice, packages); input_reduction = "max" | "per_expert"
+-- is asked when the layer is created (device, consumer, choice, packages), and where none of them is given it is NIBBLE; input_reduction = "max" | "per_expert"
 -- (SYSTEMS C-17); mismatch = "gate" | "rescale": what becomes of an up projection whose global scale isn't the
 -- gate's; activations: Marlin's, refused; compat; log; say(step). (CTM-NVFP4-01, CTM-NVFP4-02, CTM-NVFP4-11)
 function M.new(scheme, options)
@@ -68,6 +68,11 @@ function M.new(scheme, options)
 end
 
 -- ---- parameters ------------------------------------------------------------------------------
+
+-- Whether the kernel reads activations in 16 bits.
+local function weight_only(method)
+  return kernels.forms[method.backend].weight_only or not method.scheme.activations
+end
 
 local function choose(method, L)
   if method.backend then return true end
@@ -129,9 +134,8 @@ local steps = {}
 
 -- Every global scale that is needed, before anything changes.
 function steps.check(method, L, m)
-  local weight_only = kernels.forms[method.backend].weight_only
   for _, w in ipairs { "w13", "w2" } do
-    for _, what in ipairs(weight_only and { "weight" } or { "weight", "input" }) do
+    for _, what in ipairs(weight_only(method) and { "weight" } or { "weight", "input" }) do
       local name = w .. "_" .. what .. "_global_scale"
       local all, msg, code = inverted(L, name)
       if not all then return nil, msg, code end
@@ -194,7 +198,7 @@ end
 -- Input scales, where the backend's activations are quantized.
 function steps.inputs(method, L, m)
   local form = kernels.forms[method.backend]
-  for _, w in ipairs(form.weight_only and {} or { "w13", "w2" }) do
+  for _, w in ipairs(weight_only(method) and {} or { "w13", "w2" }) do
     local all = m[w .. "_input_global_scale"]
     if form.emulated and method.reduction == "max" and kernels.differs(all) then
       method:say("warning", ("layer %s: the experts' input global scales differ, and emulation takes the largest factor for "
@@ -268,7 +272,7 @@ function Method:quant(L)
   local form = kernels.forms[self.backend]
   local out = { w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale",
     g1_alphas = L:get "w13_weight_scale_2", g2_alphas = L:get "w2_weight_scale_2" }
-  if form.weight_only then return out end
+  if weight_only(self) then return out end
   local a1, a2 = L:get "w13_input_scale", L:get "w2_input_scale"
   if form.emulated then
     out.a1_gscale, out.a2_gscale = a1, a2

@@ -1,5 +1,5 @@
 -- methods.fp8_kernels: FP8 experts in each kernel's form, and the products that read it:
---   plain     [w1; w3] as loaded (Triton, vLLM's CUTLASS, the CPU kernels)
+--   plain     [w1; w3] as loaded (Triton, vLLM's CUTLASS, the CPU kernels, nibble's own)
 --   swapped   [w3; w1], the intermediate size filled up (FlashInfer's CUTLASS)
 --   shuffled  the same with FlashInfer TensorRT-LLM's order of rows where scales are per tensor
 --   marlin    words and exponent-folded scales, for 16-bit activations (SYSTEMS 6.3, CTM-FP8-12, CTM-FP8-17)
@@ -21,16 +21,19 @@ M.forms = {
   FLASHINFER_CUTLASS = { "swapped", strategies = { tensor = true, block = true } },
   FLASHINFER_TRTLLM = { "shuffled", monolithic = true, strategies = { tensor = true, block = true } },
   MARLIN = { "marlin", weight_only = true, blocks = { 32, 64, 128 } },
-  NONE = { "none" },
+  NONE = { "none" }, NIBBLE = { "plain", blocks = "any", float_input = true },
 }
 
 --- names: the backends above, in the reference's order of priority.
 M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "TRITON", "MARLIN", "BATCHED_VLLM_CUTLASS",
-  "BATCHED_TRITON", "CPU", "NONE" }
+  "BATCHED_TRITON", "CPU", "NONE", "NIBBLE" }
 
 --- refuses(backend, scheme, switches) -> nil, or why the backend can't take these weights.
 function M.refuses(backend, scheme, switches)
   local form = M.forms[backend]
+  if not scheme.activations and not form.weight_only and not form.float_input then
+    return ("%s takes FP8 activations, and these weights are to run with 16-bit ones; MARLIN and CPU do that"):format(backend)
+  end
   if form.strategies and not form.strategies[scheme.strategy] then
     return ("%s takes FP8 scales by tensor or block, found %s"):format(backend, scheme.strategy)
   end

@@ -87,12 +87,14 @@ end
 
 --- method:load(L, expert, shard, tensors) -> true, or false when the expert lives on another rank
 -- expert: global, from 0. tensors: {weight_packed = t, weight_scale = t, …}, names as behind the projection's in the
--- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. A processed layer is an error: reload it. (FWD-13)
+-- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. Scales of activations (input_scale, …) are left where the
+-- method quantizes none. A processed layer is an error: reload it. (FWD-13)
 function Base:load(L, expert, shard, tensors)
-  self:unprocessed(L)
+  if L.state == "ready" then self:unprocessed(L) end
   local here = true
   for name, t in pairs(tensors) do
-    here = L:load_expert((shard == "w2" and "w2_" or "w13_") .. name, t, shard, expert)
+    local parameter = (shard == "w2" and "w2_" or "w13_") .. name
+    if L:get(parameter) or not name:match "^input_" then here = L:load_expert(parameter, t, shard, expert) end
   end
   return here
 end
@@ -128,9 +130,14 @@ function Base:expect_monolithic(L)
 end
 
 --- method:choose(L) -> true | nil, msg, code: sets method.backend and method.monolithic by asking the oracle
--- options: consumer ("vllm-0.33"), device, choice = a backend asked for by the consumer's name, format, packages.
+-- options: consumer ("vllm-0.33"), device, choice = a backend asked for by the consumer's name, format, packages. Without
+-- any of the first three it is NIBBLE, the plain form, which only nibble itself runs.
 function Base:choose(L)
   local o, s = self.options, self.scheme
+  if not o.device and not o.consumer and not o.choice then
+    self.backend, self.monolithic = "NIBBLE", false
+    return true
+  end
   local found, msg, code = require("nibble.backends").select({
     consumer = o.consumer or "vllm-0.33", kind = "moe", name = L.name, weight = s, activation = s.activations,
     hidden = L.h, intermediate = L.i, intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp, ep = L.ep,

@@ -3,7 +3,7 @@
 --   swapped    the same with [w3; w1] instead of [w1; w3] (FlashInfer's CUTLASS and B12X)
 --   shuffled   the same with FlashInfer TensorRT-LLM's order of rows
 --   marlin     words, scales and global scales for 16-bit activations
---   plain      as loaded (emulation)
+--   plain      as loaded (emulation, nibble's own)
 -- (SYSTEMS 6.1, CTM-NVFP4-12 to CTM-NVFP4-16)
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
@@ -24,11 +24,12 @@ M.forms = {
   FLASHINFER_CUTLASS = { "swapped", global = true }, FLASHINFER_B12X = { "swapped", global = true },
   FLASHINFER_CUTEDSL_BATCHED = { "swizzled", global = true },
   VLLM_CUTLASS = { "swizzled" }, MARLIN = { "marlin", weight_only = true }, EMULATION = { "plain", emulated = true },
+  NIBBLE = { "plain", float_input = true },
 }
 
 --- names: the backends above, in the reference's order of priority.
 M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "MARLIN", "EMULATION",
-  "FLASHINFER_B12X" }
+  "FLASHINFER_B12X", "NIBBLE" }
 
 -- ---- input scales ------------------------------------------------------------------------------
 

@@ -19,11 +19,12 @@ local function scheme_fault(s)
     return ("ct_fp8_moe takes 8-bit float weights, found %s of %s bits"):format(tostring(s.type), tostring(s.bits))
   end
   if a and (a.type ~= "float" or a.bits ~= 8) then
-    return ("ct_fp8_moe takes 8-bit float activations or none, found %s of %s bits"):format(tostring(a.type), tostring(a.bits))
+    return ("ct_fp8_moe takes 8-bit float activations or none, found %s of %s bits"):format(tostring(a.type),
+      tostring(a.bits))
   end
   if a and not a.dynamic and (s.strategy ~= "tensor" or a.strategy ~= "tensor") then
-    return ("static activation scales of FP8 experts go %s; found weights by %s, static activations by %s"):format(ACCEPTED,
-      tostring(s.strategy), tostring(a.strategy))
+    return ("static activation scales of FP8 experts go %s; found weights by %s, static activations by %s"):format(
+      ACCEPTED, tostring(s.strategy), tostring(a.strategy))
   end
   if s.strategy == "block" then
     if type(s.block) == "table" and #s.block == 2 then return end
@@ -35,8 +36,8 @@ local function scheme_fault(s)
   end
   local pair = s.strategy == "tensor" and a.strategy == "tensor" or s.strategy == "channel" and a.strategy == "token"
   if not pair then
-    return ("FP8 experts are scaled %s, or their weights by block; found weights by %s, activations by %s"):format(ACCEPTED,
-      tostring(s.strategy), tostring(a.strategy))
+    return ("FP8 experts are scaled %s, or their weights by block; found weights by %s, activations by %s"):format(
+      ACCEPTED, tostring(s.strategy), tostring(a.strategy))
   end
 end
 
@@ -65,17 +66,20 @@ local function set_backend(method, name)
 end
 
 --- new(scheme [, options]) -> method | nil, msg, code
--- scheme: type "float", bits 8, strategy "tensor", "channel" or "block" (block = {bn, bk}), activations likewise, or none
--- for weight-only kernels. options: backend = one of fp8_kernels.names, or nil: the oracle is asked when the layer is
--- created (device, consumer, choice, packages), and where none of them is given it is NIBBLE; fnuz: the platform computes with e4m3fnuz; activations: Marlin's, refused; reduce_max(x): the
--- largest over ranks that exchange experts; compat; log; say(step). (CTM-FP8-01 to CTM-FP8-03, CTM-FP8-13)
+-- scheme: type "float", bits 8, strategy "tensor", "channel" or "block" (block = {bn, bk}), activations likewise, or
+-- none for weight-only kernels. options: backend = one of fp8_kernels.names, or nil: the oracle is asked when the
+-- layer is created (device, consumer, choice, packages), and where none of them is given it is NIBBLE; fnuz: the
+-- platform computes with e4m3fnuz; activations: Marlin's, refused; reduce_max(x): the largest over ranks that exchange
+-- experts; compat; log; say(step). (CTM-FP8-01 to CTM-FP8-03, CTM-FP8-13)
 function M.new(scheme, options)
   local method = common.start(Method, options)
   local fault = scheme_fault(scheme)
   if fault then return nil, fault, "eunsupported" end
-  method.scheme, method.strategy, method.block = scheme, scheme.strategy, scheme.strategy == "block" and scheme.block or nil
+  method.scheme, method.strategy = scheme, scheme.strategy
+  method.block = scheme.strategy == "block" and scheme.block or nil
   method.weight_key, method.activation_key = weight_keys[scheme.strategy], activation_key(scheme)
-  method.run_activations, method.static = run_activations(scheme, method.switches), scheme.activations ~= nil and not scheme.activations.dynamic
+  method.run_activations = run_activations(scheme, method.switches)
+  method.static = scheme.activations ~= nil and not scheme.activations.dynamic
   method.supports_eplb = true
   local wanted = method.options.backend
   if wanted and wanted ~= "auto" then
@@ -111,8 +115,8 @@ function Method:create(L)
     local ok, msg, code = self:choose(L)
     if not ok then return nil, msg, code end
     if not kernels.forms[self.backend] then
-      return nil, ("layer %s: the oracle chose %s, whose form of FP8 experts nibble doesn't have; name one of %s"):format(
-        L.name, self.backend, table.concat(kernels.names, ", ")), "eunsupported"
+      return nil, ("layer %s: the oracle chose %s, whose form of FP8 experts nibble doesn't have; name one of %s")
+        :format(L.name, self.backend, table.concat(kernels.names, ", ")), "eunsupported"
     end
     ok, msg, code = set_backend(self, self.backend)
     if not ok then return nil, msg, code end
@@ -124,9 +128,11 @@ function Method:create(L)
   common.register(L, "w13_weight", { dtype = "f8_e4m3", shape = { L.e, L.s * L.i, L.h } })
   common.register(L, "w2_weight", { dtype = "f8_e4m3", shape = { L.e, L.h, L.i } })
   for _, w in ipairs { "w13", "w2" } do
-    common.register(L, w .. "_weight_scale", { dtype = "f32", shape = w == "w13" and s13 or s2, scale_method = self.strategy, fill = 1 })
+    common.register(L, w .. "_weight_scale", { dtype = "f32", shape = w == "w13" and s13 or s2,
+      scale_method = self.strategy, fill = 1 })
     if self.static then
-      common.register(L, w .. "_input_scale", { dtype = "f32", shape = { L.e }, scale_method = "tensor", shared = true, fill = 1 })
+      common.register(L, w .. "_input_scale", { dtype = "f32", shape = { L.e }, scale_method = "tensor", shared = true,
+        fill = 1 })
     end
   end
   L.state = "created"
@@ -203,7 +209,8 @@ function Method:process(L)
   self:unprocessed(L)
   local m = {}
   for _, w in ipairs { "w13", "w2" } do
-    m[w], m[w .. "_scale"], m[w .. "_input_scale"] = L:get(w .. "_weight"), L:get(w .. "_weight_scale"), L:get(w .. "_input_scale")
+    m[w], m[w .. "_scale"] = L:get(w .. "_weight"), L:get(w .. "_weight_scale")
+    m[w .. "_input_scale"] = L:get(w .. "_input_scale")
   end
   for _, name in ipairs { "fnuz", "input", "requantize", "convert", "replace" } do
     if self.options.say then self.options.say(name) end
@@ -219,8 +226,8 @@ local function inverse(t)
   return tensor.new("f32", t:size(), { 1 / t:get(1) })
 end
 
---- method:quant(L) -> {per_token, per_channel, block_shape, w1_scale, w2_scale, a1_scale, a2_scale [, g1_alphas, g2_alphas,
--- a1_gscale, a2_gscale]} | nil where the backend is NONE
+--- method:quant(L) -> {per_token, per_channel, block_shape, w1_scale, w2_scale, a1_scale, a2_scale [, g1_alphas,
+-- g2_alphas, a1_gscale, a2_gscale]} | nil where the backend is NONE
 -- Weight-only backends get the weights' part alone; FlashInfer's CUTLASS by tensor also α = w_scale * a_scale and the
 -- reciprocal input scales. (CTM-FP8-14)
 function Method:quant(L)

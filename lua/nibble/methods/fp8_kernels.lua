@@ -32,7 +32,8 @@ M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "TRITON",
 function M.refuses(backend, scheme, switches)
   local form = M.forms[backend]
   if not scheme.activations and not form.weight_only and not form.float_input then
-    return ("%s takes FP8 activations, and these weights are to run with 16-bit ones; MARLIN and CPU do that"):format(backend)
+    return ("%s takes FP8 activations, and these weights are to run with 16-bit ones; MARLIN and CPU do that"):format(
+      backend)
   end
   if form.strategies and not form.strategies[scheme.strategy] then
     return ("%s takes FP8 scales by tensor or block, found %s"):format(backend, scheme.strategy)
@@ -78,8 +79,8 @@ function convert.shuffled(method, L, m)
   if method.block then return convert.swapped(method, L, m) end
   local size = filled(method, L, m)
   if L.s * size % 32 ~= 0 or L.h % 32 ~= 0 then
-    return nil, ("FLASHINFER_TRTLLM shuffles rows by 32: hidden size %d and %d rows of w13 must be multiples of it"):format(
-      L.h, L.s * size), "eunsupported"
+    return nil, ("FLASHINFER_TRTLLM shuffles rows by 32: hidden size %d and %d rows of w13 must be multiples of it")
+      :format(L.h, L.s * size), "eunsupported"
   end
   m.w13 = layout.experts.take_rows(m.w13, layout.experts.shuffled_rows(L.s * size, L.gated))
   m.w2 = layout.experts.take_rows(m.w2, layout.experts.shuffled_rows(L.h, false))
@@ -115,8 +116,8 @@ local function product(x, weight, scales, block, first, n)
   return common.product(x, n, k, block[1] < weight:size(1) and block[1] or 1, function(a, b)
     local out = tensor.new("f32", { b - a + 1, k })
     local from, to = math.floor((first + a - 1) / block[1]), math.ceil((first + b) / block[1])
-    nffi.must(nffi.C.nb_dequantize_float(out, weight:rows(first + a, first + b), scales:rows(from + 1, to), nil, block[1],
-      block[2]))
+    nffi.must(nffi.C.nb_dequantize_float(out, weight:rows(first + a, first + b), scales:rows(from + 1, to), nil,
+      block[1], block[2]))
     return out
   end)
 end

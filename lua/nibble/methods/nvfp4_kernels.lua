@@ -28,8 +28,8 @@ M.forms = {
 }
 
 --- names: the backends above, in the reference's order of priority.
-M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "MARLIN", "EMULATION",
-  "FLASHINFER_B12X", "NIBBLE" }
+M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "MARLIN",
+  "EMULATION", "FLASHINFER_B12X", "NIBBLE" }
 
 -- ---- input scales ------------------------------------------------------------------------------
 
@@ -73,8 +73,8 @@ local function filled(backend, L, m)
   local want = math.ceil(rows / 128) * 128
   if want == rows then return L.i end
   if L.gated then
-    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; use an "
-      .. "intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
+    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; use "
+      .. "an intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
   end
   local pad = layout.experts.pad
   m.w13, m.w13_scale = pad(m.w13, want, L.h / 2), pad(m.w13_scale, want, L.h / GROUP)
@@ -122,12 +122,13 @@ end
 function convert.marlin(method, L, m)
   local size, msg, code = marlin_float.padded_moe(L.h, L.i)
   if not size then return nil, msg, code end
-  method:say("warning", "NVFP4 experts on Marlin compute with 16-bit activations: the device lacks FP4 products, or they "
-    .. "were not asked for")
+  method:say("warning", "NVFP4 experts on Marlin compute with 16-bit activations: the device lacks FP4 products, or "
+    .. "they were not asked for")
   for _, w in ipairs { "w13", "w2" } do
     local negative = m[w .. "_scale"]:stats().min < 0
     if negative then
-      method:say("warning", ("layer %s: %s has negative block scales, which Marlin's form can't hold"):format(L.name, w))
+      method:say("warning", ("layer %s: %s has negative block scales, which Marlin's form can't hold"):format(L.name,
+        w))
     end
     local out
     out, msg, code = marlin_float.prepare_moe { kind = "nvfp4", weight = m[w], scale = m[w .. "_scale"],

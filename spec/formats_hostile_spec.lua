@@ -75,12 +75,15 @@ local function shapes_of(shape)
 end
 
 local cases = {
-  ["compressed-tensors"] = "W4A16 g32 asym actorder", gptq = "W4A16 g32 asym actorder", gptq_v2 = "W3A16 g32 sym",
-  awq = "W4A16 g32 asym",
+  { "compressed-tensors", "W4A16 g32 asym actorder" }, { "gptq", "W4A16 g32 asym actorder" }, { "gptq_v2", "W3A16 g32 sym" },
+  { "awq", "W4A16 g32 asym" }, { "compressed-tensors", "NVFP4" }, { "compressed-tensors", "MXFP4" },
+  { "compressed-tensors", "FP8_BLOCK block16x32" }, { "compressed-tensors", "FP8" },
+  { "compressed-tensors", "W4A8 g32 asym act:int8:tensor:static:asym" },
 }
 
-for format, words in pairs(cases) do
-  describe("hostile " .. format, function()
+for _, case in ipairs(cases) do
+  local format, words = case[1], case[2]
+  describe("hostile " .. format .. " " .. words, function()
     local function fresh()
       local q = support.quantized(scheme.parse(words), 32, 64, "f16")
       local tensors, rec = assert(support.store(format, "m.proj", q))

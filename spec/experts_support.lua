@@ -36,34 +36,37 @@ end
 
 local function silu(g) return g / (1 + math.exp(-g)) end
 
--- y[t,:] += weight * W2 act(W1 x, W3 x) in doubles, straight from the definition (FWD-01). One token, one expert.
-local function add_expert(y, x, w1, w3, w2, weight, act)
-  local h, i = w1:size(2), w1:size(1)
-  local p1, p3, p2, mid = w1:ptr(), w3 and w3:ptr(), w2:ptr(), {}
-  for r = 0, i - 1 do
-    local g, u = 0, 0
-    for c = 0, h - 1 do
-      g = g + p1[r * h + c] * x[c]
-      if p3 then u = u + p3[r * h + c] * x[c] end
-    end
-    mid[r] = act(g, u)
-  end
-  for r = 0, h - 1 do
+-- One row x [1,k] through w [n,k] in doubles, from the definition.
+local function through(w, x)
+  local n, k = w:size(1), w:size(2)
+  local out, p, q = nb.tensor("f32", { 1, n }), w:ptr(), x:ptr()
+  for r = 0, n - 1 do
     local sum = 0
-    for c = 0, i - 1 do sum = sum + p2[r * i + c] * mid[c] end
-    y[r] = y[r] + weight * sum
+    for c = 0, k - 1 do sum = sum + p[r * k + c] * q[c] end
+    out:ptr()[r] = sum
   end
+  return out
 end
 
--- f32 [T,H]: every token through its experts; experts: {{w1=, w3=, w2=} of f32}, by global id.
-function M.reference(x, weights, ids, experts, act)
-  local y = nb.tensor("f32", x:size())
-  local h, top = x:size(2), ids:size(2)
-  for t = 0, x:size(1) - 1 do
-    for j = 0, top - 1 do
-      local e = experts[ids:get(t * top + j + 1) + 1]
-      add_expert(y:ptr() + t * h, x:ptr() + t * h, e.w1, e.w3, e.w2, weights:get(t * top + j + 1),
-        act or function(g, u) return silu(g) * u end)
+-- f32 [T,H]: every token through its experts, y[t] = Σ weight · W2 act(W1 x, W3 x) (FWD-01); experts: {{w1=, w3=, w2=} of
+-- f32}, by global id. o: act(g, u); quantize(row, "w13" or "w2", e): what the kernel sees of a row; bias(e, w) -> f32 or nil.
+function M.reference(x, weights, ids, experts, o)
+  o = o or {}
+  local y, h, top = nb.tensor("f32", x:size()), x:size(2), ids:size(2)
+  local function product(e, w, row, which)
+    local out = through(experts[e][w], o.quantize and o.quantize(row, which, e) or row)
+    local bias = o.bias and o.bias(e, w)
+    return bias and nb.compute.add(out, bias:reshape(out:size())) or out
+  end
+  local act = o.act or function(g, u) return silu(g) * u end
+  for t = 1, x:size(1) do
+    for j = 1, top do
+      local e, weight = ids:get { t, j } + 1, weights:get { t, j }
+      local row = x:rows(t, t)
+      local mid, up = product(e, "w1", row, "w13"), experts[e].w3 and product(e, "w3", row, "w13")
+      for i = 1, mid:numel() do mid:set(i, act(mid:get(i), up and up:get(i))) end
+      local out = product(e, "w2", mid, "w2")
+      for c = 1, h do y:set({ t, c }, y:get { t, c } + weight * out:get(c)) end
     end
   end
   return y

@@ -210,13 +210,14 @@ describe("compressed-tensors in bytes", function()
       problem("W4A16 g32", nothing, function(g)
         g.weights = { num_bits = 8, type = "float", strategy = "channel" }
       end))
-    assert.matches("group_0: input_activations: actorder = group: activations have no order of columns",
-      problem("W8A8", nothing, function(g) g.input_activations.actorder = "group" end))
-    assert.matches("group_0: input_activations: strategy = \"token\" contradicts dynamic = false",
+    assert.matches("group_0: input_activations: actorder = weight: activations have no order of columns",
+      problem("W8A8_STATIC", nothing, function(g) g.input_activations.actorder = "weight" end))
+    assert.matches("group_0: input_activations: strategy = \"token\" needs dynamic = true, found dynamic = false",
       problem("W8A8", nothing, function(g) g.input_activations.dynamic = false end))
-    assert.matches("group_0: input_activations: block_structure", problem("W8A8", nothing, function(g)
-      g.input_activations.block_structure = "1x128"
-    end))
+    assert.matches("group_0: input_activations: block_structure: activations have no blocks of rows",
+      problem("W8A8_STATIC", nothing, function(g)
+        g.input_activations.strategy, g.input_activations.block_structure = "block", "1x128"
+      end))
     assert.matches("group_0: input_activations: expected an object, found yes", problem("W8A8", nothing, function(g)
       g.input_activations = "yes"
     end))

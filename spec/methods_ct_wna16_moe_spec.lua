@@ -69,7 +69,7 @@ local function error_of(o, tp, ep, act)
   local experts = experts_of(o)
   local x = support.floats(5, o.h or H, 3)
   local weights, ids = support.routed(5, o.top or 2, o.e or E)
-  local want = support.reference(x, weights, ids, floats(experts), act)
+  local want = support.reference(x, weights, ids, floats(experts), { act = act })
   local got = support.over_ranks(tp or 1, ep or 1, function(ranks)
     local method, L = loaded(o, ranks, experts)
     assert(method:process(L))
@@ -202,7 +202,7 @@ describe("ct_wna16_moe", function()
     assert.same({ E, H }, L:get "w13_weight_g_idx":size())
     assert.same({ E, I }, L:get "w2_g_idx_sort_indices":size())
     assert.is_nil(L:get "w13_input_scale")
-    assert.equal("repack", L.state)
+    assert.equal("repack", L.marlin_state)
     local peer = new_layer {}
     assert(new({ compat = { float_weight_shape = true } }):create(peer))
     assert.equal("f32", peer:get "w13_weight_shape":type())
@@ -252,7 +252,7 @@ describe("ct_wna16_moe", function()
     assert.same({ E, 0 }, L:get "w2_g_idx_sort_indices":size())
     assert.equal("f32", L:get "w13_input_global_scale":type())
     assert.equal(40, L:get("workspace"):numel())
-    assert.error_matches(function() method:process(L) end, "processed already; create and load them first")
+    assert.error_matches(function() method:process(L) end, "processed already; to load them once more call ct_wna16_moe's reload")
     assert.error_matches(function() method:process(new_layer {}) end, "not there; create and load")
     local act = { act = true }
     local sorter, A = loaded(act, {}, experts_of(act))
@@ -347,11 +347,11 @@ describe("ct_wna16_moe", function()
     local x = support.floats(5, 256, 3):cast "bf16"
     local logits = support.floats(5, 4, 8, 3)
     local moe = require "nibble.moe"
-    for _, router in ipairs { { method = "default" }, { method = "renormalize" },
-      { method = "deepseek_v3", groups = 2, top_groups = 1, bias = support.floats(1, 4, 2):reshape { 4 } } } do
-      local bias = router.bias and router.bias:cast("bf16"):cast "f32"
-      local weights, ids = moe.route(logits, { top = 2, scoring = router.bias and "sigmoid" or "softmax",
-        normalize = router.method ~= "default", groups = router.groups, top_groups = router.top_groups, bias = bias })
+    for _, router in ipairs { { routing = "default" }, { routing = "renormalize" },
+      { routing = "deepseek_v3", groups = 2, top_groups = 1, score_bias = support.floats(1, 4, 2):reshape { 4 } } } do
+      local bias = router.score_bias and router.score_bias:cast("bf16"):cast "f32"
+      local weights, ids = moe.route(logits, { top = 2, scoring = bias and "sigmoid" or "softmax",
+        normalize = router.routing ~= "default", groups = router.groups, top_groups = router.top_groups, bias = bias })
       local want = support.reference(x:cast "f32", weights, ids, floats(experts))
       local got = support.over_ranks(1, 2, function(ranks)
         local method, L = loaded(o, ranks, experts)
@@ -367,7 +367,7 @@ describe("ct_wna16_moe", function()
     assert(method:process(L))
     assert.error_matches(function() method:apply_monolithic(L, x:cast "f16", logits) end, "x must be bf16 for MXINT4, found f16")
     assert.error_matches(function() method:apply_monolithic(L, x, nb.tensor("f32", { 5, 3 })) end, "router logits %[5x3%] for 4 experts")
-    assert.error_matches(function() method:apply_monolithic(L, x, logits, { method = "top" }) end, "unknown routing method top")
+    assert.error_matches(function() method:apply_monolithic(L, x, logits, { routing = "top" }) end, "unknown routing top")
     L:replace("w2_weight_scale", L:get("w2_weight_scale"):cast "f16")
     assert.error_matches(function() method:apply_monolithic(L, x, logits) end, "w2_weight_scale must be bf16")
     local marlin, M = loaded({}, {}, experts_of {})
@@ -390,6 +390,21 @@ describe("ct_wna16_moe", function()
     method:load(L, 1, "w1", file)
     file.weight_g_idx = projection(I, H, { act = true }, 21).weight_g_idx
     assert.error_matches(function() method:load(L, 1, "w3", file) end, "w1 and w3 of expert 1 have different weight_g_idx")
+  end)
+
+  it("MRL-58: a processed layer is loaded again through reload, into the same storage", function()
+    local o = { act = true }
+    local experts = experts_of(o)
+    local method, L = loaded(o, {}, experts)
+    assert(method:process(L))
+    local at, before = L:get "w2_weight_packed".data, L:get("w2_weight_packed"):clone()
+    method:reload(L)
+    assert.same({ E, I / 8, H }, L:get "w2_weight_packed":size())
+    for e, x in ipairs(experts) do
+      for _, w in ipairs { "w1", "w2", "w3" } do method:load(L, e - 1, w, x.file[w]) end
+    end
+    assert(method:process(L))
+    assert.is_true(L:get "w2_weight_packed".data == at and L:get "w2_weight_packed":equal(before))
   end)
 
   it("C-12, C-28: 8-bit activations take 4-bit weights without activation order", function()

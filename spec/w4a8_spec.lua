@@ -105,7 +105,7 @@ describe("w4a8 packing", function()
     assert.matches("the code %-9 at row 1", select(2, w4a8.pack(codes, nb.tensor("f32", { 3, 1 }):fill(1), nil, -1)))
   end)
 
-  it("CTM-W4A8-04, CTM-W4A8-06: scales are kept as float32 by row, as bfloat16 by group; the bias as float32", function()
+  it("CTM-W4A8-04, CTM-W4A8-06, C-15: scales are kept as float32 by row, as bfloat16 by group; the bias as float32", function()
     local codes, fine = codes_of(2, 8, 1), random({ 2, 1 }, 2)
     local _, scales = w4a8.unpack(w4a8.pack(codes, fine, nil, -1), 2, 8, -1)
     assert.is_true(scales:equal(fine))

@@ -85,7 +85,12 @@ INLINE v8f silu_limited(v8f g, v8f u, const nb_moe_act *a) {
     } \
   }
 
-GATED(silu_row, silu_limited(g, u, a))
+GATED(silu_unlimited_row, silu_times(g, u))
+GATED(silu_limited_row, silu_limited(g, u, a))
+/* The same bits without a limit, faster. */
+static void silu_row(float *out, const float *gate, const float *up, int64_t n, const nb_moe_act *a) {
+  (a->limit == INFINITY ? silu_unlimited_row : silu_limited_row)(out, gate, up, n, a);
+}
 GATED(gelu_row, gelu(g) * u)
 GATED(gelu_tanh_row, gelu_tanh(g) * u)
 GATED(swigluoai_row, swigluoai(g, u, a))

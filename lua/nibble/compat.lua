@@ -35,6 +35,8 @@ M.switches = {
       .. "without it by tensor, as the scheme says" },
   { name = "router_weight_twice", conflict = "C-20", default = false,
     says = "with the router's weight on the input, Marlin's experts multiply by it once more; without it once" },
+  { name = "block_key_128", conflict = "C-16", default = false,
+    says = "FP8 blocks of any size count as 128x128 when a backend is asked; without it the backend must take the size" },
   { name = "float_weight_shape", conflict = "C-22", default = false,
     says = "weight_shape parameters are float32; without it int64" },
   { name = "documented_kernels_only", conflict = "C-23", default = false,

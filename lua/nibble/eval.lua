@@ -260,6 +260,7 @@ local function result_of(s, bytes)
     top1 = s.hits / tokens, seconds = seconds, tokens_per_second = tokens / seconds,
     bits_per_byte = bytes and nll * tokens / math.log(2) / bytes or nil,
     activations = s.model.weights.activations, inputs = json.array(s.model.weights:input_kinds()),
+    through = s.model.runner and json.array(s.model.runner:summary()) or nil,
     warnings = s.warnings, per_token = s.per_token and s.per_token:reshape { W, context },
   }
   if s.against then
@@ -271,8 +272,14 @@ local function result_of(s, bytes)
   return r
 end
 
-local function load_side(ck, activations)
-  local model, msg, code = models.load(ck, { activations = activations })
+local function load_side(ck, activations, through)
+  local runner, msg, code
+  if through and through ~= "reference" then
+    runner, msg, code = require("nibble.methods.runner").new(ck, { through = through, activations = activations ~= "none" })
+    if not runner then return nil, msg, code end
+  end
+  local model
+  model, msg, code = models.load(ck, { activations = activations, runner = runner })
   if not model then return nil, msg, code end
   local head
   head, msg, code = model:head()
@@ -285,7 +292,7 @@ local function open_sides(o)
   local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {},
     warnings = json.array() }
   local msg, code
-  s.model, msg, code = load_side(o.model, o.activations)
+  s.model, msg, code = load_side(o.model, o.activations, o.through)
   if not s.model then return nil, msg, code end
   s.head = msg
   if o.against then
@@ -318,7 +325,7 @@ local function check_options(o)
   end
 end
 
---- run{model=, text=|ids=, context=2048, against=nil, activations="stored", bos=nil, windows=nil,
+--- run{model=, text=|ids=, context=2048, against=nil, activations="stored", through="reference", bos=nil, windows=nil,
 --    per_token=false, progress=nil} -> result | nil, msg, code
 -- model, against: opened checkpoints, of any readable format; the KL divergence is
 -- KL(against ‖ model). text: a file, for the model's tokenizer; ids: an i32 tensor,
@@ -326,10 +333,12 @@ end
 -- a stream; 2-D ids are windows, ready to use. windows: only the first so many.
 -- activations: "stored": layers whose scheme quantizes their input do so, as a consumer
 -- would (the arithmetic is compressed-tensors' in float32); "none": only the weights count.
+-- through: "reference": weights are dequantized to float32; "auto" or a method's name: model's layers
+-- run by the systems' methods, from the form their kernels read, where one takes them.
 -- progress{done=, total= (windows), tokens=, seconds=}, after each batch.
 -- result: {nll (nats per token), ppl, top1, tokens, windows, context, seconds,
 -- tokens_per_second, bits_per_byte (with text), activations, inputs (what was done to
--- layers' inputs, as "fp8 token dynamic"), warnings}; with against {kl,
+-- layers' inputs, as "fp8 token dynamic"), through (how many layers each method ran), warnings}; with against {kl,
 -- top1_agreement, nll_against, ppl_against, delta_nll, delta_nll_stderr (paired over
 -- windows)}; per_token = f64 [windows, context], the last column unused.
 -- Source: spec/models/PROTOCOL.md.

@@ -64,13 +64,7 @@ function M.wrap(f)
   }, meta)
 end
 
---- q:rows(a, b) -> Quantized over rows a..b (views), 1-based and inclusive. With strategy "block", a begins a
--- block and b ends one or the weight.
-function methods.rows(q, a, b)
-  local rows = scheme.block(q.scheme, q.n, q.k)
-  if (a - 1) % rows ~= 0 or (b % rows ~= 0 and b ~= q.n) then
-    error(("rows %d..%d: blocks are %d rows high; begin at 1 + a multiple of that and end on one"):format(a, b, rows), 2)
-  end
+local function window(q, a, b, rows)
   return M.wrap {
     scheme = q.scheme, row0 = q.row0 + a - 1, codes = q.codes:rows(a, b),
     scales = q.scales:rows((a - 1) / rows + 1, math.ceil(b / rows)),
@@ -78,6 +72,20 @@ function methods.rows(q, a, b)
     input_scale = q.input_scale, input_zero = q.input_zero, input_global = q.input_global,
   }
 end
+
+--- q:rows(a, b) -> Quantized over rows a..b (views), 1-based and inclusive. With strategy "block", a begins a
+-- block and b ends one or the weight.
+function methods.rows(q, a, b)
+  local rows = scheme.block(q.scheme, q.n, q.k)
+  if (a - 1) % rows ~= 0 or (b % rows ~= 0 and b ~= q.n) then
+    error(("rows %d..%d: blocks are %d rows high; begin at 1 + a multiple of that and end on one"):format(a, b, rows), 2)
+  end
+  return window(q, a, b, rows)
+end
+
+--- q:top(count) -> Quantized over the first rows (views): storage for a weight's last tile, whose last block
+-- may be cut.
+function methods.top(q, count) return window(q, 1, count, (scheme.block(q.scheme, q.n, q.k))) end
 
 -- Plain floats, or bf16 for scales that are none.
 local function default_dtype(q)

@@ -1,8 +1,9 @@
 -- Golden operations: FP8 and NVFP4 layers after loading, whatever the kernel.
 local nb = require "nibble"
 local fp8 = require "nibble.methods.fp8"
-local marlin_float = require "nibble.methods.marlin_float"
-local nvfp4_moe = require "nibble.methods.nvfp4_moe"
+local ct_fp8_moe = require "nibble.methods.ct_fp8_moe"
+local layer = require "nibble.methods.layer"
+local ct_nvfp4_moe = require "nibble.methods.ct_nvfp4_moe"
 local w4a8_moe = require "nibble.methods.w4a8_moe"
 
 local dtypes = { float16 = "f16", bfloat16 = "bf16" }
@@ -36,33 +37,41 @@ end
 
 function ops.ct_fp8_moe_process_weights(case)
   local t, p, results = case.tensors, case.params, {}
-  for _, w in ipairs { "w13", "w2" } do
-    local weight, scale = t["in." .. w .. "_weight"], t["in." .. w .. "_weight_scale"]
-    local input_scale = t["in." .. w .. "_input_scale"]
-    if p.fnuz then weight, scale, input_scale = fp8.to_fnuz(weight, scale, input_scale) end
-    if input_scale then results["out." .. w .. "_input_scale"] = fp8.input_scale(input_scale) end
-    if p.strategy == "tensor" and w == "w13" then weight, scale = fp8.requantize_experts(weight, scale) end
-    if p.backend == "MARLIN" then
-      local size = assert(marlin_float.padded_moe(p.hidden_size, p.intermediate_size))
-      local out = assert(marlin_float.prepare_moe { kind = "fp8", weight = weight, scale = scale, dtype = dtypes[p.orig_dtype],
-        halves = w == "w13" and 2 or 1, block = p.strategy == "block" and { 128, 128 } or nil,
-        size = w == "w13" and { 2 * size, p.hidden_size } or { p.hidden_size, size } })
-      weight, scale = out.words, out.scales
-    end
-    results["out." .. w .. "_weight"], results["out." .. w .. "_weight_scale"] = weight, scale
+  local per = ({ tensor = "tensor", channel = "token", block = "group" })[p.strategy]
+  local method = assert(ct_fp8_moe.new({ type = "float", bits = 8, symmetric = true, strategy = p.strategy,
+    block = p.strategy == "block" and { 128, 128 } or nil,
+    activations = { type = "float", bits = 8, symmetric = true, strategy = per, dynamic = not p.static_input_scales } },
+    { backend = p.backend, fnuz = p.fnuz }))
+  local L = layer.new { name = case.id, kind = "moe", dtype = dtypes[p.orig_dtype], experts = p.num_experts,
+    hidden = p.hidden_size, intermediate = p.intermediate_size }
+  assert(method:create(L))
+  local parts = { "w13_weight", "w2_weight", "w13_weight_scale", "w2_weight_scale", "w13_input_scale", "w2_input_scale" }
+  for _, name in ipairs(parts) do
+    if t["in." .. name] then L:replace(name, t["in." .. name]) end
   end
+  assert(method:process(L))
+  for _, name in ipairs(parts) do results["out." .. name] = L:get(name) end
   return results
 end
 
 function ops.ct_nvfp4_moe_process_weights(case)
   local t, p, results = case.tensors, case.params, {}
+  local nvfp4 = { type = "float", bits = 4, symmetric = true, strategy = "tensor_group", group = 16 }
+  local a = { type = "float", bits = 4, symmetric = true, strategy = "tensor_group", group = 16, dynamic = "local" }
+  local method = assert(ct_nvfp4_moe.new(setmetatable({ activations = a }, { __index = nvfp4 }), { backend = p.backend }))
+  local L = layer.new { name = case.id, kind = "moe", dtype = dtypes[p.params_dtype], experts = p.num_experts,
+    hidden = p.hidden_size, intermediate = p.intermediate_size }
+  assert(method:create(L))
   for _, w in ipairs { "w13", "w2" } do
-    local out = assert(nvfp4_moe.prepare { which = w, backend = p.backend:lower(), weight = t["in." .. w .. "_weight_packed"],
-      scale = t["in." .. w .. "_weight_scale"], global = t["in." .. w .. "_weight_global_scale"],
-      input_global = t["in." .. w .. "_input_global_scale"], hidden = p.hidden_size, intermediate = p.intermediate_size,
-      dtype = dtypes[p.params_dtype] })
-    results["out." .. w .. "_weight"], results["out." .. w .. "_weight_scale"] = out.words or out.weight, out.scales
-    results["out." .. w .. "_weight_scale_2"], results["out." .. w .. "_input_scale"] = out.global, out.input_scale
+    for _, part in ipairs { "_weight_packed", "_weight_scale", "_weight_global_scale", "_input_global_scale" } do
+      if t["in." .. w .. part] then L:replace(w .. part, t["in." .. w .. part]) end
+    end
+  end
+  assert(method:process(L))
+  for _, w in ipairs { "w13", "w2" } do
+    for _, part in ipairs { "_weight", "_weight_scale", "_weight_scale_2", "_input_scale" } do
+      results["out." .. w .. part] = L:get(w .. part)
+    end
   end
   return results
 end

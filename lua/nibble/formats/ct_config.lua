@@ -1,41 +1,31 @@
 -- formats.ct_config: compressed-tensors' quantization_config: its config groups as schemes and targets, and
 -- writing one (FORMATS 4, SYSTEMS CTM-SEL-02, CTM-SEL-03).
 local json = require "nibble.json"
-local regex = require "nibble.regex"
+local match = require "nibble.match"
 local schemes = require "nibble.scheme"
 local presets = require "nibble.scheme_presets"
 local activations = require "nibble.scheme_activations"
 local text = require "nibble.text"
 local common = require "nibble.formats.common"
+local ct_args = require "nibble.formats.ct_args"
 local fail = common.fail
 
 local M = { PACKED = "pack-quantized" }
 
--- compressed-tensors' own meaning of names that groups may have instead of being spelled out.
-local named_groups = {
-  W4A16 = { num_bits = 4, group_size = 128 }, W8A16 = { num_bits = 8, strategy = "channel" },
-  W4A16_ASYM = { num_bits = 4, group_size = 128, symmetric = false },
-}
-
--- torch's names of dtypes that scales are stored in -> nibble's; u8 holds MX exponents.
-local scale_dtypes = { float16 = "f16", bfloat16 = "bf16", float32 = "f32", float8_e4m3fn = "f8_e4m3", uint8 = "e8m0",
-  float8_e8m0fnu = "e8m0" }
 local torch_dtypes = { f8_e4m3 = "torch.float8_e4m3fn", e8m0 = "torch.uint8" }
-
-local function scale_dtype_of(args)
-  return args.scale_dtype and scale_dtypes[tostring(args.scale_dtype):match "[^.]*$"]
-end
 
 -- ---- arguments ---------------------------------------------------------------------
 
 --- activations_from_args(args) -> activations | nil, msg: of input_activations.
 function M.activations_from_args(args)
   if type(args) ~= "table" then return nil, ("input_activations: expected an object, found %s"):format(tostring(args)) end
-  local a = common.null_free(args)
-  if a.actorder then return nil, ("input_activations: actorder = %s: activations have no order of columns"):format(tostring(a.actorder)) end
-  if a.block_structure then return nil, "input_activations: block_structure: activations have no blocks of rows" end
-  local out, msg = activations.new { type = a.type, bits = a.num_bits, symmetric = a.symmetric, group = a.group_size,
-    strategy = a.strategy, dynamic = a.dynamic, scale_dtype = scale_dtype_of(a) }
+  local a, msg = ct_args.parse(args, { unknown = true })
+  if not a then return nil, "input_activations: " .. msg end
+  if a.actorder then return nil, ("input_activations: actorder = %s: activations have no order of columns"):format(a.actorder) end
+  if a.block then return nil, "input_activations: block_structure: activations have no blocks of rows" end
+  local out
+  out, msg = activations.new { type = a.type, bits = a.bits, symmetric = a.symmetric, group = a.group, strategy = a.strategy,
+    dynamic = a.dynamic, scale_dtype = a.scale_dtype }
   if not out then return nil, "input_" .. msg end
   return out
 end
@@ -43,18 +33,17 @@ end
 --- from_args(weights [, input_activations [, format]]) -> scheme | nil, msg, code
 -- compressed-tensors' arguments with their defaults (CTM-SEL-03); format: one that says what scales are.
 function M.from_args(args, inputs, format)
-  local a = common.null_free(args)
+  local a, msg, code = ct_args.parse(args, { unknown = true })
+  if not a then return nil, msg, code end
   if a.dynamic then return fail("eformat", "dynamic = %s: a stored weight has fixed scales", tostring(a.dynamic)) end
-  local act, msg
+  local act, s
   if inputs then act, msg = M.activations_from_args(inputs) end
-  if msg then return nil, msg, "eformat" end
-  local s
+  if inputs and not act then return nil, msg, "eformat" end
   s, msg = schemes.new {
-    type = a.type, bits = a.num_bits or 8, symmetric = a.symmetric, group = a.group_size, strategy = a.strategy,
-    block = a.block_structure, actorder = a.actorder, activations = act,
-    scale_dtype = scale_dtype_of(a) or (format == "mxfp8-quantized" and "e8m0" or nil),
+    type = a.type, bits = a.bits, symmetric = a.symmetric, group = a.group, strategy = a.strategy, block = a.block,
+    actorder = a.actorder, activations = act, scale_dtype = a.scale_dtype or (format == "mxfp8-quantized" and "e8m0" or nil),
   }
-  if not s then return nil, (msg:gsub("block = {rows, columns}", "block_structure")), "eformat" end
+  if not s then return nil, msg, "eformat" end
   return s
 end
 
@@ -83,28 +72,16 @@ end
 
 -- ---- reading -----------------------------------------------------------------------
 
--- One entry of targets or ignore -> function(name) -> bool, or nil where it can only be a class name.
--- unclear collects the patterns that can't be matched here.
-local function name_matcher(entry, unclear)
-  local pattern = entry:match "^re:(.*)$"
-  if not pattern then return function(name) return name == entry end end
-  local r = regex.compile(pattern)
-  if not r then
-    unclear[#unclear + 1] = entry
-    return function() return false end
-  end
-  return function(name)
-    local matched = r:match(name)
-    if matched == nil then unclear[#unclear + 1] = entry end
-    return matched or false
-  end
+-- One target -> function(name) -> bool; a class's name, and a pattern that can't be matched here, match no module.
+local function name_matcher(target)
+  return function(name) return match.name(target, name) or false end
 end
 
 -- A group whose key is a preset and whose value lists targets, spelled out.
 local function spelled_out(name, value)
   local group = type(value) == "table" and common.null_free(value) or {}
   if not group[1] then return group end
-  if named_groups[name] then return { targets = value, weights = named_groups[name] } end
+  if ct_args.presets[name] then return { targets = value, weights = ct_args.presets[name] } end
   local s = presets.get(name) and schemes.try(name)
   if not s then return group end
   return { targets = value, weights = weight_args(s), input_activations = s.activations and input_args(s.activations) or nil }
@@ -120,9 +97,9 @@ local function parse_group(name, value, st, where)
   if format == "mixed-precision" then
     return fail("eformat", '%s: the format is "mixed-precision", so config_groups.%s must name its own', where, name)
   end
-  local g = { name = name, names = {}, classes = {}, unclear = {}, seen = {} }
+  local g = { name = name, names = {}, classes = {}, seen = {} }
   for _, target in ipairs(group.targets) do
-    g.names[#g.names + 1] = name_matcher(tostring(target), g.unclear)
+    g.names[#g.names + 1] = name_matcher(tostring(target))
     g.classes[tostring(target)] = true
   end
   local s, msg, code = M.from_args(group.weights, group.input_activations, format)
@@ -134,7 +111,7 @@ local function parse_group(name, value, st, where)
 end
 
 --- settings(ck) -> {groups={...}, ignore={...}, format=, where=} | nil, msg, code
--- A group: {name=, scheme=, format=, names={matchers}, classes={}, unclear={patterns}, unreadable=what|nil}.
+-- A group: {name=, scheme=, format=, names={matchers}, classes={}, seen={}, unreadable=what|nil}.
 function M.settings(ck)
   local config, where = common.null_free(ck.quantization.config), common.source_name(ck)
   local st = { groups = {}, ignore = {}, format = config.format, where = where }

@@ -8,19 +8,21 @@
 local nffi = require "nibble.ffi"
 local schemes = require "nibble.scheme"
 local common = require "nibble.formats.common"
+local floats = require "nibble.formats.floats"
 local C, must = nffi.C, nffi.must
 local fail, expect = common.fail, common.expect
 
 local M = {}
 
+-- A group that is the whole row counts as a channel.
+local function scheme_has_one_group(s, k) return s.strategy == "group" and schemes.groups(s, k) == 1 end
+
 local one = { { 1 }, {}, { 1, 1 } }
 
 --- shapes(scheme, n, k) -> the shapes that weight_scale may have, the one that is written first.
 function M.shapes(s, n, k)
-  if s.strategy == "tensor" then return one end
-  local rows, groups = schemes.scale_rows(s, n), schemes.groups(s, k)
-  if groups == 1 and s.strategy ~= "block" then return { { n, 1 }, { n } } end
-  return { { rows, groups } }
+  if scheme_has_one_group(s, k) then return { { n, 1 }, { n } } end
+  return floats.scale_shapes(s, n, k)
 end
 
 --- dtypes(scheme) -> the dtypes that weight_scale may have, as expect() takes them.
@@ -58,18 +60,12 @@ function M.note(tensors, s)
   end
 end
 
-local function block_rows(s, a, b)
-  local rows = schemes.block(s, nil, 1)
-  return (a - 1) / rows + 1, math.ceil(b / rows)
-end
-
 --- layout(rec) -> array of layout entries (see formats).
 function M.layout(rec)
   local s = rec.scheme
-  local function rows(a, b) return block_rows(s, a, b) end
   local on_disk = rec.dtype == "f8_e8m0" and "u8" or rec.dtype
   local out = { { suffix = "weight_scale", dtype = on_disk, shape = M.shapes(s, rec.n, rec.k)[1],
-    rows = s.strategy ~= "tensor" and rows or nil } }
+    rows = floats.scale_rows(s), scales = true } }
   if s.strategy == "tensor_group" then out[2] = { suffix = "weight_global_scale", dtype = "f32", shape = { 1 } } end
   for _, part in ipairs(input_parts(s)) do
     out[#out + 1] = { suffix = part[1], dtype = part[2]:match "%S+", shape = { 1 } }
@@ -77,29 +73,18 @@ function M.layout(rec)
   return out
 end
 
--- A tensor of exponents as the scales that they are.
-local function as_scales(t) return t:type() == "u8" and t:as("f8_e8m0", t:size()) or t end
-
--- A stored scalar as f32 [1] | nil, msg, code: what it must be for anything to be computed with it.
-local function positive(rec, suffix, stored)
-  local v = stored:reshape({ 1 }):cast "f32"
-  local x = v:get(1)
-  if x > 0 and x < math.huge then return v end
-  return fail("eformat", "%s: %s is %g, expected a finite number above 0", rec.name, suffix, x)
-end
-
 local function read_whole(src, rec, q)
   local msg, code
   if rec.scheme.strategy == "tensor_group" then
     local global
-    global, msg, code = positive(rec, "weight_global_scale", src.weight_global_scale)
+    global, msg, code = floats.number(rec, src, "weight_global_scale")
     if not global then return nil, msg, code end
     must(C.nb_tensor_copy(q.global, global))
   end
   for _, part in ipairs(input_parts(rec.scheme)) do
     local stored = src[part[1]]
     if part[1] == "input_zero_point" then q[part[3]] = stored:reshape({ 1 }):clone()
-    else q[part[3]], msg, code = positive(rec, part[1], stored) end
+    else q[part[3]], msg, code = floats.number(rec, src, part[1]) end
     if not q[part[3]] then return nil, msg, code end
   end
   return true
@@ -107,14 +92,7 @@ end
 
 --- read(src, rec, a, b, q) -> true | nil, msg, code: rows a..b of them into the tile q.
 function M.read(src, rec, a, b, q)
-  local scales, s = as_scales(src.weight_scale), rec.scheme
-  if s.strategy == "tensor" then
-    scales = scales:reshape { 1, 1 }
-    for r = 1, q.n do must(C.nb_tensor_copy(q.scales:rows(r, r), scales)) end
-  else
-    local first, last = block_rows(s, a, b)
-    must(C.nb_tensor_copy(q.scales, scales:reshape({ schemes.scale_rows(s, rec.n), q.groups }):rows(first, last)))
-  end
+  floats.read_scales(floats.as_e8m0(src.weight_scale), rec, a, b, q)
   return read_whole(src, rec, q)
 end
 
@@ -156,9 +134,8 @@ function M.write(dst, rec, a, b, q, base)
   local s, ok, msg, code = rec.scheme
   if s.strategy == "tensor" then ok, msg, code = write_single(dst, rec, a, q)
   else
-    local into = as_scales(dst.weight_scale)
-    local first = block_rows(s, a - base + 1, b - base + 1)
-    ok, msg, code = common.put_scales(into, rec, q, first)
+    local first = floats.scale_rows(s)(a - base + 1, b - base + 1)
+    ok, msg, code = common.put_scales(floats.as_e8m0(dst.weight_scale), rec, q, first)
   end
   if ok and a == 1 then ok, msg, code = write_whole(dst, rec, q) end
   return ok, msg, code

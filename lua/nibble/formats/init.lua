@@ -36,7 +36,7 @@ local common = require "nibble.formats.common"
 local M = {}
 
 -- Asked in this order; plain takes what names no quantization.
-local files = { "compressed_tensors", "gptq", "gptq_v2", "awq", "plain" }
+local files = { "compressed_tensors", "gptq", "gptq_v2", "awq", "fp8", "plain" }
 local aliases = { ct = "compressed-tensors", compressed_tensors = "compressed-tensors", gptq_v1 = "gptq",
   ["awq-gemm"] = "awq", ["pack-quantized"] = "compressed-tensors" }
 
@@ -292,17 +292,22 @@ function M.quantized(ck, name)
   return q
 end
 
+-- What a weight becomes where nothing is asked for: its scales' dtype, or bf16 where that holds no weights.
+local function natural_dtype(rec)
+  return (rec.dtype == "f32" or rec.dtype == "f16") and rec.dtype or "bf16"
+end
+
 -- Tile by tile, so that the codes of a large module are never all in memory.
 local function dequantized(ck, rec, dtype)
   local f, src, code = reader(ck, rec)
   if not f then return nil, src, code end
-  local out = tensor.new(dtype or rec.dtype, { rec.n, rec.k })
+  local out = tensor.new(dtype or natural_dtype(rec), { rec.n, rec.k })
   local rows = M.tile_rows(f, rec)
   local tile = scheme.quantized(rec.scheme, rows, rec.k, rec.dtype)
   for a = 1, rec.n, rows do
     nffi.stop_check()
     local b = math.min(rec.n, a + rows - 1)
-    local q = b - a + 1 == rows and tile or tile:rows(1, b - a + 1)
+    local q = b - a + 1 == rows and tile or tile:top(b - a + 1)
     local ok, msg
     ok, msg, code = f.read(src, rec, a, b, q)
     if not ok then return nil, msg, code end

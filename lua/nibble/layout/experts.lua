@@ -47,6 +47,28 @@ function M.swap_halves(t)
   return M.take_rows(t, M.row_order(n, function(i) return (i + n / 2) % n end))
 end
 
+--- layout.experts.shuffled_rows(n, gated) -> i32 [n]: FlashInfer's TensorRT-LLM kernels' order of an expert's rows
+-- Row r of theirs is row index[r] of [w1; w3] (gated) or of w2; n is a multiple of 32.
+--   shuffled for transposed products: in each 32, row 8*(i%4) + i/4 comes from row i of the next line's
+--   gated: rows 2i and 2i+1 are row i of w3 and of w1
+function M.shuffled_rows(n, gated)
+  if n % 32 ~= 0 then error(("shuffled_rows: %d rows are not a multiple of 32"):format(n), 2) end
+  local half = n / 2
+  return M.row_order(n, function(r)
+    local j = r % 32
+    local at = r - j + j % 8 * 4 + math.floor(j / 8)
+    if not gated then return at end
+    return at % 2 == 0 and half + at / 2 or (at - 1) / 2
+  end)
+end
+
+--- layout.experts.pad_rows(t, halves, rows) -> [E,halves*rows,c]: each of `halves` equal parts of the rows filled up to
+-- `rows` with zeros.
+function M.pad_rows(t, halves, rows)
+  local e, n, c = t:size(1), t:size(2), t:size(3)
+  return M.pad(t:reshape { e * halves, n / halves, c }, rows, c):reshape { e, halves * rows, c }
+end
+
 --- layout.experts.pad(t, rows, cols [, parts]) -> [E,rows,cols] with zeros below and on the right; t itself when
 -- nothing is missing. parts: that many equal parts of the columns (gate and up) are padded each for itself. (MRL-08)
 function M.pad(t, rows, cols, parts)

@@ -58,6 +58,27 @@ function M.groups(L, group)
   return L.k / group
 end
 
+--- say(method, level, sentence): once; into method.messages {{level =, text =}, …} and options.log(level, text).
+function M.say(method, level, sentence)
+  method.messages = method.messages or {}
+  for _, m in ipairs(method.messages) do
+    if m.text == sentence then return end
+  end
+  method.messages[#method.messages + 1] = { level = level, text = sentence }
+  if method.options.log then method.options.log(level, sentence) end
+end
+
+--- add_bias(y, bias) -> y f32 [m,n] with bias [n], rounded as y's dtype is: y's values are first rounded to dtype.
+function M.add_bias(y, bias, dtype)
+  if dtype ~= "f32" then y = y:cast(dtype):cast "f32" end
+  local b, p, n = bias:cast("f32"), y:ptr(), y:size(2)
+  local from = b:ptr()
+  for i = 0, y:size(1) - 1 do
+    for c = 0, n - 1 do p[i * n + c] = p[i * n + c] + from[c] end
+  end
+  return y
+end
+
 --- teller(what) -> function(log, name): "Using NAME for WHAT", once a name and process. log: function(level, message) | nil
 function M.teller(what)
   local told = {}

@@ -38,10 +38,58 @@ function Base:say(level, sentence)
   if self.options.log then self.options.log(level, sentence) end
 end
 
+-- ---- parameters: made, loaded, replaced, loaded again ----------------------------------------
+
+--- register(L, name, attributes): L:register, remembered for loading again.
+function M.register(L, name, attributes)
+  L.raw = L.raw or {}
+  L.raw[#L.raw + 1] = { name = name, attributes = attributes }
+  return L:register(name, attributes)
+end
+
+--- put(L, name, t): what processing made of a parameter. Where the layer was processed before, into the storage of
+-- that time, so that addresses stay. (MRL-58)
+function M.put(L, name, t)
+  local now, kept = L:param(name), L.kept and L.kept[name]
+  if now and now.data and not kept and now.data.data == t.data and text.shape(now.data:size()) == text.shape(t:size()) then
+    return now -- as it was loaded
+  end
+  if kept then L:replace(name, nil).data, L.kept[name] = kept, nil end
+  return L:replace(name, t)
+end
+
+--- method:reload(L): a processed layer takes its checkpoint's tensors once more, under their names of the beginning;
+-- load all of them and process the layer again. (CTM-NVFP4-19)
+function Base:reload(L)
+  self:ready(L, "reload")
+  L.kept = L.kept or {}
+  for _, raw in ipairs(L.raw) do
+    local p = L:param(raw.name)
+    if p then L.kept[raw.name] = p.data end
+    L:replace(raw.name, nil)
+    p = L:replace(raw.name, tensor.new(raw.attributes.dtype, raw.attributes.shape))
+    if raw.attributes.fill then p.data:fill(raw.attributes.fill) end
+    for key, value in pairs(raw.attributes) do p[key] = value end
+    p.loaded = nil
+  end
+  L.state, L.method, L.quant = "created", nil, nil
+end
+
+nffi.interpreted(Base.reload)
+
+--- method:unprocessed(L): an error unless L is created and not processed yet.
+function Base:unprocessed(L)
+  if L.state == "created" then return end
+  error(("layer %s: its weights are %s"):format(L.name, L.state == "ready"
+    and ("processed already; to load them once more call %s's reload(layer) first"):format(self.name)
+    or "not there; create and load them first"), 3)
+end
+
 --- method:load(L, expert, shard, tensors) -> true, or false when the expert lives on another rank
 -- expert: global, from 0. tensors: {weight_packed = t, weight_scale = t, …}, names as behind the projection's in the
--- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. (FWD-13)
-function Base.load(_, L, expert, shard, tensors)
+-- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. A processed layer is an error: reload it. (FWD-13)
+function Base:load(L, expert, shard, tensors)
+  self:unprocessed(L)
   local here = true
   for name, t in pairs(tensors) do
     here = L:load_expert((shard == "w2" and "w2_" or "w13_") .. name, t, shard, expert)
@@ -79,6 +127,21 @@ function Base:expect_monolithic(L)
   end
 end
 
+--- method:choose(L) -> true | nil, msg, code: sets method.backend and method.monolithic by asking the oracle
+-- options: consumer ("vllm-0.33"), device, choice = a backend asked for by the consumer's name, format, packages.
+function Base:choose(L)
+  local o, s = self.options, self.scheme
+  local found, msg, code = require("nibble.backends").select({
+    consumer = o.consumer or "vllm-0.33", kind = "moe", name = L.name, weight = s, activation = s.activations,
+    hidden = L.h, intermediate = L.i, intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp, ep = L.ep,
+    dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit, device = o.device,
+    format = o.format, backend = o.choice, packages = o.packages,
+  }, { change = false, log = function(level, sentence) self:say(level, sentence) end })
+  if not found then return nil, msg, code end
+  self.backend, self.monolithic = found.backend, found.monolithic or false
+  return true
+end
+
 --- backend_of(names, wanted, what) -> the name as `names` has it, whatever the case of wanted; an error lists them.
 function M.backend_of(names, wanted, what)
   for _, name in ipairs(names) do
@@ -94,26 +157,30 @@ end
 local routings = {
   default = { scoring = "softmax" },
   renormalize = { scoring = "softmax", normalize = true },
-  deepseek_v3 = { scoring = "sigmoid", normalize = true, f32 = true },
+  deepseek_v3 = { scoring = "sigmoid", normalize = true },
 }
 
 --- route(L, logits [, o]) -> weights f32 [T,top], ids i32 [T,top] of global experts
--- o or L.options.router: method = "default" (softmax, the top), "renormalize" (their softmax) or "deepseek_v3" (sigmoid,
--- groups, logits in float32); groups, top_groups (0: none), bias [E] (rounded to bf16), scale (1).
+-- Fields of o, or else of L.options.router: routing = "default" (softmax, the top), "renormalize" (their softmax) or
+-- "deepseek_v3" (sigmoid, groups, logits in float32); groups, top_groups (0: none), score_bias [E] (rounded to bf16),
+-- routed_scale (1).
 function M.route(L, logits, o)
-  o = o or L.options.router or {}
-  local how = routings[o.method or "default"]
+  local function field(name)
+    if o and o[name] ~= nil then return o[name] end
+    return (L.options.router or {})[name]
+  end
+  local how = routings[field "routing" or "default"]
   if not how then
-    error(("layer %s: unknown routing method %s: expected default, renormalize or deepseek_v3"):format(L.name,
-      tostring(o.method)), 3)
+    error(("layer %s: unknown routing %s: expected default, renormalize or deepseek_v3"):format(L.name,
+      tostring(field "routing")), 3)
   end
   if logits.ndim ~= 2 or logits:size(2) ~= L.e_global then
     error(("layer %s: router logits [%s] for %d experts"):format(L.name, table.concat(logits:size(), "x"), L.e_global), 3)
   end
-  local bias = o.bias
+  local bias = field "score_bias"
   if bias and bias:type() ~= "bf16" then bias = bias:cast "bf16" end
-  return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize, groups = o.groups or 0,
-    top_groups = o.top_groups or 0, bias = bias, scale = o.scale or 1 })
+  return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize, groups = field "groups" or 0,
+    top_groups = field "top_groups" or 0, bias = bias, scale = field "routed_scale" or 1 })
 end
 
 -- ---- products -------------------------------------------------------------------------------

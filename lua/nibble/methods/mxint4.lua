@@ -23,20 +23,9 @@ function M.refuses(L)
   end
 end
 
--- Row r of the kernel's order is row order(r) of [w1; w3] (gated) or of w2. From 0.
---   shuffle: in each 32 rows, row 8*(i%4) + i/4 comes from row i
---   alternate: rows 2i and 2i+1 are row i of w3 and of w1
-local function row_order(n, gated)
-  local half = n / 2
-  return layout.experts.row_order(n, function(r)
-    local j = r % 32
-    local at = r - j + j % 8 * 4 + math.floor(j / 8)
-    if not gated then return at end
-    return at % 2 == 0 and half + at / 2 or (at - 1) / 2
-  end)
-end
+local row_order = layout.experts.shuffled_rows
 
--- The same for blocks of 128 bytes: block-column b of row r lies at b*n + r.
+-- Rows' order for blocks of 128 bytes: block-column b of row r lies at b*n + r.
 local function block_order(rows, columns)
   local n, p = rows:numel(), rows:ptr()
   return layout.experts.row_order(n * columns, function(i) return p[i % n] * columns + math.floor(i / n) end)

@@ -93,6 +93,19 @@ function Forward:buffer(name, rows, columns)
   return t:as("f32", { rows, columns })
 end
 
+-- Whether module `name` is run by a system's method, which does with its input what it does.
+function Forward:by_method(name)
+  local runner = self.model.runner
+  return runner ~= nil and runner:takes(name)
+end
+
+-- y = module `name` of x by its method; y nil: a new tensor.
+function Forward:through(y, x, name)
+  local out, msg, code = self.model.runner:linear(name, x)
+  if not out then fail(("%s: %s"):format(name, msg), code) end
+  return y and compute.copy(y, out) or out
+end
+
 --- f:inputs(x, names [, span]) -> array of tensors, one a name: x as each of the modules sees it, quantized and
 -- dequantized where its scheme has activations. Modules that do the same share one; what they get lives until the next
 -- call. span: so many rows are a tensor, where a dynamic scale is a tensor's (a sequence; default: all rows).
@@ -100,7 +113,7 @@ function Forward:inputs(x, names, span)
   local out, seen = {}, {}
   for i, name in ipairs(names) do
     if self.model.observe then self.model.observe(name, x) end
-    local input = self.weights:input(name)
+    local input = not self:by_method(name) and self.weights:input(name) or nil
     if not input then out[i] = x
     elseif seen[input.key] then out[i] = seen[input.key]
     else
@@ -126,6 +139,11 @@ end
 -- y = x W^T + bias of module `name`, which is [n, k]; x is the module's own (f:inputs). y: a tensor, or the name of a buffer,
 -- which is made only when the weight has shown that the config's sizes are true.
 function Forward:linear(y, x, name, n, k, bias_required)
+  if self:by_method(name) then
+    local out = self:through(type(y) ~= "string" and y or nil, x, name)
+    if out:size(2) ~= n then fail(("%s has %d outputs, expected %d by config.json"):format(name, out:size(2), n)) end
+    return out
+  end
   local w = self.weights:matrix(name, n, k)
   if type(y) == "string" then y = self:buffer(y, x:size(1), n) end
   compute.gemm(y, x, w, self.weights:bias(name, n, bias_required))
@@ -166,32 +184,40 @@ end
 
 -- The weights and biases of a gated MLP's modules `names` under prefix: gate, up, down.
 function Forward:gated(prefix, names, intermediate, biased)
-  local W, hidden, mlp = self.weights, self.c.hidden, { name = {}, bias = {} }
+  local W, hidden, mlp = self.weights, self.c.hidden, { name = {}, bias = {}, intermediate = intermediate }
   for i = 1, 3 do mlp.name[i] = prefix .. "." .. names[i] end
   for i = 1, 3 do
     local n, k = intermediate, hidden
     if i == 3 then n, k = hidden, intermediate end
-    mlp[i] = W:matrix(mlp.name[i], n, k)
+    mlp[i] = not self:by_method(mlp.name[i]) and W:matrix(mlp.name[i], n, k)
   end
   for i = 1, 3 do mlp.bias[i] = W:bias(mlp.name[i], i == 3 and hidden or intermediate, biased) end
   return mlp
 end
 
 function Forward:release(mlp)
-  for i = 1, 3 do self.weights:done(mlp.name[i], mlp[i]) end
+  for i = 1, 3 do
+    if mlp[i] then self.weights:done(mlp.name[i], mlp[i]) end
+  end
+end
+
+-- y = matrix i of the MLP times x.
+function Forward:product(y, x, mlp, i)
+  if not mlp[i] then return self:through(y, x, mlp.name[i]) end
+  return compute.gemm(y, x, mlp[i], mlp.bias[i])
 end
 
 -- gate x and up x, in buffers. span: as f:inputs takes it.
 function Forward:gate_up(mlp, x, span)
-  local rows, intermediate = x:size(1), mlp[1]:size(1)
+  local rows, intermediate = x:size(1), mlp.intermediate
   local input = self:inputs(x, { mlp.name[1], mlp.name[2] }, span)
-  local g = compute.gemm(self:buffer("gate", rows, intermediate), input[1], mlp[1], mlp.bias[1])
-  return g, compute.gemm(self:buffer("up", rows, intermediate), input[2], mlp[2], mlp.bias[2])
+  local g = self:product(self:buffer("gate", rows, intermediate), input[1], mlp, 1)
+  return g, self:product(self:buffer("up", rows, intermediate), input[2], mlp, 2)
 end
 
 -- y = down a.
 function Forward:down(mlp, y, a, span)
-  return compute.gemm(y, self:inputs(a, { mlp.name[3] }, span)[1], mlp[3], mlp.bias[3])
+  return self:product(y, self:inputs(a, { mlp.name[3] }, span)[1], mlp, 3)
 end
 
 --- f:mlp(prefix, {"gate_proj", "up_proj", "down_proj"}, intermediate, biased): h = down(silu(gate h)·up h)
@@ -214,7 +240,13 @@ function Forward:experts(prefix, o)
   local router = self:inputs(self.h, { prefix .. ".gate" }, self.length)[1]
   local logits = self:linear("router", router, prefix .. ".gate", o.count, hidden)
   local shares, ids = moe.route(logits, o)
-  local mlp
+  local runner, mlp = self.model.runner, nil
+  if runner and runner:takes_experts(prefix, o, hidden) then
+    local y, msg, code = runner:experts(prefix, o, self.h, logits, shares, ids)
+    if not y then fail(("%s: %s"):format(prefix, msg), code) end
+    compute.copy(self.h, y)
+    return
+  end
   moe.forward(self.h, {
     ids = ids, weights = shares, experts = o.count, inplace = true, chunk = CHUNK,
     buffer = function(name, rows, columns) return self:buffer(name, rows, columns) end,
@@ -230,8 +262,9 @@ end
 local Model = {}
 Model.__index = Model
 
---- new(arch, ck [, {cache_bytes=, activations=}]) -> model | nil, msg, code
+--- new(arch, ck [, {cache_bytes=, activations=, runner=}]) -> model | nil, msg, code
 -- activations: "stored" (default): layers quantize their input as their schemes say; "none": they don't.
+-- runner: runs the layers that it takes by the systems' methods (methods.runner).
 function M.new(arch, ck, options)
   local ok, c = pcall(read_config, arch, ck)
   if not ok then
@@ -240,7 +273,8 @@ function M.new(arch, ck, options)
   end
   local cache = options and options.cache_bytes or CACHE_BYTES
   return setmetatable({ arch = arch, ck = ck, c = c, vocab = c.vocab, max_position = c.max_position,
-    weights = weights.new(ck, cache, options and options.activations), pool = {} }, Model)
+    weights = weights.new(ck, cache, options and options.activations), runner = options and options.runner, pool = {} },
+    Model)
 end
 
 -- The numbers of the model that a batch's memory depends on: floats per token.

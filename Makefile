@@ -4,6 +4,7 @@
 #   make demo       set up, then carry a small model from float to 4 bits and prove it
 #   make test       set up, then the specs        (make asan test: under ASan+UBSan; JIT=off: interpreted)
 #   make lint       formatting, unused names, and which layer may use which
+#   make coverage-systems    which spec shows which requirement of the systems (BREAK=1: break the code, see them fail)
 #   make bench      speeds here, as a share of this machine's own limits
 #   make install PREFIX=/usr/local
 #
@@ -34,7 +35,7 @@ OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
-.PHONY: all setup asan demo test golden lint bench install clean
+.PHONY: all setup asan demo test lint bench coverage-systems install clean
 all: $(BUILD)/libnibble.so $(BUILD)/nibble
 
 setup:
@@ -89,6 +90,11 @@ demo: setup
 
 lint: setup
 	@scripts/lint
+
+# Which spec shows which requirement; BREAK=1 breaks the code and asks that they notice.
+coverage-systems: setup
+	@$(if $(BREAK),$(MAKE) --no-print-directory all >/dev/null)
+	@NIBBLE_BUILD=$(abspath $(BUILD)) luajit scripts/coverage-systems.lua $(if $(BREAK),--break)
 
 bench: setup
 	@$(MAKE) --no-print-directory all

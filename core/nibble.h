@@ -141,6 +141,10 @@ int64_t nb_tensor_bytes(const nb_tensor *t);
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b);
 /* dst's bytes = src's bytes; same dtype and number of elements. Threads. */
 int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src);
+/* Slices src_at .. src_at+size-1 along dimension dim of src over those of dst from dst_at
+ * on (all 0-based). One dtype of whole bytes; the other dimensions are the same. */
+int nb_tensor_copy_block(nb_tensor *dst, const nb_tensor *src, int dim, int64_t dst_at, int64_t src_at,
+                         int64_t size);
 /* Tells the system that the mapped pages of t are not needed soon, so that they
  * don't count as resident; the data stay readable. No-op on the heap. */
 void nb_tensor_drop(const nb_tensor *t);
@@ -157,7 +161,7 @@ void nb_hash_free(nb_hash *h);
  * and a NUL into out. Threads; mapped pages are let go again behind it. */
 int nb_tensor_hash(char *out, const nb_tensor *t);
 
-/* ---- integer quantization (quant/: rtn.c, mse.c, fp8.c, dequant.c, error.c) --
+/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) --------
  * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
  * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
  * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
@@ -216,19 +220,48 @@ int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const
 int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
+/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, f8_e4m3fnuz, or u8 with one
+ * e2m1 code a byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
+ * block of rows x columns. global f32 [1] or NULL: scales are divided by it first (NVFP4).
+ * In float32, then rounded to out's dtype. NB_EFORMAT: a global scale of 0, NaN or Inf.
+ * (dequant_float.c) */
+int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales,
+                        const nb_tensor *global, int64_t rows, int64_t columns);
+
 /* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
  * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
  * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
 int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
                   const nb_tensor *g_idx, int bits);
 
-/* Round to nearest onto FP8 E4M3: scale = absmax / 448 of each row (per_tensor: of
- * all, repeated), codes f8_e4m3 [n,k], scales f32|bf16|f16 [n,1], w f32|bf16|f16
- * [n,k]; NB_ARITHMETIC_DTYPE gives compressed-tensors' bytes. Errors as
- * nb_rtn_quantize. */
-int nb_fp8_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, int per_tensor, int arithmetic);
-/* out f32|bf16|f16 [n,k] = codes * scales, rounded to float32, then to out's dtype. */
-int nb_fp8_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales);
+/* ---- quantization onto small floats (quant/float.c) --------------------------- */
+
+enum {
+  NB_FLOAT_CT = 0,  /* compressed-tensors' scales                                           */
+  NB_FLOAT_VLLM = 1 /* vLLM's for activations: NVFP4 by reciprocals, MX so that none clips  */
+};
+
+typedef struct nb_float_options {
+  int64_t rows, columns; /* of the block that one scale serves */
+  int32_t arithmetic;    /* NB_ARITHMETIC_*: quotients (and FP8 scales) rounded to w's dtype, or not */
+  int32_t rule;          /* NB_FLOAT_*: of f8_e4m3 and f8_e8m0 scales */
+  int32_t given;         /* 1: scales are there already; only codes are made */
+  float global;          /* with f8_e4m3 scales: the tensor's own scale, a divisor of theirs */
+} nb_float_options;
+
+/* Round to nearest: codes [n,k] and scales [ceil(n/rows), ceil(k/columns)] from w
+ * f32|bf16|f16 [n,k]. Codes f8_e4m3 under scales f32|bf16|f16 = absmax / 448 (FP8) or
+ * f8_e8m0 (MXFP8); codes u8, one e2m1 code a byte, under f8_e4m3 = absmax / 6 * global
+ * (NVFP4) or f8_e8m0 (MXFP4). The same bytes in every path. A block of zeros gets the
+ * scale that compressed-tensors stores: epsilon, 0.125, 2^-127. NB_EFORMAT: NaN or Inf in
+ * w; NB_EUNSUPPORTED: a scale too large for its dtype. */
+int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, const nb_float_options *o);
+/* The largest magnitude of w (f32|bf16|f16); NB_EFORMAT names a NaN or Inf. */
+int nb_absmax(float *out, const nb_tensor *w);
+/* The scale of an FP8 block whose largest magnitude is absmax, as stored. */
+float nb_fp8_scale(float absmax, int w_dtype, int s_dtype, int arithmetic);
+/* NVFP4's global scale, 448 * 6 / absmax; 1 where that is infinite. */
+float nb_nvfp4_global(float absmax, int w_dtype, int arithmetic);
 
 typedef struct nb_quant_sums {
   double error2, weight2; /* sums of squares: of w - dequantized, of w */
@@ -242,6 +275,9 @@ typedef struct nb_quant_sums {
  * the threads, as long as the tiles are. */
 int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
                    const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w);
+
+/* The same of a weight that is dequantized already, f32 [n,k]. */
+int nb_quant_error_of(nb_quant_sums *sums, const nb_tensor *dequantized, const nb_tensor *w);
 
 /* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
  * and scales [n,G] are finite and above 0; names the first that doesn't. */
@@ -310,17 +346,89 @@ int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
 int64_t nb_count_nonfinite(const nb_tensor *x);
 /* out[i] = table[ids[i]], widened to f32. */
 int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
-/* y[ids[i]] += weights[i] * x[i]; ids ascend. */
-int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights);
+/* y[ids[i]] += weights[i] * x[i], the product rounded to dtype (f32, f16 or bf16); weights
+ * NULL: 1. ids don't descend; equal ones are added in their order. */
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                   int dtype);
+/* x[i] *= weights[i], rounded to dtype (f32, f16 or bf16). */
+int nb_scale_rows(nb_tensor *x, const nb_tensor *weights, int dtype);
 
-/* Mixture of experts. Softmax over logits [m, e], then the top experts of each row,
- * best first: experts i32 [m, top], weights f32 [m, top], which sum to 1 when
- * normalize. */
-int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, int normalize);
-/* The same pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1])
- * with their weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. */
+/* ---- mixture of experts (compute/moe_route.c, moe.c, moe_act.c; SYSTEMS 7) ------ */
+
+enum { NB_ROUTE_SOFTMAX = 0, NB_ROUTE_SIGMOID = 1 };
+
+typedef struct nb_moe_router {
+  int32_t scoring;    /* NB_ROUTE_* */
+  int32_t normalize;  /* the chosen weights sum to 1 */
+  int64_t groups;     /* 0: none; else e/groups experts next to each other */
+  int64_t top_groups; /* of which experts are chosen */
+  float scale;        /* of the weights, at the end */
+} nb_moe_router;
+
+/* The top experts of each row's scores, best first; a tie goes to the lower: experts i32
+ * [m, top], weights f32 [m, top] from logits f32 [m, e]. bias f32 [e] or NULL is added for
+ * the choice only, not to the weights. A group's score is its best expert's, with a bias the
+ * sum of its best two. */
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, const nb_tensor *bias,
+                 const nb_moe_router *o);
+/* Pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1]) with their
+ * weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. map i32
+ * [experts everywhere] or NULL: global id to one of these e, -1 = elsewhere. Ids outside
+ * are left out when skip, else an error. */
 int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
-                 const nb_tensor *weights);
+                 const nb_tensor *weights, const nb_tensor *map, int skip);
+/* How many places nb_moe_align may need. */
+int64_t nb_moe_align_capacity(int64_t pairs, int64_t experts, int64_t block);
+/* The flat positions of ids (i32) by expert, each expert's run padded to `block` with the
+ * number of pairs: sorted i32 [capacity], block_experts i32 [ceil(capacity/block)] (-1: no
+ * expert here), *total places in use. map i32 [experts] as above: the blocks of strangers
+ * are marked -1, or with ignore their pairs left out and the others sorted by local id. */
+int nb_moe_align(nb_tensor *sorted, nb_tensor *block_experts, int64_t *total, const nb_tensor *ids,
+                 int64_t block, int64_t experts, const nb_tensor *map, int ignore);
+
+/* Gated kinds take gates and ups: halves of a row, in pairs for swigluoai. */
+enum {
+  NB_MOE_SILU = 0,  /* silu(min(g, limit)) * clamp(u, limit) */
+  NB_MOE_GELU,      /* gelu(g) * u */
+  NB_MOE_GELU_TANH, /* its tanh form */
+  NB_MOE_SWIGLUOAI, /* pairs: gc * sigmoid(alpha gc) * (clamp(u, limit) + beta), gc = min(g, limit) */
+  NB_MOE_SWIGLUOAI_UNINTERLEAVE, /* the same on halves */
+  NB_MOE_SWIGLUSTEP,             /* min(silu(g), limit) * clamp(u, limit) */
+  NB_MOE_SILU_NO_MUL,
+  NB_MOE_GELU_NO_MUL,
+  NB_MOE_GELU_TANH_NO_MUL,
+  NB_MOE_RELU2_NO_MUL, /* max(x, 0)^2 */
+  NB_MOE_KINDS
+};
+
+typedef struct nb_moe_act {
+  int32_t kind, dtype;      /* dtype: input and output are rounded to f16 or bf16; f32: not */
+  float limit, alpha, beta; /* limit: infinity for none */
+} nb_moe_act;
+
+/* out [m,n] = activation of h [m,2n] (ungated: [m,n]); or of gates h [m,n] and ups up [m,n],
+ * and then, as for ungated kinds, out may be h. */
+int nb_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
+
+/* ---- 4-bit weights times int8 activations (layout/w4a8.c, compute/w4a8.c; SYSTEMS 6.2) ----
+ * Codes are I8 -8..7 [n,k], k even; group divides k, -1: one a row. Scales [n, k/group],
+ * bf16, or f32 with group -1; bias f32 [n]. */
+
+/* U8 [n, k/2]: byte (o,c) = code(o,2c)+8 | (code(o,2c+1)+8) << 4; and back. NB_EFORMAT names
+ * the first code outside. */
+int nb_w4a8_nibbles(nb_tensor *nibbles, const nb_tensor *codes);
+int nb_w4a8_codes(nb_tensor *codes, const nb_tensor *nibbles);
+/* How many bytes nb_w4a8_pack writes, or an error. */
+int64_t nb_w4a8_bytes(int64_t n, int64_t k, int64_t group);
+/* A matrix as nb_w4a8_gemm reads it: packed U8 [bytes]; and back. bias may be NULL: zeros. */
+int nb_w4a8_pack(nb_tensor *packed, const nb_tensor *nibbles, const nb_tensor *scales, const nb_tensor *bias,
+                 int64_t group);
+int nb_w4a8_unpack(nb_tensor *nibbles, nb_tensor *scales, nb_tensor *bias, const nb_tensor *packed,
+                   int64_t group);
+/* y f32 [m,n] = x [m,k] (f32, f16, bf16) times the packed weight, transposed, + bias: each row of x quantized
+ * as nb_act_quant_int8 does, int32 sums within a group, groups in float32. A row with a value that isn't
+ * finite gives NaN. The same bits on every instruction set and number of threads. */
+int nb_w4a8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *packed, int64_t group);
 
 /* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
  * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
@@ -502,7 +610,9 @@ int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 
 /* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
-/* 1 when no scale is NaN, infinite or zero; f16|bf16|f32. */
+/* Scales are f16, bf16 or f32; of float codes also f8_e4m3 or f8_e8m0. */
+
+/* 1 when no scale is NaN, infinite or zero. */
 int nb_scales_sound(const nb_tensor *scales);
 /* NB_EFORMAT, naming module `name`, row and group, when a scale of the tile is NaN or
  * infinite, or zero while its group holds other codes than the zero-point. (Negative
@@ -522,6 +632,14 @@ int nb_scales_equal(const nb_tensor *a, const nb_tensor *b);
  * [r,G] (NULL: 2^(bits-1)), row after row; tiles one after another give the whole's hash. */
 int nb_hash_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
                  int bits);
+
+/* The same two for float codes (f8_e4m3, or u8 with one e2m1 code a byte) and scales
+ * [ceil(r/rows), ceil(k/columns)], one a block of rows x columns. The check also refuses
+ * codes that are NaN; an f8_e4m3 scale may be zero over any codes. */
+int nb_float_check(const nb_tensor *scales, const nb_tensor *codes, int64_t rows, int64_t columns,
+                   int64_t row0, const char *name);
+int nb_hash_float_rows(nb_hash *h, const nb_tensor *codes, const nb_tensor *scales, int64_t rows,
+                       int64_t columns);
 
 /* ---- packings (layout/bitpack.c, ct.c, gptq.c, awq.c, awq_gemv.c) -----------
  * Canonical codes are U8, one code a byte, unsigned, [n,k] row-major. Words are
@@ -573,12 +691,20 @@ int nb_awq_gemv_fast_pack_zeros(nb_tensor *qzeros, const nb_tensor *scales, cons
 int nb_awq_gemv_fast_unpack_zeros(nb_tensor *zeros, const nb_tensor *qzeros, const nb_tensor *scales,
                                   int64_t n0);
 
+/* bytes.c. fp4: U8 [n, ceil(k/2)], the even column in the low nibble. int8: I8 [n,k], the
+ * code less 2^(bits-1); reading refuses what doesn't fit (NB_EFORMAT, naming `name`). */
+int nb_fp4_pack(nb_tensor *bytes, const nb_tensor *codes, int64_t n0);
+int nb_fp4_unpack(nb_tensor *codes, const nb_tensor *bytes, int64_t n0);
+int nb_int8_pack(nb_tensor *bytes, const nb_tensor *codes, int bits, int64_t n0);
+int nb_int8_unpack(nb_tensor *codes, const nb_tensor *bytes, int bits, int64_t n0, const char *name);
+
 /* Any matrix of codes U8 [a,b] as dense streams: axis 0 packs down the columns
  * into I32 [ceil(a*bits/32), b], axis 1 along the rows into [a, ceil(b*bits/32)]. */
 int nb_bits_pack(nb_tensor *words, const nb_tensor *codes, int bits, int axis);
 int nb_bits_unpack(nb_tensor *codes, const nb_tensor *words, int bits, int axis);
 
-/* dst [c,r] = src [r,c] transposed; elements of 8, 16, 32 or 64 bits. */
+/* dst [c,r] = src [r,c] transposed; elements of 8, 16, 32 or 64 bits. Experts
+ * [e,r,c] each for itself. */
 int nb_transpose(nb_tensor *dst, const nb_tensor *src);
 /* whole [c,n], columns col0 .. col0+r = tile [r,c] transposed; and back. */
 int nb_transpose_put(nb_tensor *whole, const nb_tensor *tile, int64_t col0);
@@ -634,14 +760,90 @@ int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
 int nb_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor);
 /* The power of two that such bf16 scales can be raised by (1 for f16). */
 int nb_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
-/* Block scales [m,k] or [e,m,k] of 8 bits, padded to 128 x 4, in tensor-core order. */
+/* MX block scales (8 bits, already permuted): columns 0 2 1 3 of each 4; with a8 in place and raised by 6. */
+int nb_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
+/* Block scales [m,k] or [e,m,k] of 8 or 16 bits, padded to 128 x 4 with 0, in tensor-core
+ * order, and back (out: without the padding). CTM-NVFP4-14. */
 int nb_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
+int nb_unswizzle_blockscale(nb_tensor *out, const nb_tensor *swizzled);
+
+/* ---- Marlin's product on the CPU (compute/marlin.c; SYSTEMS MRL-51) ----------- */
+
+/* What a code is worth: code - zero-point (2^(bits-1) without zeros); the same after
+ * nb_marlin_fp8_preprocess; the value of an f8_e4m3 or f4 number. */
+enum { NB_MARLIN_INT = 0, NB_MARLIN_FOLDED = 1, NB_MARLIN_E4M3 = 2, NB_MARLIN_E2M1 = 3 };
+/* What a stored scale is: a float; the int16 bits of nb_marlin_int8_scales; a byte
+ * of nb_marlin_nvfp4_scales; an E8M0 byte of an MX format. */
+enum { NB_MARLIN_FLOAT = 0, NB_MARLIN_INT16 = 1, NB_MARLIN_S0E5M3 = 2, NB_MARLIN_E8M0 = 3 };
+
+/* One matrix as the kernels read it: words [k/16, n*bits/2], scales [G,n], zeros
+ * [G, n/pf] words; perm and g_idx I32 [k] (both or neither; [0] means none): tile row
+ * i is input perm[i], of group g_idx[i]; bias [n], permuted. NULL for what it hasn't.
+ * Scales are multiplied by scale_factor, a power of two; products by global. */
+typedef struct nb_marlin_weight {
+  const nb_tensor *words, *scales, *zeros, *perm, *g_idx, *bias;
+  int64_t k, n;
+  double scale_factor, global;
+  int32_t bits, a8, code, scale, k_full;
+} nb_marlin_weight;
+
+/* y F32 [m,no] = (x [m,ki] times the weight) * row_scale[m] (F32 [m,1], or NULL) * global
+ * + bias; x f32, f16 or bf16. Inputs from ki to k count as 0, outputs from no to n are
+ * left out. Read strip by strip: per thread at most 3 MiB of floats, and x once more
+ * where it is not f32 or perm is given. */
+int nb_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w, const nb_tensor *row_scale);
 
 enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 /* x [m,k] f16, bf16 or f32 -> q I8 [m,k], scales F32 [m,1] = max(|x|,1e-10)/127*global. MRL-45. */
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+
+/* ---- stacks of expert weights (layout/experts.c, fp8.c) -----------------------
+ * [e,r,c], or one matrix [r,c]; elements of whole bytes; all experts in one call. */
+
+/* Row i of each expert of out = row index[i] (I32, from 0) of that expert of in. */
+int nb_rows_take(nb_tensor *out, const nb_tensor *in, const nb_tensor *index);
+/* out = in with zeros below and, in each of `parts` equal parts of the columns, on the right. */
+int nb_matrix_pad(nb_tensor *out, const nb_tensor *in, int64_t parts);
+/* out's columns are in's column 0 widths[0] times, column 1 widths[1] times, ..., cut at out's width. */
+int nb_columns_repeat(nb_tensor *out, const nb_tensor *in, const int64_t *widths);
+/* Words of eight 4-bit codes, in place: biased by 8 to two's complement, and back. */
+int nb_int4_flip(nb_tensor *words);
+/* Stable: sorted[i] = g_idx[perm[i]], ascending along the last axis; all I32. MRL-32, ORC-17. */
+int nb_groups_sort(nb_tensor *sorted, nb_tensor *perm, const nb_tensor *g_idx);
+
+/* weight f8_e4m3 or f8_e4m3fnuz [e,n,k], scales F32 [e,shards] -> out, max F32 [e]: every shard of
+ * an expert with the largest of its scales, v = f16(w*s), then rounded(v * (1/max)) within the
+ * format's range; the shard that has it already keeps its bytes. widths: each shard's rows, NULL:
+ * equal. A last scale that was never set (-FLT_MAX) leaves the expert as it is. CTM-FP8-11. */
+int nb_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, const nb_tensor *scales,
+                      const int64_t *widths);
+/* f8_e4m3 -> f8_e4m3fnuz: 0x80 becomes 0, other bytes stay, which halves their values; *nans
+ * counts 0x7f and 0xff, NaN before and +-240 after. CTM-FP8-09. */
+int nb_fp8_to_fnuz(nb_tensor *out, int64_t *nans, const nb_tensor *weight);
+
+/* ---- activations as a quantized layer sees them (quant/activations.c) ------------ */
+
+typedef struct nb_act_options {
+  int32_t is_float; /* 0: integers of `bits` (2 to 8); 1: f4 (bits 4) or f8_e4m3 (bits 8) */
+  int32_t bits;
+  int32_t symmetric;   /* 0: integers with a zero-point */
+  int32_t dynamic;     /* 1: scales from x; 0: `scale` and `zero_point` as given */
+  int32_t scale_dtype; /* of dynamic scales: NB_F32, NB_F8_E4M3 (times global) or NB_F8_E8M0 */
+  int32_t dtype;       /* x is rounded to it first: NB_F32 (not), NB_BF16 or NB_F16 */
+  int64_t group;       /* columns that share a scale; -1: a row does (a token); 0: `span` rows do */
+  int64_t span;        /* rows of a tensor, for group 0: every so many begin anew; 0: all rows */
+  float scale, zero_point, global;
+} nb_act_options;
+
+/* out = x quantized and dequantized again, f32 [m,k] both; out may be x. float32 in
+ * compressed-tensors' order of operations:
+ *   scale = absmax * 2 / (qmax - qmin), or (max - min) / (qmax - qmin) where 0 belongs to
+ *   the range; e4m3: round(global * scale) / global; e8m0: as nb_mx_scales; 0 becomes epsilon
+ *   out   = (round(clamp(x / scale + zero)) - zero) * scale
+ * NaN and infinities of x come out as NaN, in all that shares their scale. */
+int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
 
 /* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
  * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,

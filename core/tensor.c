@@ -165,6 +165,29 @@ int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src) {
   return NB_OK;
 }
 
+int nb_tensor_copy_block(nb_tensor *dst, const nb_tensor *src, int dim, int64_t dst_at, int64_t src_at,
+                         int64_t size) {
+  bool fits = dst->dtype == src->dtype && dst->ndim == src->ndim && dim >= 0 && dim < dst->ndim;
+  for (int i = 0; fits && i < dst->ndim; i++) fits = i == dim || dst->shape[i] == src->shape[i];
+  fits = fits && size >= 0 && dst_at >= 0 && src_at >= 0 && size <= dst->shape[dim] - dst_at &&
+         size <= src->shape[dim] - src_at && nb_dtype_bits(dst->dtype) % 8 == 0;
+  if (!fits) {
+    char a[160], b[160];
+    return nb_fail(NB_EINVAL, "copy block: %lld slices of dimension %d from %lld to %lld don't fit %s and %s",
+                   (long long)size, dim, (long long)src_at, (long long)dst_at,
+                   nb_tensor_describe(src, a, sizeof a), nb_tensor_describe(dst, b, sizeof b));
+  }
+  int64_t inner = nb_dtype_bits(dst->dtype) / 8, outer = 1;
+  for (int i = dim + 1; i < dst->ndim; i++) inner *= dst->shape[i];
+  for (int i = 0; i < dim; i++) outer *= dst->shape[i];
+  char *to = (char *)dst->data + dst_at * inner;
+  const char *from = (const char *)src->data + src_at * inner;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (outer * size * inner > 1 << 20)
+  for (int64_t i = 0; i < outer; i++)
+    memcpy(to + i * dst->shape[dim] * inner, from + i * src->shape[dim] * inner, (size_t)(size * inner));
+  return NB_OK;
+}
+
 void nb_tensor_drop(const nb_tensor *t) {
   if (!nb_buf_is_mapped(t->buf)) return;
   uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->data;

@@ -126,6 +126,14 @@ local floor = with(top, { "nibble%.formats", "nibble%.methods", "nibble%.models"
 local lua_layers = {
   { of = "^lua/nibble/cli", name = "the command line", never = {} },
   { of = "^lua/nibble/repl/", name = "repl", never = { "nibble%.cli" } },
+  -- The engine of the oracle; beside it lies one data table per consumer, which uses nothing.
+  { of = "^lua/nibble/backends/init%.lua", name = "backends (they use only one another)", never = floor },
+  { of = "^lua/nibble/backends/changes%.lua", name = "backends (they use only one another)", never = floor },
+  { of = "^lua/nibble/backends/decide%.lua", name = "backends (they use only one another)", never = floor },
+  { of = "^lua/nibble/backends/description%.lua", name = "backends (they use only one another)", never = floor },
+  { of = "^lua/nibble/backends/explain%.lua", name = "backends (they use only one another)", never = floor },
+  { of = "^lua/nibble/backends/query%.lua", name = "backends (they use only one another)", never = floor },
+  { of = "^lua/nibble/backends/table%.lua", name = "backends (they use only one another)", never = floor },
   { of = "^lua/nibble/backends/", name = "backends (data only)", never = { "." } },
   { of = "^lua/nibble/models/", name = "models (they use compute)",
     never = with(top, { "nibble%.formats", "nibble%.methods", "nibble%.quant", "nibble%.checkpoint" }) },

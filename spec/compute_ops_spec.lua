@@ -1,4 +1,4 @@
--- Norms, SwiGLU, gathering, experts: each against its formula in Lua, with the
+-- Norms, SwiGLU, gathering: each against its formula in Lua, with the
 -- portable and the vector path giving the same bits.
 local nb = require "nibble"
 local C = require("nibble.ffi").C
@@ -106,6 +106,13 @@ describe("compute.gather and friends", function()
     compute.scatter_add(y, x, ids, nb.tensor("f32", { 3 }, { 1, 2, 0.5 }))
     near(before:get(7) + 2 * x:get(4), y:get(7), 1e-7)
     assert.equal(before:get(4), y:get(4))
+    -- A row that comes twice is added twice, in order; without weights by 1; each product rounded where a dtype is named.
+    local once = compute.scatter_add(before:clone(), x:rows(1, 2), nb.tensor("i32", { 2 }, { 3, 3 }))
+    near(before:get(10) + x:get(1) + x:get(4), once:get(10), 1e-6)
+    local third = nb.tensor("f32", { 1 }, { 1 / 3 })
+    local rounded = compute.scatter_add(nb.tensor("f32", { 1, 1 }), nb.tensor("f32", { 1, 1 }, { 1 }), ids:rows(1, 1), third, "bf16")
+    assert.equal(third:cast("bf16"):get(1), rounded:get(1))
+    assert.equal(third:cast("f16"):get(1), compute.scale_rows(nb.tensor("f32", { 1, 1 }, { 1 }), third, "f16"):get(1))
     assert.is_true(compute.add(before:clone(), rows):get(1) == nb.tensor("f32", { 1 }, { before:get(1) + rows:get(1) }):get(1))
   end)
 
@@ -115,7 +122,8 @@ describe("compute.gather and friends", function()
     local function ids(a, b) return nb.tensor("i32", { 2 }, { a, b }) end
     assert.error_matches(function() compute.gather(out, rows, ids(0, 5)) end, "id 5 at place 1 is outside the table's 5 rows")
     assert.error_matches(function() compute.gather(out, rows, ids(-1, 0)) end, "id %-1 at place 0")
-    assert.error_matches(function() compute.scatter_add(rows, out, ids(1, 1), w) end, "id 1 at place 1 must ascend within the 5 rows")
+    assert.error_matches(function() compute.scatter_add(rows, out, ids(1, 0), w) end,
+      "id 0 at place 1 must not descend, within the 5 rows")
     assert.error_matches(function() compute.add(rows, out) end,
       "add: expected two f32 tensors of one size, found f32 %[5x3%] and f32 %[2x3%]")
   end)
@@ -126,55 +134,5 @@ describe("compute.gather and friends", function()
     assert.equal(0, compute.nonfinite(random({ 33 }, 1)))
     assert.equal(1, compute.nonfinite(nb.tensor("u16", { 3 }, { 0x7c00, 0x7bff, 0x0001 }):as("f16")))
     assert.equal(2, compute.nonfinite(nb.tensor("u16", { 3 }, { 0x7f80, 0xffc0, 0x7c00 }):as("bf16")))
-  end)
-end)
-
-describe("compute.route and group", function()
-  local function softmax(t, row, e)
-    local sum, p = 0, {}
-    for i = 1, e do
-      p[i] = math.exp(t:get(row * e + i))
-      sum = sum + p[i]
-    end
-    for i = 1, e do p[i] = p[i] / sum end
-    return p
-  end
-
-  for _, normalize in ipairs { false, true } do
-    it("choose the best experts, " .. (normalize and "normalized" or "as they are"), function()
-      local m, e, top = 70, 11, 3
-      local logits = random({ m, e }, 1, 8)
-      local weights = on_each_path(function(l) return select(2, compute.route(l, top, normalize)) end, logits)
-      local experts = compute.route(logits, top, normalize)
-      for row = 0, m - 1 do
-        local p, chosen, total = softmax(logits, row, e), {}, 0
-        for t = 1, top do chosen[t] = experts:get(row * top + t) + 1 end
-        for t = 1, top do total = total + p[chosen[t]] end
-        for t = 1, top do near(p[chosen[t]] / (normalize and total or 1), weights:get(row * top + t), 1e-6) end
-        table.sort(p)
-        near(p[e] + p[e - 1] + p[e - 2], total, 1e-12)
-      end
-    end)
-  end
-
-  it("give a tie to the lower expert", function()
-    local experts = compute.route(nb.tensor("f32", { 1, 4 }, { 1, 3, 3, 3 }), 2, true)
-    assert.same({ 1, 2 }, experts:totable())
-  end)
-
-  it("bucket the pairs by expert, rows ascending", function()
-    local experts = nb.tensor("i32", { 3, 2 }, { 2, 0, 0, 3, 2, 3 })
-    local weights = nb.tensor("f32", { 3, 2 }, { 1, 2, 3, 4, 5, 6 })
-    local rows, row_weights, offsets = compute.group(experts, weights, 5)
-    assert.same({ 0, 2, 2, 4, 6, 6 }, offsets:totable())
-    assert.same({ 0, 1, 0, 2, 1, 2 }, rows:totable())
-    assert.same({ 2, 3, 1, 5, 4, 6 }, row_weights:totable())
-  end)
-
-  it("say what doesn't fit", function()
-    local logits = nb.tensor("f32", { 1, 4 })
-    assert.error_matches(function() compute.route(logits, 5, true) end, "the top 5 of 4 experts")
-    local experts, weights = nb.tensor("i32", { 1, 1 }, { 4 }), nb.tensor("f32", { 1, 1 })
-    assert.error_matches(function() compute.group(experts, weights, 4) end, "expert 4 at place 0 is outside the 4 experts")
   end)
 end)

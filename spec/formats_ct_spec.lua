@@ -74,8 +74,8 @@ describe("compressed-tensors", function()
     assert.equal("channel", ct.from_args({ group_size = -1 }).strategy)
     assert.equal("f16", ct.from_args({ scale_dtype = "torch.float16" }).scale_dtype)
     local bad = {
-      [{ strategy = "channel", group_size = 64 }] = 'strategy = "channel" contradicts group = 64',
-      [{ strategy = "group" }] = 'strategy = "group" needs group > 0',
+      [{ strategy = "channel", group_size = 64 }] = 'strategy = "channel" contradicts group_size = 64',
+      [{ strategy = "group" }] = 'strategy = "group" needs group_size above 0',
       [{ strategy = "group", group_size = 32, block_structure = "128x128" }] = 'block_structure contradicts strategy = "group"',
       [{ dynamic = true }] = "dynamic = true",
     }

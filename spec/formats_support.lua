@@ -39,11 +39,29 @@ end
 M.random = random
 
 -- Positive scales of about 0.01, as bits.
-local scale_bits = { f16 = { "u16", 0x2000 }, bf16 = { "u16", 0x3c00 }, f32 = { "u32", 0x3c000000 } }
+local scale_bits = { f16 = { "u16", 0x2000 }, bf16 = { "u16", 0x3c00 }, f32 = { "u32", 0x3c000000 },
+  f8_e4m3 = { "u8", 0x10, 0x60 }, f8_e8m0 = { "u8", 110, 12 } }
+
+-- Random finite codes and scales of a float scheme.
+local function float_quantized(s, n, k, dtype, rnd)
+  local own = s.scale_dtype == "e8m0" or s.scale_dtype == "f8_e4m3"
+  local q = scheme.quantized(own and s or scheme.parse(s, { scale_dtype = dtype }), n, k, dtype)
+  local codes = q.codes:as("u8", { n * k }):ptr()
+  for i = 0, n * k - 1 do
+    local magnitude = rnd(s.bits == 4 and 8 or 0x7f)
+    codes[i] = magnitude + rnd(2) * (s.bits == 4 and 8 or 0x80)
+  end
+  local layout = scale_bits[q.scales:type()]
+  local scales, single = q.scales:as(layout[1], { q.scales:numel() }):ptr(), s.strategy == "tensor"
+  for i = 0, q.scales:numel() - 1 do scales[i] = layout[2] + (single and 5 or rnd(layout[3] or 900)) end
+  if q.global then q.global:set(1, 1234.5) end
+  return q
+end
 
 --- quantized(scheme, n, k, dtype, seed) -> Quantized with random content that every format can hold.
 function M.quantized(s, n, k, dtype, seed)
   local rnd = random(seed or 7)
+  if s.type == "float" then return float_quantized(s, n, k, dtype, rnd) end
   local q = scheme.quantized(scheme.parse(s, { scale_dtype = dtype }), n, k, dtype)
   local codes, levels = q.codes:ptr(), 2 ^ s.bits
   for i = 0, n * k - 1 do codes[i] = rnd(levels) end

@@ -229,7 +229,7 @@ describe("marlin scales", function()
     end
   end)
 
-  it("MRL-25, MRL-26: zero-points, permuted, interleaved without a8, packed; and back", function()
+  it("MRL-25 to MRL-28: zero-points, permuted, interleaved without a8, packed; back; from AWQ and plain words, of experts", function()
     local I = { [4] = { 0, 2, 4, 6, 1, 3, 5, 7 }, [8] = { 0, 2, 1, 3 } }
     for _, case in ipairs(CASES) do
       local bits, a8 = case[1], case[2]
@@ -247,7 +247,6 @@ describe("marlin scales", function()
         end
       end
       assert.is_true(marlin.unpack_zero_points(out, bits, a8):equal(z))
-      -- MRL-27, MRL-28: from AWQ and from plain words, with and without experts
       local awq = layout.awq.pack(layout.transpose(z), bits)
       local plain = layout.pack.cols(z, bits)
       assert.is_true(marlin.awq_zero_points(awq, bits, a8):equal(out))

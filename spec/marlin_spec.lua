@@ -23,6 +23,20 @@ describe("marlin", function()
     assert.error_matches(function() marlin.type_of_id(ffi.new("uint64_t", 77)) end, "no scalar type has the id 77")
   end)
 
+  it("MRL-03: types by zero-points, capability and platform", function()
+    local function types(o) return table.concat(marlin.supported_types(o), " ") end
+    assert.equal("", types { capability = 70 })
+    assert.equal("", types {})
+    assert.equal("uint4", types { capability = 75, zero_points = true })
+    assert.equal("uint4b8 uint8b128 float8_e4m3fn float4_e2m1f", types { capability = 80, zero_points = false })
+    assert.equal("uint4b8 uint8b128", types { capability = 80, zero_points = false, floats = false })
+    assert.equal("uint4b8 uint8b128 float8_e4m3fn float4_e2m1f uint4", types { capability = 80 })
+    assert.equal("uint4", types { platform = "cpu", zero_points = true })
+    assert.equal("uint4b8", types { platform = "cpu", zero_points = false })
+    assert.equal("uint4 uint4b8", types { platform = "xpu", zero_points = true })
+    assert.equal("uint4", types { platform = "rocm", zero_points = true }) -- no SM to check there
+  end)
+
   it("MRL-04: a refusal states type, allowed types, group, capability and zero-points", function()
     local ok, why = marlin.supported("uint8", 128, true, 80)
     assert.is_false(ok)

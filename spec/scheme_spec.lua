@@ -48,11 +48,11 @@ describe("scheme", function()
       { { group = 0 }, "group = 0: expected a number above 0" },
       { { group = 1.5 }, "group = 1.5" },
       { { bits = 9 }, "bits = 9: expected 2 to 8" },
-      { { strategy = "block" }, 'strategy = "block": expected group, channel or tensor' },
+      { { strategy = "rows" }, 'strategy = "rows": expected group, channel, tensor, block or tensor_group' },
       { { scale_dtype = "f64" }, 'scale_dtype = "f64"' },
       { { actorder = "maybe" }, 'actorder = "maybe"' },
       { { symmetric = 1 }, "symmetric = 1" },
-      { { type = "float" }, 'type = "float"' },
+      { { type = "complex" }, 'type = "complex": expected int or float' },
     }
     for _, case in ipairs(cases) do
       assert.error_matches(function() scheme.parse("W4A16", case[1]) end, case[2])
@@ -64,9 +64,9 @@ describe("scheme", function()
     assert.error_matches(function() scheme.parse("W4A16", { gruop = 64 }) end,
       'unknown scheme option gruop; did you mean "group"')
     assert.error_matches(function() scheme.parse "W4A16 g64 lopsided" end, 'unknown word "lopsided"; known: g<size>')
-    local s, msg, code = scheme.try "fp8"
+    local s, msg, code = scheme.try "fp9"
     assert.is_nil(s)
-    assert.matches('unknown scheme "fp8"', msg)
+    assert.matches('unknown scheme "fp9"', msg)
     assert.equal("einval", code)
   end)
 

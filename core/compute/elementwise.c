@@ -1,8 +1,9 @@
 /* elementwise.c - the small operations between the products: rows gathered and
  * scattered, residual sums, SwiGLU, and a look for values that are not finite. */
+#include "moe_act.h"
 #include "vector.h"
 
-enum { BLOCK = 1 << 14 }; /* elements of one task */
+enum { BLOCK = 1 << 14, STEP = 1024 }; /* elements of one task, of a row at a time */
 
 static int same_f32(const nb_tensor *a, const nb_tensor *b, const char *what) {
   if (a->dtype == NB_F32 && b->dtype == NB_F32 && nb_tensor_numel(a) == nb_tensor_numel(b)) return NB_OK;
@@ -65,24 +66,41 @@ int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids) {
   return NB_OK;
 }
 
-int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights) {
+/* All entries of x that go to row id[i], the first of its run. */
+static void add_run(float *to, const nb_tensor *x, const int32_t *id, const float *w, int64_t i, int dtype,
+                    const nb_act_table *t) {
+  int64_t d = x->shape[1], end = i + 1;
+  while (end < x->shape[0] && id[end] == id[i]) end++;
+  float scaled[STEP];
+  for (; i < end; i++)
+    for (int64_t at = 0; at < d; at += STEP) {
+      int64_t n = NB_MIN(STEP, d - at);
+      const float *from = (const float *)x->data + i * d + at;
+      float factor = w ? w[i] : 1.0f, *y = to + at;
+#pragma omp simd
+      for (int64_t j = 0; j < n; j++) scaled[j] = factor * from[j];
+      nb_round_row(t, scaled, n, dtype);
+#pragma omp simd
+      for (int64_t j = 0; j < n; j++) y[j] += scaled[j];
+    }
+}
+
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                   int dtype) {
   NB_TRY(nb_expect(x, "scatter_add: x", NB_F32, 2, NB_SHAPE(-1, -1)));
   int64_t m = x->shape[0], d = x->shape[1];
   NB_TRY(nb_expect(y, "scatter_add: y", NB_F32, 2, NB_SHAPE(-1, d)));
   NB_TRY(nb_expect(ids, "scatter_add: ids", NB_I32, 1, NB_SHAPE(m)));
-  NB_TRY(nb_expect(weights, "scatter_add: weights", NB_F32, 1, NB_SHAPE(m)));
+  if (weights) NB_TRY(nb_expect(weights, "scatter_add: weights", NB_F32, 1, NB_SHAPE(m)));
   const int32_t *id = ids->data;
-  const float *w = weights->data;
-  for (int64_t i = 0; i < m; i++) /* ascending, hence distinct: rows may be added at the same time */
-    if (id[i] < 0 || id[i] >= y->shape[0] || (i && id[i] <= id[i - 1]))
-      return nb_fail(NB_EINVAL, "scatter_add: id %d at place %lld must ascend within the %lld rows", id[i],
-                     (long long)i, (long long)y->shape[0]);
+  for (int64_t i = 0; i < m; i++) /* in order, so that runs of one row may be added at the same time */
+    if (id[i] < 0 || id[i] >= y->shape[0] || (i && id[i] < id[i - 1]))
+      return nb_fail(NB_EINVAL, "scatter_add: id %d at place %lld must not descend, within the %lld rows",
+                     id[i], (long long)i, (long long)y->shape[0]);
+  const nb_act_table *t = nb_act_table_here();
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (m * d > BLOCK)
-  for (int64_t i = 0; i < m; i++) {
-    float *to = (float *)y->data + id[i] * d;
-    const float *from = (const float *)x->data + i * d;
-#pragma omp simd
-    for (int64_t j = 0; j < d; j++) to[j] += w[i] * from[j];
-  }
+  for (int64_t i = 0; i < m; i++)
+    if (!i || id[i] != id[i - 1])
+      add_run((float *)y->data + id[i] * d, x, id, weights ? weights->data : NULL, i, dtype, t);
   return NB_OK;
 }

@@ -1,74 +1,105 @@
-/* moe.c - which experts a token goes to, and the tokens of each expert in order. */
-#include "vector.h"
+/* moe.c - the tokens of each expert in order: grouped for the expert loop, and padded
+ * to blocks for kernels that take one expert a block (SYSTEMS FWD-03, FWD-08). */
+#include "base.h"
 
-enum { MAX_EXPERTS = 4096 };
-
-/* The index of the greatest of n probabilities that is not taken yet; the lowest wins a tie. */
-static int64_t best(const float *p, const uint8_t *taken, int64_t n) {
-  int64_t at = -1;
-  for (int64_t i = 0; i < n; i++)
-    if (!taken[i] && (at < 0 || p[i] > p[at])) at = i;
-  return at;
+/* The local expert of a global id; -1: elsewhere or nowhere. */
+static inline int64_t local_of(int32_t id, const nb_tensor *map, int64_t experts) {
+  if (id < 0) return -1;
+  if (!map) return id < experts ? id : -1;
+  return id < map->shape[0] ? ((const int32_t *)map->data)[id] : -1;
 }
 
-int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, int normalize) {
-  NB_TRY(nb_expect(logits, "moe route: logits", NB_F32, 2, NB_SHAPE(-1, -1)));
-  NB_TRY(nb_expect(experts, "moe route: experts", NB_I32, 2, NB_SHAPE(logits->shape[0], -1)));
-  int64_t m = logits->shape[0], e = logits->shape[1], top = experts->shape[1];
-  NB_TRY(nb_expect(weights, "moe route: weights", NB_F32, 2, NB_SHAPE(m, top)));
-  if (e < 1 || e > MAX_EXPERTS || top < 1 || top > e)
-    return nb_fail(NB_EINVAL, "moe route: the top %lld of %lld experts, expected 1 <= top <= experts <= %d",
-                   (long long)top, (long long)e, MAX_EXPERTS);
-  const nb_vector *v = nb_vector_here();
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (m > 64)
-  for (int64_t row = 0; row < m; row++) {
-    float p[MAX_EXPERTS], total = 0.0f;
-    uint8_t taken[MAX_EXPERTS];
-    memcpy(p, (const float *)logits->data + row * e, (size_t)e * sizeof *p);
-    memset(taken, 0, (size_t)e);
-    v->softmax(p, e);
-    float *w = (float *)weights->data + row * top;
-    int32_t *id = (int32_t *)experts->data + row * top;
-    for (int64_t t = 0; t < top; t++) {
-      int64_t at = best(p, taken, e);
-      taken[at] = 1;
-      id[t] = (int32_t)at;
-      w[t] = p[at];
-      total += p[at];
-    }
-    for (int64_t t = 0; normalize && t < top; t++) w[t] /= total;
-  }
+static int check_map(const nb_tensor *map, int64_t experts, const char *what) {
+  if (!map) return NB_OK;
+  NB_TRY(nb_expect(map, what, NB_I32, 1, NB_SHAPE(-1)));
+  const int32_t *to = map->data;
+  for (int64_t i = 0; i < map->shape[0]; i++)
+    if (to[i] < -1 || to[i] >= experts)
+      return nb_fail(NB_EINVAL, "%s: expert %lld is mapped to %d, expected -1 (elsewhere) to %lld", what,
+                     (long long)i, to[i], (long long)experts - 1);
   return NB_OK;
 }
 
-int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
-                 const nb_tensor *weights) {
-  NB_TRY(nb_expect(experts, "moe group: experts", NB_I32, 2, NB_SHAPE(-1, -1)));
-  int64_t m = experts->shape[0], top = experts->shape[1], n = m * top;
+int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *ids,
+                 const nb_tensor *weights, const nb_tensor *map, int skip) {
+  NB_TRY(nb_expect(ids, "moe group: experts", NB_I32, 2, NB_SHAPE(-1, -1)));
+  int64_t m = ids->shape[0], top = ids->shape[1], n = m * top;
   NB_TRY(nb_expect(weights, "moe group: weights", NB_F32, 2, NB_SHAPE(m, top)));
   NB_TRY(nb_expect(rows, "moe group: rows", NB_I32, 1, NB_SHAPE(n)));
   NB_TRY(nb_expect(row_weights, "moe group: row weights", NB_F32, 1, NB_SHAPE(n)));
   NB_TRY(nb_expect(offsets, "moe group: offsets", NB_I32, 1, NB_SHAPE(-1)));
   int64_t e = offsets->shape[0] - 1;
+  NB_TRY(check_map(map, e, "moe group: expert map"));
   if (n > INT32_MAX)
     return nb_fail(NB_EUNSUPPORTED, "moe group: %lld pairs are more than 2^31-1", (long long)n);
-  const int32_t *id = experts->data;
+  const int32_t *id = ids->data;
   int32_t *at = offsets->data, *out = rows->data;
   memset(at, 0, (size_t)nb_tensor_bytes(offsets));
   for (int64_t i = 0; i < n; i++) {
-    if (id[i] < 0 || id[i] >= e)
+    int64_t x = local_of(id[i], map, e);
+    if (x >= 0) at[x + 1]++;
+    else if (!skip)
       return nb_fail(NB_EINVAL, "moe group: expert %d at place %lld is outside the %lld experts", id[i],
                      (long long)i, (long long)e);
-    at[id[i] + 1]++;
   }
   for (int64_t i = 0; i < e; i++) at[i + 1] += at[i];
   /* at[x] runs to the end of expert x, which is the start of the next: shifted back below. */
   for (int64_t i = 0; i < n; i++) {
-    int32_t place = at[id[i]]++;
+    int64_t x = local_of(id[i], map, e);
+    if (x < 0) continue;
+    int32_t place = at[x]++;
     out[place] = (int32_t)(i / top);
     ((float *)row_weights->data)[place] = ((const float *)weights->data)[i];
   }
   memmove(at + 1, at, (size_t)e * sizeof *at);
   at[0] = 0;
+  return NB_OK;
+}
+
+int64_t nb_moe_align_capacity(int64_t pairs, int64_t experts, int64_t block) {
+  int64_t most = pairs + experts * (block - 1);
+  return pairs < experts ? NB_MIN(most, pairs * block) : most;
+}
+
+int nb_moe_align(nb_tensor *sorted, nb_tensor *block_experts, int64_t *total, const nb_tensor *ids,
+                 int64_t block, int64_t experts, const nb_tensor *map, int ignore) {
+  if (ids->dtype != NB_I32)
+    return nb_fail(NB_EINVAL, "moe align: ids must be i32, found %s", nb_dtype_name(ids->dtype));
+  int64_t n = nb_tensor_numel(ids);
+  if (block < 1 || block > 1 << 20 || experts < 1 || experts > 1 << 20)
+    return nb_fail(NB_EINVAL, "moe align: blocks of %lld for %lld experts, expected 1 to 2^20 each",
+                   (long long)block, (long long)experts);
+  if (map && map->ndim == 1 && map->shape[0] != experts)
+    return nb_fail(NB_EINVAL, "moe align: the expert map has %lld entries for %lld experts",
+                   (long long)map->shape[0], (long long)experts);
+  NB_TRY(check_map(map, experts, "moe align: expert map"));
+  int64_t capacity = nb_moe_align_capacity(n, experts, block);
+  if (capacity > INT32_MAX)
+    return nb_fail(NB_EUNSUPPORTED, "moe align: %lld places are more than 2^31-1", (long long)capacity);
+  NB_TRY(nb_expect(sorted, "moe align: sorted ids", NB_I32, 1, NB_SHAPE(capacity)));
+  NB_TRY(nb_expect(block_experts, "moe align: experts", NB_I32, 1, NB_SHAPE(NB_CEIL(capacity, block))));
+  int64_t *at = nb_alloc(experts + 1, sizeof *at);
+  if (!at) return NB_ENOMEM;
+  const int32_t *id = ids->data, *to = map ? map->data : NULL;
+  int32_t *out = sorted->data, *owner = block_experts->data;
+  /* Ignored pairs are sorted by local expert; otherwise all are, by global, and strangers' blocks marked. */
+  const nb_tensor *sort_map = ignore ? map : NULL;
+  for (int64_t i = 0; i < capacity; i++) out[i] = (int32_t)n;
+  for (int64_t i = 0; i < block_experts->shape[0]; i++) owner[i] = -1;
+  for (int64_t i = 0; i < n; i++) {
+    int64_t x = local_of(id[i], sort_map, experts);
+    if (x >= 0) at[x + 1]++;
+  }
+  for (int64_t x = 0; x < experts; x++) {
+    int64_t blocks = NB_CEIL(at[x + 1], block), first = at[x] / block;
+    for (int64_t b = 0; b < blocks; b++) owner[first + b] = to && !ignore ? to[x] : (int32_t)x;
+    at[x + 1] = at[x] + blocks * block;
+  }
+  *total = at[experts];
+  for (int64_t i = 0; i < n; i++) {
+    int64_t x = local_of(id[i], sort_map, experts);
+    if (x >= 0) out[at[x]++] = (int32_t)i;
+  }
+  free(at);
   return NB_OK;
 }

@@ -15,6 +15,8 @@ typedef struct nb_lse {
 typedef struct nb_vector {
   /* x = softmax(x) over n values. */
   void (*softmax)(float *x, int64_t n);
+  /* x = 1 / (1 + exp(-x)). */
+  void (*sigmoid)(float *x, int64_t n);
   /* gate = silu(gate) * up. */
   void (*swiglu)(float *gate, const float *up, int64_t n);
   /* Sum of squares, in double. */

@@ -10,4 +10,5 @@ static void widen_f16_f16c(float *y, const uint16_t *x, int64_t n) {
   widen_f16(y + i, x + i, n - i);
 }
 
-const nb_vector nb_vector_avx2 = {softmax, swiglu, sum_squares, lse, lse_cross, widen_bf16, widen_f16_f16c};
+const nb_vector nb_vector_avx2 = {softmax, sigmoid,   swiglu,     sum_squares,
+                                  lse,     lse_cross, widen_bf16, widen_f16_f16c};

@@ -62,6 +62,13 @@ typedef struct nb_marlin_tile {
   uint16_t at[NB_MARLIN_TILE_CODES];
 } nb_marlin_tile;
 
+void nb_marlin_tile_init(nb_marlin_tile *t, int bits, bool a8);
+
+/* Scales lie in blocks of 64 columns (32 and 32 when not grouped), zero-points in
+ * words of 64: the column, within the 64, that place p holds (marlin_scales.c). */
+void nb_marlin_scale_columns(uint8_t column[64], bool grouped);
+void nb_marlin_zero_columns(uint8_t column[64], int bits, bool a8);
+
 /* One matrix [k,n] between source words (NB_MARLIN_STD: [k/pf,n], NB_MARLIN_AWQ:
  * [k,n/pf]) and marlin words. perm: NULL, or the source row of each marlin row. */
 typedef struct nb_marlin_matrix {

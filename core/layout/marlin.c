@@ -42,7 +42,7 @@ static void slot_source(int *k, int *n, int m, int u, int bits, bool a8) {
   *n = 16 * j + lane / 4 + 8 * h;
 }
 
-static void tile_init(nb_marlin_tile *t, int bits, bool a8) {
+void nb_marlin_tile_init(nb_marlin_tile *t, int bits, bool a8) {
   int pf = 32 / bits, k, n;
   t->k = a8 ? 32 : 16;
   t->n = a8 ? 32 : 64;
@@ -59,7 +59,7 @@ int nb_marlin_weight_perm(nb_tensor *perm, int bits, int a8) {
   if (bits != 4 && bits != 8)
     return nb_fail(NB_EINVAL, "marlin weight_perm: bits must be 4 or 8, found %d", bits);
   nb_marlin_tile t;
-  tile_init(&t, bits, a8 != 0);
+  nb_marlin_tile_init(&t, bits, a8 != 0);
   for (int i = 0; i < NB_MARLIN_TILE_CODES; i++) {
     int k = t.at[i] / t.n, n = t.at[i] % t.n;
     ((int32_t *)perm->data)[i] = 16 * t.k * (n / 16) + 16 * k + n % 16;
@@ -161,7 +161,7 @@ static int check_sizes(sizes *s, const nb_tensor *source, const nb_tensor *marli
   s->experts = d == 3 ? source->shape[0] : 1;
   s->k = source->shape[d - 2] * (order == NB_MARLIN_AWQ ? 1 : pf);
   s->n = source->shape[d - 1] * (order == NB_MARLIN_AWQ ? pf : 1);
-  tile_init(&s->tile, bits, a8 != 0);
+  nb_marlin_tile_init(&s->tile, bits, a8 != 0);
   if (s->k % s->tile.k)
     return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of the tile's %d rows (%d-bit activations)",
                    what, (long long)s->k, s->tile.k, a8 ? 8 : 16);

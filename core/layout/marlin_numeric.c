@@ -173,23 +173,78 @@ int nb_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double facto
   return NB_OK;
 }
 
-/* Element (m,k) of a [128*a, 4*b] scale matrix goes where the tensor cores read it:
- * tiles of 128 x 4, in a tile 32 rows of 16 bytes, 4 k of 4 rows 32 apart. Padding is 0. */
-int nb_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales) {
-  const char *what = "swizzle_blockscale";
-  int d = scales->ndim;
-  if (nb_dtype_bits(scales->dtype) != 8 || (d != 2 && d != 3))
-    return nb_fail(NB_EINVAL, "%s: expected 8-bit scales [m,k] or [e,m,k], found %s of %d dimensions", what,
-                   nb_dtype_name(scales->dtype), d);
-  int64_t experts = d == 3 ? scales->shape[0] : 1, m = scales->shape[d - 2], k = scales->shape[d - 1];
+/* MX block scales (E8M0 bytes). fp4's exponent in fp8 is 6 lower, so with a8 scales rise by 6. */
+int nb_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8) {
+  static const uint8_t order[4] = {0, 2, 1, 3};
+  const char *what = "marlin mx_scales";
+  if (nb_dtype_bits(scales->dtype) != 8 || scales->ndim < 1)
+    return nb_fail(NB_EINVAL, "%s: expected 8-bit scales, found %s of %d dimensions", what,
+                   nb_dtype_name(scales->dtype), scales->ndim);
+  NB_TRY(same_shape(out, scales->dtype, scales, what));
+  int64_t n = scales->shape[scales->ndim - 1];
+  if (n % 4) return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 4", what, (long long)n);
+  const uint8_t *s = scales->data;
+  uint8_t *to = out->data;
+  for (int64_t i = 0; i < nb_tensor_numel(scales); i++) {
+    if (!a8) {
+      to[i] = s[i / 4 * 4 + order[i % 4]];
+      continue;
+    }
+    if (s[i] > 249)
+      return nb_fail(
+          NB_EINVAL,
+          "%s: scale 2^%d at position %lld is too large for fp8 activations: at most 2^122 is possible", what,
+          s[i] - 127, (long long)i + 1);
+    to[i] = (uint8_t)(s[i] + 6);
+  }
+  return NB_OK;
+}
+
+/* ---- block scales in the tensor cores' order ------------------------------------ */
+
+/* Plain and swizzled stacks [e,m,k] and [e,mp,kp], mp and kp up to multiples of 128 and 4. */
+static int swizzle_checks(const nb_tensor *plain, const nb_tensor *swizzled, int64_t *bytes,
+                          const char *what) {
+  int d = plain->ndim;
+  *bytes = nb_dtype_bits(plain->dtype) / 8;
+  if ((*bytes != 1 && *bytes != 2) || (d != 2 && d != 3))
+    return nb_fail(NB_EINVAL,
+                   "%s: expected scales [m,k] or [e,m,k] of 8 or 16 bits, found %s of %d dimensions", what,
+                   nb_dtype_name(plain->dtype), d);
+  int64_t mp = NB_CEIL(plain->shape[d - 2], 128) * 128, kp = NB_CEIL(plain->shape[d - 1], 4) * 4;
+  return nb_expect(swizzled, what, plain->dtype, d,
+                   d == 3 ? NB_SHAPE(plain->shape[0], mp, kp) : NB_SHAPE(mp, kp));
+}
+
+/* Element (m,k) of a [128*a, 4*b] scale matrix lies where the tensor cores read it:
+ * tiles of 128 x 4, in a tile 32 rows of 16 elements, 4 k of 4 rows 32 apart. Runs of 4
+ * along k stay together, so they are moved as one. */
+static void swizzle(char *plain, char *swizzled, const nb_tensor *t, int64_t bytes, bool back) {
+  int d = t->ndim;
+  int64_t experts = d == 3 ? t->shape[0] : 1, m = t->shape[d - 2], k = t->shape[d - 1];
   int64_t mp = NB_CEIL(m, 128) * 128, kp = NB_CEIL(k, 4) * 4;
-  NB_TRY(nb_expect(out, what, scales->dtype, d, d == 3 ? NB_SHAPE(experts, mp, kp) : NB_SHAPE(mp, kp)));
-  if (nb_tensor_numel(out)) memset(out->data, 0, (size_t)nb_tensor_numel(out));
-  for (int64_t e = 0; e < experts; e++)
-    for (int64_t i = 0; i < m; i++)
-      for (int64_t j = 0; j < k; j++) {
-        int64_t at = (((i / 128 * (kp / 4) + j / 4) * 32 + i % 32) * 4 + i % 128 / 32) * 4 + j % 4;
-        ((uint8_t *)out->data)[e * mp * kp + at] = ((const uint8_t *)scales->data)[(e * m + i) * k + j];
-      }
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (experts * m * k > 65536)
+  for (int64_t r = 0; r < experts * m; r++) {
+    int64_t i = r % m;
+    for (int64_t j = 0; j < k; j += 4) {
+      int64_t at = ((i / 128 * (kp / 4) + j / 4) * 32 + i % 32) * 16 + i % 128 / 32 * 4;
+      char *p = plain + (r * k + j) * bytes, *s = swizzled + (r / m * mp * kp + at) * bytes;
+      memcpy(back ? p : s, back ? s : p, (size_t)(NB_MIN(4, k - j) * bytes));
+    }
+  }
+}
+
+int nb_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales) {
+  int64_t bytes;
+  NB_TRY(swizzle_checks(scales, out, &bytes, "swizzle_blockscale"));
+  if (nb_tensor_numel(out)) memset(out->data, 0, (size_t)nb_tensor_bytes(out)); /* padding is 0 */
+  swizzle(scales->data, out->data, scales, bytes, false);
+  return NB_OK;
+}
+
+int nb_unswizzle_blockscale(nb_tensor *out, const nb_tensor *swizzled) {
+  int64_t bytes;
+  NB_TRY(swizzle_checks(out, swizzled, &bytes, "unswizzle_blockscale"));
+  swizzle(out->data, swizzled->data, out, bytes, true);
   return NB_OK;
 }

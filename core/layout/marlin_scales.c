@@ -12,6 +12,11 @@ enum { GROUPED = 64, SINGLE = 32 };
 static int p64(int p) { return p / 8 + 8 * (p % 8); }
 static int p32(int p) { return 2 * (p / 8) + p % 2 + 8 * (p % 8 / 2); }
 
+void nb_marlin_scale_columns(uint8_t column[GROUPED], bool grouped) {
+  for (int p = 0; p < GROUPED; p++)
+    column[p] = (uint8_t)(grouped ? p64(p) : p / SINGLE * SINGLE + p32(p % SINGLE));
+}
+
 int nb_marlin_scale_perm(nb_tensor *perm, int single) {
   NB_TRY(nb_expect(perm, "marlin scale_perm", NB_I32, 1, NB_SHAPE(single ? SINGLE : GROUPED)));
   for (int p = 0; p < (single ? SINGLE : GROUPED); p++) ((int32_t *)perm->data)[p] = single ? p32(p) : p64(p);
@@ -64,11 +69,11 @@ int nb_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inverse) {
 
 /* ---- zero-points ------------------------------------------------------------- */
 
-/* from[c*pf + u]: the column, within 64, in slot u of the block's marlin word c. */
-static void zero_table(uint8_t from[GROUPED], int bits, int a8) {
+/* column[c*pf + u]: what slot u of the block's marlin word c holds. */
+void nb_marlin_zero_columns(uint8_t column[GROUPED], int bits, bool a8) {
   const uint8_t *order = bits == 4 ? nb_awq_order4 : nb_awq_order8;
   int pf = 32 / bits;
-  for (int p = 0; p < GROUPED; p++) from[p] = (uint8_t)p64(p / pf * pf + (a8 ? p % pf : order[p % pf]));
+  for (int p = 0; p < GROUPED; p++) column[p] = (uint8_t)p64(p / pf * pf + (a8 ? p % pf : order[p % pf]));
 }
 
 /* slot[v]: where column v of a source word's pf columns lies. */
@@ -99,7 +104,7 @@ static int zeros_check(const nb_tensor *marlin, const nb_tensor *other, bool wor
 int nb_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int a8) {
   NB_TRY(zeros_check(out, zeros, false, bits, "marlin zero_points"));
   uint8_t from[GROUPED];
-  zero_table(from, bits, a8);
+  nb_marlin_zero_columns(from, bits, a8 != 0);
   int pf = 32 / bits;
   uint32_t *w = out->data;
   unsigned seen = 0;
@@ -118,7 +123,7 @@ int nb_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int 
 int nb_marlin_unpack_zero_points(nb_tensor *zeros, const nb_tensor *marlin, int bits, int a8) {
   NB_TRY(zeros_check(marlin, zeros, false, bits, "marlin unpack_zero_points"));
   uint8_t from[GROUPED];
-  zero_table(from, bits, a8);
+  nb_marlin_zero_columns(from, bits, a8 != 0);
   int pf = 32 / bits;
   const uint32_t *w = marlin->data;
   for (int64_t i = 0; i < nb_tensor_numel(marlin); i++) {
@@ -134,7 +139,7 @@ static int from_words(nb_tensor *out, const nb_tensor *words, int order, int bit
   NB_TRY(zeros_check(out, words, true, bits, what));
   if (out->data == words->data) return nb_fail(NB_EINVAL, "%s: cannot be done in place", what);
   uint8_t from[GROUPED], slot[8];
-  zero_table(from, bits, a8);
+  nb_marlin_zero_columns(from, bits, a8 != 0);
   source_table(slot, bits, order);
   int pf = 32 / bits, block = GROUPED / pf;
   uint32_t mask = (1u << bits) - 1, *to = out->data;

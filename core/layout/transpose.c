@@ -98,7 +98,16 @@ int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0) {
 }
 
 int nb_transpose(nb_tensor *dst, const nb_tensor *src) {
-  if (src->ndim == 2)
-    NB_TRY(nb_expect(dst, "transpose", src->dtype, 2, NB_SHAPE(src->shape[1], src->shape[0])));
-  return nb_transpose_put(dst, src, 0);
+  if (src->ndim != 3) {
+    if (src->ndim == 2)
+      NB_TRY(nb_expect(dst, "transpose", src->dtype, 2, NB_SHAPE(src->shape[1], src->shape[0])));
+    return nb_transpose_put(dst, src, 0);
+  }
+  int64_t e = src->shape[0], r = src->shape[1], c = src->shape[2], bytes;
+  NB_TRY(nb_expect(dst, "transpose", src->dtype, 3, NB_SHAPE(e, c, r)));
+  NB_TRY(element_bytes(&bytes, src, "transpose"));
+  for (int64_t i = 0; i < e; i++)
+    NB_TRY(transpose((char *)dst->data + i * r * c * bytes, r, (const char *)src->data + i * r * c * bytes, c,
+                     r, c, bytes));
+  return NB_OK;
 }

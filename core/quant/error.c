@@ -24,24 +24,18 @@ static row_sums row_error(const float *dequantized, const void *w, int w_dtype, 
   return (row_sums){(e2[0] + e2[1]) + (e2[2] + e2[3]), (w2[0] + w2[1]) + (w2[2] + w2[3]), (double)max};
 }
 
-int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
-                   const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w) {
-  NB_TRY(nb_expect(w, "quantization error: weight", -1, codes->ndim, codes->shape));
+int nb_quant_error_of(nb_quant_sums *sums, const nb_tensor *dequantized, const nb_tensor *w) {
+  NB_TRY(nb_expect(dequantized, "quantization error: dequantized", NB_F32, 2, NB_SHAPE(-1, -1)));
+  NB_TRY(nb_expect(w, "quantization error: weight", -1, 2, dequantized->shape));
   if (w->dtype != NB_F32 && w->dtype != NB_BF16 && w->dtype != NB_F16)
     return nb_fail(NB_EINVAL, "%s: weight: expected f32, bf16 or f16, found %s", what,
                    nb_dtype_name(w->dtype));
-  nb_tensor dequantized;
-  NB_TRY(nb_tensor_new(&dequantized, NB_F32, codes->ndim, codes->shape));
-  int rc = nb_dequantize(&dequantized, codes, scales, zeros, g_idx, bits);
   int64_t n = w->shape[0], k = w->shape[1];
-  row_sums *rows = rc == NB_OK ? nb_alloc(n, sizeof *rows) : NULL;
-  if (!rows) {
-    nb_tensor_release(&dequantized);
-    return rc == NB_OK ? NB_ENOMEM : rc;
-  }
+  row_sums *rows = nb_alloc(n, sizeof *rows);
+  if (!rows) return NB_ENOMEM;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 65536)
   for (int64_t r = 0; r < n; r++)
-    rows[r] = row_error((const float *)dequantized.data + r * k,
+    rows[r] = row_error((const float *)dequantized->data + r * k,
                         (const char *)w->data + r * k * nb_elem_bytes(w->dtype), w->dtype, k);
   for (int64_t r = 0; r < n; r++) {
     sums->error2 += rows[r].error2;
@@ -55,8 +49,17 @@ int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor 
   sums->rows += n;
   sums->numel += n * k;
   free(rows);
-  nb_tensor_release(&dequantized);
   return NB_OK;
+}
+
+int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
+                   const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w) {
+  nb_tensor dequantized;
+  NB_TRY(nb_tensor_new(&dequantized, NB_F32, codes->ndim, codes->shape));
+  int rc = nb_dequantize(&dequantized, codes, scales, zeros, g_idx, bits);
+  if (rc == NB_OK) rc = nb_quant_error_of(sums, &dequantized, w);
+  nb_tensor_release(&dequantized);
+  return rc;
 }
 
 /* ---- codes that a script made ---------------------------------------------- */

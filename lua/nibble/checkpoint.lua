@@ -393,6 +393,11 @@ function methods.weight(ck, name, dtype) return formats().weight(ck, name, dtype
 --- ck:quantized(name) -> Quantized | nil, msg, code: codes, scales and zero-points of a module.
 function methods.quantized(ck, name) return formats().quantized(ck, name) end
 
+--- ck:input(name) -> {activations=, scale=, zero_point=, global=} | false | nil, msg, code
+-- How a module's input is quantized and the numbers that calibration fixed (each nil where none is stored); false
+-- where it stays as it is.
+function methods.input(ck, name) return formats().input(ck, name) end
+
 --- ck:grep(pattern) -> array of records whose names match | nil, msg, code
 -- pattern: a glob ("*.mlp.*"), "re:" and a regular expression, or a part of the name.
 function methods.grep(ck, pattern) return formats().grep(ck, pattern) end

@@ -66,10 +66,19 @@ function M.gather(out, rows, ids)
   return out
 end
 
---- scatter_add(y, x, ids, weights) -> y: y[ids[i]] += weights[i]·x[i]; ids ascend.
-function M.scatter_add(y, x, ids, weights)
-  must(C.nb_scatter_add(y, x, ids, weights))
+local function rounding(dtype) return tensor.dtype_id(dtype or "f32") end
+
+--- scatter_add(y, x, ids [, weights [, dtype]]) -> y: y[ids[i]] += weights[i]·x[i], each product rounded to
+-- dtype ("f32"); ids don't descend, equal ones are added in order. weights nil: 1.
+function M.scatter_add(y, x, ids, weights, dtype)
+  must(C.nb_scatter_add(y, x, ids, weights, rounding(dtype)))
   return y
+end
+
+--- scale_rows(x, weights [, dtype]) -> x: x[i] *= weights[i], rounded to dtype ("f32").
+function M.scale_rows(x, weights, dtype)
+  must(C.nb_scale_rows(x, weights, rounding(dtype)))
+  return x
 end
 
 --- widen(t) -> f32 tensor of t's shape, from f32, bf16 or f16; exact.
@@ -77,26 +86,6 @@ function M.widen(t)
   local out = tensor.new("f32", { 1, t:numel() })
   must(C.nb_gather(out, t:reshape { 1, t:numel() }, tensor.new("i32", { 1 })))
   return out:reshape(t:size())
-end
-
---- route(logits, top, normalize) -> experts i32 [m, top], weights f32 [m, top]
--- The top experts of each row's softmax, best first; normalize: their weights sum to 1.
-function M.route(logits, top, normalize)
-  local m = logits:size(1)
-  local experts, weights = tensor.new("i32", { m, top }), tensor.new("f32", { m, top })
-  must(C.nb_moe_route(experts, weights, logits, normalize and 1 or 0))
-  return experts, weights
-end
-
---- group(experts, weights, count) -> rows i32, row_weights f32, offsets i32 [count+1]
--- The pairs of route() by expert: those of expert e (0-based) are rows offsets[e]..offsets[e+1]-1
--- (0-based), ascending.
-function M.group(experts, weights, count)
-  local n = experts:numel()
-  local rows, row_weights = tensor.new("i32", { n }), tensor.new("f32", { n })
-  local offsets = tensor.new("i32", { count + 1 })
-  must(C.nb_moe_group(rows, row_weights, offsets, experts, weights))
-  return rows, row_weights, offsets
 end
 
 --- score(x, head, targets) -> nll f64 [m], top i32 [m]

@@ -51,8 +51,9 @@ local function tile_rows(job, ...)
   local n, k = job.rec.n, job.rec.k
   local step = 128
   for _, format_rec in ipairs { ... } do
-    local need = format_rec[1].row_step(format_rec[2])
-    while step % need ~= 0 do step = step * 2 end
+    local need, common = format_rec[1].row_step(format_rec[2]), step
+    while common % need ~= 0 do common = common + step end
+    step = common
   end
   return math.min(n, math.max(step, math.floor(tile_elements / k / step) * step))
 end
@@ -67,7 +68,7 @@ local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
   for a = 1, n, rows do
     nffi.stop_check()
     local b = math.min(n, a + rows - 1)
-    local q = b - a + 1 == rows and cache.q or cache.q:rows(1, b - a + 1)
+    local q = b - a + 1 == rows and cache.q or cache.q:top(b - a + 1)
     local ok, msg, code = fn(a, b, q)
     if not ok then return nil, msg, code end
   end

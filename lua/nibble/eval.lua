@@ -259,6 +259,8 @@ local function result_of(s, bytes)
     model = s.model.ck.path, context = context, windows = W, tokens = tokens, nll = nll, ppl = math.exp(nll),
     top1 = s.hits / tokens, seconds = seconds, tokens_per_second = tokens / seconds,
     bits_per_byte = bytes and nll * tokens / math.log(2) / bytes or nil,
+    activations = s.model.weights.activations, inputs = json.array(s.model.weights:input_kinds()),
+    through = s.model.runner and json.array(s.model.runner:summary()) or nil,
     warnings = s.warnings, per_token = s.per_token and s.per_token:reshape { W, context },
   }
   if s.against then
@@ -270,8 +272,14 @@ local function result_of(s, bytes)
   return r
 end
 
-local function load_side(ck)
-  local model, msg, code = models.load(ck)
+local function load_side(ck, activations, through)
+  local runner, msg, code
+  if through and through ~= "reference" then
+    runner, msg, code = require("nibble.methods.runner").new(ck, { through = through, activations = activations ~= "none" })
+    if not runner then return nil, msg, code end
+  end
+  local model
+  model, msg, code = models.load(ck, { activations = activations, runner = runner })
   if not model then return nil, msg, code end
   local head
   head, msg, code = model:head()
@@ -284,11 +292,11 @@ local function open_sides(o)
   local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {},
     warnings = json.array() }
   local msg, code
-  s.model, msg, code = load_side(o.model)
+  s.model, msg, code = load_side(o.model, o.activations, o.through)
   if not s.model then return nil, msg, code end
   s.head = msg
   if o.against then
-    s.against, msg, code = load_side(o.against)
+    s.against, msg, code = load_side(o.against, o.activations)
     if not s.against then return nil, msg, code end
     s.against_head = msg
     if s.against.vocab ~= s.model.vocab then
@@ -312,17 +320,25 @@ local function check_options(o)
   if c ~= nil and (type(c) ~= "number" or c < 2 or c ~= math.floor(c)) then
     error(("context must be a whole number of at least 2, found %s"):format(tostring(c)), 3)
   end
+  if o.activations ~= nil and o.activations ~= "stored" and o.activations ~= "none" then
+    error(('activations = "%s", expected stored or none'):format(tostring(o.activations)), 3)
+  end
 end
 
---- run{model=, text=|ids=, context=2048, against=nil, bos=nil, windows=nil, per_token=false, progress=nil}
---    -> result | nil, msg, code
+--- run{model=, text=|ids=, context=2048, against=nil, activations="stored", through="reference", bos=nil, windows=nil,
+--    per_token=false, progress=nil} -> result | nil, msg, code
 -- model, against: opened checkpoints, of any readable format; the KL divergence is
 -- KL(against ‖ model). text: a file, for the model's tokenizer; ids: an i32 tensor,
 -- a .safetensors file with `ids` or `input_ids`, or a text file of ids. 1-D ids are
 -- a stream; 2-D ids are windows, ready to use. windows: only the first so many.
+-- activations: "stored": layers whose scheme quantizes their input do so, as a consumer
+-- would (the arithmetic is compressed-tensors' in float32); "none": only the weights count.
+-- through: "reference": weights are dequantized to float32; "auto" or a method's name: model's layers
+-- run by the systems' methods, from the form their kernels read, where one takes them.
 -- progress{done=, total= (windows), tokens=, seconds=}, after each batch.
 -- result: {nll (nats per token), ppl, top1, tokens, windows, context, seconds,
--- tokens_per_second, bits_per_byte (with text), warnings}; with against {kl,
+-- tokens_per_second, bits_per_byte (with text), activations, inputs (what was done to
+-- layers' inputs, as "fp8 token dynamic"), through (how many layers each method ran), warnings}; with against {kl,
 -- top1_agreement, nll_against, ppl_against, delta_nll, delta_nll_stderr (paired over
 -- windows)}; per_token = f64 [windows, context], the last column unused.
 -- Source: spec/models/PROTOCOL.md.

@@ -242,10 +242,11 @@ function M.pack.dense(codes, bits, axis)
   return check(C.nb_bits_pack(words, codes, bits, axis - 1), words)
 end
 
---- layout.transpose(t) -> t transposed: [a,b] -> [b,a], elements of 8 to 64 bits.
+--- layout.transpose(t) -> t transposed: [a,b] -> [b,a], or each expert of [e,a,b]; elements of 8 to 64 bits.
 function M.transpose(t)
-  expect_matrix(t, "transpose")
-  local out = tensor.new(t:type(), { t:size(2), t:size(1) })
+  local experts = ffi.istype(tensor.type, t) and t.ndim == 3
+  if not experts then expect_matrix(t, "transpose") end
+  local out = tensor.new(t:type(), experts and { t:size(1), t:size(3), t:size(2) } or { t:size(2), t:size(1) })
   return check(C.nb_transpose(out, t), out)
 end
 
@@ -305,12 +306,12 @@ function M.ct_to_gptq(words)
     function(w) return w:size(1) end)
 end
 
--- layout.marlin: loaded when first used.
+-- layout.marlin, layout.experts: loaded when first used.
 return setmetatable(M, {
   __index = function(t, key)
-    if key == "marlin" then
-      t.marlin = require "nibble.layout.marlin"
-      return t.marlin
+    if key == "marlin" or key == "experts" then
+      t[key] = require("nibble.layout." .. key)
+      return t[key]
     end
   end,
 })

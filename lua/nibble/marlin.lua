@@ -102,10 +102,10 @@ local function contains(list, x)
   return false
 end
 
---- marlin.supported(type, group, zero_points, capability [, platform]) -> true | false, reason
--- By marlin.policy. group nil fails. (MRL-04, MRL-06)
-function M.supported(type, group, zero_points, capability, platform)
-  if M.policy == "pymllm" then
+--- marlin.supported(type, group, zero_points, capability [, platform [, policy]]) -> true | false, reason
+-- policy: default marlin.policy. group nil fails. (MRL-04, MRL-06)
+function M.supported(type, group, zero_points, capability, platform, policy)
+  if (policy or M.policy) == "pymllm" then
     if (capability or -1) < 80 then
       return false, ("Marlin needs a device of SM 80 or above, found SM %s"):format(tostring(capability))
     end

@@ -221,7 +221,7 @@ local function template(p, job, scheme)
   t = { layout = job.format.layout(out), bytes = out.bytes, mt = { __index = out } }
   out.name, out.tensors = nil, nil
   for _, entry in ipairs(t.layout) do
-    if entry.suffix == "scales" or entry.suffix == "weight_scale" then t.scale_dtype = entry.dtype end
+    if entry.scales or entry.suffix == "scales" or entry.suffix == "weight_scale" then t.scale_dtype = entry.dtype end
   end
   of[key] = t
   return t

@@ -7,13 +7,15 @@
 --   title      one line about it
 --   row_local  true: a tile of rows gives the same codes as the whole weight does
 --   options    { {name=, type=, default=, values=|min=,max=, doc=}, … }
---   tile       function(out, w, scheme, options) -> true | nil, msg, code: fills the
---              Quantized out (codes, scales, zeros) from w f32|bf16|f16 [n,k]
+--   tile       function(out, w, scheme, options [, whole]) -> true | nil, msg, code: fills the
+--              Quantized out (codes, scales, zeros) from w f32|bf16|f16 [n,k]; whole: what
+--              quant_float.whole tells of the whole weight, where w is a tile of it
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
 local scheme_m = require "nibble.scheme"
 local text = require "nibble.text"
+local floats = require "nibble.quant_float"
 local C, must = nffi.C, nffi.must
 
 local M = { methods = {} }
@@ -113,9 +115,10 @@ local rtn = {
   },
 }
 
-function rtn.tile(out, w, scheme, options)
+function rtn.tile(out, w, scheme, options, whole)
   local ok, msg, code = no_actorder(rtn, scheme)
   if not ok then return nil, msg, code end
+  if scheme.type == "float" then return floats.tile(out, w, options, whole) end
   return answer(C.nb_rtn_quantize(out.codes, out.scales, out.zeros, w, rtn_options(scheme, options or {})))
 end
 
@@ -136,6 +139,9 @@ local mse = {
 function mse.tile(out, w, scheme, options)
   local ok, msg, code = no_actorder(mse, scheme)
   if not ok then return nil, msg, code end
+  if scheme.type == "float" then
+    return nil, ("method mse searches integer grids; use rtn for %s"):format(scheme_m.describe(scheme)), "einval"
+  end
   options = complete(mse, options)
   local o = ffi.new("nb_mse_options", {
     rtn = rtn_options(scheme, options), grid = options.grid, max_shrink = options.max_shrink, norm = options.norm,
@@ -166,6 +172,10 @@ end
 -- results, returned or filled in, are checked before they count.
 local function function_tile(method, f)
   return function(out, w, scheme, options)
+    if scheme.type == "float" then
+      return nil, ("%s: a function fills integer codes; use method = \"rtn\" for %s"):format(method.name,
+        scheme_m.describe(scheme)), "einval"
+    end
     if w:type() ~= "f32" then w = w:cast "f32" end
     -- LuaJIT takes some NaN bits for other types: a loop over hostile weights must not meet them.
     local bad = tonumber(C.nb_count_nonfinite(w))
@@ -236,7 +246,10 @@ end
 
 --- row_local(method, scheme) -> whether tiles of rows may be quantized one by one: not when the whole
 -- tensor shares one scale.
-function M.row_local(method, scheme) return method.row_local and scheme.strategy ~= "tensor" end
+-- (FP8's one scale and NVFP4's global one come from a first pass: see quant_float.)
+function M.row_local(method, scheme)
+  return method.row_local and (scheme.strategy ~= "tensor" or scheme.type == "float" and not method.user)
+end
 
 -- ---- whole weights -----------------------------------------------------------------------
 
@@ -261,7 +274,8 @@ function M.quantize(w, scheme, opts)
   scheme = scheme_m.parse(scheme)
   local method, why = M.method(opts.method, opts.options)
   if not method then error(why, 2) end
-  local k, group = w:size(2), scheme.strategy == "group" and scheme.group or w:size(2)
+  local k = w:size(2)
+  local group = scheme.group > 0 and scheme.group or k
   if group > 0 and k % group ~= 0 then
     error(("quantize: K = %d is not a multiple of the group size %d; choose a group size that divides K, or -1 "
       .. "for one scale a row"):format(k, group), 2)
@@ -273,7 +287,7 @@ function M.quantize(w, scheme, opts)
 end
 
 local scheme_keys = { scheme = true, group = true, symmetric = true, strategy = true, scale_dtype = true,
-                      actorder = true }
+                      actorder = true, block = true, activations = true }
 
 --- of_tensor(w, {scheme="W4A16", group=128, method="rtn", …}) -> Quantized | nil, msg, code
 -- t:quantize{…} is this: the scheme's fields, the method and the method's options in one table.
@@ -295,36 +309,19 @@ function M.of_tensor(w, t)
   return unpack(results, 2, 4)
 end
 
---- fp8(w [, {per="channel"|"tensor", arithmetic="float32"|"dtype", scale_dtype=}]) -> codes, scales | nil, msg, code
--- Round to nearest onto FP8 E4M3: codes f8_e4m3 [n,k], scales [n,1] = absmax / 448 of each row or of the whole
--- tensor; scale_dtype: default w's. arithmetic "dtype" gives compressed-tensors' bytes.
-function M.fp8(w, o)
-  o = o or {}
-  local arithmetic = arithmetics[o.arithmetic or "float32"]
-  if not arithmetic or (o.per and o.per ~= "channel" and o.per ~= "tensor") then
-    error("fp8: expected per = channel or tensor and arithmetic = float32 or dtype", 2)
-  end
-  local codes = tensor.new("f8_e4m3", w:size())
-  local scales = tensor.new(o.scale_dtype or w:type(), { w:size(1), 1 })
-  local ok, msg, code = answer(C.nb_fp8_quantize(codes, scales, w, o.per == "tensor" and 1 or 0, arithmetic))
-  if not ok then return fail(msg, code, 2) end
-  return codes, scales
-end
-
---- fp8_dequantize(codes, scales [, dtype]) -> tensor [n,k] of dtype (default: the scales')
-function M.fp8_dequantize(codes, scales, dtype)
-  local out = tensor.new(dtype or scales:type(), codes:size())
-  must(C.nb_fp8_dequantize(out, codes, scales))
-  return out
-end
-
 -- ---- errors --------------------------------------------------------------------------------
 
 --- add_error(sums, q, w): adds the error of a Quantized tile against w (f32, bf16 or f16, the same rows) to
 -- sums, a table that starts empty. Tiles come in order.
 function M.add_error(sums, q, w)
   if not sums.c then sums.c = ffi.new "nb_quant_sums" end
-  must(C.nb_quant_error(sums.c, q.codes, q.scales, q.zeros, q.g_idx, q.scheme.bits, w))
+  if q.scheme.type == "float" then
+    local dequantized = q:dequantize "f32"
+    must(C.nb_quant_error_of(sums.c, dequantized, w))
+    dequantized:free()
+  else
+    must(C.nb_quant_error(sums.c, q.codes, q.scales, q.zeros, q.g_idx, q.scheme.bits, w))
+  end
 end
 
 --- finish_error(sums) -> {mse=, sqnr_db=, rel=, max_abs=, worst_row=, worst_row_share=}

@@ -1,11 +1,16 @@
 -- quantized: the one in-memory form of a quantized weight, or of a tile of its rows (DESIGN 4).
 --
---   codes   u8  [n,k]  unsigned, one a byte: u = q + 2^(bits-1) when symmetric
---   scales      [n,G]  f16, bf16 or f32; strategy "tensor" repeats its one scale in every row
+--   codes   u8  [n,k]  ints: unsigned, one a byte: u = q + 2^(bits-1) when symmetric; e2m1: one code a byte
+--           f8_e4m3 [n,k]  8-bit floats
+--   scales      [n,G]  f16, bf16 or f32; strategy "tensor" repeats its one scale in every row;
+--               strategy "block" [ceil(n/rows), ceil(k/columns)]; of floats also f8_e4m3 or f8_e8m0
 --   zeros   u8  [n,G]  or nil when symmetric (the zero-point is 2^(bits-1) everywhere)
 --   g_idx   i32 [k]    group of each column (0-based), or nil when column c has group c // group
+--   global  f32 [1]    strategy "tensor_group": what the scales are divided by
+--   input_scale, input_global   f32 [1] or nil: the layer's input, where its scales come from calibration;
+--   input_zero  i8 [1] or nil: its zero-point (signed, as compressed-tensors stores it)
 --   bias        [n]    or nil: carried along, no part of equality or hashes
--- weight = (code - zero) * scale.
+-- weight = (code - zero) * scale of ints; code * (scale / global) of floats.
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
@@ -16,14 +21,21 @@ local M = {}
 local methods = {}
 local meta = { __index = methods }
 
+-- Parts of the whole tensor: the same in every tile.
+local whole_parts = { "global", "input_scale", "input_zero", "input_global" }
+
 --- new(scheme, n, k, scale_dtype [, g_idx]) -> Quantized, zero-filled.
+-- scale_dtype: of plain float scales; e8m0 and f8_e4m3 are the scheme's own.
 function M.new(s, n, k, scale_dtype, g_idx)
   local groups = scheme.groups(s, k)
+  local own = s.scale_dtype == "e8m0" or s.scale_dtype == "f8_e4m3"
   return setmetatable({
     n = n, k = k, groups = groups, scheme = s, row0 = 1,
-    codes = tensor.new("u8", { n, k }),
-    scales = tensor.new(scale_dtype or s.scale_dtype or "f32", { n, groups }),
+    codes = tensor.new(scheme.code_dtype(s), { n, k }),
+    scales = tensor.new(scheme.scale_storage(own and s.scale_dtype or scale_dtype or s.scale_dtype or "f32"),
+      { scheme.scale_rows(s, n), groups }),
     zeros = not s.symmetric and tensor.new("u8", { n, groups }) or nil,
+    global = s.strategy == "tensor_group" and tensor.new("f32", { 1 }, { 1 }) or nil,
     g_idx = g_idx,
   }, meta)
 end
@@ -34,33 +46,64 @@ function M.params(s, n, k, scale_dtype, new)
   local groups = scheme.groups(s, k)
   new = new or tensor.new
   return setmetatable({
-    n = n, k = k, groups = groups, scheme = s, row0 = 1, scales = new(scale_dtype, { n, groups }),
+    n = n, k = k, groups = groups, scheme = s, row0 = 1,
+    scales = new(scheme.scale_storage(scale_dtype), { scheme.scale_rows(s, n), groups }),
     zeros = not s.symmetric and new("u8", { n, groups }) or nil,
+    global = s.strategy == "tensor_group" and tensor.new("f32", { 1 }, { 1 }) or nil,
   }, meta)
 end
 
---- wrap(fields) -> Quantized over tensors that exist: {scheme=, codes=, scales=, zeros=, g_idx=, bias=}.
+--- wrap(fields) -> Quantized over tensors that exist: {scheme=, codes=, scales=, zeros=, g_idx=, global=,
+-- input_scale=, input_zero=, input_global=, bias=}.
 function M.wrap(f)
   local n, k = f.codes:size(1), f.codes:size(2)
   return setmetatable({
     n = n, k = k, groups = f.scales:size(2), scheme = f.scheme, row0 = f.row0 or 1,
-    codes = f.codes, scales = f.scales, zeros = f.zeros, g_idx = f.g_idx, bias = f.bias,
+    codes = f.codes, scales = f.scales, zeros = f.zeros, g_idx = f.g_idx, bias = f.bias, global = f.global,
+    input_scale = f.input_scale, input_zero = f.input_zero, input_global = f.input_global,
   }, meta)
 end
 
---- q:rows(a, b) -> Quantized over rows a..b (views), 1-based and inclusive.
-function methods.rows(q, a, b)
+local function window(q, a, b, rows)
   return M.wrap {
-    scheme = q.scheme, row0 = q.row0 + a - 1, codes = q.codes:rows(a, b), scales = q.scales:rows(a, b),
-    zeros = q.zeros and q.zeros:rows(a, b), g_idx = q.g_idx, bias = q.bias and q.bias:rows(a, b),
+    scheme = q.scheme, row0 = q.row0 + a - 1, codes = q.codes:rows(a, b),
+    scales = q.scales:rows((a - 1) / rows + 1, math.ceil(b / rows)),
+    zeros = q.zeros and q.zeros:rows(a, b), g_idx = q.g_idx, bias = q.bias and q.bias:rows(a, b), global = q.global,
+    input_scale = q.input_scale, input_zero = q.input_zero, input_global = q.input_global,
   }
 end
 
---- q:dequantize([dtype [, out]]) -> tensor [n,k] of dtype (f32, bf16, f16; default: the scales' dtype).
--- w = (code - zero) * scale in float32, rounded once to dtype. out: a tensor to fill instead of a new one.
+--- q:rows(a, b) -> Quantized over rows a..b (views), 1-based and inclusive. With strategy "block", a begins a
+-- block and b ends one or the weight.
+function methods.rows(q, a, b)
+  local rows = scheme.block(q.scheme, q.n, q.k)
+  if (a - 1) % rows ~= 0 or (b % rows ~= 0 and b ~= q.n) then
+    error(("rows %d..%d: blocks are %d rows high; begin at 1 + a multiple of that and end on one"):format(a, b, rows), 2)
+  end
+  return window(q, a, b, rows)
+end
+
+--- q:top(count) -> Quantized over the first rows (views): storage for a weight's last tile, whose last block
+-- may be cut.
+function methods.top(q, count) return window(q, 1, count, (scheme.block(q.scheme, q.n, q.k))) end
+
+-- Plain floats, or bf16 for scales that are none.
+local function default_dtype(q)
+  local dtype = q.scales:type()
+  return (dtype == "f8_e4m3" or dtype == "f8_e8m0") and "bf16" or dtype
+end
+
+--- q:dequantize([dtype [, out]]) -> tensor [n,k] of dtype (f32, bf16, f16; default: the scales' dtype, bf16
+-- where they are f8_e4m3 or e8m0). In float32, rounded once to dtype. out: a tensor to fill instead of a new one.
+-- A global scale of 0, NaN or Inf is an error (CTM-NVFP4-07).
 function methods.dequantize(q, dtype, out)
-  out = out or tensor.new(dtype or q.scales:type(), { q.n, q.k })
-  nffi.must(C.nb_dequantize(out, q.codes, q.scales, q.zeros, q.g_idx, q.scheme.bits))
+  out = out or tensor.new(dtype or default_dtype(q), { q.n, q.k })
+  if q.scheme.type == "int" then
+    nffi.must(C.nb_dequantize(out, q.codes, q.scales, q.zeros, q.g_idx, q.scheme.bits))
+  else
+    local rows, columns = scheme.block(q.scheme, q.n, q.k)
+    nffi.must(C.nb_dequantize_float(out, q.codes, q.scales, q.global, rows, columns))
+  end
   return out
 end
 
@@ -82,25 +125,40 @@ local function zeros_equal(a, b)
 end
 
 --- q:equal(o) -> true | false, which
--- Same bits, codes, scales, zero-points and column groups; which names the first part that differs.
--- Numbers count, not their storage: scales of two dtypes may be equal, and a symmetric weight equals
--- one whose stored zero-points are all 2^(bits-1).
+-- Same type, bits, codes, scales, zero-points, column groups, global and input scales; which names the
+-- first part that differs. Numbers count, not their storage: scales of two dtypes may be equal, and a
+-- symmetric weight equals one whose stored zero-points are all 2^(bits-1).
 function methods.equal(q, o)
   if q.n ~= o.n or q.k ~= o.k then return false, "shape" end
+  if q.scheme.type ~= o.scheme.type then return false, "type" end
   if q.scheme.bits ~= o.scheme.bits then return false, "bits" end
   if not same_or_both_nil(q.codes, o.codes) then return false, "codes" end
   if C.nb_scales_equal(q.scales, o.scales) == 0 then return false, "scales" end
   if not zeros_equal(q, o) then return false, "zeros" end
   if not same_or_both_nil(q.g_idx, o.g_idx) then return false, "g_idx" end
+  for _, part in ipairs(whole_parts) do
+    if not same_or_both_nil(q[part], o[part]) then return false, part end
+  end
   return true
 end
 
 --- q:hash_into(hash): streams the content into an nb_hash (C.nb_hash_new()).
--- Row after row, codes, scales, zero-points; the column groups before row 1. So the hash of a weight
--- is that of its tiles one after another, whatever their size; equal weights (q:equal) have equal hashes.
+-- Row after row, codes, scales, zero-points; what belongs to the whole tensor before row 1. So the hash of a
+-- weight is that of its tiles one after another, whatever their size; equal weights (q:equal) have equal hashes.
 function methods.hash_into(q, hash)
   if q.row0 == 1 and q.g_idx then C.nb_hash_update(hash, q.g_idx.data, q.g_idx:bytes()) end
-  nffi.must(C.nb_hash_rows(hash, q.codes, q.scales, q.zeros, q.scheme.bits))
+  for _, part in ipairs(whole_parts) do
+    if q.row0 == 1 and q[part] then
+      C.nb_hash_update(hash, part, #part)
+      C.nb_hash_update(hash, q[part].data, q[part]:bytes())
+    end
+  end
+  if q.scheme.type == "int" then
+    nffi.must(C.nb_hash_rows(hash, q.codes, q.scales, q.zeros, q.scheme.bits))
+  else
+    local rows, columns = scheme.block(q.scheme, q.n, q.k)
+    nffi.must(C.nb_hash_float_rows(hash, q.codes, q.scales, rows, columns))
+  end
 end
 
 --- q:hash() -> 32 hex digits of hash_into alone.
@@ -117,8 +175,8 @@ end
 --- q:bytes() -> bytes of the tensors held.
 function methods.bytes(q)
   local total = q.codes:bytes() + q.scales:bytes()
-  for _, t in ipairs { q.zeros or false, q.g_idx or false, q.bias or false } do
-    if t then total = total + t:bytes() end
+  for _, part in ipairs { "zeros", "g_idx", "bias", "global", "input_scale", "input_zero", "input_global" } do
+    if q[part] then total = total + q[part]:bytes() end
   end
   return total
 end

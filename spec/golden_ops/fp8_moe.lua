@@ -1,9 +1,10 @@
 -- Golden operations: FP8 and NVFP4 layers after loading, whatever the kernel.
 local nb = require "nibble"
 local fp8 = require "nibble.methods.fp8"
-local marlin_float = require "nibble.methods.marlin_float"
+local ct_fp8_moe = require "nibble.methods.ct_fp8_moe"
+local layer = require "nibble.methods.layer"
 local nvfp4_moe = require "nibble.methods.nvfp4_moe"
-local layout = nb.layout
+local w4a8_moe = require "nibble.methods.w4a8_moe"
 
 local dtypes = { float16 = "f16", bfloat16 = "bf16" }
 
@@ -31,29 +32,25 @@ function ops.normalize_e4m3fn_to_e4m3fnuz(case)
 end
 
 function ops.w4a8_int8_nibble_pack(case)
-  local w = case.tensors["in.w"]
-  local codes = nb.tensor("u8", w:size())
-  for i = 1, w:numel() do codes:set(i, w:get(i) + 8) end
-  return { ["out.nibbles"] = layout.pack.cols(codes, 4):as("u8", { w:size(1), w:size(2) / 2 }) }
+  return { ["out.nibbles"] = w4a8_moe.nibbles(case.tensors["in.w"]) }
 end
 
 function ops.ct_fp8_moe_process_weights(case)
   local t, p, results = case.tensors, case.params, {}
-  for _, w in ipairs { "w13", "w2" } do
-    local weight, scale = t["in." .. w .. "_weight"], t["in." .. w .. "_weight_scale"]
-    local input_scale = t["in." .. w .. "_input_scale"]
-    if p.fnuz then weight, scale, input_scale = fp8.to_fnuz(weight, scale, input_scale) end
-    if input_scale then results["out." .. w .. "_input_scale"] = fp8.input_scale(input_scale) end
-    if p.strategy == "tensor" and w == "w13" then weight, scale = fp8.requantize_experts(weight, scale) end
-    if p.backend == "MARLIN" then
-      local size = assert(marlin_float.padded_moe(p.hidden_size, p.intermediate_size))
-      local out = assert(marlin_float.prepare_moe { kind = "fp8", weight = weight, scale = scale, dtype = dtypes[p.orig_dtype],
-        halves = w == "w13" and 2 or 1, block = p.strategy == "block" and { 128, 128 } or nil,
-        size = w == "w13" and { 2 * size, p.hidden_size } or { p.hidden_size, size } })
-      weight, scale = out.words, out.scales
-    end
-    results["out." .. w .. "_weight"], results["out." .. w .. "_weight_scale"] = weight, scale
+  local per = ({ tensor = "tensor", channel = "token", block = "group" })[p.strategy]
+  local method = assert(ct_fp8_moe.new({ type = "float", bits = 8, symmetric = true, strategy = p.strategy,
+    block = p.strategy == "block" and { 128, 128 } or nil,
+    activations = { type = "float", bits = 8, symmetric = true, strategy = per, dynamic = not p.static_input_scales } },
+    { backend = p.backend, fnuz = p.fnuz }))
+  local L = layer.new { name = case.id, kind = "moe", dtype = dtypes[p.orig_dtype], experts = p.num_experts,
+    hidden = p.hidden_size, intermediate = p.intermediate_size }
+  assert(method:create(L))
+  local parts = { "w13_weight", "w2_weight", "w13_weight_scale", "w2_weight_scale", "w13_input_scale", "w2_input_scale" }
+  for _, name in ipairs(parts) do
+    if t["in." .. name] then L:replace(name, t["in." .. name]) end
   end
+  assert(method:process(L))
+  for _, name in ipairs(parts) do results["out." .. name] = L:get(name) end
   return results
 end
 

@@ -18,49 +18,26 @@ function ops.linear_process_weights(case)
            ["out.bias"] = out.bias, ["out.input_global_scale"] = scalar(out.global) }
 end
 
--- Both matrices of the experts; name(w, part) is a tensor's name without "in." and "out.".
-local function moe(case, order, name, scale_k)
-  local t, p, results = case.tensors, case.params, {}
+-- The layer itself, with the K that the peer hands to the scale permutation (SYSTEMS C-06).
+function ops.awq_moe_process_weights(case)
+  local t, p = case.tensors, case.params
+  local layer = require("nibble.methods.layer").new {
+    name = case.id, kind = "moe", dtype = t["in.w13_scales"]:type(), experts = p.num_experts, hidden = p.hidden_size,
+    intermediate = p.intermediate_size, bias = t["in.w13_bias"] ~= nil,
+  }
+  local experts = assert(require("nibble.methods.awq_marlin_moe").new(
+    { bits = p.num_bits, group = p.group_size, zero_point = true },
+    { activations = activations[p.input_dtype], compat = { scale_permutation_k = true } }))
+  assert(experts:create(layer))
+  for _, name in ipairs(layer:names()) do layer:replace(name, t["in." .. name]) end
+  assert(experts:process(layer))
+  local results = {}
+  for _, name in ipairs(layer:names()) do results["out." .. name] = layer:get(name) end
   for _, w in ipairs { "w13", "w2" } do
-    local out = method.prepare {
-      words = t["in." .. name(w, "words")], order = order, scales = t["in." .. name(w, "scales")],
-      zeros = t["in." .. w .. "_qzeros"], bias = t["in." .. w .. "_bias"], g_idx = t["in." .. name(w, "g_idx")],
-      bits = p.num_bits, group = p.group_size, activations = activations[p.input_dtype],
-      scale_k = scale_k(w, t["in." .. name(w, "scales")]:size(2)),
-    }
-    results["out." .. name(w, "words")], results["out." .. name(w, "scales")] = out.words, out.scales
-    results["out." .. w .. "_qzeros"], results["out." .. w .. "_bias"] = out.zeros, out.bias
-    results["out." .. w .. "_input_global_scale"] = scalar(out.global)
-    results["out." .. w .. "_g_idx_sort_indices"] = out.perm
-    results["out." .. w .. "_weight_g_idx"] = out.sorted_g_idx
-    results["out." .. w .. "_g_idx"] = t["in." .. w .. "_g_idx"] -- the peer keeps the unsorted one
+    local global = layer:get(w .. "_input_global_scale")
+    results["out." .. w .. "_input_global_scale"] = global and global:reshape {}
   end
   return results
-end
-
-local function plain(w, part) return w .. "_" .. ({ words = "qweight", scales = "scales", g_idx = "g_idx" })[part] end
-
--- The K that each peer hands to the scale permutation (SYSTEMS C-06).
-function ops.awq_moe_process_weights(case)
-  return moe(case, "awq", plain, function() return case.params.intermediate_size end)
-end
-
-function ops.gptq_moe_process_weights(case)
-  local p = case.params
-  return moe(case, "gptq", plain, function(w, groups)
-    if w == "w13" then return p.intermediate_size end
-    return groups * (p.group_size ~= -1 and p.group_size or 32 / p.num_bits)
-  end)
-end
-
-function ops.ct_wna16_moe_process_weights(case)
-  local p = case.params
-  return moe(case, "gptq", function(w, part)
-    return w .. "_weight_" .. ({ words = "packed", scales = "scale", g_idx = "g_idx" })[part]
-  end, function(w, groups)
-    if w == "w13" then return 2 * p.intermediate_size * p.num_bits / 2 end
-    return groups * (p.group_size ~= -1 and p.group_size or 32 / p.num_bits)
-  end)
 end
 
 return ops

@@ -45,19 +45,26 @@ local function with_negative_zeros(w, x, zero_point)
   return out
 end
 
+-- A scale a channel of a weight is a scale a token of activations, whose arithmetic is float32's.
+local function as_activations(x, p)
+  if x:type() ~= "f32" then return nil end
+  return assert(nb.act.quantize_dequantize(x, { type = p.type, bits = tonumber(p.num_bits), strategy = "token",
+    symmetric = p.symmetric == "True", dynamic = true }))
+end
+
 function ops.ct_calculate_qparams_quantize(case)
   local bits, x = tonumber(case.params.num_bits), case.tensors["in.x"]
   if case.params.type == "float" then
-    local q, scales = assert(nb.quant.fp8(x, { arithmetic = "dtype" }))
-    local d = nb.quant.fp8_dequantize(q, scales)
-    return { ["out.scale"] = scales, ["out.zero_point"] = nb.tensor("f8_e4m3", { x:size(1), 1 }), ["out.q"] = q,
-             ["out.dequant"] = d, ["out.fake_quant"] = d }
+    local q = assert(nb.quant.quantize(x, "FP8A16", { options = { arithmetic = "dtype" } }))
+    local d = q:dequantize()
+    return { ["out.scale"] = q.scales, ["out.zero_point"] = nb.tensor("f8_e4m3", { x:size(1), 1 }), ["out.q"] = q.codes,
+             ["out.dequant"] = d, ["out.fake_quant"] = as_activations(x, case.params) or d }
   end
   local q = rtn(x, bits, case.params.symmetric == "True", -1)
   local zero_point = signed(q.zeros, bits, { x:size(1), 1 })
   local d = dequantize(x:type(), q.codes, q.scales, q.zeros, nil, bits)
   return { ["out.scale"] = q.scales, ["out.zero_point"] = zero_point, ["out.q"] = signed(q.codes, bits),
-           ["out.dequant"] = d, ["out.fake_quant"] = with_negative_zeros(d, x, zero_point) }
+           ["out.dequant"] = d, ["out.fake_quant"] = as_activations(x, case.params) or with_negative_zeros(d, x, zero_point) }
 end
 
 -- vLLM's test quantizer of zero-points, end to end: w [K,N] f16, then Marlin's layout.

@@ -11,6 +11,10 @@ local M = {
     { "--ids", "FILE", doc = "token ids instead: a .safetensors file with `ids`" },
     { "--context", "N", number = true, least = 2, doc = "tokens of a window, BOS included (default 2048)" },
     { "--windows", "N", number = true, doc = "only the first N windows" },
+    { "--activations", "WHICH", values = { "stored", "none" },
+      doc = "stored (default): layers quantize their inputs as their scheme says; none: only weights count" },
+    { "--through", "METHOD", doc = "reference (default): dequantized weights; auto, or a system's method such as awq_marlin: "
+      .. "layers run from the form its kernels read" },
     { "--against", "MODEL", doc = "the model to compare with" },
     { "--json", doc = "one JSON document" },
   },
@@ -32,6 +36,8 @@ local function as_text(r)
   row(rows, "against: perplexity", "%.4f", r.ppl_against)
   row(rows, "KL divergence", "%.6f", r.kl)
   row(rows, "top-1 agreement", "%.4f", r.top1_agreement)
+  if #r.inputs > 0 then rows[#rows + 1] = { "inputs", table.concat(r.inputs, ", ") } end
+  if r.through then rows[#rows + 1] = { "through", table.concat(r.through, ", ") } end
   if r.seconds then rows[#rows + 1] = { "time", units.seconds(r.seconds) } end
   return require("nibble.show").columns(rows, "ll")
 end
@@ -61,7 +67,7 @@ function M.run(values)
   local result = assert(common.with_progress(function(report)
     return nb.eval.run {
       model = model, against = against or nil, text = values.text, ids = values.ids,
-      context = values.context or 2048, windows = values.windows,
+      activations = values.activations, through = values.through, context = values.context or 2048, windows = values.windows,
       progress = function(p) report { share = p.done / p.total, done = p.tokens, unit = "tokens", seconds = p.seconds } end,
     }
   end))

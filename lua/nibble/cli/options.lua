@@ -3,7 +3,8 @@
 --
 -- A command is {name=, args={{"MODEL"}, {"PATTERN", optional=true}, {"RECIPE", many=true}},
 -- summary=, notes=, options={{"--json", doc=}, {"--out", "DIR", doc=, required=true},
--- {"--set", "k=v", many=true, doc=}, {"--context", "N", number=true, doc=}}}.
+-- {"--set", "k=v", many=true, doc=}, {"--context", "N", number=true, doc=},
+-- {"--which", "WHICH", values={"this", "that"}, doc=}}}.
 local suggest = require "nibble.suggest"
 
 local M = {}
@@ -34,6 +35,11 @@ local function key(name) return (name:gsub("^%-%-", ""):gsub("-", "_"):lower()) 
 
 -- The value of one option as the command gets it, or nil, msg.
 local function convert(option, text)
+  if option.values then
+    for _, value in ipairs(option.values) do if value == text then return text end end
+    return nil, ("%s is %s, found %q%s"):format(option[1], table.concat(option.values, " or "), text,
+      suggest.hint(text, option.values))
+  end
   if not option.number then return text end
   local n = tonumber(text)
   local least, most = option.least or 1, option.most or 2 ^ 31 - 1

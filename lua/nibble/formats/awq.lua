@@ -258,6 +258,8 @@ end
 
 --- can(scheme, n, k) -> true | false, reason
 function M.can(s, n, k)
+  local other = common.weight_only_fault(s, "AWQ")
+  if other then return false, other end
   if s.bits ~= 4 then return false, ("AWQ holds 4 bits, not %d"):format(s.bits) end
   if s.actorder == "group" then return false, "AWQ has no column groups (act-order)" end
   if s.strategy == "tensor" then return false, "AWQ has a scale for every row or group, not one a tensor" end

@@ -147,6 +147,13 @@ function M.group_fault(s, k)
   end
 end
 
+--- weight_only_fault(scheme, title) -> nil | reason: of a format that holds integer codes and knows nothing
+-- of activations.
+function M.weight_only_fault(s, title)
+  if s.type ~= "int" then return ("%s holds integer codes, not %d-bit floats"):format(title, s.bits) end
+  if s.activations then return title .. " cannot say how activations are quantized; set activations = false to leave that out" end
+end
+
 --- unreadable(module, tensors, what) -> rec of a module that is recognized and can't be read yet.
 function M.unreadable(module, tensors, what)
   return { name = module, kind = "other", tensors = tensors, bias = tensors.bias ~= nil,

@@ -10,21 +10,16 @@
 -- The other formats of the same name (int-, float-quantized, nvfp4 ...) are recognized and refused by name.
 local nffi = require "nibble.ffi"
 local scheme = require "nibble.scheme"
-local regex = require "nibble.regex"
+local match = require "nibble.match"
 local text = require "nibble.text"
 local common = require "nibble.formats.common"
+local ct_args = require "nibble.formats.ct_args"
 local C, must = nffi.C, nffi.must
 local fail, expect = common.fail, common.expect
 
 local M = { name = "compressed-tensors", title = "compressed-tensors pack-quantized" }
 
 local PACKED = "pack-quantized"
-
--- Groups that are named by a preset instead of spelled out: compressed-tensors' own meaning of the names.
-local presets = {
-  W4A16 = { num_bits = 4, group_size = 128 }, W8A16 = { num_bits = 8, strategy = "channel" },
-  W4A16_ASYM = { num_bits = 4, group_size = 128, symmetric = false },
-}
 
 --- detect(ck) -> true when the quantization config's quant_method is compressed-tensors.
 function M.detect(ck)
@@ -34,41 +29,26 @@ end
 --- from_args(args) -> scheme | nil, msg, code
 -- compressed-tensors' weight arguments with their defaults (CTM-SEL-03).
 function M.from_args(args)
-  local a = common.null_free(args)
-  local dtype = a.scale_dtype
-  local short = dtype and ({ float16 = "f16", bfloat16 = "bf16", float32 = "f32" })[tostring(dtype):match "[^.]*$"]
+  local a, msg, code = ct_args.parse(args, { unknown = true })
+  if not a then return nil, msg, code end
   if a.dynamic then return fail("eformat", "dynamic = %s: a packed weight has fixed scales", tostring(a.dynamic)) end
-  if a.block_structure and a.strategy ~= "block" then
-    return fail("eformat", 'block_structure contradicts strategy = "%s"', tostring(a.strategy))
-  end
-  local s, msg = scheme.new {
-    type = a.type, bits = a.num_bits or 8, symmetric = a.symmetric, group = a.group_size, strategy = a.strategy,
-    actorder = a.actorder, scale_dtype = short,
+  local s
+  s, msg = scheme.new {
+    type = a.type, bits = a.bits, symmetric = a.symmetric, group = a.group, strategy = a.strategy, actorder = a.actorder,
+    scale_dtype = a.scale_dtype,
   }
   if not s then return nil, msg, "eformat" end
   return s
 end
 
--- One entry of targets or ignore -> function(name) -> bool, or nil where it can only be a class name.
--- unclear collects the patterns that can't be matched here.
-local function name_matcher(entry, unclear)
-  local pattern = entry:match "^re:(.*)$"
-  if not pattern then return function(name) return name == entry end end
-  local r = regex.compile(pattern)
-  if not r then
-    unclear[#unclear + 1] = entry
-    return function() return false end
-  end
-  return function(name)
-    local matched = r:match(name)
-    if matched == nil then unclear[#unclear + 1] = entry end
-    return matched or false
-  end
+-- One target -> function(name) -> bool; a class's name, and a pattern that can't be matched here, match no module.
+local function name_matcher(target)
+  return function(name) return match.name(target, name) or false end
 end
 
 local function parse_group(name, value, st, where)
   local group = type(value) == "table" and common.null_free(value) or {}
-  if presets[name] and group[1] then group = { targets = value, weights = presets[name] } end
+  if ct_args.presets[name] and group[1] then group = { targets = value, weights = ct_args.presets[name] } end
   if type(group.targets) ~= "table" then
     return fail("eformat", "%s: config_groups.%s has no list of targets", where, name)
   end
@@ -77,10 +57,10 @@ local function parse_group(name, value, st, where)
   if format == "mixed-precision" then
     return fail("eformat", '%s: the format is "mixed-precision", so config_groups.%s must name its own', where, name)
   end
-  local g = { name = name, format = format or PACKED, names = {}, classes = {}, unclear = {}, args = group.weights,
+  local g = { name = name, format = format or PACKED, names = {}, classes = {}, args = group.weights,
     seen = {} }
   for _, target in ipairs(group.targets) do
-    g.names[#g.names + 1] = name_matcher(tostring(target), g.unclear)
+    g.names[#g.names + 1] = name_matcher(tostring(target))
     g.classes[tostring(target)] = true
   end
   if g.format == PACKED then
@@ -464,6 +444,8 @@ end
 
 --- can(scheme, n, k) -> true | false, reason
 function M.can(s, _, k)
+  local other = common.weight_only_fault(s, "pack-quantized")
+  if other then return false, other end
   if s.bits < 2 or s.bits > 8 then return false, ("compressed-tensors packs 2 to 8 bits, not %d"):format(s.bits) end
   local fault = common.group_fault(s, k)
   if fault then return false, fault end

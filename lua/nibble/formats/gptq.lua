@@ -275,6 +275,8 @@ local function config(records, opts, checkpoint_format)
 end
 
 local function can(s, n, k)
+  local other = common.weight_only_fault(s, "GPTQ")
+  if other then return false, other end
   if not widths[s.bits] then return false, ("GPTQ holds 2, 3, 4 or 8 bits, not %d"):format(s.bits) end
   if s.strategy == "tensor" then return false, "GPTQ has a scale for every row or group, not one a tensor" end
   local fault = common.group_fault(s, k)

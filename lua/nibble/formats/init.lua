@@ -18,6 +18,8 @@
 --   config(records, opts) -> table | nil,msg   the quantization_config; records: all modules written
 --   can(scheme, n, k) -> true | false,reason
 --   scale_dtype(scheme, model_dtype) -> dtype of the scales it writes (absent: it has none)
+--   input(tensors, rec) -> {scale=, zero_point=, global=} | nil,msg,code   what the input is quantized with, where
+--                                              calibration fixed it (absent: compressed-tensors' names)
 -- rec, a module's record: {name=, kind="linear"|"embedding"|"norm"|"other", format=, scheme=|nil, dtype=, n=,
 -- k=, params=, bytes=, bits_per_weight=, bias=bool, tensors={suffix -> info}, unreadable=sentence|nil,
 -- note=sentence|nil, variant=word|nil}; bits_per_weight counts every stored tensor of the module; variant: how
@@ -34,7 +36,7 @@ local common = require "nibble.formats.common"
 local M = {}
 
 -- Asked in this order; plain takes what names no quantization.
-local files = { "compressed_tensors", "gptq", "gptq_v2", "awq", "plain" }
+local files = { "compressed_tensors", "gptq", "gptq_v2", "awq", "fp8", "plain" }
 local aliases = { ct = "compressed-tensors", compressed_tensors = "compressed-tensors", gptq_v1 = "gptq",
   ["awq-gemm"] = "awq", ["pack-quantized"] = "compressed-tensors" }
 
@@ -219,6 +221,41 @@ function M.source(ck, rec)
 end
 nffi.interpreted(M.source)
 
+-- The numbers of compressed-tensors' names, where the module has them.
+local input_parts = { { "scale", "input_scale" }, { "zero_point", "input_zero_point" }, { "global", "input_global_scale" } }
+
+local function named_input(src, rec)
+  local out = {}
+  for _, part in ipairs(input_parts) do
+    local t = src[part[2]]
+    if t and t:numel() ~= 1 then
+      return common.fail("eformat", "%s: %s is %s, expected one number", rec.name, part[2], text.shape(t:size()))
+    end
+    out[part[1]] = t and tonumber(t:get(1)) or nil
+  end
+  return out
+end
+
+--- input(ck, name) -> {activations=, scale=, zero_point=, global=} | false | nil, msg, code
+-- How a module's input is quantized and what calibration fixed of it, as act.quantize_dequantize takes it: numbers,
+-- each nil where the checkpoint has none. false: the input stays as it is.
+function M.input(ck, name)
+  local rec, msg, code = M.record(ck, name)
+  if not rec then return nil, msg, code end
+  local activations = rec.scheme and rec.scheme.activations
+  if not activations then return false end
+  local f, src
+  f, msg, code = M.get(rec.format)
+  if not f then return nil, msg, code end
+  src, msg, code = M.source(ck, rec)
+  if not src then return nil, msg, code end
+  local numbers
+  numbers, msg, code = (f.input or named_input)(src, rec)
+  if not numbers then return nil, msg, code end
+  numbers.activations = activations
+  return numbers
+end
+
 local TILE_ELEMENTS = 4 * 1024 * 1024
 
 --- tile_rows(format, rec [, elements]) -> rows of a tile of about so many elements (default 4 Mi), a
@@ -255,17 +292,22 @@ function M.quantized(ck, name)
   return q
 end
 
+-- What a weight becomes where nothing is asked for: its scales' dtype, or bf16 where that holds no weights.
+local function natural_dtype(rec)
+  return (rec.dtype == "f32" or rec.dtype == "f16") and rec.dtype or "bf16"
+end
+
 -- Tile by tile, so that the codes of a large module are never all in memory.
 local function dequantized(ck, rec, dtype)
   local f, src, code = reader(ck, rec)
   if not f then return nil, src, code end
-  local out = tensor.new(dtype or rec.dtype, { rec.n, rec.k })
+  local out = tensor.new(dtype or natural_dtype(rec), { rec.n, rec.k })
   local rows = M.tile_rows(f, rec)
   local tile = scheme.quantized(rec.scheme, rows, rec.k, rec.dtype)
   for a = 1, rec.n, rows do
     nffi.stop_check()
     local b = math.min(rec.n, a + rows - 1)
-    local q = b - a + 1 == rows and tile or tile:rows(1, b - a + 1)
+    local q = b - a + 1 == rows and tile or tile:top(b - a + 1)
     local ok, msg
     ok, msg, code = f.read(src, rec, a, b, q)
     if not ok then return nil, msg, code end

@@ -52,35 +52,45 @@ local function dynamic_rules(dynamic, where)
   return rules
 end
 
--- `extra_config`: module name or regex (re.search) -> overrides; exact names first; 16 bits = not quantized.
-local function extra_rules(extra, where)
-  local exact, patterns = {}, {}
+-- `extra_config`: module name, its dotted suffix, or a regex (re.search) -> overrides; 16 bits = not quantized.
+-- Exact names first, then suffixes, then the keys with a regex's characters (INC-05).
+local function extra_rules(extra, where, ignored)
+  local exact, suffixes, patterns = {}, {}, {}
   for _, key in ipairs(json.keys(extra)) do
+    local name = tostring(key)
     local fields = type(extra[key]) == "table" and common.null_free(extra[key]) or {}
     local skip = (tonumber(fields.bits) or 4) >= 16
-    exact[#exact + 1] = { key = key, skip = skip, fields = fields, matches = function(module) return module == key end }
-    if tostring(key):find "[^%w_.]" then
-      local r, msg = regex.compile(tostring(key))
-      if not r then return fail("eunsupported", "%s: extra_config: %s", where, msg) end
-      patterns[#patterns + 1] = { key = key, skip = skip, fields = fields,
-        matches = function(module) return r:search(module) end }
+    local function rule(how, matches)
+      return { key = key, how = how, skip = skip, fields = fields, matches = matches }
+    end
+    exact[#exact + 1] = rule("exact", function(module) return module == key end)
+    suffixes[#suffixes + 1] = rule("suffix", function(module) return module:sub(-#name - 1) == "." .. name end)
+    if name:find "[%*%+%?%^%$%(%)%[%]{}|\\]" then
+      local r, msg = regex.compile(name)
+      if not r and not ignored then return fail("eunsupported", "%s: extra_config: %s", where, msg) end
+      if r then patterns[#patterns + 1] = rule("regex", function(module) return r:search(module) end)
+      else ignored[#ignored + 1] = msg end
     end
   end
-  for _, rule in ipairs(patterns) do exact[#exact + 1] = rule end
+  for _, list in ipairs { suffixes, patterns } do
+    for _, rule in ipairs(list) do exact[#exact + 1] = rule end
+  end
   return exact
 end
 
---- rules(config, where) -> array of {key=, skip=bool, fields={...}, matches=function(module)} | nil, msg, code
-function M.rules(config, where)
+--- rules(config, where [, ignored]) -> array of {key=, skip=bool, fields={...}, matches=function(module)} | nil, msg, code
+-- extra_config's have how = "exact" | "suffix" | "regex". A regex of extra_config that is none is refused, or
+-- with `ignored`, an array that takes the sentence, left out as its consumer does (INC-05).
+function M.rules(config, where, ignored)
   if type(config.dynamic) == "table" then return dynamic_rules(config.dynamic, where) end
-  if type(config.extra_config) == "table" then return extra_rules(config.extra_config, where) end
+  if type(config.extra_config) == "table" then return extra_rules(config.extra_config, where, ignored) end
   return {}
 end
 
---- find(rules, module) -> the first rule that matches, or nil
-function M.find(rules, module)
+--- find(rules, module [, how]) -> the first rule that matches, or nil; how: only rules of this kind
+function M.find(rules, module, how)
   for _, rule in ipairs(rules) do
-    if rule.matches(module) then return rule end
+    if (not how or rule.how == how) and rule.matches(module) then return rule end
   end
 end
 

@@ -193,22 +193,8 @@ end
 -- MX block scales (E8M0 bytes, already permuted): columns 0 2 1 3 of each 4; with a8 left in place and raised
 -- by 6, fp4's exponent in fp8, which must not pass 255.
 function M.mx_scales(scales, a8)
-  local n = scales:size(scales.ndim)
-  if n % 4 ~= 0 then error(("marlin mx_scales: N = %d is not a multiple of 4"):format(n), 2) end
   local out = like(scales)
-  local from, to = ffi.cast("uint8_t *", scales.data), ffi.cast("uint8_t *", out.data)
-  local order = { [0] = 0, 1, -1, 0 } -- to column 4c+i from column 4c+i+order[i]
-  for i = 0, scales:numel() - 1 do
-    if not a8 then
-      to[i] = from[i + order[i % 4]]
-    elseif from[i] > 249 then
-      error(("marlin mx_scales: scale 2^%d at position %d is too large for fp8 activations: at most 2^122")
-        :format(from[i] - 127, i + 1), 2)
-    else
-      to[i] = from[i] + 6
-    end
-  end
-  return out
+  return check(C.nb_marlin_mx_scales(out, scales, flag(a8)), out)
 end
 
 --- layout.marlin.nvfp4_global(global, dtype [, factor]) -> f32 tensor: global * 2^(e-7) / factor, e = 14 for
@@ -246,34 +232,24 @@ end
 -- perm: the stable order that sorts the groups, counted from 0; [E,K] row by row. (MRL-32)
 function M.sort_g_idx(g_idx)
   local sorted, perm = like(g_idx, "i32"), like(g_idx, "i32")
-  local k = g_idx:size(g_idx.ndim)
-  local g, s, p = g_idx:ptr(), sorted:ptr(), perm:ptr()
-  for base = 0, g_idx:numel() - 1, math.max(k, 1) do
-    local groups = {}
-    for i = 0, k - 1 do
-      local rows = groups[tonumber(g[base + i])] or {}
-      groups[tonumber(g[base + i])] = rows
-      rows[#rows + 1] = i
-    end
-    local order = {}
-    for group in pairs(groups) do order[#order + 1] = group end
-    table.sort(order)
-    local at = base
-    for _, group in ipairs(order) do
-      for _, i in ipairs(groups[group]) do
-        s[at], p[at], at = group, i, at + 1
-      end
-    end
-  end
+  local ok, msg, code = check(C.nb_groups_sort(sorted, perm, g_idx), sorted)
+  if not ok then return nil, msg, code end
   return sorted, perm
 end
 
 --- layout.marlin.swizzle_blockscale(scales) -> scales in tensor-core order, padded to 128 x 4 with 0
--- scales: 8-bit [m,k] or [e,m,k]. (CTM-NVFP4-14)
+-- scales: [m,k] or [e,m,k] of 8 or 16 bits. (CTM-NVFP4-14)
 function M.swizzle_blockscale(scales)
   local m, k = sizes(scales, "swizzle_blockscale")
   local out = tensor.new(scales:type(), shaped(scales, math.ceil(m / 128) * 128, math.ceil(k / 4) * 4))
   return check(C.nb_swizzle_blockscale(out, scales), out)
+end
+
+--- layout.marlin.unswizzle_blockscale(swizzled, m, k) -> scales [m,k] or [e,m,k]: the inverse, without the padding.
+function M.unswizzle_blockscale(swizzled, m, k)
+  sizes(swizzled, "unswizzle_blockscale")
+  local out = tensor.new(swizzled:type(), shaped(swizzled, m, k))
+  return check(C.nb_unswizzle_blockscale(out, swizzled), out)
 end
 
 return M

@@ -1,25 +1,11 @@
 -- methods.marlin: what happens to a 4- or 8-bit integer weight after loading, before
 -- Marlin can run it: one matrix, or experts [E,...] (SYSTEMS MRL-20 to MRL-48, MRL-56).
-local ffi = require "ffi"
-local tensor = require "nibble.tensor"
 local layout = require "nibble.layout"
 local marlin = require "nibble.marlin"
 
-local M = {}
+local padded = layout.experts.pad
 
---- padded(t, rows, cols [, halves]) -> t [r,c] with zeros added on the right and below; t itself when nothing
--- is missing. halves: that many equal parts of the columns (gate and up) are padded each for itself.
-function M.padded(t, rows, cols, halves)
-  if t:size(1) == rows and t:size(2) == cols then return t end
-  halves = halves or 1
-  local out = tensor.new(t:type(), { rows, cols })
-  local element = t:bytes() / t:numel()
-  local part, whole = t:size(2) / halves * element, cols / halves * element
-  local from, to = ffi.cast("uint8_t *", t.data), ffi.cast("uint8_t *", out.data)
-  for i = 0, t:size(1) * halves - 1 do ffi.copy(to + i * whole, from + i * part, part) end
-  return out
-end
-local padded = M.padded
+local M = {}
 
 -- Words of a matrix whose size Marlin's tiles don't divide, with its zero-points,
 -- scales and bias: everything filled up with zeros.
@@ -40,42 +26,104 @@ local function pad(m, k, n)
   return out
 end
 
+-- ---- the steps ------------------------------------------------------------------------
+-- Each changes m, a table over the caller's description, and fills m.out.
+
+local step = {}
+
+-- 4-bit codes and scales for fp8 arithmetic. (MRL-42)
+function step.codes(m)
+  if m.activations ~= "fp8" then return end
+  -- any_width: 8-bit words too, as if they held 4-bit codes (SYSTEMS C-12): for comparison only.
+  m.words = layout.marlin.fp8_preprocess(m.words, m.zeros, { bits = m.any_width and 4 or m.bits, in_place = m.in_place })
+  m.scales = layout.marlin.multiply_scales(m.scales, 512)
+end
+
+local function sizes(m)
+  local pf, d = 32 / m.bits, m.words.ndim
+  local k, n = m.words:size(d - 1), m.words:size(d)
+  if m.order == "awq" then return k, n * pf end
+  return k * pf, n
+end
+
+function step.pad(m)
+  local k, n = sizes(m)
+  local padded_m = m.words.ndim == 2 and pad(m, k, n) or m
+  for _, name in ipairs { "words", "order", "scales", "zeros", "bias" } do m[name] = padded_m[name] end
+end
+
+function step.act_order(m)
+  if m.g_idx then m.out.sorted_g_idx, m.out.perm = layout.marlin.sort_g_idx(m.g_idx) end
+end
+
+function step.repack(m)
+  m.k = sizes(m)
+  if m.order == "awq" then m.out.words = layout.marlin.awq_repack(m.words, m.bits, m.a8)
+  else m.out.words = layout.marlin.repack(m.words, m.bits, m.a8, m.out.perm) end
+end
+
+function step.scales(m) m.out.scales = layout.marlin.permute_scales(m.scales, m.scale_k or m.k, m.group, m.a8) end
+
+-- int8 scales, where there is more than one group. (MRL-40)
+function step.int8(m)
+  if m.activations == "int8" and m.scales:size(m.scales.ndim - 1) > 1 then
+    m.out.scales, m.out.global = layout.marlin.int8_scales(m.out.scales)
+  end
+end
+
+function step.zeros(m)
+  if m.zeros then m.out.zeros = layout.marlin.awq_zero_points(m.zeros, m.bits, m.a8) end
+end
+
+function step.bias(m)
+  if m.bias then m.out.bias = layout.marlin.permute_bias(m.bias) end
+end
+
+local function refuse(m)
+  local type = m.zeros and "uint" .. m.bits or ("uint%db%d"):format(m.bits, 2 ^ (m.bits - 1))
+  local ok, msg, code = marlin.check_pair(type, m.activations, m.words.ndim == 3)
+  if not ok and not m.any_width then return msg, code end
+  if m.g_idx and m.activations then
+    return ("Marlin repacks no weight in activation order for %s activations; use 16-bit activations, or weights "
+      .. "without activation order"):format(m.activations), "eunsupported"
+  end
+end
+
+--- prepare_all(ms, order [, say]) -> outs | nil, msg, code
+-- Several matrices (w13 and w2), step by step: ms and outs as in prepare; order: names of steps, each done to all
+-- matrices before the next, or arrays of names, all done to one matrix before the next matrix: codes, pad, act_order,
+-- repack, scales, int8, zeros, bias. say(step, i): called before a step for matrix i.
+function M.prepare_all(ms, order, say)
+  local states, outs = {}, {}
+  for i, m in ipairs(ms) do
+    local msg, code = refuse(m)
+    if msg then return nil, msg, code end
+    outs[i] = {}
+    states[i] = setmetatable({ out = outs[i], a8 = m.activations ~= nil }, { __index = m })
+  end
+  for _, names in ipairs(order) do
+    for i, m in ipairs(states) do
+      for _, name in ipairs(type(names) == "table" and names or { names }) do
+        if say then say(name, i) end
+        step[name](m)
+      end
+    end
+  end
+  return outs
+end
+
 --- prepare(m) -> {words=, scales=, zeros=, bias=, sorted_g_idx=, perm=, global=} | nil, msg, code
 -- m: words (i32 in GPTQ or AWQ order), order = "gptq" | "awq", scales [G,N], zeros (AWQ words [G,N/pf]) or nil,
 -- bias or nil, g_idx (i32 [K], activation order) or nil, bits, group (-1: one), activations = nil | "int8" |
--- "fp8". A single matrix is padded to Marlin's tiles where needed. Order: fp8 codes, padding, repack, scales
--- (x512 for fp8), scale permutation, int8 scales when there is more than one group, zero-points, bias.
--- scale_k: the K that decides between the scale permutations; by default the matrix's own (MRL-22). Peers pass
--- another one for experts, which differs when g >= that K (SYSTEMS C-06): for comparison only.
+-- "fp8". A single matrix is padded to Marlin's tiles where needed. Order: fp8 codes and scales x512, padding,
+-- activation order, repack, scale permutation, int8 scales when there is more than one group, zero-points, bias.
+-- in_place: the fp8 codes are written over words. scale_k: the K that decides between the scale permutations; by
+-- default the matrix's own (MRL-22). Peers pass another one for experts, which differs when g >= that K (SYSTEMS
+-- C-06): for comparison only.
 function M.prepare(m)
-  local a8 = m.activations ~= nil
-  local dense = m.words.ndim == 2
-  local pf, d = 32 / m.bits, m.words.ndim
-  local type = m.zeros and "uint" .. m.bits or ("uint%db%d"):format(m.bits, 2 ^ (m.bits - 1))
-  local ok, msg, code = marlin.check_pair(type, m.activations, not dense)
-  if not ok then return nil, msg, code end
-  local words = m.words
-  if m.activations == "fp8" then words = layout.marlin.fp8_preprocess(words, m.zeros, { bits = m.bits }) end
-  local k = words:size(d - 1) * (m.order == "awq" and 1 or pf)
-  local n = words:size(d) * (m.order == "awq" and pf or 1)
-  m = setmetatable({ words = words }, { __index = m })
-  if dense then m = pad(m, k, n) end
-  k = m.words:size(d - 1) * (m.order == "awq" and 1 or pf)
-
-  local out = {}
-  if m.g_idx then out.sorted_g_idx, out.perm = layout.marlin.sort_g_idx(m.g_idx) end
-  if m.order == "awq" then out.words = layout.marlin.awq_repack(m.words, m.bits, a8)
-  else out.words = layout.marlin.repack(m.words, m.bits, a8, out.perm) end
-
-  local scales = m.scales
-  if m.activations == "fp8" then scales = layout.marlin.multiply_scales(scales, 512) end
-  out.scales = layout.marlin.permute_scales(scales, m.scale_k or k, m.group, a8)
-  if m.activations == "int8" and scales:size(scales.ndim - 1) > 1 then
-    out.scales, out.global = layout.marlin.int8_scales(out.scales)
-  end
-  if m.zeros then out.zeros = layout.marlin.awq_zero_points(m.zeros, m.bits, a8) end
-  if m.bias then out.bias = layout.marlin.permute_bias(m.bias) end
-  return out
+  local outs, msg, code = M.prepare_all({ m }, { "codes", "pad", "act_order", "repack", "scales", "int8", "zeros", "bias" })
+  if not outs then return nil, msg, code end
+  return outs[1]
 end
 
 return M

@@ -1,62 +1,54 @@
 -- methods.marlin_float: FP8 and FP4 weights made ready for Marlin after loading, which
 -- then computes with 16-bit activations: fp8 by tensor, channel, shard or block,
 -- mxfp8, nvfp4, mxfp4 (SYSTEMS MRL-48, CTM-NVFP4-15, CTM-NVFP4-16, CTM-FP8-17).
-local nffi = require "nibble.ffi"
-local tensor = require "nibble.tensor"
+-- A matrix is a stack of one expert: every step is one call for all of them.
 local layout = require "nibble.layout"
 local marlin = require "nibble.marlin"
-local padded = require "nibble.methods.marlin".padded
 
 local M = {}
 
 -- kind -> bits of a code, group along K (nil: by the scales)
 local kinds = { fp8 = { 8 }, mxfp8 = { 8, 32 }, nvfp4 = { 4, 16 }, mxfp4 = { 4, 32 } }
 
--- Weight [N, K] (fp4: [N, K/2] bytes, low nibble first; k_first: [K, N]) as words [K/pf, N].
-local function words_of(m, bits)
+-- Weight [E,N,K] (fp4: [E,N,K/2] bytes, low nibble first; k_first: [E,K,N]) as words [E,K/pf,N].
+local function words_of(m)
   local w = m.weight
-  local bytes = w:as("u8", w:size())
-  if m.k_first then return layout.pack.rows(bytes, 8) end
-  if bits == 8 then return layout.gptq.pack(bytes, 8) end
-  return layout.transpose(bytes:as("i32", { w:size(1), w:size(2) / 4 }))
+  if m.k_first then w = layout.transpose(w) end
+  local experts, n, bytes = w:size(1), w:size(2), w:size(3)
+  if bytes % 4 ~= 0 then
+    error(("marlin_float: a row of %d bytes does not end on a word of 4"):format(bytes), 4)
+  end
+  return layout.transpose(w:as("i32", { experts, n, bytes / 4 }))
 end
 
--- FP8 scales f32 in whatever form, as rows [1 or K/bk, N] of dtype.
+-- n split among count shards of equal size.
+local function equal_widths(n, count)
+  if count == 0 or n % count ~= 0 then
+    error(("fp8 scales: N = %d does not divide into %d equal parts"):format(n, count), 5)
+  end
+  local widths = {}
+  for i = 1, count do widths[i] = n / count end
+  return widths
+end
+
+-- FP8 scales f32 in whatever form, as rows [E, 1 or K/bk, N] of dtype.
 local function fp8_scale_rows(m, n)
-  local s = m.scale:cast(m.dtype)
+  local s, experts = m.scale:cast(m.dtype), m.weight:size(1)
   if m.block then
     local rows = m.k_first and s or layout.transpose(s)
-    local out = tensor.new(m.dtype, { rows:size(1), n })
-    local from, to = rows:as("u16"):ptr(), out:as("u16"):ptr()
-    for r = 0, rows:size(1) - 1 do
-      for c = 0, n - 1 do to[r * n + c] = from[r * rows:size(2) + math.floor(c / m.block[1])] end
-    end
-    return out
+    local widths = {}
+    for i = 1, rows:size(3) do widths[i] = m.block[1] end
+    return layout.experts.repeat_columns(rows, widths, n)
   end
-  local widths, count = m.widths, s:numel()
-  if not widths then
-    if count == 0 or n % count ~= 0 then
-      error(("fp8 scales: N = %d does not divide into %d equal parts"):format(n, count), 3)
-    end
-    widths = {}
-    for i = 1, count do widths[i] = n / count end
-  end
-  local out = tensor.new(m.dtype, { 1, n })
-  local from, to, at = s:as("u16"):ptr(), out:as("u16"):ptr(), 0
-  for i = 1, count do
-    for _ = 1, widths[i] do to[at], at = from[i - 1], at + 1 end
-  end
-  return out
+  local count = s:numel() / experts
+  return layout.experts.repeat_columns(s:reshape { experts, 1, count }, m.widths or equal_widths(n, count), n)
 end
 
--- One matrix as words, scale rows and bias, padded to Marlin's tiles.
+-- Words, scale rows and bias, padded to Marlin's tiles.
 local function load(m)
-  if not kinds[m.kind] then
-    error(("marlin_float: kind must be fp8, mxfp8, nvfp4 or mxfp4, found %s"):format(tostring(m.kind)), 3)
-  end
   local bits, group = unpack(kinds[m.kind])
-  local words = words_of(m, bits)
-  local n, k = words:size(2), words:size(1) * 32 / bits
+  local words, pad = words_of(m), layout.experts.pad
+  local n, k = words:size(3), words:size(2) * 32 / bits
   local scales
   if m.kind == "fp8" then
     scales, group = fp8_scale_rows(m, n), m.block and m.block[2] or -1
@@ -65,15 +57,16 @@ local function load(m)
   end
   local pn, pk = marlin.padded_size(n, k, group)
   if m.size then pn, pk = m.size[1], m.size[2] end
+  local experts = words:size(1)
   return {
-    bits = bits, group = group, k = pk, words = padded(words, pk * bits / 32, pn, m.halves),
-    scales = padded(scales, group == -1 and 1 or math.ceil(pk / group), pn, m.halves),
-    bias = m.bias and padded(m.bias:reshape { 1, n }, 1, pn, m.halves):reshape { pn },
+    bits = bits, group = group, k = pk, words = pad(words, pk * bits / 32, pn, m.halves),
+    scales = pad(scales, group == -1 and 1 or math.ceil(pk / group), pn, m.halves),
+    bias = m.bias and pad(m.bias:reshape { experts, 1, n }, 1, pn, m.halves):reshape { experts, pn },
   }
 end
 
--- factor: what the block scales of all experts may be raised by (nvfp4).
-local function finish(m, x, factor)
+-- The smallest factor that every matrix of the layer allows, their largest scale's, is one factor for all.
+local function finish(m, x)
   local a8 = m.activations ~= nil
   local out = { words = layout.marlin.repack(x.words, x.bits, a8) }
   local scales = m.kind == "nvfp4" and x.scales:cast(m.dtype) or x.scales
@@ -81,7 +74,8 @@ local function finish(m, x, factor)
   if m.kind == "fp8" then
     out.scales = layout.marlin.fold_fp8_exponent(scales)
   elseif m.kind == "nvfp4" then
-    out.scales = layout.marlin.nvfp4_scales(scales, factor)
+    local factor
+    out.scales, factor = layout.marlin.nvfp4_scales(scales)
     out.global = layout.marlin.nvfp4_global(m.global, m.dtype, factor)
   else
     out.scales = layout.marlin.mx_scales(scales, a8)
@@ -90,21 +84,21 @@ local function finish(m, x, factor)
   return out
 end
 
--- The smallest factor that every matrix of the layer allows: the largest scale decides.
-local function common_factor(m, loaded)
-  if m.kind ~= "nvfp4" then return nil end
-  local factor
-  for _, x in ipairs(loaded) do
-    local _, f = layout.marlin.nvfp4_scales(x.scales:cast(m.dtype))
-    factor = math.min(factor or f, f)
-  end
-  return factor
-end
-
 local function refuse(m)
+  if not kinds[m.kind] then
+    error(("marlin_float: kind must be fp8, mxfp8, nvfp4 or mxfp4, found %s"):format(tostring(m.kind)), 3)
+  end
   if m.activations and m.kind ~= "mxfp4" then
     return ("Marlin takes no 8-bit activations with %s weights, found %s"):format(m.kind, m.activations)
   end
+end
+
+-- t with a leading dimension of 1.
+local function stacked(t)
+  if not t then return nil end
+  local shape = t:size()
+  table.insert(shape, 1, 1)
+  return t:reshape(shape)
 end
 
 --- prepare(m) -> {words=, scales=, global=, bias=} | nil, msg, code
@@ -115,39 +109,23 @@ end
 function M.prepare(m)
   local why = refuse(m)
   if why then return nil, why, "eunsupported" end
-  local x = load(m)
-  return finish(m, x, common_factor(m, { x }))
+  local one = setmetatable({ weight = stacked(m.weight), scale = stacked(m.scale), bias = stacked(m.bias) },
+    { __index = m })
+  local out = finish(one, load(one))
+  for _, name in ipairs { "words", "scales", "bias" } do
+    if out[name] then out[name] = out[name][1] end
+  end
+  return out
 end
 
 --- prepare_moe(m) -> the same with a leading [E] | nil, msg, code
 -- weight, scale, global, bias with a leading [E]. halves = 2: gate and up lie one after the other along N and are
--- padded each for itself; size = {N, K} of the padded matrix.
+-- padded each for itself; size = {N, K} of the padded matrix. nvfp4: one factor for all experts, as the largest
+-- scale allows.
 function M.prepare_moe(m)
   local why = refuse(m)
   if why then return nil, why, "eunsupported" end
-  local loaded, results, experts = {}, {}, m.weight:size(1)
-  local function expert(t, e)
-    local shape = t:size()
-    table.remove(shape, 1)
-    return t:rows(e, e):reshape(shape)
-  end
-  local parts = {}
-  for e = 1, experts do
-    parts[e] = setmetatable({ weight = expert(m.weight, e), scale = expert(m.scale, e),
-                              global = m.global and expert(m.global, e), bias = m.bias and expert(m.bias, e) },
-                            { __index = m })
-    loaded[e] = load(parts[e])
-  end
-  local factor = common_factor(m, loaded)
-  for e = 1, experts do
-    for name, t in pairs(finish(parts[e], loaded[e], factor)) do
-      local shape = t:size()
-      table.insert(shape, 1, experts)
-      results[name] = results[name] or tensor.new(t:type(), shape)
-      nffi.must(nffi.C.nb_tensor_copy(results[name]:rows(e, e), t))
-    end
-  end
-  return results
+  return finish(m, load(m))
 end
 
 --- padded_moe(hidden, intermediate) -> intermediate size padded for Marlin | nil, msg, code (CTM-NVFP4-16)

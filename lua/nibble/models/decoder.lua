@@ -5,8 +5,10 @@
 -- batch's activations, m × (2 hidden + 2 q + 2 kv) floats, CHUNK × 2 intermediate
 -- floats inside an MLP, and one dequantized weight (weights.lua keeps more of them
 -- while they fit into cache_bytes).
+local act = require "nibble.act"
 local compute = require "nibble.compute"
 local nffi = require "nibble.ffi"
+local moe = require "nibble.moe"
 local rope = require "nibble.models.rope"
 local tensor = require "nibble.tensor"
 local weights = require "nibble.models.weights"
@@ -55,9 +57,9 @@ local function read_config(arch, ck)
   end
   if c.head_dim % 2 ~= 0 then refuse(("head_dim %d is odd; rotary embedding needs pairs"):format(c.head_dim)) end
   if type(c.eps) ~= "number" or c.eps < 0 or c.eps ~= c.eps then refuse("rms_norm_eps must be a number, found " .. tostring(c.eps)) end
-  local act = get "hidden_act"
-  if act ~= "silu" and act ~= "swish" then
-    refuse(("hidden_act %s is not supported; expected silu"):format(tostring(act)), "eunsupported")
+  local gate = get "hidden_act"
+  if gate ~= "silu" and gate ~= "swish" then
+    refuse(("hidden_act %s is not supported; expected silu"):format(tostring(gate)), "eunsupported")
   end
   local part = get "partial_rotary_factor"
   if part ~= nil and part ~= 1 then
@@ -91,9 +93,57 @@ function Forward:buffer(name, rows, columns)
   return t:as("f32", { rows, columns })
 end
 
--- y = x W^T + bias of module `name`, which is [n, k]. y: a tensor, or the name of a buffer,
+-- Whether module `name` is run by a system's method, which does with its input what it does.
+function Forward:by_method(name)
+  local runner = self.model.runner
+  return runner ~= nil and runner:takes(name)
+end
+
+-- y = module `name` of x by its method; y nil: a new tensor.
+function Forward:through(y, x, name)
+  local out, msg, code = self.model.runner:linear(name, x)
+  if not out then fail(("%s: %s"):format(name, msg), code) end
+  return y and compute.copy(y, out) or out
+end
+
+--- f:inputs(x, names [, span]) -> array of tensors, one a name: x as each of the modules sees it, quantized and
+-- dequantized where its scheme has activations. Modules that do the same share one; what they get lives until the next
+-- call. span: so many rows are a tensor, where a dynamic scale is a tensor's (a sequence; default: all rows).
+function Forward:inputs(x, names, span)
+  local out, seen = {}, {}
+  for i, name in ipairs(names) do
+    if self.model.observe then self.model.observe(name, x) end
+    local input = not self:by_method(name) and self.weights:input(name) or nil
+    if not input then out[i] = x
+    elseif seen[input.key] then out[i] = seen[input.key]
+    else
+      local msg, code
+      out[i], msg, code = act.quantize_dequantize(x, input.activations, { scale = input.scale, global = input.global,
+        zero_point = input.zero_point, span = span, out = self:buffer("input" .. i, x:size(1), x:size(2)) })
+      if not out[i] then fail(("%s: %s"):format(name, msg), code) end
+      seen[input.key] = out[i]
+    end
+  end
+  return out
+end
+
+-- Whether one of the modules quantizes a whole tensor at a time: then chunks are whole sequences.
+function Forward:by_tensor(names)
+  for _, name in ipairs(names) do
+    local input = self.weights:input(name)
+    if input and input.activations.strategy == "tensor" and input.activations.dynamic then return true end
+  end
+  return false
+end
+
+-- y = x W^T + bias of module `name`, which is [n, k]; x is the module's own (f:inputs). y: a tensor, or the name of a buffer,
 -- which is made only when the weight has shown that the config's sizes are true.
 function Forward:linear(y, x, name, n, k, bias_required)
+  if self:by_method(name) then
+    local out = self:through(type(y) ~= "string" and y or nil, x, name)
+    if out:size(2) ~= n then fail(("%s has %d outputs, expected %d by config.json"):format(name, out:size(2), n)) end
+    return out
+  end
   local w = self.weights:matrix(name, n, k)
   if type(y) == "string" then y = self:buffer(y, x:size(1), n) end
   compute.gemm(y, x, w, self.weights:bias(name, n, bias_required))
@@ -115,9 +165,11 @@ function Forward:residual() compute.add(self.x, self.h) end
 function Forward:attention(prefix, o)
   local c = self.c
   local q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
-  local q = self:linear("q", self.h, prefix .. ".q_proj", q_size, c.hidden, o.qkv_bias)
-  local k = self:linear("k", self.h, prefix .. ".k_proj", kv_size, c.hidden, o.qkv_bias)
-  local v = self:linear("v", self.h, prefix .. ".v_proj", kv_size, c.hidden, o.qkv_bias)
+  local name = { prefix .. ".q_proj", prefix .. ".k_proj", prefix .. ".v_proj", prefix .. ".o_proj" }
+  local x = self:inputs(self.h, { name[1], name[2], name[3] }, self.length)
+  local q = self:linear("q", x[1], name[1], q_size, c.hidden, o.qkv_bias)
+  local k = self:linear("k", x[2], name[2], kv_size, c.hidden, o.qkv_bias)
+  local v = self:linear("v", x[3], name[3], kv_size, c.hidden, o.qkv_bias)
   if o.qk_norm then
     compute.rmsnorm(q, q, self.weights:vector(prefix .. ".q_norm.weight", c.head_dim), c.eps)
     compute.rmsnorm(k, k, self.weights:vector(prefix .. ".k_norm.weight", c.head_dim), c.eps)
@@ -127,56 +179,82 @@ function Forward:attention(prefix, o)
   compute.rope(k, cosines, sines, c.head_dim, self.length)
   local out = compute.attention(self:buffer("attention", self.m, q_size), q, k, v,
     { heads = c.heads, kv_heads = c.kv_heads, length = self.length, sliding = o.sliding })
-  self:linear(self.h, out, prefix .. ".o_proj", c.hidden, q_size, o.o_bias)
+  self:linear(self.h, self:inputs(out, { name[4] }, self.length)[1], name[4], c.hidden, q_size, o.o_bias)
+end
+
+-- The weights and biases of a gated MLP's modules `names` under prefix: gate, up, down.
+function Forward:gated(prefix, names, intermediate, biased)
+  local W, hidden, mlp = self.weights, self.c.hidden, { name = {}, bias = {}, intermediate = intermediate }
+  for i = 1, 3 do mlp.name[i] = prefix .. "." .. names[i] end
+  for i = 1, 3 do
+    local n, k = intermediate, hidden
+    if i == 3 then n, k = hidden, intermediate end
+    mlp[i] = not self:by_method(mlp.name[i]) and W:matrix(mlp.name[i], n, k)
+  end
+  for i = 1, 3 do mlp.bias[i] = W:bias(mlp.name[i], i == 3 and hidden or intermediate, biased) end
+  return mlp
+end
+
+function Forward:release(mlp)
+  for i = 1, 3 do
+    if mlp[i] then self.weights:done(mlp.name[i], mlp[i]) end
+  end
+end
+
+-- y = matrix i of the MLP times x.
+function Forward:product(y, x, mlp, i)
+  if not mlp[i] then return self:through(y, x, mlp.name[i]) end
+  return compute.gemm(y, x, mlp[i], mlp.bias[i])
+end
+
+-- gate x and up x, in buffers. span: as f:inputs takes it.
+function Forward:gate_up(mlp, x, span)
+  local rows, intermediate = x:size(1), mlp.intermediate
+  local input = self:inputs(x, { mlp.name[1], mlp.name[2] }, span)
+  local g = self:product(self:buffer("gate", rows, intermediate), input[1], mlp, 1)
+  return g, self:product(self:buffer("up", rows, intermediate), input[2], mlp, 2)
+end
+
+-- y = down a.
+function Forward:down(mlp, y, a, span)
+  return self:product(y, self:inputs(a, { mlp.name[3] }, span)[1], mlp, 3)
 end
 
 --- f:mlp(prefix, {"gate_proj", "up_proj", "down_proj"}, intermediate, biased): h = down(silu(gate h)·up h)
+-- In chunks of rows.
 function Forward:mlp(prefix, names, intermediate, biased)
-  self:swiglu(self.h, self.h, prefix, names, intermediate, biased)
-end
-
--- out = the gated MLP of x, in chunks of rows; out may be x.
-function Forward:swiglu(out, x, prefix, names, intermediate, biased)
-  local W, hidden = self.weights, self.c.hidden
-  local name = {}
-  for i = 1, 3 do name[i] = prefix .. "." .. names[i] end
-  local gate = W:matrix(name[1], intermediate, hidden)
-  local up = W:matrix(name[2], intermediate, hidden)
-  local down = W:matrix(name[3], hidden, intermediate)
-  local bias = {}
-  for i = 1, 3 do bias[i] = W:bias(name[i], i == 3 and hidden or intermediate, biased) end
-  local rows = x:size(1)
-  for first = 1, rows, CHUNK do
-    local last = math.min(first + CHUNK - 1, rows)
-    local part = x:rows(first, last)
-    local g = compute.gemm(self:buffer("gate", last - first + 1, intermediate), part, gate, bias[1])
-    local u = compute.gemm(self:buffer("up", last - first + 1, intermediate), part, up, bias[2])
-    compute.gemm(out:rows(first, last), compute.swiglu(g, u), down, bias[3])
+  local mlp, rows, span = self:gated(prefix, names, intermediate, biased), self.h:size(1), self.length
+  local chunk = self:by_tensor(mlp.name) and math.max(1, math.floor(CHUNK / span)) * span or CHUNK
+  for first = 1, rows, chunk do
+    local part = self.h:rows(first, math.min(first + chunk - 1, rows))
+    local g, u = self:gate_up(mlp, part, span)
+    self:down(mlp, part, compute.swiglu(g, u), span)
   end
-  W:done(name[1], gate)
-  W:done(name[2], up)
-  W:done(name[3], down)
+  self:release(mlp)
 end
 
 --- f:experts(prefix, {names=, count=, top=, normalize=, intermediate=}): h = sum of the routed experts of h
--- The router is prefix.gate, the experts prefix.experts.E.NAME. Rows go to their
--- experts in order of expert, so each row's sum has a fixed order.
+-- The router is prefix.gate, the experts prefix.experts.E.NAME; the loop is moe.forward's.
 function Forward:experts(prefix, o)
   local hidden = self.c.hidden
-  local logits = self:linear("router", self.h, prefix .. ".gate", o.count, hidden)
-  local experts, expert_weights = compute.route(logits, o.top, o.normalize)
-  local rows, row_weights, offsets = compute.group(experts, expert_weights, o.count)
-  local sum = compute.zero(self:buffer("experts", self.m, hidden))
-  for e = 0, o.count - 1 do
-    local first, last = offsets:get(e + 1) + 1, offsets:get(e + 2)
-    if last >= first then
-      local ids = rows:rows(first, last)
-      local x = compute.gather(self:buffer("expert", last - first + 1, hidden), self.h, ids)
-      self:swiglu(x, x, ("%s.experts.%d"):format(prefix, e), o.names, o.intermediate)
-      compute.scatter_add(sum, x, ids, row_weights:rows(first, last))
-    end
+  local router = self:inputs(self.h, { prefix .. ".gate" }, self.length)[1]
+  local logits = self:linear("router", router, prefix .. ".gate", o.count, hidden)
+  local shares, ids = moe.route(logits, o)
+  local runner, mlp = self.model.runner, nil
+  if runner and runner:takes_experts(prefix, o, hidden) then
+    local y, msg, code = runner:experts(prefix, o, self.h, logits, shares, ids)
+    if not y then fail(("%s: %s"):format(prefix, msg), code) end
+    compute.copy(self.h, y)
+    return
   end
-  compute.copy(self.h, sum)
+  moe.forward(self.h, {
+    ids = ids, weights = shares, experts = o.count, inplace = true, chunk = CHUNK,
+    buffer = function(name, rows, columns) return self:buffer(name, rows, columns) end,
+    begin = function(e) mlp = self:gated(("%s.experts.%d"):format(prefix, e), o.names, o.intermediate) end,
+    w13 = function(_, x) return self:gate_up(mlp, x) end,
+    w2 = function(_, a) return self:down(mlp, self:buffer("down", a:size(1), hidden), a) end,
+    done = function() self:release(mlp) end,
+  })
 end
 
 -- ---- the model -------------------------------------------------------------------------
@@ -184,7 +262,9 @@ end
 local Model = {}
 Model.__index = Model
 
---- new(arch, ck [, {cache_bytes=}]) -> model | nil, msg, code
+--- new(arch, ck [, {cache_bytes=, activations=, runner=}]) -> model | nil, msg, code
+-- activations: "stored" (default): layers quantize their input as their schemes say; "none": they don't.
+-- runner: runs the layers that it takes by the systems' methods (methods.runner).
 function M.new(arch, ck, options)
   local ok, c = pcall(read_config, arch, ck)
   if not ok then
@@ -193,13 +273,15 @@ function M.new(arch, ck, options)
   end
   local cache = options and options.cache_bytes or CACHE_BYTES
   return setmetatable({ arch = arch, ck = ck, c = c, vocab = c.vocab, max_position = c.max_position,
-    weights = weights.new(ck, cache), pool = {} }, Model)
+    weights = weights.new(ck, cache, options and options.activations), runner = options and options.runner, pool = {} },
+    Model)
 end
 
 -- The numbers of the model that a batch's memory depends on: floats per token.
 function Model:floats_per_token()
   local c = self.c
-  return 2 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + (self.arch.router[1] and 2 * c.hidden or 0)
+  -- x, h and an input as its module sees it; q and the attention's output; k and v; experts' rows and sums.
+  return 3 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + (self.arch.router[1] and 2 * c.hidden or 0)
 end
 
 -- The tables of rotary embedding for sequences of that length.
@@ -227,6 +309,13 @@ local function check_finite(x, where)
   end
 end
 
+-- The module whose weight makes the logits: lm_head, or the embedding where they share one.
+local function output_name(model)
+  local tied = model.c.get "tie_word_embeddings"
+  if tied == nil then tied = not model.weights:has(model.arch.lm_head) end
+  return tied and model.arch.embedding or model.arch.lm_head
+end
+
 local function forward(model, ids, length)
   local c, arch = model.c, model.arch
   local f = setmetatable({ model = model, c = c, weights = model.weights, m = ids:numel(), length = length }, Forward)
@@ -241,19 +330,17 @@ local function forward(model, ids, length)
     check_finite(f.x, "model.layers." .. i)
   end
   f:norm(arch.final_norm)
-  return f.h
+  local head = output_name(model)
+  return head == arch.embedding and f.h or f:inputs(f.h, { head }, length)[1]
 end
 
 --- model:hidden(ids, length) -> f32 [m, hidden] | nil, msg, code
--- The last hidden states, after the final norm, of m/length independent sequences.
+-- The last hidden states, after the final norm (and as lm_head sees them), of m/length independent sequences.
 -- ids: i32 [m]. The tensor is overwritten by the next pass.
 function Model:hidden(ids, length) return guarded(forward, self, ids, length) end
 
 local function output_layer(model)
-  local arch, c = model.arch, model.c
-  local tied = c.get "tie_word_embeddings"
-  if tied == nil then tied = not model.weights:has(arch.lm_head) end
-  model.output = model.output or model.weights:matrix(tied and arch.embedding or arch.lm_head, c.vocab, c.hidden)
+  model.output = model.output or model.weights:matrix(output_name(model), model.c.vocab, model.c.hidden)
   return model.output
 end
 

@@ -5,7 +5,9 @@
 -- cache_bytes, and otherwise freed as soon as their product is done: then one
 -- weight matrix lives at a time.
 local ffi = require "ffi"
+local act = require "nibble.act"
 local compute = require "nibble.compute"
+local nffi = require "nibble.ffi"
 
 local M = {}
 local Weights = {}
@@ -21,9 +23,10 @@ local function got(value, msg, code)
   return value
 end
 
---- new(ck, cache_bytes) -> weights
-function M.new(ck, cache_bytes)
-  return setmetatable({ ck = ck, left = cache_bytes, streamed = ck.bytes and ck.bytes > cache_bytes, kept = {} }, Weights)
+--- new(ck, cache_bytes [, activations]) -> weights; activations "none": no layer's input is quantized.
+function M.new(ck, cache_bytes, activations)
+  return setmetatable({ ck = ck, left = cache_bytes, streamed = ck.bytes and ck.bytes > cache_bytes, kept = {},
+    activations = activations or "stored", inputs = {} }, Weights)
 end
 
 -- A view of a float tensor that C may read: files don't promise alignment.
@@ -95,6 +98,46 @@ function Weights:done(name, t)
   if self.streamed then t:drop() end
   t:free()
 end
+
+local needed = { scale = "input_scale", global = "input_global_scale" }
+
+local function input_of(ck, name)
+  local info = ck:info(name .. ".weight")
+  if not ck.input or (info and float[info.dtype:lower()]) then return false end
+  local input, msg, code = ck:input(name)
+  if input == nil then M.fail(msg, code) elseif not input then return false end
+  local fault = act.fault(input.activations)
+  if fault then M.fail(("%s: %s"):format(name, fault), "eunsupported") end
+  local kind, missing = act.describe(input.activations), act.needs(input.activations)
+  if missing and not input[missing] then
+    M.fail(("%s: its activations are %s, but the tensor %s is missing; to leave activations as they are, evaluate with "
+      .. "activations none"):format(name, kind, needed[missing]))
+  end
+  input.key = table.concat({ kind, tostring(input.scale), tostring(input.zero_point), tostring(input.global) }, " ")
+  return input
+end
+
+--- w:input(name) -> {activations=, scale=, zero_point=, global=, key=} | nil: what module `name` does to its input;
+-- modules with the same key do the same.
+function Weights:input(name)
+  if self.activations == "none" then return nil end
+  if self.inputs[name] == nil then self.inputs[name] = input_of(self.ck, name) end
+  return self.inputs[name] or nil
+end
+
+--- w:input_kinds() -> sorted array of what was done to inputs so far: "fp8 token dynamic", …
+function Weights:input_kinds()
+  local list, seen = {}, {}
+  for _, input in pairs(self.inputs) do
+    local kind = input and act.describe(input.activations)
+    if kind and not seen[kind] then
+      seen[kind], list[#list + 1] = true, kind
+    end
+  end
+  table.sort(list)
+  return list
+end
+nffi.interpreted(Weights.input_kinds)
 
 --- w:has(name) -> whether module `name` has a weight, packed or not.
 function Weights:has(name)

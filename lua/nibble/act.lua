@@ -1,0 +1,129 @@
+-- act: what a quantized layer does to its input before the product, on float32 activations.
+--
+-- A scheme's `activations` (nibble.scheme) is a table in compressed-tensors' vocabulary:
+--   {type="int"|"float", bits=, symmetric=, strategy="token"|"tensor"|"group"|"tensor_group", group=|nil,
+--    dynamic=true|false|"local", scale_dtype=nil|"f8_e4m3"|"e8m0"}
+--   token         one scale a row (dynamic)
+--   tensor        one for all; static (dynamic = false): input_scale, input_zero_point of the checkpoint
+--   group         one for each `group` columns (dynamic); with e8m0 scales (4-bit floats always): MX, powers of two
+--   tensor_group  NVFP4: e4m3 scales of groups, times a global one, the checkpoint's input_global_scale
+local ffi = require "ffi"
+local nffi = require "nibble.ffi"
+local tensor = require "nibble.tensor"
+local C = nffi.C
+
+local M = {}
+
+local scale_dtypes = { f8_e4m3 = C.NB_F8_E4M3, e8m0 = C.NB_F8_E8M0, f8_e8m0 = C.NB_F8_E8M0 }
+local dtypes = { f32 = C.NB_F32, bf16 = C.NB_BF16, f16 = C.NB_F16 }
+
+-- The dtype that dynamic scales are rounded to; where the table doesn't say, 4-bit floats have their own.
+local function scale_dtype(a)
+  if a.scale_dtype and scale_dtypes[a.scale_dtype] then return scale_dtypes[a.scale_dtype] end
+  if a.strategy == "tensor_group" then return C.NB_F8_E4M3 end
+  if a.type == "float" and a.bits == 4 and a.strategy == "group" then return C.NB_F8_E8M0 end
+  return C.NB_F32
+end
+
+local function elements_fault(a)
+  if a.type == "int" then
+    local whole = type(a.bits) == "number" and a.bits == math.floor(a.bits)
+    if not whole or a.bits < 2 or a.bits > 8 then
+      return ("activations: integers of %s bits, expected 2 to 8"):format(tostring(a.bits))
+    end
+    return nil
+  end
+  if a.type ~= "float" then return ('activations: type = "%s", expected int or float'):format(tostring(a.type)) end
+  if a.bits ~= 4 and a.bits ~= 8 then
+    return ("activations: floats of %s bits, expected 4 (f4) or 8 (f8_e4m3)"):format(tostring(a.bits))
+  end
+  if a.symmetric == false then return "activations: float elements have no zero-point; they must be symmetric" end
+end
+
+--- fault(activations) -> nil, or why nothing here computes them, as a sentence.
+-- Static scales need strategy tensor (CTM-FP8-02: static with a scale a token or channel is refused).
+function M.fault(a)
+  if type(a) ~= "table" then return "activations: expected a table, found " .. type(a) end
+  local s = a.strategy
+  local fault = elements_fault(a)
+  if fault then return fault end
+  if s ~= "token" and s ~= "tensor" and s ~= "group" and s ~= "tensor_group" then
+    return ('activations: strategy = "%s", expected token, tensor, group or tensor_group'):format(tostring(s))
+  end
+  local grouped = s == "group" or s == "tensor_group"
+  if grouped and not (type(a.group) == "number" and a.group > 0) then
+    return ('activations: strategy = "%s" needs group > 0, found group = %s'):format(s, tostring(a.group))
+  end
+  if not a.dynamic and s ~= "tensor" then
+    return ('activations: static scales need strategy = "tensor", found "%s"; expected static by tensor or '
+      .. "dynamic by token"):format(s)
+  end
+  if a.dynamic == "local" and s ~= "tensor_group" then
+    return ('activations: dynamic = "local" needs strategy = "tensor_group", found "%s"'):format(s)
+  end
+  if s == "tensor_group" and a.type ~= "float" then
+    return 'activations: strategy = "tensor_group" needs type = "float", found "int"'
+  end
+end
+
+--- needs(activations) -> "scale", "global" or nil: what of the checkpoint they cannot do without:
+-- input_scale (static) or input_global_scale (NVFP4).
+function M.needs(a)
+  if not a.dynamic then return "scale" end
+  return a.dynamic == "local" and "global" or nil
+end
+
+local function number(v, what)
+  if v == nil or type(v) == "number" then return v end
+  if ffi.istype(tensor.type, v) and v:numel() == 1 then return tonumber(v:get(1)) end
+  error(("activations: %s must be a number or a tensor of one, found %s"):format(what,
+    ffi.istype(tensor.type, v) and ("a tensor of %d"):format(v:numel()) or type(v)), 3)
+end
+
+local function option_struct(a, o)
+  local needs = M.needs(a)
+  local scale, global = number(o.scale, "scale"), number(o.global, "global")
+  if needs == "scale" and not scale then error("activations: static, so a scale is needed", 3) end
+  if needs == "global" and not global then error('activations: dynamic = "local" needs a global scale', 3) end
+  if o.dtype and not dtypes[o.dtype] then
+    error(("activations: dtype = %s, expected f32, bf16 or f16"):format(tostring(o.dtype)), 3)
+  end
+  return ffi.new("nb_act_options", {
+    is_float = a.type == "float" and 1 or 0, bits = a.bits, symmetric = a.symmetric ~= false and 1 or 0,
+    dynamic = a.dynamic and 1 or 0, scale_dtype = scale_dtype(a), dtype = dtypes[o.dtype or "f32"],
+    group = a.group and a.strategy ~= "token" and a.strategy ~= "tensor" and a.group or a.strategy == "token" and -1 or 0,
+    span = o.span or 0, scale = scale or 1, zero_point = number(o.zero_point, "zero_point") or 0, global = global or 1,
+  })
+end
+
+--- quantize_dequantize(x, activations [, {scale=, global=, zero_point=, dtype=, span=, out=}]) -> x' | nil, msg, code
+-- x: f32 [m,k]; x': f32 [m,k], new or `out`, which may be x. What compressed-tensors' fake quantization gives, bit
+-- for bit in float32. scale, zero_point: the static ones; global: NVFP4's input_global_scale; numbers or tensors of
+-- one element. dtype: x is rounded to "bf16" or "f16" first. span: with strategy tensor and dynamic scales, so
+-- many rows make a tensor (default: all). Activations that nothing here computes, missing scales and columns that
+-- the groups don't divide are errors; a scale that is 0, negative or not finite is nil, msg, "eformat".
+function M.quantize_dequantize(x, activations, o)
+  o = o or {}
+  local fault = M.fault(activations)
+  if fault then error(fault, 2) end
+  local options = option_struct(activations, o)
+  local out = o.out or tensor.new("f32", x:size())
+  local rc, msg, code = nffi.check(C.nb_act_fake_quant(out, x, options), true)
+  if not rc then return nil, msg, code end
+  return out
+end
+
+--- describe(activations) -> "fp8 token dynamic", "int8 tensor static asym", "nvfp4", "mxfp4", …
+function M.describe(a)
+  if a == nil then return "none" end
+  local scales = scale_dtype(a)
+  if scales == C.NB_F8_E4M3 then return "nvfp4" end
+  if scales == C.NB_F8_E8M0 then return a.bits == 4 and "mxfp4" or "mxfp8" end
+  local words = { (a.type == "float" and "fp%d" or "int%d"):format(a.bits), a.strategy }
+  if a.strategy == "group" then words[2] = ("group %d"):format(a.group) end
+  words[3] = a.dynamic and "dynamic" or "static"
+  if a.symmetric == false then words[4] = "asym" end
+  return table.concat(words, " ")
+end
+
+return M

@@ -1,0 +1,37 @@
+-- Consumer inc-cuda: AutoRound/INC weights on NVIDIA (INC-18, INC-19): GPTQ packing by Marlin or not at all, AWQ
+-- packing by Marlin or plain AWQ, other widths by Humming.
+local marlin = { { "platform", "cuda" }, { "capability", min = 75 }, { "group", -1, 32, 64, 128 }, { "group_in_rank" } }
+
+return {
+  name = "inc-cuda",
+  about = "AutoRound/INC on CUDA: Marlin for 4 and 8 bits, Humming for 2, 3, 5, 6 and 7",
+  packages = { humming = true },
+  tables = {
+    {
+      name = "INC linear, other widths", kind = "linear", requirement = "INC-18", details = true,
+      when = { { "kind_of_weight", "int" }, { "bits", 2, 3, 5, 6, 7 } },
+      rows = {
+        { name = "humming", class = "HummingLinearKernel", checks = {
+          { "platform", "cuda" }, { "capability", min = 75 }, { "package", "humming" }, { "no_actorder" } } },
+      },
+    },
+    {
+      name = "INC linear, AWQ", kind = "linear", requirement = "INC-19", details = true,
+      when = { { "kind_of_weight", "int" }, { "only_layout", "awq", "auto_round:auto_awq",
+        advice = "the packing is not AWQ's" } },
+      rows = {
+        { name = "marlin", class = "MarlinLinearKernel", checks = { marlin,
+          { "type_by_zero_points", with = { "uint4" }, without = {} } } },
+        { name = "awq", class = "AWQLinearMethod", checks = { { "platform", "cuda" }, { "capability", min = 75 },
+          { "bits", 4 } } },
+      },
+    },
+    {
+      name = "INC linear, GPTQ", kind = "linear", requirement = "INC-19", details = true,
+      when = { { "kind_of_weight", "int" } },
+      rows = {
+        { name = "marlin", class = "MarlinLinearKernel", checks = { { "bits_symmetric", 4, 8 }, marlin } },
+      },
+    },
+  },
+}

@@ -1,0 +1,140 @@
+-- formats.floats: what the formats of float codes share: moving 8-bit codes and scales of any strategy in row
+-- tiles, numbers that belong to a whole tensor, and checking what was read.
+local nffi = require "nibble.ffi"
+local scheme = require "nibble.scheme"
+local tensor = require "nibble.tensor"
+local text = require "nibble.text"
+local common = require "nibble.formats.common"
+local C, must = nffi.C, nffi.must
+local fail = common.fail
+
+local M = {}
+
+--- row_step(rec) -> tiles begin at row 1 + a multiple of this: blocks are not cut.
+function M.row_step(rec) return (scheme.block(rec.scheme, rec.n, rec.k)) end
+
+--- same_rows(a, b) -> a, b: a layout's `rows` of tensors with a row for each of the weight's.
+function M.same_rows(a, b) return a, b end
+
+--- scale_rows(scheme) -> a layout's `rows` of the scales: nil where one serves all.
+function M.scale_rows(s)
+  if s.strategy == "tensor" then return nil end
+  local height = scheme.block(s, 1, 1)
+  return function(a, b) return (a - 1) / height + 1, math.ceil(b / height) end
+end
+
+--- scale_shapes(scheme, n, k) -> the shapes that the scales of a weight may have, the one to write first.
+function M.scale_shapes(s, n, k)
+  if s.strategy == "tensor" then return { { 1 }, {}, { 1, 1 } } end
+  if s.strategy == "channel" then return { { n, 1 }, { n } } end
+  return { { scheme.scale_rows(s, n), scheme.groups(s, k) } }
+end
+
+--- as_e8m0(t) -> t, whose bytes a file may call u8, as exponents.
+function M.as_e8m0(t) return t:type() == "u8" and t:as("f8_e8m0", t:size()) or t end
+
+--- number(rec, src, suffix) -> f32 [1] | nil (there is none) | nil, msg, code
+-- A number that belongs to a whole tensor: finite and above 0.
+function M.number(rec, src, suffix)
+  local t = src[suffix]
+  if not t then return nil end
+  if t:numel() ~= 1 then
+    return fail("eformat", "%s: %s is %s, expected one number", rec.name, suffix, text.shape(t:size()))
+  end
+  local v = tonumber(t:get(1))
+  if not (v > 0 and v < math.huge) then
+    return fail("eformat", "%s: %s is %s, expected a finite number above 0", rec.name, suffix, tostring(v))
+  end
+  return tensor.new("f32", { 1 }, { v })
+end
+
+--- input_numbers(rec, src, names) -> {scale=, global=, …} | nil, msg, code: a format's input(); names: field -> suffix.
+function M.input_numbers(rec, src, names)
+  local out = {}
+  for _, field in ipairs { "scale", "global", "zero_point" } do
+    if names[field] then
+      local t, msg, code = M.number(rec, src, names[field])
+      if msg then return nil, msg, code end
+      out[field] = t and t:get(1) or nil
+    end
+  end
+  return out
+end
+
+--- read_scales(scales, rec, a, b, q): rows a..b of a weight's scales into the tile.
+function M.read_scales(scales, rec, a, b, q)
+  if rec.scheme.strategy == "tensor" then
+    local one = scales:reshape { 1, 1 }
+    for r = 1, q.n do must(C.nb_tensor_copy(q.scales:rows(r, r), one)) end
+    return
+  end
+  local first, last = M.scale_rows(rec.scheme)(a, b)
+  local whole = scales:reshape { scheme.scale_rows(rec.scheme, rec.n), q.groups }
+  must(C.nb_tensor_copy(q.scales, whole:rows(first, last)))
+end
+
+local plain = { f16 = true, bf16 = true, f32 = true }
+
+-- Scales into a tensor of the file, whose dtype may be another one: every value must survive.
+local function put(dst, scales, row0, what)
+  if dst.dtype == scales.dtype then
+    must(C.nb_tensor_copy(dst, scales))
+    return true
+  end
+  if not plain[dst:type()] or not plain[scales:type()] then
+    return fail("einexact", "%s are %s and cannot be stored as %s", what, scales:type(), dst:type())
+  end
+  local rc, msg, code = nffi.check(C.nb_scales_cast(dst, scales, row0, what))
+  if not rc then return nil, msg, code end
+  return true
+end
+
+-- One scale for the whole weight: every row of the tile must have it.
+local function write_single(dst, rec, a, q, what)
+  if a == 1 then
+    local ok, msg, code = put(dst:reshape { 1, 1 }, q.scales:rows(1, 1), 0, what)
+    if not ok then return nil, msg, code end
+  end
+  local first = q.scales:rows(1, 1)
+  for r = 2, q.n do
+    if not q.scales:rows(r, r):equal(first) then
+      return fail("einval", '%s: strategy = "tensor", but row %d has another scale than row %d', rec.name, a + r - 2, a - 1)
+    end
+  end
+  return true
+end
+
+--- write_scales(dst, rec, a, b, q, base) -> true | nil, msg, code
+-- Rows a..b from the tile into dst, which begins at weight row `base`.
+function M.write_scales(dst, rec, a, b, q, base)
+  local what = rec.name .. ": scales"
+  if rec.scheme.strategy == "tensor" then return write_single(dst, rec, a, q, what) end
+  local rows = M.scale_rows(rec.scheme)
+  local first, last = rows(a, b)
+  local offset = rows(base, base) - 1
+  local flat = dst.ndim == 1 and dst:reshape { dst:size(1), 1 } or dst
+  return put(flat:rows(first - offset, last - offset), q.scales, q.row0 - 1, what)
+end
+
+--- read_codes(weight, q, a, b): rows a..b of codes stored one a byte.
+function M.read_codes(weight, q, a, b)
+  if q.codes then must(C.nb_tensor_copy(q.codes, weight:rows(a, b))) end
+end
+
+--- write_codes(dst, q, a, b, base): the same into a tensor that begins at weight row `base`.
+function M.write_codes(dst, q, a, b, base)
+  if q.codes then must(C.nb_tensor_copy(dst:rows(a - base + 1, b - base + 1), q.codes)) end
+end
+
+--- finish(rec, src, a, b, q) -> true | nil, msg, code: the end of a read: bias, and a look at codes and scales.
+function M.finish(rec, src, a, b, q)
+  q.row0 = a
+  q.bias = src.bias and src.bias:rows(a, b) or nil
+  if not q.codes then return true end
+  local height, width = scheme.block(rec.scheme, q.n, q.k)
+  local rc, msg, code = nffi.check(C.nb_float_check(q.scales, q.codes, height, width, a - 1, rec.name))
+  if not rc then return nil, msg, code end
+  return true
+end
+
+return M

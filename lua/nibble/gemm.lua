@@ -1,0 +1,184 @@
+-- gemm: products with weights in a kernel's own form. Marlin's: words, permuted
+-- scales and zero-points are read as the GPU kernel reads them, strip by strip, and
+-- multiplied in float32 (SYSTEMS MRL-45, MRL-51, MRL-52).
+local ffi = require "ffi"
+local nffi = require "nibble.ffi"
+local tensor = require "nibble.tensor"
+local layout = require "nibble.layout"
+local compute = require "nibble.compute"
+local scalars = require "nibble.marlin"
+local C = nffi.C
+
+local M = {}
+
+local zero_point_types = { uint4 = true, uint8 = true }
+local kinds = { uint4 = C.NB_MARLIN_INT, uint8 = C.NB_MARLIN_INT, uint4b8 = C.NB_MARLIN_INT, uint8b128 = C.NB_MARLIN_INT,
+                float8_e4m3fn = C.NB_MARLIN_E4M3, float4_e2m1f = C.NB_MARLIN_E2M1 }
+-- What the exponents folded into FP8 and NVFP4 scales take out again, by activation dtype. (MRL-48)
+local fp8_exponent, fp4_exponent = { f16 = 8, bf16 = 120 }, { f16 = 14, bf16 = 126 }
+
+local function refuse(text, ...) error("marlin gemm: " .. text:format(...), 4) end
+
+local function number(x)
+  if ffi.istype(tensor.type, x) then return x:get(1) end
+  return x
+end
+
+local function exponent(m, table, what)
+  return table[m.dtype] or refuse("%s weights need dtype f16 or bf16, found %s", what, tostring(m.dtype))
+end
+
+local function describe(m)
+  local kind, type = kinds[m.type], scalars.types[m.type]
+  if not kind then
+    refuse("weights are uint4, uint8, uint4b8, uint8b128, float8_e4m3fn or float4_e2m1f, found %s", tostring(m.type))
+  end
+  if m.zeros and not zero_point_types[m.type] then
+    refuse("zero-points go with uint4 and uint8 weights, found them with %s", m.type)
+  elseif not m.zeros and zero_point_types[m.type] then
+    refuse("%s weights need zero-points, found none", m.type)
+  end
+  if (m.stride or m.k) % 8 ~= 0 then
+    refuse("the activations' row stride %d is not a multiple of 8", m.stride or m.k)
+  end
+  local a8 = m.activations and m.activations ~= "none"
+  local ok, msg = scalars.check_pair(m.type, m.activations, m.moe)
+  local mx = m.scales:type() == "u8" or m.scales:type() == "f8_e8m0"
+  if not ok and not (mx and m.type == "float4_e2m1f" and m.activations == "fp8") then refuse("%s", msg) end
+  local scale, factor, global = C.NB_MARLIN_FLOAT, 1, number(m.global) or 1
+  if mx then
+    scale = C.NB_MARLIN_E8M0
+    if a8 then factor = 2 ^ -6 end
+  elseif m.type == "float8_e4m3fn" then
+    factor = 2 ^ -exponent(m, fp8_exponent, "FP8")
+  elseif m.type == "float4_e2m1f" then
+    scale, factor = C.NB_MARLIN_S0E5M3, 1
+    global = global * 2 ^ -exponent(m, fp4_exponent, "NVFP4")
+  elseif m.activations == "fp8" then
+    kind, factor = C.NB_MARLIN_FOLDED, 2 ^ -9
+  elseif m.activations == "int8" and m.global then
+    scale, global = C.NB_MARLIN_INT16, 1 -- the token's scale has it
+  end
+  return { bits = type.bits, a8 = a8 and 1 or 0, code = kind, scale = scale, scale_factor = factor, global = global,
+           k_full = m.k_full == false and 0 or 1 }
+end
+
+-- Holds addresses of m's tensors: nothing may be allocated between this and the call of C.
+local function struct(m, d)
+  local w = ffi.new("nb_marlin_weight")
+  w.k, w.n, w.scale_factor, w.global, w.bits, w.a8 = m.k, m.n, d.scale_factor, d.global, d.bits, d.a8
+  w.code, w.scale, w.k_full = d.code, d.scale, d.k_full
+  w.words, w.scales = m.words, m.scales
+  if m.zeros then w.zeros = m.zeros end
+  if m.perm then w.perm = m.perm end
+  if m.sorted_g_idx then w.g_idx = m.sorted_g_idx end
+  if m.bias then w.bias = m.bias end
+  return w
+end
+
+-- The activations as the kernel takes them, one byte each: their values and a scale a token.
+local function quantized(x, m)
+  if not m.activations or m.activations == "none" then return x end
+  local global = m.activations == "int8" and number(m.global) or nil
+  local q, scales = layout.marlin.quantize_activations(x, m.activations, { global = global })
+  return q:cast "f32", scales
+end
+
+--- marlin(x, m) -> y f32 [rows, n] = x times the weight m, plus its bias (MRL-51)
+-- x: [rows,k] f32, f16 or bf16; fewer columns count as zeros. m, one matrix after its processing (methods.marlin's):
+--   type   "uint4" | "uint8" (with zeros), "uint4b8" | "uint8b128", "float8_e4m3fn", "float4_e2m1f"
+--   words  i32 [k/16, n*bits/2]; scales [G,n], permuted: f16, bf16 or f32; of MX weights E8M0 bytes, of NVFP4 its bytes
+--   zeros  i32 [G, n/pf]; bias [n], permuted; perm, sorted_g_idx i32 [k] (activation order, both; [0] means none)
+--   k, n   of the words; outputs: how many of the n columns y has (default n: MRL-08 pads)
+--   global number or f32 tensor: of int8 scales (MRL-40) or NVFP4 (MRL-48)
+--   activations nil | "int8" | "fp8": x is quantized, a scale a token (MRL-45); words in the 8-bit tile layout
+--   dtype  "f16" | "bf16" of the activations, for FP8 and NVFP4 weights; k_full = false: K is cut (row-parallel)
+--   moe    true for an expert's: uint4 weights take 8-bit activations there only (MRL-47)
+--   stride elements from one row of x to the next, where the kernel's differs from k
+-- A wrong form is an error that names the values. Memory: 3 MiB a thread, and x once more in float32.
+function M.marlin(x, m)
+  local d = describe(m)
+  local values, row_scale = quantized(x, m)
+  local y = tensor.new("f32", { x:size(1), m.outputs or m.n })
+  nffi.must(C.nb_marlin_gemm(y, values, struct(m, d), row_scale))
+  return y
+end
+
+-- Expert e (0-based) of a stack [E, ...], or what isn't one.
+local function slice(t, e)
+  if not ffi.istype(tensor.type, t) then return t end
+  local shape = t:size()
+  local experts = table.remove(shape, 1)
+  if e < 0 or e >= experts then refuse("expert %d is outside 0..%d", e, experts - 1) end
+  if #shape == 0 then return t:get(e + 1) end
+  return t:rows(e + 1, e + 1):reshape(shape)
+end
+
+--- marlin_expert(m, e) -> the description of expert e (0-based), views into the stacks [E, ...] of m
+-- global: one number for all experts, or a tensor [E].
+function M.marlin_expert(m, e)
+  local out = setmetatable({ moe = true }, { __index = m })
+  for _, name in ipairs { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" } do
+    if m[name] then out[name] = slice(m[name], e) end
+  end
+  if ffi.istype(tensor.type, m.global) and m.global:numel() > 1 then out.global = m.global:get(e + 1) end
+  return out
+end
+
+-- Columns of y that one block of rows of the weight gives: how much of it is in float32 at a time.
+local BLOCK = 512
+
+-- Scales [r,G] and zero-points u8 [r,G] of rows a..b of a packed weight.
+local function scales_of(w, a, b)
+  local scales, zeros = w.scales_nk and w.scales_nk:rows(a, b), w.zeros_nk and w.zeros_nk:rows(a, b)
+  if not scales then
+    scales = tensor.new(w.scales:type(), { b - a + 1, w.scales:size(1) })
+    nffi.must(C.nb_transpose_get(scales, w.scales, a - 1))
+  end
+  if w.zeros then
+    zeros = tensor.new("u8", { b - a + 1, scales:size(2) })
+    layout.awq.unpack_zeros(w.zeros, w.bits, zeros, a)
+  end
+  return scales, zeros or nil
+end
+
+--- packed(x, w) -> y f32 [rows, n] = x · Ŵ + bias of a weight in a checkpoint's own packing
+-- Ŵ[n,k] = (code - zero) * scale. w: n, k, bits; read(codes, row): fills u8 [r,k] with the codes of rows row.. (1-based);
+-- scales [G,n] or scales_nk [n,G]; zeros: AWQ words [G, n/pf], or zeros_nk u8 [n,G], or nil: 2^(bits-1) everywhere;
+-- g_idx i32 [k] or nil; bias [n] or nil.
+-- 512 rows of the weight are dequantized at a time.
+function M.packed(x, w)
+  local y = tensor.new("f32", { x:size(1), w.n })
+  local values, bias = x:cast "f32", w.bias and w.bias:cast "f32" or nil
+  for row = 1, w.n, BLOCK do
+    nffi.stop_check()
+    local last = math.min(row + BLOCK - 1, w.n)
+    local rows = last - row + 1
+    local codes = tensor.new("u8", { rows, w.k })
+    w.read(codes, row)
+    local scales, zeros = scales_of(w, row, last)
+    local block, part = tensor.new("f32", { rows, w.k }), tensor.new("f32", { x:size(1), rows })
+    nffi.must(C.nb_dequantize(block, codes, scales, zeros, w.g_idx, w.bits))
+    compute.gemm(part, values, block, bias and bias:rows(row, last) or nil)
+    nffi.must(C.nb_tensor_copy_block(y, part, 1, row - 1, 0, rows))
+  end
+  return y
+end
+
+local hinted
+
+--- reduction{atomic=, device="cuda", n=, k=, dtype=, capability=} -> "atomic" | "fp32", hint | nil
+-- How partial sums of one output meet: atomic adds only when asked for, on CUDA, n < 2048, k >= 2048 and not bf16
+-- below SM 90; otherwise in FP32. hint: a sentence, once a process, where atomic adds would apply but weren't
+-- asked for. (MRL-52)
+function M.reduction(o)
+  local fits = (o.device or "cuda") == "cuda" and o.n < 2048 and o.k >= 2048
+    and not (o.dtype == "bf16" and (o.capability or 0) < 90)
+  if fits and o.atomic then return "atomic" end
+  if not fits or hinted then return "fp32" end
+  hinted = true
+  return "fp32", ("atomic adds would suit N = %d < 2048 and K = %d >= 2048; set atomic = true to use them"):format(o.n,
+    o.k)
+end
+
+return M

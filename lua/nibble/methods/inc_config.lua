@@ -1,0 +1,304 @@
+-- methods.inc_config: AutoRound's checkpoints as INC sees them: the config and its checks, what holds for a layer,
+-- and which method the platform gives it (SYSTEMS INC-01 to INC-06, INC-18 to INC-20).
+local marlin = require "nibble.marlin"
+local match = require "nibble.match"
+local overrides = require "nibble.formats.overrides"
+local common = require "nibble.methods.config"
+
+local M = {
+  name = "inc", files = { "quantization_config.json" }, activations = { "f16", "bf16" }, min_capability = 0,
+  says = { ["auto-round"] = true, ["intel/auto-round"] = true, inc = true },
+  packings = { "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round:fp8", "auto_round:llm_compressor" },
+  backends = { "auto", "gptq", "gptq:marlin", "awq", "awq:marlin", "marlin" },
+  -- The XPU's explicit kernels; what a user may name there besides the ones above.
+  kernels = { "ark", "w4a16", "w4a8" },
+}
+
+local function contains(list, x)
+  for _, v in ipairs(list) do if v == x then return true end end
+  return false
+end
+
+-- ---- the config (INC-03, INC-04) -------------------------------------------------------
+
+local config_mt = { __index = {} }
+
+function config_mt.__tostring(c)
+  return common.printable("INCConfig", {
+    { "weight_bits", c.bits }, { "group_size", c.group }, { "sym", c.sym }, { "packing_format", c.packing },
+    { "data_type", c.data_type }, { "block_name_to_quantize", c.blocks }, { "backend", c.backend },
+  })
+end
+
+-- "a, b" or a list -> array; nil stays nil
+local function blocks_of(value, where)
+  if value == nil then return nil end
+  if type(value) == "table" then return common.names({ list = value }, where, "list") end
+  local out = {}
+  for name in tostring(value):gmatch "[^,]+" do
+    local trimmed = name:match "^%s*(.-)%s*$"
+    if trimmed ~= "" then out[#out + 1] = trimmed end
+  end
+  return out
+end
+
+local function check(c, where)
+  local function refuse(key, value, allowed)
+    return nil, ("%s: %s = %s; expected %s"):format(where, key, tostring(value), allowed), "eunsupported"
+  end
+  if type(c.bits) ~= "number" or c.bits < 2 or c.bits > 8 or c.bits % 1 ~= 0 then
+    return refuse("bits", c.bits, "2, 3, 4, 5, 6, 7 or 8")
+  end
+  if c.data_type ~= "int" and c.data_type ~= "fp" and not c.data_type:match "^mx_fp" then
+    return refuse("data_type", c.data_type, "int, mx_fp… or fp")
+  end
+  if not contains(M.packings, c.packing) then
+    return refuse("packing_format", c.packing, table.concat(M.packings, ", "))
+  end
+  if not contains(M.backends, c.backend) and not contains(M.kernels, c.backend) then
+    return refuse("backend", c.backend, table.concat(M.backends, ", "))
+  end
+  if c.data_type == "int" and type(c.group) ~= "number" then
+    return refuse("group_size", type(c.group) == "table" and "[" .. table.concat(c.group, ", ") .. "]" or c.group,
+      "one number, because data_type = int")
+  end
+  if c.data_type == "int" and not (c.packing:find("gptq", 1, true) or c.packing:find("awq", 1, true)) then
+    return refuse("packing_format", c.packing, "auto_round:auto_gptq or auto_round:auto_awq, because data_type = int")
+  end
+  return true
+end
+
+--- inc_config.new(config [, {where =}]) -> config | nil, msg, code
+-- Required: bits, group_size. Defaults: sym true, packing_format auto_round:auto_gptq, data_type int,
+-- block_name_to_quantize (or to_quant_block_names) none, extra_config none, backend (or vllm_backend) auto.
+-- -> {bits, group, sym, packing, data_type, blocks | nil, rules, ignored, backend, full}. (INC-03, INC-04)
+function M.new(config, options)
+  local where = options and options.where or "the AutoRound config"
+  local c = setmetatable({ full = config, where = where, ignored = {} }, config_mt)
+  local msg, code
+  c.bits, msg, code = common.required(config, where, "number", "bits")
+  if not c.bits then return nil, msg, code end
+  c.group = common.present(config, "group_size")
+  if c.group == nil then return nil, ("%s: none of the keys group_size is there"):format(where), "eformat" end
+  c.sym, msg, code = common.optional(config, where, "boolean", true, "sym")
+  if c.sym == nil then return nil, msg, code end
+  for _, part in ipairs { { "packing", "auto_round:auto_gptq", "packing_format" }, { "data_type", "int", "data_type" },
+    { "backend", "auto", "backend", "vllm_backend" } } do
+    c[part[1]], msg, code = common.optional(config, where, "string", part[2], part[3], part[4])
+    if not c[part[1]] then return nil, msg, code end
+  end
+  c.blocks, msg, code = blocks_of(common.present(config, "block_name_to_quantize", "to_quant_block_names"), where)
+  if msg then return nil, msg, code end
+  c.rules, msg, code = overrides.rules({ extra_config = common.present(config, "extra_config") }, where, c.ignored)
+  if not c.rules then return nil, msg, code end
+  local ok
+  ok, msg, code = check(c, where)
+  if not ok then return nil, msg, code end
+  return c
+end
+
+--- inc_config.override(config) -> "inc", sentence | nil: a checkpoint that says auto-round. (INC-03)
+function M.override(config)
+  local said = common.present(config, "quant_method")
+  if type(said) ~= "string" or not M.says[said:lower()] or said:lower() == "inc" then return nil end
+  return M.name, ("the checkpoint says %s: inc is used"):format(said)
+end
+
+-- ---- what holds for a layer (INC-01, INC-02, INC-05, INC-06) ---------------------------
+
+-- {bits, group, sym} of a rule's fields over the defaults; not quantized: 16 bits.
+local function resolved(c, rule, quantized)
+  local f = rule and rule.fields or {}
+  local function pick(key, own) if f[key] ~= nil then return f[key] end return own end
+  return { bits = pick("bits", quantized and c.bits or 16), group = pick("group_size", quantized and c.group or -1),
+    sym = pick("sym", not quantized or c.sym), rule = rule }
+end
+
+local function same(a, b) return a.bits == b.bits and a.group == b.group and a.sym == b.sym end
+
+local function shown(r)
+  if r.bits >= 16 then return "not quantized" end
+  return ("%d bits g%s %s"):format(r.bits, tostring(r.group), r.sym and "sym" or "asym")
+end
+
+-- What the named sub-layers agree on | nil, msg, code
+local function agreed(layer, kind, names, of)
+  local first = of(names[1])
+  for i = 2, #names do
+    local other = of(names[i])
+    if not same(first, other) then
+      return nil, ("%s: the %s's sub-layers must share one config, but %s is %s and %s is %s"):format(layer, kind,
+        names[1], shown(first), names[i], shown(other)), "eformat"
+    end
+  end
+  return first
+end
+
+-- The keys of extra_config that are sub-layers of a mixture of experts.
+local function below(c, name)
+  local out = {}
+  for _, rule in ipairs(c.rules) do
+    if rule.how == "exact" and rule.key:sub(1, #name) == name then out[#out + 1] = rule.key end
+  end
+  return out
+end
+
+--- config:resolve(name, kind [, fused]) -> {bits, group, sym, quantized, is_awq, is_gptq, pack_factor, how, rule} |
+-- nil, msg, code. kind: "linear" | "lm_head" | "moe". The order: the exact key of extra_config; a key that is a
+-- dotted suffix; the default by kind (an LM head isn't quantized, unless blocks are named: then what begins with one is); a
+-- mixture's sub-entries; a fused layer's shards, if one of them is configured; regex keys; the global values.
+-- pack_factor is 32 // bits. (INC-01, INC-02, INC-05, INC-06)
+function config_mt.__index.resolve(c, name, kind, fused)
+  local function finish(r, how)
+    r.how, r.quantized = how, r.bits < 16
+    r.is_awq = (c.packing .. c.backend):find("awq", 1, true) ~= nil
+    r.is_gptq = (c.packing .. c.backend):find("gptq", 1, true) ~= nil
+    r.pack_factor = math.floor(32 / r.bits)
+    return r
+  end
+  local quantized = kind ~= "lm_head"
+  if c.blocks then
+    quantized = false
+    for _, block in ipairs(c.blocks) do quantized = quantized or name:sub(1, #block) == block end
+  end
+  for _, how in ipairs { "exact", "suffix" } do
+    local rule = overrides.find(c.rules, name, how)
+    if rule then return finish(resolved(c, rule, true), ("extra_config %q (%s)"):format(rule.key, how)) end
+  end
+  local function of(n) return resolved(c, overrides.find(c.rules, n), quantized) end
+  local names = kind == "moe" and below(c, name) or {}
+  local shards = kind ~= "moe" and match.shards(name, fused) or {}
+  local configured
+  for _, shard in ipairs(shards) do configured = configured or overrides.find(c.rules, shard) end
+  if #names > 0 or configured then
+    local moe = #names > 0
+    local r, msg, code = agreed(name, moe and "mixture of experts" or "fused layer", moe and names or shards, of)
+    if not r then return nil, msg, code end
+    return finish(r, ("extra_config's entries for its %s agree"):format(moe and "experts" or "shards"))
+  end
+  local rule = overrides.find(c.rules, name, "regex")
+  if rule then return finish(resolved(c, rule, quantized), ("extra_config %q (regex)"):format(rule.key)) end
+  if quantized then return finish(resolved(c, nil, true), "the config's global values") end
+  return finish(resolved(c, nil, false), c.blocks and "no entry of block_name_to_quantize begins its name"
+    or "the LM head stays as it is")
+end
+
+-- ---- which method (INC-18 to INC-20) ------------------------------------------------------
+
+-- Every refusal names layer, backend, bits, symmetry and group. (INC-20)
+local function refuse(layer, r, backend, requirement, why)
+  return { action = "refuse", requirement = requirement, reason = ("%s (backend %s, %d bits, %s, group %s): %s"):format(
+    layer.name, backend, r.bits, r.sym and "symmetric" or "asymmetric", tostring(r.group), why) }
+end
+
+local function method(name, requirement, fmt, ...)
+  return { action = "method", method = name, requirement = requirement, reason = fmt:format(...) }
+end
+
+local function unavailable(ark) return ark.error or "it was not probed" end
+
+local routes = {}
+
+function routes.xpu(_, layer, r, backend, o)
+  if (r.bits ~= 2 and r.bits ~= 4) or not r.sym then
+    return refuse(layer, r, backend, "INC-18", "the XPU takes 2 or 4 bits, symmetric")
+  end
+  local ark = o.ark or {}
+  if backend == "w4a16" or backend == "w4a8" then
+    if r.bits ~= 4 then return refuse(layer, r, backend, "INC-18", backend .. " takes 4 bits only") end
+    if backend == "w4a16" then return method("inc_xpu", "INC-18", "the backend w4a16 was asked for") end
+    if r.group <= 0 or r.group % 32 ~= 0 then
+      return refuse(layer, r, backend, "INC-18", "w4a8 needs a group size above 0 that 32 divides")
+    end
+    if (layer.k or 0) % 8 ~= 0 or (layer.n or 0) % 8 ~= 0 then
+      return refuse(layer, r, backend, "INC-18",
+        ("w4a8 needs sizes that 8 divides, found %s×%s"):format(layer.n, layer.k))
+    end
+    return method("inc_xpu_w4a8", "INC-18", "the backend w4a8 was asked for; under 512 tokens it computes as w4a16")
+  end
+  if ark.available then return method("inc_ark", "INC-18", "ARK is there") end
+  if backend == "ark" then
+    return refuse(layer, r, backend, "INC-18", "ARK was asked for and is not there: " .. unavailable(ark))
+  end
+  if r.bits == 2 then return refuse(layer, r, backend, "INC-18", "2 bits need ARK: " .. unavailable(ark)) end
+  return method("inc_xpu", "INC-18", "4 bits, symmetric; ARK is not there (%s)", unavailable(ark))
+end
+
+function routes.cpu(_, layer, r, backend, o)
+  if r.is_gptq and r.bits == 4 and r.sym then
+    local ark = o.ark or {}
+    if ark.available then return method("inc_ark", "INC-18", "GPTQ packing, 4 bits, symmetric: ARK is there") end
+    if backend == "ark" then
+      return refuse(layer, r, backend, "INC-18", "ARK was asked for and is not there: " .. unavailable(ark))
+    end
+    return method("wna16", "INC-18", "GPTQ packing, 4 bits, symmetric; ARK is not there, so a generic kernel")
+  end
+  return refuse(layer, r, backend, "INC-18", "the CPU takes GPTQ packing, 4 bits, symmetric")
+end
+
+function routes.cuda(_, layer, r, backend, o)
+  if r.bits ~= 4 and r.bits ~= 8 then
+    if not r.sym then return refuse(layer, r, backend, "INC-19", "only 4 and 8 bits, symmetric, are supported") end
+    return method("wna16", "INC-18", "%d bits: Marlin takes 4 and 8, so another kernel", r.bits)
+  end
+  local awq = r.is_awq and not r.is_gptq
+  if not awq and not r.sym then
+    return refuse(layer, r, backend, "INC-19", "with GPTQ packing only 4 and 8 bits, symmetric, are supported")
+  end
+  local kind = awq and (r.bits == 4 and "uint4" or "uint8") or (r.bits == 4 and "uint4b8" or "uint8b128")
+  local ok, reason = marlin.supported(kind, r.group, awq, o.capability or 90, o.platform)
+  if ok and layer.kind == "moe" then
+    ok, reason = marlin.supports_moe(layer.hidden, layer.intermediate, r.group, { platform = o.platform, pad = true })
+  elseif ok then
+    ok, reason = marlin.supports_layer(layer.n, layer.k, layer.k_full or layer.k, r.group, true)
+  end
+  local out
+  if ok then
+    out = method(awq and "awq_marlin" or "gptq_marlin", "INC-19", "%s packing, %s: Marlin takes it",
+      awq and "AWQ" or "GPTQ", kind)
+  elseif layer.kind == "moe" then
+    out = method("moe_wna16", "INC-19", "Marlin does not take it: %s", reason)
+    out.action = "fallback"
+  elseif awq then
+    out = method("awq", "INC-19", "Marlin does not take it: %s", reason)
+    out.action = "fallback"
+    out.warning = ("%s: Marlin does not take it (%s): falling back to unoptimized AWQ"):format(layer.name, reason)
+  else
+    return refuse(layer, r, backend, "INC-19",
+      "only 4 and 8 bits, symmetric, with a group size that Marlin takes, are supported: " .. reason)
+  end
+  out.type = kind
+  return out
+end
+
+routes.rocm = routes.cuda
+
+--- config:method(layer [, {fused =, platform = "cuda", capability =, backend =, ark = {available =, error =}}])
+-- -> {action, method, reason, requirement, resolved =} | nil where the class says nothing | nil, msg, code
+-- backend: the user's, else the file's. layer as in awq_config. (INC-05, INC-06, INC-18 to INC-20)
+function config_mt.__index.method(c, layer, options)
+  local o = options or {}
+  if layer.kind ~= "linear" and layer.kind ~= "lm_head" and layer.kind ~= "moe" then return nil end
+  local r, msg, code = c:resolve(layer.name, layer.kind, o.fused)
+  if not r then return nil, msg, code end
+  if not r.quantized then
+    return { action = "skip", method = "unquantized", requirement = r.rule and "INC-06" or "INC-05",
+      reason = r.rule and ("%s says %d bits"):format(r.how, r.bits) or r.how, resolved = r }
+  end
+  local backend = o.backend or c.backend
+  if not contains(M.backends, backend) and not contains(M.kernels, backend) then
+    return nil, ("%s: backend = %s; expected %s, or %s on the XPU"):format(layer.name, tostring(backend),
+      table.concat(M.backends, ", "), table.concat(M.kernels, ", ")), "einval"
+  end
+  local route = routes[o.platform or "cuda"]
+  if not route then
+    return nil, ("%s: INC has no method on %s; known: cpu, cuda, rocm, xpu"):format(layer.name, tostring(o.platform)),
+      "eunsupported"
+  end
+  local out = route(c, layer, r, backend, o)
+  out.resolved = r
+  out.reason = out.action == "refuse" and out.reason or ("%s; %s"):format(out.reason, r.how)
+  return out
+end
+
+return M

@@ -1,0 +1,116 @@
+-- methods: the systems' methods by name, which of them can take a checkpoint's layer, and
+-- running layers through them: parameters made, loaded, processed, applied (methods.runner).
+local common = require "nibble.formats.common"
+
+local M = {}
+
+-- Name -> the kinds of layer, in the order of M.names().
+local list = {
+  { name = "awq_marlin", kind = "linear", title = "AWQ on Marlin, dense" },
+  { name = "awq", kind = "linear", title = "AWQ without Marlin, dense" },
+  { name = "pymllm", kind = "linear", title = "pymllm's AWQ on Marlin, dense" },
+  { name = "inc", kind = "linear", title = "AutoRound (INC) W4A16, dense" },
+  { name = "awq_marlin_moe", kind = "moe", title = "AWQ on Marlin, experts" },
+  { name = "moe_wna16", kind = "moe", title = "AWQ and GPTQ in the generic kernels' bytes, experts" },
+  { name = "ct_wna16_moe", kind = "moe", title = "compressed-tensors integers on Marlin, experts" },
+  { name = "ct_fp8_moe", kind = "moe", title = "compressed-tensors FP8, experts" },
+  { name = "ct_nvfp4_moe", kind = "moe", title = "compressed-tensors NVFP4, experts" },
+  { name = "w4a8_moe", kind = "moe", title = "compressed-tensors W4A8-int8 on the CPU, experts" },
+}
+
+local by_name = {}
+for _, entry in ipairs(list) do by_name[entry.name] = entry end
+
+--- names([kind]) -> array of the methods' names; kind: "linear" or "moe" alone.
+function M.names(kind)
+  local out = {}
+  for _, entry in ipairs(list) do
+    if not kind or entry.kind == kind then out[#out + 1] = entry.name end
+  end
+  return out
+end
+
+--- get(name) -> the method's module (its new, create, process, apply) | nil, msg, code
+function M.get(name)
+  if not by_name[name] then
+    return nil, ("unknown method %q%s"):format(tostring(name), require("nibble.text").did_you_mean(tostring(name), M.names())), "einval"
+  end
+  return require("nibble.methods." .. name)
+end
+
+-- ---- which methods may take a layer -----------------------------------------------------
+
+-- Each: function(rec, scheme) -> what the method's new() takes | nil, reason. rec: a module's record (formats.init);
+-- scheme: its scheme, without activations when those are not to be quantized.
+local takes = {}
+
+local function awq(rec, s)
+  if rec.format ~= "awq" then return nil, "not an AWQ checkpoint" end
+  return { bits = s.bits, group = s.group, zero_point = not s.symmetric }
+end
+takes.awq_marlin, takes.awq, takes.pymllm, takes.awq_marlin_moe = awq, awq, awq, awq
+
+local function gptq(rec, s)
+  if rec.format ~= "gptq" and rec.format ~= "gptq_v2" then return nil, "not a GPTQ checkpoint" end
+  if s.actorder == "group" then return nil, "its columns are in activation order" end
+  return { method = "gptq", bits = s.bits, group = s.group, zero_point = not s.symmetric, sym = s.symmetric }
+end
+
+function takes.inc(rec, s)
+  if not s.symmetric then return nil, "not symmetric" end
+  if rec.format == "awq" then return { bits = s.bits, group = s.group, sym = true, is_awq = true } end
+  return gptq(rec, s)
+end
+
+function takes.moe_wna16(rec, s)
+  if rec.format == "awq" then
+    local config = awq(rec, s)
+    config.method = "awq"
+    return config
+  end
+  local config, why = gptq(rec, s)
+  if config and rec.format == "gptq_v2" and config.zero_point then
+    return nil, "GPTQ v2 stores zero-points as they are, and the generic kernels' loader expects them minus one"
+  end
+  return config, why
+end
+
+local function compressed(fits, says)
+  return function(rec, s)
+    if rec.format ~= "compressed-tensors" then return nil, "not a compressed-tensors checkpoint" end
+    if not fits(s) then return nil, says end
+    return s
+  end
+end
+takes.ct_wna16_moe = compressed(function(s) return s.type == "int" and not s.activations and s.symmetric end,
+  "not weight-only symmetric integers")
+takes.w4a8_moe = compressed(function(s) return s.type == "int" and s.bits == 4 and s.activations ~= nil end,
+  "not 4-bit integers with 8-bit activations")
+takes.ct_fp8_moe = compressed(function(s) return s.type == "float" and s.bits == 8 and s.strategy ~= "group" end, "not FP8")
+takes.ct_nvfp4_moe = compressed(function(s) return s.type == "float" and s.bits == 4 and s.strategy == "tensor_group" end,
+  "not NVFP4")
+
+--- config(name, rec [, {activations = true}]) -> what new() of method `name` takes for this layer | nil, reason
+-- rec: the record of the layer's module, or of an expert's. activations = false: inputs stay as they are.
+function M.config(name, rec, o)
+  if not rec.scheme then return nil, "not quantized" end
+  local s = rec.scheme
+  if o and o.activations == false and s.activations then
+    s = common.with(s, { activations = false })
+    s.activations = nil
+  end
+  return takes[name](rec, s)
+end
+
+-- The order in which they are tried; pymllm's is the same as awq_marlin and runs only when it is named.
+local order = { linear = { "awq_marlin", "awq", "inc" },
+  moe = { "awq_marlin_moe", "moe_wna16", "ct_wna16_moe", "w4a8_moe", "ct_fp8_moe", "ct_nvfp4_moe" } }
+
+--- candidates(kind [, wanted]) -> names to try for a layer, in order
+-- wanted: nil or "auto": all; else one name, alone where it is of that kind.
+function M.candidates(kind, wanted)
+  if wanted == nil or wanted == "auto" then return order[kind] end
+  return by_name[wanted] and by_name[wanted].kind == kind and { wanted } or {}
+end
+
+return M

@@ -1,0 +1,92 @@
+-- methods.linear: what the linear methods share: rows in, outputs out, the bias with
+-- its tag, sizes of groups on a rank, and the kernel's name told once.
+local ffi = require "ffi"
+local tensor = require "nibble.tensor"
+
+local M = {}
+
+--- rows(L, x) -> x [m, k] as a matrix, its leading dimensions
+-- x: [.., k] of the layer on this rank; anything else is an error naming both.
+function M.rows(L, x)
+  local shape = ffi.istype(tensor.type, x) and x:size() or {}
+  local k = table.remove(shape)
+  if k ~= L.k then
+    error(("layer %s takes activations of %d features on this rank, found %s"):format(L.name, L.k,
+      k and tostring(k) or type(x)), 3)
+  end
+  return x:reshape { x:numel() / k, k }, shape
+end
+
+--- shaped(y, x, shape, n) -> y [.., n] in x's dtype
+function M.shaped(y, x, shape, n)
+  shape[#shape + 1] = n
+  if x:type() ~= "f32" then y = y:cast(x:type()) end
+  return y:reshape(shape)
+end
+
+--- register_bias(L): the parameter "bias" [n], where the layer has one.
+function M.register_bias(L)
+  if L.bias then L:register("bias", { dtype = L.dtype, shape = { L.n }, output_dim = 0 }) end
+end
+
+--- bias(L, given, permuted) -> tensor | nil
+-- given: nil (the layer's own), false (none), a tensor in its plain order or {data =, permuted = bool}. A bias in
+-- another order than the method wants is an error, never reordered behind the caller's back. Row-parallel ranks sum
+-- their outputs, so that only rank 0 has the bias. (SYSTEMS C-04)
+function M.bias(L, given, permuted)
+  if given == nil then given = L:param "bias" end
+  if given and ffi.istype(tensor.type, given) then given = { data = given, permuted = false } end
+  if not given or not given.data then return nil end
+  if (given.permuted == true) ~= permuted then
+    error(("layer %s: the bias is in %s order, the method takes %s: %s"):format(L.name,
+      given.permuted and "Marlin's" or "its plain", permuted and "Marlin's" or "its plain",
+      permuted and "permute it with layout.marlin.permute_bias and pass {data =, permuted = true}"
+      or "pass it as it was loaded"), 3)
+  end
+  if L.parallel == "row" and L.rank > 0 then return nil end
+  return given.data
+end
+
+--- groups(L, group) -> groups of scales on this rank | nil, msg, code
+-- group -1, or at least the whole K: one, which every rank has (MRL-59, SYSTEMS C-09).
+function M.groups(L, group)
+  if group == -1 or group >= L.k_full then return 1 end
+  if L.k % group ~= 0 then
+    return nil, ("layer %s: K = %d of this rank is not a multiple of the group size %d"):format(L.name, L.k, group),
+      "eunsupported"
+  end
+  return L.k / group
+end
+
+--- say(method, level, sentence): once; into method.messages {{level =, text =}, …} and options.log(level, text).
+function M.say(method, level, sentence)
+  method.messages = method.messages or {}
+  for _, m in ipairs(method.messages) do
+    if m.text == sentence then return end
+  end
+  method.messages[#method.messages + 1] = { level = level, text = sentence }
+  if method.options.log then method.options.log(level, sentence) end
+end
+
+--- add_bias(y, bias) -> y f32 [m,n] with bias [n], rounded as y's dtype is: y's values are first rounded to dtype.
+function M.add_bias(y, bias, dtype)
+  if dtype ~= "f32" then y = y:cast(dtype):cast "f32" end
+  local b, p, n = bias:cast("f32"), y:ptr(), y:size(2)
+  local from = b:ptr()
+  for i = 0, y:size(1) - 1 do
+    for c = 0, n - 1 do p[i * n + c] = p[i * n + c] + from[c] end
+  end
+  return y
+end
+
+--- teller(what) -> function(log, name): "Using NAME for WHAT", once a name and process. log: function(level, message) | nil
+function M.teller(what)
+  local told = {}
+  return function(log, name)
+    if told[name] or not log then return end
+    told[name] = true
+    log("info", ("Using %s for %s"):format(name, what))
+  end
+end
+
+return M

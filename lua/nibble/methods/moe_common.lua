@@ -1,0 +1,186 @@
+-- methods.moe_common: what the methods of compressed-tensors' experts share: messages, loading one
+-- expert, routing, products strip by strip, the forward pass and its guards (SYSTEMS 6, 7).
+local nffi = require "nibble.ffi"
+local tensor = require "nibble.tensor"
+local compute = require "nibble.compute"
+local compat = require "nibble.compat"
+local layer = require "nibble.methods.layer"
+local moe = require "nibble.moe"
+local text = require "nibble.text"
+
+local M = {}
+
+-- Decoded weights at a time: this many elements, 4 MiB as float32.
+local STRIP = 1024 * 1024
+
+local Base = {}
+M.Base = Base
+
+--- class(name) -> a table of methods that inherits what is below; give it as __index of a method.
+function M.class(name)
+  local class = setmetatable({ name = name }, { __index = Base })
+  class.__index = class
+  return class
+end
+
+--- start(class, options) -> method with .options, .switches (compat), .messages
+function M.start(class, options)
+  options = options or {}
+  return setmetatable({ options = options, switches = compat.read(options), messages = {}, said = {}, monolithic = false },
+    class)
+end
+
+--- method:say(level, sentence): once; into method.messages {{level=, text=}, …} and options.log(level, text).
+function Base:say(level, sentence)
+  if self.said[sentence] then return end
+  self.said[sentence] = true
+  self.messages[#self.messages + 1] = { level = level, text = sentence }
+  if self.options.log then self.options.log(level, sentence) end
+end
+
+--- method:load(L, expert, shard, tensors) -> true, or false when the expert lives on another rank
+-- expert: global, from 0. tensors: {weight_packed = t, weight_scale = t, …}, names as behind the projection's in the
+-- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. (FWD-13)
+function Base.load(_, L, expert, shard, tensors)
+  local here = true
+  for name, t in pairs(tensors) do
+    here = L:load_expert((shard == "w2" and "w2_" or "w13_") .. name, t, shard, expert)
+  end
+  return here
+end
+
+nffi.interpreted(Base.load)
+
+--- method:ready(L, what): an error unless method:process(L) is done; what: the call that needs it.
+function Base:ready(L, what)
+  if L.method ~= self then
+    error(("layer %s: %s before the weights are processed; call %s's process(layer) first"):format(L.name, what,
+      self.name), 3)
+  end
+end
+
+--- method:prepare_finalize(): an error: the method sets up its own kernel. (CTM-SEL-05)
+function Base:prepare_finalize()
+  error(("%s sets up its own kernel and has no prepare/finalize object to give"):format(self.name), 2)
+end
+
+--- method:expect_modular(L), method:expect_monolithic(L): errors where the kernel's kind is the other one. (FWD-12)
+function Base:expect_modular(L)
+  if self.monolithic then
+    error(("layer %s: %s with the backend %s routes by itself; call apply_monolithic with the router's logits"):format(
+      L.name, self.name, self.backend), 3)
+  end
+end
+
+function Base:expect_monolithic(L)
+  if not self.monolithic then
+    error(("layer %s: %s with the backend %s takes routed tokens; call apply with weights and ids"):format(L.name,
+      self.name, self.backend), 3)
+  end
+end
+
+--- method:choose(L) -> true | nil, msg, code: sets method.backend and method.monolithic by asking the oracle
+-- options: consumer ("vllm-0.33"), device, choice = a backend asked for by the consumer's name, format, packages.
+function Base:choose(L)
+  local o, s = self.options, self.scheme
+  local found, msg, code = require("nibble.backends").select({
+    consumer = o.consumer or "vllm-0.33", kind = "moe", name = L.name, weight = s, activation = s.activations,
+    hidden = L.h, intermediate = L.i, intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp, ep = L.ep,
+    dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit, device = o.device,
+    format = o.format, backend = o.choice, packages = o.packages,
+  }, { change = false, log = function(level, sentence) self:say(level, sentence) end })
+  if not found then return nil, msg, code end
+  self.backend, self.monolithic = found.backend, found.monolithic or false
+  return true
+end
+
+--- backend_of(names, wanted, what) -> the name as `names` has it, whatever the case of wanted; an error lists them.
+function M.backend_of(names, wanted, what)
+  for _, name in ipairs(names) do
+    if name:lower() == tostring(wanted):lower() then return name end
+  end
+  error(("%s: unknown backend %s: expected %s%s"):format(what, tostring(wanted), table.concat(names, ", "),
+    text.did_you_mean(tostring(wanted), names)), 3)
+end
+
+-- ---- routing ------------------------------------------------------------------------------
+
+-- How the kernels' routing methods choose: softmax over the chosen ones is the softmax over all, normalized.
+local routings = {
+  default = { scoring = "softmax" },
+  renormalize = { scoring = "softmax", normalize = true },
+  deepseek_v3 = { scoring = "sigmoid", normalize = true },
+}
+
+--- route(L, logits [, o]) -> weights f32 [T,top], ids i32 [T,top] of global experts
+-- Fields of o, or else of L.options.router: routing = "default" (softmax, the top), "renormalize" (their softmax) or
+-- "deepseek_v3" (sigmoid, groups, logits in float32); groups, top_groups (0: none), score_bias [E] (rounded to bf16),
+-- routed_scale (1).
+function M.route(L, logits, o)
+  local function field(name)
+    if o and o[name] ~= nil then return o[name] end
+    return (L.options.router or {})[name]
+  end
+  local how = routings[field "routing" or "default"]
+  if not how then
+    error(("layer %s: unknown routing %s: expected default, renormalize or deepseek_v3"):format(L.name,
+      tostring(field "routing")), 3)
+  end
+  if logits.ndim ~= 2 or logits:size(2) ~= L.e_global then
+    error(("layer %s: router logits [%s] for %d experts"):format(L.name, table.concat(logits:size(), "x"), L.e_global), 3)
+  end
+  local bias = field "score_bias"
+  if bias and bias:type() ~= "bf16" then bias = bias:cast "bf16" end
+  return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize, groups = field "groups" or 0,
+    top_groups = field "top_groups" or 0, bias = bias, scale = field "routed_scale" or 1 })
+end
+
+-- ---- products -------------------------------------------------------------------------------
+
+--- product(x, n, k, unit, weight [, bias]) -> f32 [m,n] = x weightᵀ + bias
+-- weight(a, b) -> f32, f16 or bf16 [b-a+1, k]: rows a..b, from 1; strips are multiples of `unit` rows. The product
+-- is taken in float32 over all of k, so it does not depend on the strips.
+function M.product(x, n, k, unit, weight, bias)
+  local rows = math.max(1, math.floor(STRIP / k / unit)) * unit
+  local y = tensor.new("f32", { x:size(1), n })
+  for a = 1, n, rows do
+    local b = math.min(a + rows - 1, n)
+    local part = b - a + 1 == n and y or tensor.new("f32", { x:size(1), b - a + 1 })
+    compute.gemm(part, x, weight(a, b), bias and bias:rows(a, b))
+    if part ~= y then layer.block(y, a - 1, part, 0, b - a + 1, 1) end
+  end
+  return y
+end
+
+-- ---- the forward pass ------------------------------------------------------------------------
+
+-- The experts' activation by moe's name: those of an MLP without gate end in _no_mul.
+local function activation_of(L)
+  if L.gated or L.activation:match "_no_mul$" then return L.activation end
+  return L.activation .. "_no_mul"
+end
+
+--- forward(method, L, x, weights, ids, o, parts) -> y [T,H] [, shared]
+-- parts: w13, w2, quantize as moe.forward takes them; after_w13: the router's weight goes on the first product's output
+-- as in Marlin's kernel. o: router_weight_on_input, inplace (both also in L.options; the layer's disable_inplace
+-- wins), shared_input. L.options.shared_experts, a function, is called with shared_input or x, and its result is
+-- returned second.
+function M.forward(L, x, weights, ids, o, parts)
+  o = o or {}
+  local function option(name)
+    if o[name] ~= nil then return o[name] end
+    return L.options[name]
+  end
+  local on_input = option "router_weight_on_input"
+  if on_input and parts.after_w13 and ids:size(2) == 1 then on_input = "after_w13" end
+  local shared = L.options.shared_experts and L.options.shared_experts(o.shared_input or x)
+  local y = moe.forward(x, {
+    ids = ids, weights = weights, experts = L.e, expert_map = L.expert_map, w13 = parts.w13, w2 = parts.w2,
+    quantize = parts.quantize, activation = activation_of(L), gated = L.gated, limit = L.options.limit,
+    alpha = L.options.alpha, beta = L.options.beta, router_weight_on_input = on_input,
+    inplace = option "inplace" and not L.options.disable_inplace,
+  })
+  return y, shared
+end
+
+return M

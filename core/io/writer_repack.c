@@ -20,7 +20,7 @@ typedef struct work {
   const nb_tensor *words;
   nb_digest *pages;
   int64_t rows, row_bytes, strip_rows;
-  int way;
+  int way, threads;
 } work;
 
 static int read_back(const nb_sink *sink, char *data, int64_t bytes, int64_t offset) {
@@ -54,7 +54,7 @@ static int strip(const work *x, char *memory, int64_t row) {
 static int strips(const work *x, char *memory) {
   int result = 1;
   char sentence[1024] = "";
-#pragma omp parallel for schedule(dynamic) num_threads(nb_threads())
+#pragma omp parallel for schedule(dynamic) num_threads(x->threads)
   for (int64_t row = 0; row < x->rows; row += x->strip_rows) {
     int before, rc;
 #pragma omp atomic read
@@ -97,8 +97,8 @@ int nb_writer_repack(char *hash, nb_writer *w, const char *name, int64_t name_by
   while (step * x.row_bytes % NB_HASH_PAGE) step *= 2;
   x.strip_rows = NB_MAX(step, NB_MIN(STRIP_BYTES / x.row_bytes, MAX_ROWS) / step * step);
   int64_t pages = NB_CEIL(bytes, NB_HASH_PAGE);
-  NB_TRY(room(x.place.scratch,
-              NB_MIN(nb_threads(), NB_CEIL(x.rows, x.strip_rows)) * x.strip_rows * x.row_bytes));
+  x.threads = (int)NB_MIN(nb_threads(), NB_CEIL(x.rows, x.strip_rows));
+  NB_TRY(room(x.place.scratch, x.threads * x.strip_rows * x.row_bytes));
   x.pages = nb_alloc(pages, sizeof *x.pages);
   if (!x.pages) return NB_ENOMEM;
   int rc = strips(&x, x.place.scratch->data);

@@ -145,6 +145,9 @@ int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src);
  * on (all 0-based). One dtype of whole bytes; the other dimensions are the same. */
 int nb_tensor_copy_block(nb_tensor *dst, const nb_tensor *src, int dim, int64_t dst_at, int64_t src_at,
                          int64_t size);
+/* dst[r, c] = src[r, order[c]]: the columns of a matrix [n,k] in another order, i32 [k] from 0.
+ * Elements of 1, 2 or 4 bytes; dst is another tensor than src. */
+int nb_columns_gather(nb_tensor *dst, const nb_tensor *src, const nb_tensor *order);
 /* Tells the system that the mapped pages of t are not needed soon, so that they
  * don't count as resident; the data stay readable. No-op on the heap. */
 void nb_tensor_drop(const nb_tensor *t);

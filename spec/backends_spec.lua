@@ -1,4 +1,5 @@
--- The oracle's engine, over invented consumers: order, reasons, logs, explicit choice, changes (ORC-03 to ORC-13, AWQ-20).
+-- The oracle's engine, over invented consumers: order, reasons, logs, explicit choice, changes (ORC-03 to ORC-13,
+-- AWQ-20).
 local backends = require "nibble.backends"
 
 -- One MoE table: A (two classes) and B refuse by what each test scripts, C is the last resort, D must be asked for.
@@ -12,11 +13,13 @@ local function consumer(o)
       fallback = o.fallback, none_on = o.none_on, quant = { block_shape = "group" },
       rows = {
         { name = "A", requirement = "T-2", checks = { { "platform", "cuda" } }, classes = {
-          { name = "monolithic", class = "AMono", format = "standard", monolithic = true, checks = { { "routing", "sigmoid" } } },
+          { name = "monolithic", class = "AMono", format = "standard", monolithic = true,
+            checks = { { "routing", "sigmoid" } } },
           { name = "modular", class = "AModular", format = "standard", takes = { "lora" }, checks = { { "bits", 4 } } },
         } },
         { name = "B", class = "BExperts", format = "batched", checks = o.b or { { "group", 64 } } },
-        { name = "C", class = "CExperts", format = "standard", takes = o.takes or { "ungated", "hash_routing", "lora", "batch_invariance" },
+        { name = "C", class = "CExperts", format = "standard", takes = o.takes
+          or { "ungated", "hash_routing", "lora", "batch_invariance" },
           checks = o.c or {} },
         { name = "D", class = "DExperts", format = "standard", checks = { { "package", "missing" } } },
       },
@@ -104,9 +107,11 @@ describe("backends: the engine", function()
 
   it("ORC-09: the first refusal in the order of the features is the reason", function()
     -- Everything is wrong at once; mending one feature after another shows the next reason.
-    use { takes = {}, c = { { "multiple", "hidden", 512 }, { "logits", "bf16" }, { "routing", "sigmoid" }, { "no_eplb" },
+    use { takes = {}, c = { { "multiple", "hidden", 512 }, { "logits", "bf16" }, { "routing", "sigmoid" },
+      { "no_eplb" },
       { "weights", "int4" }, { "activation_fn", "silu" }, { "platform", "cuda" } } }
-    local q = query { device = "cpu", gated = false, activation_fn = "gelu", eplb = true, hidden = 256, format = "batched",
+    local q = query { device = "cpu", gated = false, activation_fn = "gelu", eplb = true, hidden = 256,
+      format = "batched",
       weight = { type = "int", bits = 8, group = 128 }, routing = { hash = true, method = "softmax", logits = "f32" },
       batch_invariant = true, lora = true }
     local order = {}
@@ -152,7 +157,8 @@ describe("backends: the engine", function()
     local r = assert(backends.select(q))
     assert.same({ "B", "batched" }, { r.backend, r.format })
     assert.equal("serves standard activations, found batched", r.rejected[2].reason)
-    assert.error_matches(function() assert(backends.select(query { format = "packed" })) end, "expected standard or batched")
+    assert.error_matches(function() assert(backends.select(query { format = "packed" })) end,
+      "expected standard or batched")
   end)
 
   it("ORC-11: an explicit backend is mapped, checked alone and never falls through", function()
@@ -161,7 +167,8 @@ describe("backends: the engine", function()
     local none, msg, code, rejected = backends.select(query { backend = "bee" })
     assert.is_nil(none)
     assert.equal("eunsupported", code)
-    assert.matches("the fake MoE backend B does not support this deployment: it takes the group sizes 64, found 128", msg)
+    assert.matches("the fake MoE backend B does not support this deployment: it takes the group sizes 64, found 128",
+      msg)
     assert.equal(1, #rejected)
     none, msg, code = backends.select(query { backend = "best" })
     assert.is_nil(none)
@@ -197,7 +204,8 @@ describe("backends: the engine", function()
   it("ORC-02: orders and moves to the front depend on the query", function()
     use { orders = { { when = { { "platform", "cpu" } }, "C" } },
       front = { { when = { { "capability", exact = { 90 } }, { "platform", "cuda" } }, "C" } } }
-    local function order(device) return backends.priority { consumer = "invented", table = "fake MoE", device = device } end
+    local function order(device) return backends.priority { consumer = "invented", table = "fake MoE",
+      device = device } end
     assert.same({ "A", "B", "C" }, order "sm_80")
     assert.same({ "C", "A", "B" }, order "sm_90")
     assert.same({ "C" }, order "cpu")
@@ -230,7 +238,8 @@ describe("backends: the engine", function()
 
   it("ORC-21: the query is never changed", function()
     for _, q in ipairs { query { tp = 2, intermediate_full = 256,
-                                 weight = { type = "int", bits = 4, group = 64, actorder = "group", symmetric = false, format = "awq" } },
+                                 weight = { type = "int", bits = 4, group = 64, actorder = "group", symmetric = false,
+                                   format = "awq" } },
                          query { device = "cpu", backend = "bee", routing = { method = "x" }, disabled = { "C" } } } do
       local before = snapshot(q)
       backends.select(q)
@@ -241,7 +250,8 @@ describe("backends: the engine", function()
 
   it("AWQ-36: the description tells bits, group, zero-points, scales, block shape and bias", function()
     local d = assert(backends.select(query { bias = true })).quant
-    assert.same({ bits = 4, type = "uint4b8", group = 128, zero_points = false, scales = "group", block_shape = { 0, 128 },
+    assert.same({ bits = 4, type = "uint4b8", group = 128, zero_points = false, scales = "group",
+      block_shape = { 0, 128 },
                   bias = true, activations = "none", weight_only = true }, d)
     d = assert(backends.select(query { weight = { type = "int", bits = 4, group = 64, symmetric = false } })).quant
     assert.same({ "uint4", true, { 0, 64 } }, { d.type, d.zero_points, d.block_shape })
@@ -259,16 +269,20 @@ describe("backends: the engine", function()
       local _, msg = backends.select(query(o))
       return msg
     end
-    assert.matches('unknown consumer invent; did you mean "invented"%?; known: .*invented$', message { consumer = "invent" })
-    assert.matches("device \"tpu\" is unknown: expected sm_75 to sm_120, cpu, xpu, rocm or a gfx name", message { device = "tpu" })
+    assert.matches('unknown consumer invent; did you mean "invented"%?; known: .*invented$',
+      message { consumer = "invent" })
+    assert.matches("device \"tpu\" is unknown: expected sm_75 to sm_120, cpu, xpu, rocm or a gfx name",
+      message { device = "tpu" })
     assert.matches("name it, as sm_80", message { device = "cuda" })
     assert.matches("kind conv: expected linear or moe", message { kind = "conv" })
     assert.matches("weight type \"int4b7\"", message { weight = { type = "int4b7" } })
-    local _, msg = backends.select { consumer = "invented", kind = "moe", device = "cpu", tp = 8, intermediate_full = 100,
+    local _, msg = backends.select { consumer = "invented", kind = "moe", device = "cpu", tp = 8,
+      intermediate_full = 100,
       hidden = 64, weight = { bits = 4 } }
     assert.equal("intermediate = 100 does not divide among 8 tensor-parallel ranks", msg)
-    assert.matches("^invented has no kernels for linear layers$", message { kind = "linear" })
-    assert.matches("^invented has no kernels for nvfp4 weights, group 16 %(fake MoE: takes weights of kind int, found float%)$",
+    assert.matches("^invented has no table for linear layers$", message { kind = "linear" })
+    assert.matches("^invented has no table for nvfp4 weights, group 16 %(fake MoE: takes weights of kind int, "
+      .. "found float%)$",
       message { weight = { type = "float", bits = 4, group = 16 } })
     assert.error_matches(function() backends.select "x" end, "a query is a table")
     _, msg = backends.explicit("invented", "fake", "a")
@@ -281,7 +295,8 @@ describe("backends: the engine", function()
       change(data.tables[1])
       return function() backends.add(data) end
     end
-    assert.error_matches(add(function(t) t.rows[2].checks = { { "colour", "red" } } end), 'backend B: there is no predicate "colour"')
+    assert.error_matches(add(function(t) t.rows[2].checks = { { "colour", "red" } } end),
+      'backend B: there is no predicate "colour"')
     assert.error_matches(add(function(t) t.order = { "A", "Q" } end), 'there is no backend "Q"')
     assert.error_matches(add(function(t) t.rows[2].name = "A" end), "the backend A is there twice")
     assert.error_matches(add(function(t) t.explicit[1] = { "q", "Q" } end), 'there is no backend "Q"')
@@ -298,7 +313,8 @@ describe("backends: the smallest change", function()
   it("tries the smallest edit first, then two together, and names what they let in", function()
     backends.add { name = "invented", tables = { { name = "t", kind = "linear", when = {}, rows = {
       { name = "fast", checks = { { "multiple", "n", 128 }, { "symmetric" } } }, { name = "slow" } } } } }
-    local linear = { consumer = "invented", kind = "linear", device = "cpu", n = 11000, k = 4096, weight = { bits = 4, group = 128 } }
+    local linear = { consumer = "invented", kind = "linear", device = "cpu", n = 11000, k = 4096,
+      weight = { bits = 4, group = 128 } }
     local r = assert(backends.select(linear))
     assert.same({ "slow", "pad N from 11000 to 11008", "fast" }, { r.backend, r.change, r.better.backend })
     linear.weight.symmetric = false
@@ -322,7 +338,8 @@ describe("backends: the smallest change", function()
     local function change(checks, o)
       backends.add { name = "invented", tables = { { name = "t", kind = "linear", when = {}, rows = {
         { name = "fast", class = "Fast", checks = checks }, { name = "slow" } } } } }
-      local q = { consumer = "invented", kind = "linear", device = "sm_80", n = 4096, k = 4096, weight = { bits = 4, group = 64 } }
+      local q = { consumer = "invented", kind = "linear", device = "sm_80", n = 4096, k = 4096,
+        weight = { bits = 4, group = 64 } }
       for k, v in pairs(o or {}) do q[k] = v end
       local r = assert(backends.select(q))
       if r.better then assert.equal(r.better.backend, assert(backends.select(r.better.query)).backend) end
@@ -331,14 +348,16 @@ describe("backends: the smallest change", function()
     assert.equal("dtype f16 instead of bf16", change { { "input", "f16" } })
     assert.equal("group -1 instead of 64", change { { "group", -1 } })
     assert.equal("pad K from 4100 to 4352", change({ { "multiple", "k", 256 } }, { k = 4100 }))
-    assert.equal("no act-order", change({ { "no_actorder" } }, { weight = { bits = 4, group = 64, actorder = "group" } }))
+    assert.equal("no act-order", change({ { "no_actorder" } }, { weight = { bits = 4, group = 64,
+      actorder = "group" } }))
     assert.equal("install fastlib", change { { "package", "fastlib" } })
     assert.equal("enable Fast", change({}, { disabled = { "Fast" } }))
     assert.equal("compressed-tensors instead of the awq layout",
       change({ { "not_layout", "awq" } }, { weight = { bits = 4, group = 64, format = "awq" } }))
     assert.equal("sm_90 instead of sm_80", change { { "capability", exact = { 90, 100 } } })
     assert.equal("sm_75 instead of sm_80", change { { "capability", exact = { 75 } } })
-    assert.equal("tp 2 instead of 4", change({ { "multiple", "k", 128 } }, { k = false, k_full = 11008, parallel = "row", tp = 4 }))
+    assert.equal("tp 2 instead of 4", change({ { "multiple", "k", 128 } },
+      { k = false, k_full = 11008, parallel = "row", tp = 4 }))
     -- Every rank's part of N gets the multiple.
     assert.equal("pad N from 4000 to 4096",
       change({ { "multiple", "n", 512 } }, { n = false, n_full = 4000, parallel = "column", tp = 8 }))
@@ -349,7 +368,8 @@ end)
 describe("backends: lines for a person", function()
   it("chosen, rejected by priority with reasons and requirements, then the change", function()
     use { order = { "A", "B", "C" } }
-    local lines = backends.text(backends.select(query { device = "cpu", weight = { type = "int", bits = 4, group = 128 } }))
+    local lines = backends.text(backends.select(query { device = "cpu",
+      weight = { type = "int", bits = 4, group = 128 } }))
     assert.equal("invented, fake MoE, cpu: C, 3rd of 3", lines[1])
     assert.equal("  no  A (monolithic)  needs CUDA, found the CPU  [T-2]", lines[2])
     assert.equal("  no  B               takes the group sizes 64, found 128  [T-1]", lines[4])
@@ -359,7 +379,8 @@ describe("backends: lines for a person", function()
     use { c = { { "group", 32 } }, order = { "C" } }
     local lines = backends.text(backends.select(query()))
     assert.same({ "refused: no fake MoE backend supports the deployment configuration",
-                  "  no  C  takes the group sizes 32, found 128  [T-1]", "  change: group 32 instead of 128 -> C" }, lines)
+                  "  no  C  takes the group sizes 32, found 128  [T-1]", "  change: group 32 instead of 128 -> C" },
+                    lines)
     lines = backends.text(backends.select(query { consumer = "nobody" }))
     assert.equal(1, #lines)
     assert.matches("^refused: unknown consumer nobody", lines[1])

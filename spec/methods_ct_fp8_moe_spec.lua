@@ -353,6 +353,42 @@ describe("ct_fp8_moe", function()
     assert.error_matches(function() ct.new(scheme "block", { backend = "AITER" }) end, "unknown backend AITER: expected FLASHINFER_TRTLLM")
   end)
 
+  it("CTM-FP8-12, CTM-FP8-13: without a name the oracle chooses; a form that isn't here is said", function()
+    local function chosen(strategy, options)
+      local m = assert(ct.new(scheme(strategy), options))
+      local ok, msg = m:create(new_layer { h = 256, i = 256, e = 8 })
+      return ok and m.backend or msg, m
+    end
+    assert.equal("TRITON", (chosen("block", { device = "sm_90" })))
+    assert.equal("MARLIN", (chosen("channel", { device = "sm_80" })))
+    assert.equal("VLLM_CUTLASS", (chosen("channel", { device = "sm_90", choice = "cutlass" })))
+    assert.equal("NONE", (chosen("tensor", { device = "cpu" })))
+    assert.matches("form of FP8 experts nibble doesn't have; name one of FLASHINFER_TRTLLM",
+      (chosen("channel", { device = "rocm", packages = { aiter = true } })))
+    assert.matches("device is not given", (chosen("channel", {})))
+    local _, m = chosen("channel", { device = "sm_80" })
+    assert.matches("MARLIN", m.messages[#m.messages].text)
+  end)
+
+  it("MRL-58: a processed layer is loaded again through reload, into the same storage", function()
+    for _, o in ipairs { { strategy = "channel" }, { strategy = "tensor", static = 0.25 }, { strategy = "block", backend = "MARLIN", i = 256 } } do
+      local experts = experts_of(o)
+      local method, L = loaded(o, {}, experts)
+      assert(method:process(L))
+      local at, before = L:get "w13_weight".data, L:get("w13_weight"):clone()
+      local scales = L:get("w2_weight_scale"):clone()
+      assert.error_matches(function() method:load(L, 0, "w1", experts[1].file.w1) end, "call ct_fp8_moe's reload%(layer%) first")
+      method:reload(L)
+      assert.equal(1, L:get "w2_weight_scale":get(1))
+      for e, x in ipairs(experts) do
+        for _, w in ipairs { "w1", "w2", "w3" } do method:load(L, e - 1, w, x.file[w]) end
+      end
+      assert(method:process(L))
+      assert.is_true(L:get "w13_weight".data == at)
+      assert.is_true(L:get "w13_weight":equal(before) and L:get "w2_weight_scale":equal(scales))
+    end
+  end)
+
   it("CTM-FP8-17: Marlin: warns once, refuses 8-bit activations and sizes it can't fill up; scales in the layer's dtype", function()
     local o = { strategy = "channel", backend = "MARLIN", i = 96 }
     local method, L = loaded(o)

@@ -202,7 +202,7 @@ describe("ct_wna16_moe", function()
     assert.same({ E, H }, L:get "w13_weight_g_idx":size())
     assert.same({ E, I }, L:get "w2_g_idx_sort_indices":size())
     assert.is_nil(L:get "w13_input_scale")
-    assert.equal("repack", L.state)
+    assert.equal("repack", L.marlin_state)
     local peer = new_layer {}
     assert(new({ compat = { float_weight_shape = true } }):create(peer))
     assert.equal("f32", peer:get "w13_weight_shape":type())
@@ -252,7 +252,7 @@ describe("ct_wna16_moe", function()
     assert.same({ E, 0 }, L:get "w2_g_idx_sort_indices":size())
     assert.equal("f32", L:get "w13_input_global_scale":type())
     assert.equal(40, L:get("workspace"):numel())
-    assert.error_matches(function() method:process(L) end, "processed already; create and load them first")
+    assert.error_matches(function() method:process(L) end, "processed already; to load them once more call ct_wna16_moe's reload")
     assert.error_matches(function() method:process(new_layer {}) end, "not there; create and load")
     local act = { act = true }
     local sorter, A = loaded(act, {}, experts_of(act))
@@ -390,6 +390,21 @@ describe("ct_wna16_moe", function()
     method:load(L, 1, "w1", file)
     file.weight_g_idx = projection(I, H, { act = true }, 21).weight_g_idx
     assert.error_matches(function() method:load(L, 1, "w3", file) end, "w1 and w3 of expert 1 have different weight_g_idx")
+  end)
+
+  it("MRL-58: a processed layer is loaded again through reload, into the same storage", function()
+    local o = { act = true }
+    local experts = experts_of(o)
+    local method, L = loaded(o, {}, experts)
+    assert(method:process(L))
+    local at, before = L:get "w2_weight_packed".data, L:get("w2_weight_packed"):clone()
+    method:reload(L)
+    assert.same({ E, I / 8, H }, L:get "w2_weight_packed":size())
+    for e, x in ipairs(experts) do
+      for _, w in ipairs { "w1", "w2", "w3" } do method:load(L, e - 1, w, x.file[w]) end
+    end
+    assert(method:process(L))
+    assert.is_true(L:get "w2_weight_packed".data == at and L:get "w2_weight_packed":equal(before))
   end)
 
   it("C-12, C-28: 8-bit activations take 4-bit weights without activation order", function()

@@ -1,9 +1,8 @@
--- FP8 and FP4 weights after loading: Marlin's words and scales, shards with one scale, e4m3fnuz, NVFP4 experts
--- (MRL-48, CTM-FP8-09 to CTM-FP8-11, CTM-FP8-17, CTM-NVFP4-12 to CTM-NVFP4-16).
+-- FP8 and FP4 weights after loading: Marlin's words and scales, shards with one scale, e4m3fnuz
+-- (MRL-48, CTM-FP8-09 to CTM-FP8-11, CTM-FP8-17, CTM-NVFP4-15, CTM-NVFP4-16).
 local nb = require "nibble"
 local marlin_float = require "nibble.methods.marlin_float"
 local fp8 = require "nibble.methods.fp8"
-local nvfp4_moe = require "nibble.methods.nvfp4_moe"
 local layout = nb.layout
 
 local function bytes(dtype, shape, seed)
@@ -94,19 +93,5 @@ describe("fp8", function()
     assert.same({ 0x38, 0, 0x7f, 0xff }, out:as("u8"):totable())
     assert.same({ 6, 10, 2 }, { scale:get(1), input:get(1), nans })
     assert.equal(7, fp8.input_scale(nb.tensor("f32", { 3 }, { 1, 7, 2 })):get(1))
-  end)
-end)
-
-describe("nvfp4_moe", function()
-  it("CTM-NVFP4-12, CTM-NVFP4-14: swaps gate and up for flashinfer and reduces input scales", function()
-    local m = { which = "w13", backend = "flashinfer_cutlass", weight = bytes("u8", { 1, 4, 2 }),
-                scale = bytes("f8_e4m3", { 1, 4, 4 }), global = nb.tensor("f32", { 1, 2 }, { 4, 8 }),
-                input_global = nb.tensor("f32", { 1, 2 }, { 0.5, 0.25 }) }
-    local out = assert(nvfp4_moe.prepare(m))
-    assert.is_true(out.weight:reshape { 4, 2 }:rows(1, 2):equal(m.weight:reshape { 4, 2 }:rows(3, 4)))
-    assert.same({ 0.25, 4 }, { out.global:get(1), out.input_scale:get(1) })
-    assert.same({ 1, 128, 4 }, out.scales:size())
-    m.backend = "triton"
-    assert.error_matches(function() nvfp4_moe.prepare(m) end, "found triton")
   end)
 end)

@@ -59,7 +59,7 @@ describe("eval through the methods", function()
   it("MRL-57, INC-14: pymllm's layers, and AutoRound's from a symmetric GPTQ checkpoint", function()
     same_loss(quantized("awq", { scheme = "W4A16_ASYM", output = { format = "awq" } }), "pymllm",
       { "pymllm 84 linear", "reference 3 moe" })
-    same_loss(quantized("gptq-sym", { output = { format = "gptq" } }), "auto", { "inc 12 linear", "moe_wna16 3 moe" })
+    same_loss(quantized("gptq-sym", { output = { format = "gptq" } }), "auto", { "gptq_marlin_moe 3 moe", "inc 12 linear" })
   end)
 
   it("CTM-WNA16-15: compressed-tensors' integers on Marlin: 4 bits by groups, 8 bits by channel", function()

@@ -245,6 +245,8 @@ describe("moe sizes", function()
     assert.same({ { 10, 64 }, { 960 }, { 5, 64 } }, { a, b, out })
     a, b = moe.workspace { tokens = 5, top = 2, hidden = 64, intermediate = 100 }
     assert.same({ { 10, 100 }, { 2000 } }, { a, b })
+    a, b = moe.workspace { tokens = 5, top = 2, hidden = 64, intermediate = 16 }
+    assert.same({ { 10, 64 }, { 640 } }, { a, b })
     a, b, out = moe.workspace { experts = 3, batch = 4, dispatchers = 2, hidden = 64, intermediate = 48 }
     assert.same({ { 24, 96 }, { 24, 48 }, { 3, 8, 64 } }, { a, b, out })
     a = moe.workspace { experts = 3, batch = 4, hidden = 200, intermediate = 48 }

@@ -312,6 +312,47 @@ describe("moe.forward", function()
     near_all(reference(L, doubled, { ids = ids, weights = tripled }), y, 1e-5)
   end)
 
+  it("FWD-10: 8-bit activations: a token at a time before both products, each with its own input global scale", function()
+    local L = layer(3, 8, 6, { bias = true })
+    local x = random({ 5, 8 }, 2, 3)
+    local weights, ids = choose(5, 2, 3, 6)
+    local activations = { type = "int", bits = 8, symmetric = true, strategy = "token", dynamic = true }
+    -- What a row's int8 codes stand for.
+    local function fake(row, factor)
+      local max, out = 1e-10, {}
+      for _, v in ipairs(row) do max = math.max(max, math.abs(v)) end
+      for i, v in ipairs(row) do
+        local q = math.floor(v / (max / 127.5) + 0.5)
+        out[i] = math.max(-128, math.min(127, q)) * (max / 127.5) * factor
+      end
+      return out
+    end
+    for _, globals in ipairs { { 1, 1 }, { 0.5, 3 } } do
+      local want = {}
+      for t = 0, 4 do
+        for h = 1, 8 do want[t * 8 + h] = 0 end
+        for j = 1, 2 do
+          local e, row, a = ids:get(t * 2 + j), {}, {}
+          for h = 1, 8 do row[h] = x:get(t * 8 + h) end
+          local g = times(L.w13, L.b13, e, fake(row, globals[1]))
+          for i = 1, 6 do a[i] = silu(g[i]) * g[6 + i] end
+          for h, v in ipairs(times(L.w2, L.b2, e, fake(a, globals[2]))) do
+            want[t * 8 + h] = want[t * 8 + h] + v * weights:get(t * 2 + j)
+          end
+        end
+      end
+      local products = globals[1] ~= 1 and { w13 = { input_global = nb.tensor("f32", { 1 }, { globals[1] }) },
+        w2 = { input_global = nb.tensor("f32", { 3 }):fill(globals[2]) } } or nil
+      local before = x:clone()
+      local y = moe.forward(x, L.with { ids = ids, weights = weights, quantize = moe.quantizer(activations, products) })
+      -- The largest value lies half-way between two codes, so float32 may take the other one.
+      local error2, total2 = 0, 0
+      for i, v in ipairs(want) do error2, total2 = error2 + (v - y:get(i)) ^ 2, total2 + v * v end
+      assert.is_true(math.sqrt(error2 / total2) < 2e-2)
+      assert.is_true(x:equal(before))
+    end
+  end)
+
   it("FWD-04, FWD-07: says which sizes don't agree", function()
     local L = layer(2, 8, 6)
     local x, ids, weights = random({ 3, 8 }, 2), nb.tensor("i32", { 3, 2 }), nb.tensor("f32", { 3, 2 })

@@ -66,23 +66,19 @@ int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids) {
   return NB_OK;
 }
 
-/* All entries of x that go to row id[i], the first of its run. */
-static void add_run(float *to, const nb_tensor *x, const int32_t *id, const float *w, int64_t i, int dtype,
-                    const nb_act_table *t) {
-  int64_t d = x->shape[1], end = i + 1;
-  while (end < x->shape[0] && id[end] == id[i]) end++;
+static void add_row(float *y, const float *x, float factor, int64_t d, int dtype, const nb_act_table *t) {
+  if (dtype == NB_F32) {
+#pragma omp simd
+    for (int64_t j = 0; j < d; j++) y[j] += factor * x[j];
+    return;
+  }
   float scaled[STEP];
-  for (; i < end; i++)
-    for (int64_t at = 0; at < d; at += STEP) {
-      int64_t n = NB_MIN(STEP, d - at);
-      const float *from = (const float *)x->data + i * d + at;
-      float factor = w ? w[i] : 1.0f, *y = to + at;
-#pragma omp simd
-      for (int64_t j = 0; j < n; j++) scaled[j] = factor * from[j];
-      nb_round_row(t, scaled, n, dtype);
-#pragma omp simd
-      for (int64_t j = 0; j < n; j++) y[j] += scaled[j];
-    }
+  for (int64_t at = 0; at < d; at += STEP) {
+    int64_t n = NB_MIN(STEP, d - at);
+    for (int64_t j = 0; j < n; j++) scaled[j] = factor * x[at + j];
+    nb_round_row(t, scaled, n, dtype);
+    for (int64_t j = 0; j < n; j++) y[at + j] += scaled[j];
+  }
 }
 
 int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
@@ -98,9 +94,12 @@ int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const
       return nb_fail(NB_EINVAL, "scatter_add: id %d at place %lld must not descend, within the %lld rows",
                      id[i], (long long)i, (long long)y->shape[0]);
   const nb_act_table *t = nb_act_table_here();
+  const float *w = weights ? weights->data : NULL;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (m * d > BLOCK)
-  for (int64_t i = 0; i < m; i++)
-    if (!i || id[i] != id[i - 1])
-      add_run((float *)y->data + id[i] * d, x, id, weights ? weights->data : NULL, i, dtype, t);
+  for (int64_t i = 0; i < m; i++) {
+    if (i && id[i] == id[i - 1]) continue; /* the first of a run adds all of it, in order */
+    for (int64_t r = i; r < m && id[r] == id[i]; r++)
+      add_row((float *)y->data + id[i] * d, (const float *)x->data + r * d, w ? w[r] : 1.0f, d, dtype, t);
+  }
   return NB_OK;
 }

@@ -8,7 +8,9 @@
 --   bytes    tensors that went along as they were
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
+local actorder = require "nibble.actorder"
 local direct = require "nibble.formats.direct"
+local floats = require "nibble.formats.floats"
 local formats = require "nibble.formats"
 local plans = require "nibble.plan"
 local quant = require "nibble.quant"
@@ -137,12 +139,16 @@ local function make_quantized(run, job)
   local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
   if not source then return nil, msg, code end
   local h, sums = new_hash(), run.measure and {} or nil
+  local order = scheme.actorder == "group" and actorder.order(run.plan.importance[rec.name]) or nil
+  local g_idx = order and actorder.g_idx(order, scheme.group)
   local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
   local ok
-  ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, nil, function(a, b, q)
+  ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, g_idx, function(a, b, q)
     local w = source:rows(a, b)
-    local done, why, kind = method.tile(q, w, scheme, job.options)
+    local done, why, kind = quant.tile(method, q, w, scheme, job.options, { order = order })
     if not done then return nil, ("%s, rows %d to %d: %s"):format(rec.name, a, b, why), kind end
+    q.factor, q.input_factor = nil, nil -- the last module's
+    floats.settle(q, rec, job.format, true)
     q:hash_into(h)
     if sums then quant.add_error(sums, q, w) end
     done, why, kind = job.format.write(dst, job.out, a, b, q)
@@ -181,7 +187,9 @@ local function make_through_codes(run, job, src)
   local from = assert(formats.get(rec.format))
   local rows = tile_rows(job, { from, rec }, { job.format, job.out })
   local ok, msg, code = each_tile(run.scratch, job, rows, rec.scheme, rec.dtype, nil, function(a, b, q)
+    q.factor, q.input_factor = nil, nil -- the last module's
     local done, why, kind = from.read(src, rec, a, b, q)
+    if done then done, why, kind = floats.settle(q, rec, job.format, run.plan.lossy) end
     if not done then return nil, why, kind end
     q:hash_into(h)
     return job.format.write(dst, job.out, a, b, q)
@@ -216,7 +224,10 @@ local makers = { quantize = make_quantized, convert = make_converted, dequantize
 
 -- The source's tensor where the module has none of its own: a bias, or all of a copy.
 local function passing(run, job, suffix, expect)
-  local tensor, msg, code = run.plan.model:tensor(job.rec.tensors[suffix].name)
+  local from = formats.get(job.rec.format)
+  local tensor, msg, code
+  if from and from.part then tensor, msg, code = from.part(run.plan.model, job.rec, suffix)
+  else tensor, msg, code = run.plan.model:tensor(job.rec.tensors[suffix].name) end
   if not tensor then return nil, msg, code end
   expect.bytes[suffix] = digest_of(tensor)
   return tensor

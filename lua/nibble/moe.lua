@@ -144,10 +144,11 @@ local function check_forward(x, o)
   return dtype, name
 end
 
---- moe.scratch() -> room(name, rows, columns) -> f32 [rows, columns]
--- Storage for w13 and w2 that is kept from expert to expert; what a name held before is lost.
-function M.scratch()
-  local kept = {}
+-- Storage of the last pass, until the collector wants it: the next one finds its pages in place.
+local spare = setmetatable({}, { __mode = "v" })
+
+-- room(name, rows, columns) -> f32 [rows, columns] out of `kept`; what a name held before is lost.
+local function storage(kept)
   return function(name, rows, columns)
     local t = kept[name]
     if not t or t:numel() < rows * columns then
@@ -166,10 +167,10 @@ local function check_product(what, e, t, rows, columns)
 end
 
 -- Runs rows x of local expert e through its two products: f32 [rows, hidden], before any weight.
-local function expert_mlp(o, room, e, x, act, gated, after_w13, dtype)
+local function expert_mlp(o, room, most, e, x, act, gated, after_w13, dtype)
   local rows, hidden = x:size(1), x:size(2)
   if o.quantize then x = o.quantize(x, "w13", e) end
-  local h, up = o.w13(e, x)
+  local h, up = o.w13(e, x, room)
   check_product("w13", e, h, rows)
   if up then check_product("w13's second part", e, up, rows, h:size(2)) end
   if after_w13 then
@@ -180,10 +181,10 @@ local function expert_mlp(o, room, e, x, act, gated, after_w13, dtype)
   if halved and h:size(2) % 2 ~= 0 then
     fail(3, "moe.forward: w13 of expert %d gave %s; a gated activation needs an even width", e, text(h))
   end
-  local a = halved and room("activated", rows, h:size(2) / 2) or h
+  local a = halved and room("activated", most, h:size(2) / 2):rows(1, rows) or h
   must(C.nb_moe_activation(a, h, up, act))
   if o.quantize then a = o.quantize(a, "w2", e) end
-  local y = o.w2(e, a)
+  local y = o.w2(e, a, room)
   check_product("w2", e, y, rows, hidden)
   return y
 end
@@ -193,9 +194,10 @@ end
 --   ids i32 [T,k], weights f32 [T,k]   global expert ids (0-based); experts: how many are here
 --   expert_map i32 [E_global]          global id to one of them, -1: elsewhere (contributes nothing). Without a map ids
 --                                      are local. Ids outside are skipped, with strict = true an error
---   w13(e, rows) -> h                  e: 0-based, here; rows f32 [r,H]; h f32 [r, 2I] or [r, I] (ungated), bias inside;
+--   w13(e, rows, room) -> h            e: 0-based, here; rows f32 [r,H]; h f32 [r, 2I] or [r, I] (ungated), bias inside;
 --                                      or gate and up f32 [r, I] apart, which are then overwritten
---   w2(e, a) -> f32 [r, H]             a f32 [r, I]; bias inside, so that the weight multiplies it too
+--   w2(e, a, room) -> f32 [r, H]       a f32 [r, I]; bias inside, so that the weight multiplies it too
+--                                      room(name, rows, columns): an f32 matrix to write into, kept from expert to expert
 --   begin(e), done(e)                  called around an expert that has rows
 --   quantize(t, "w13" or "w2", e) -> t before each product: activations of 8 bits (moe.quantizer)
 --   activation="silu", gated=nil, limit=, alpha=, beta=     as moe.activation
@@ -211,9 +213,14 @@ function M.forward(x, o)
   local act, gated = act_of(name, o, dtype, 2)
   local tokens, hidden = x:size(1), x:size(2)
   local rows, weights, offsets = M.group(o.ids, o.weights, o.experts, { map = o.expert_map, skip = not o.strict })
-  local fresh, room = dtype == "f32" and not o.inplace, o.buffer or M.scratch()
+  local kept = spare.kept or {}
+  spare.kept = nil
+  local fresh, room = dtype == "f32" and not o.inplace, o.buffer or storage(kept)
   local sum = fresh and tensor.new("f32", { tokens, hidden }) or compute.zero(room("sum", tokens, hidden))
-  local on_input, chunk = o.router_weight_on_input, o.chunk or CHUNK
+  local on_input, chunk, most = o.router_weight_on_input, o.chunk or CHUNK, 0
+  for e = 1, o.experts do most = math.max(most, offsets:get(e + 1) - offsets:get(e)) end
+  -- Storage for the fullest expert from the start: growing from expert to expert would touch new pages each time.
+  most = math.min(most, chunk)
   for e = 0, o.experts - 1 do
     local first, last = offsets:get(e + 1) + 1, offsets:get(e + 2)
     if last >= first and o.begin then o.begin(e) end
@@ -221,13 +228,14 @@ function M.forward(x, o)
       nffi.stop_check()
       local to = math.min(at + chunk - 1, last)
       local part, w = rows:rows(at, to), weights:rows(at, to)
-      local in_rows = compute.gather(room("rows", to - at + 1, hidden), x, part)
+      local in_rows = compute.gather(room("rows", most, hidden):rows(1, to - at + 1), x, part)
       if on_input and on_input ~= "after_w13" then compute.scale_rows(in_rows, w, dtype) end
-      local y = expert_mlp(o, room, e, in_rows, act, gated, on_input == "after_w13" and w or nil, dtype)
+      local y = expert_mlp(o, room, most, e, in_rows, act, gated, on_input == "after_w13" and w or nil, dtype)
       compute.scatter_add(sum, y, part, not on_input and w or nil, dtype)
     end
     if last >= first and o.done then o.done(e) end
   end
+  spare.kept = kept
   if fresh then return sum end
   local out = o.inplace and x or tensor.new(dtype, { tokens, hidden })
   must(C.nb_cast(out, sum, 0))

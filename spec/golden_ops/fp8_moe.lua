@@ -3,7 +3,7 @@ local nb = require "nibble"
 local fp8 = require "nibble.methods.fp8"
 local ct_fp8_moe = require "nibble.methods.ct_fp8_moe"
 local layer = require "nibble.methods.layer"
-local nvfp4_moe = require "nibble.methods.nvfp4_moe"
+local ct_nvfp4_moe = require "nibble.methods.ct_nvfp4_moe"
 local w4a8_moe = require "nibble.methods.w4a8_moe"
 
 local dtypes = { float16 = "f16", bfloat16 = "bf16" }
@@ -56,13 +56,22 @@ end
 
 function ops.ct_nvfp4_moe_process_weights(case)
   local t, p, results = case.tensors, case.params, {}
+  local nvfp4 = { type = "float", bits = 4, symmetric = true, strategy = "tensor_group", group = 16 }
+  local a = { type = "float", bits = 4, symmetric = true, strategy = "tensor_group", group = 16, dynamic = "local" }
+  local method = assert(ct_nvfp4_moe.new(setmetatable({ activations = a }, { __index = nvfp4 }), { backend = p.backend }))
+  local L = layer.new { name = case.id, kind = "moe", dtype = dtypes[p.params_dtype], experts = p.num_experts,
+    hidden = p.hidden_size, intermediate = p.intermediate_size }
+  assert(method:create(L))
   for _, w in ipairs { "w13", "w2" } do
-    local out = assert(nvfp4_moe.prepare { which = w, backend = p.backend:lower(), weight = t["in." .. w .. "_weight_packed"],
-      scale = t["in." .. w .. "_weight_scale"], global = t["in." .. w .. "_weight_global_scale"],
-      input_global = t["in." .. w .. "_input_global_scale"], hidden = p.hidden_size, intermediate = p.intermediate_size,
-      dtype = dtypes[p.params_dtype] })
-    results["out." .. w .. "_weight"], results["out." .. w .. "_weight_scale"] = out.words or out.weight, out.scales
-    results["out." .. w .. "_weight_scale_2"], results["out." .. w .. "_input_scale"] = out.global, out.input_scale
+    for _, part in ipairs { "_weight_packed", "_weight_scale", "_weight_global_scale", "_input_global_scale" } do
+      if t["in." .. w .. part] then L:replace(w .. part, t["in." .. w .. part]) end
+    end
+  end
+  assert(method:process(L))
+  for _, w in ipairs { "w13", "w2" } do
+    for _, part in ipairs { "_weight", "_weight_scale", "_weight_scale_2", "_input_scale" } do
+      results["out." .. w .. part] = L:get(w .. part)
+    end
   end
   return results
 end

@@ -89,17 +89,17 @@ local function add_weight_edits(out, q)
                       apply = function(raw) raw.weight.actorder = nil end }
   end
   if w.zero_points and w.type == "int" then
-    local format = w.format == "awq" and "pack-quantized" or w.format
+    local format = w.format == "awq" and "compressed-tensors" or w.format
     out[#out + 1] = { kind = "symmetric", cost = cost.symmetric, apply = function(raw)
       raw.weight.symmetric, raw.weight.zero_points, raw.weight.format = true, nil, format
       if raw.weight.type ~= "int" then raw.weight.type, raw.weight.bits = "int", w.bits end
     end, words = "symmetric weights (no zero-points)" .. (w.format == "awq" and " in compressed-tensors" or "") }
   end
   -- Other layouts of the same codes are written without loss.
-  if w.format and w.type == "int" and w.format ~= "pack-quantized" and w.format ~= "gguf" then
+  if w.format and w.type == "int" and w.format ~= "compressed-tensors" and w.format ~= "gguf" then
     out[#out + 1] = { kind = "format", cost = cost.convert,
       words = ("compressed-tensors instead of the %s layout"):format(w.format),
-                      apply = function(raw) raw.weight.format = "pack-quantized" end }
+                      apply = function(raw) raw.weight.format = "compressed-tensors" end }
   end
 end
 

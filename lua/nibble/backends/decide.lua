@@ -62,10 +62,10 @@ local function table_for(consumer, q)
     end
   end
   if #why == 0 then
-    return nil, ("%s has no kernels for %s layers"):format(consumer.name, q.kind == "moe" and "MoE" or "linear"),
+    return nil, ("%s has no table for %s layers"):format(consumer.name, q.kind == "moe" and "MoE" or "linear"),
       "eunsupported"
   end
-  return nil, ("%s has no kernels for %s (%s)"):format(consumer.name, query.describe(q), table.concat(why, "; ")),
+  return nil, ("%s has no table for %s (%s)"):format(consumer.name, query.describe(q), table.concat(why, "; ")),
     "eunsupported"
 end
 

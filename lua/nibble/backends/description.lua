@@ -6,8 +6,11 @@ local rules = require "nibble.backends.table"
 local M = {}
 
 --- description.new(t, backend, q) -> {bits, type, group, zero_points, scales, block_shape, bias, activations,
--- per_token, per_channel, weight_only, global_scales, alpha, reciprocal_input_scales} | nil where the table gives none
--- scales: "tensor", "channel", "group" or "block"; block_shape {0, g} for groups along K. (CTM-WNA16-11)
+-- per_token, per_channel, weight_only, global_scales, alpha, reciprocal_input_scales, input_scales, global_factor}
+-- | nil where the table gives none
+-- scales: "tensor", "channel", "group" or "block"; block_shape {0, g} for groups along K (CTM-WNA16-11);
+-- input_scales: "all" (the largest over experts and shards), "expert" (over an expert's shards) or "inverse" (1 / max).
+-- (CTM-NVFP4-12)
 function M.new(t, backend, q)
   local own, of_row = t.quant or {}, backend.row.quant or {}
   local w, a = q.weight, q.activation
@@ -29,7 +32,11 @@ function M.new(t, backend, q)
     d.per_token, d.per_channel = token, token
   end
   if own.global then d.global_scales, d.alpha = true, "scale_2" end
-  if own.global and not d.weight_only then d.alpha = "scale_2 * input_scale" end
+  if own.global and not d.weight_only then
+    d.alpha = "scale_2 * input_scale"
+    -- How the experts' input scales become one: see nibble.methods.nvfp4_moe. (CTM-NVFP4-12)
+    d.input_scales, d.global_factor = of_row.input_scales or "expert", of_row.input_scales == "all"
+  end
   if of_row.alpha and not rules.first_refusal(q, of_row.when or {}) then
     d.alpha, d.reciprocal_input_scales = of_row.alpha, true
   end

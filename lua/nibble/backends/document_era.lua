@@ -39,7 +39,7 @@ return {
     },
     {
       name = "AWQ MoE", kind = "moe", requirement = "AWQ-16", staged = true,
-      when = { { "kind_of_weight", "int" }, { "only_layout", "awq", advice = "the layout is not AWQ" } },
+      when = { { "kind_of_weight", "int" }, { "only_layout", "awq", advice = "the layout is another" } },
       rows = {
         { name = "awq_marlin", class = "AWQMarlinMoEMethod", format = "standard",
           takes = { "ungated", "lora", "batch_invariance" },
@@ -59,7 +59,7 @@ return {
       name = "compressed-tensors WNA16 MoE", kind = "moe", requirement = "CTM-WNA16-02", staged = true,
         say_scheme = true,
       when = { { "kind_of_weight", "int" }, { "activations", "none" },
-               { "only_layout", "pack-quantized", advice = "the layout is not compressed-tensors'" } },
+               { "only_layout", "compressed-tensors", advice = "the layout is another" } },
       rows = {
         { name = "Flashinfer", class = "flashinfer_trtllm_mxint4_moe", format = "standard", classes = {
           { class = "flashinfer_trtllm_mxint4_moe", monolithic = true, checks = {
@@ -89,7 +89,6 @@ return {
           checks = marlin },
       },
       explicit = { { "marlin", "MARLIN" }, { "batched_marlin", "BATCHED_MARLIN" } },
-      twins = { MARLIN = "BATCHED_MARLIN" },
       quant = { block_shape = "group", bits = { 4 } },
     },
   },

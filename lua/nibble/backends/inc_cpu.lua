@@ -1,6 +1,6 @@
 -- Consumer inc-cpu: AutoRound/INC weights on the CPU (INC-18): symmetric 4-bit GPTQ by ARK, else by the generic kernel.
 local checks = {
-  { "platform", "cpu" }, { "layout", "gptq", "auto_round:auto_gptq" }, { "bits_symmetric", 4, requirement = "INC-13" },
+  { "platform", "cpu" }, { "layout", "gptq" }, { "bits_symmetric", 4, requirement = "INC-13" },
   { "group_divides", "k", requirement = "INC-10" },
 }
 

@@ -17,8 +17,8 @@ return {
     },
     {
       name = "INC linear, AWQ", kind = "linear", requirement = "INC-19", details = true,
-      when = { { "kind_of_weight", "int" }, { "only_layout", "awq", "auto_round:auto_awq",
-        advice = "the packing is not AWQ's" } },
+      when = { { "kind_of_weight", "int" }, { "only_layout", "awq",
+        advice = "the packing is another" } },
       rows = {
         { name = "marlin", class = "MarlinLinearKernel", checks = { marlin,
           { "type_by_zero_points", with = { "uint4" }, without = {} } } },

@@ -87,7 +87,7 @@ end
 
 --- backends.select(query [, options]) -> result | nil, msg, code, rejected
 -- query: consumer; kind = "linear" | "moe"; device = "sm_80" | "cpu" | "xpu" | "rocm" | "gfx1100"; name = the layer's
---   weight = a scheme's fields (type, bits, symmetric or zero_points, strategy, group, block, actorder) with format, or
+--   weight = a scheme (type, bits, symmetric or zero_points, strategy, group, block, actorder) with its format, or
 --   type = a kernel's type ("uint4b8"); activation = a scheme's activations; input = "int8" | "fp8" where the
 --   deployment quantizes activations of its own; dtype (bf16)
 --   k, n (of this rank), k_full, n_full, parallel = "row" | "column"; or hidden, intermediate, intermediate_full,
@@ -97,7 +97,7 @@ end
 --   packages = {name = bool}; disabled = {names}; backend = one asked for by name, which is checked alone;
 --   strict = true: no fallback
 -- result: {backend, class, variant, table, consumer, position, of, format, monolithic, note, requirement, rejected =
---   {{backend, class, variant, reason, requirement}, …} by priority, quant = description, also = {others that would do},
+--   {{backend, class, variant, reason, requirement}, …} by priority, quant = description, also = {others that would},
 --   change = "pad N from 11008 to 11264" | nil, better = {backend, query}, fallback, warning, none, activation_kind}
 -- options: log(level, message), called once for each message (ORC-05); change = false: no search for one.
 -- (ORC-01 to ORC-13, AWQ-20, AWQ-21, CTM-NVFP4-10, CTM-NVFP4-11, CTM-FP8-12, CTM-FP8-13)

@@ -1,7 +1,10 @@
--- Consumer nibble: what this workbench computes itself, on the CPU. What it has no kernel for is decoded to float32 and
--- multiplied; that always works, and is the reference that kernels are tested against.
+-- Consumer nibble: what this workbench computes itself, on the CPU: nibble.methods' methods by their names, and the
+-- reference: what no method covers is decoded to float32 and multiplied, which always works.
 local cpu = { "platform", "cpu" }
-local marlin_types = { "type_by_zero_points", with = { "uint4", "uint8" }, without = { "uint4b8", "uint8b128" } }
+local groups = { "group", -1, 32, 64, 128 }
+local weight_only = { "activations", "none" }
+local marlin_shape = { groups, { "multiple", "hidden", 128 }, { "multiple_of_group", "intermediate", least = 64 } }
+local takes = { "ungated", "batch_invariance" }
 local reference = { cpu, { "decodes" } }
 
 return {
@@ -11,28 +14,39 @@ return {
     {
       name = "nibble linear", kind = "linear", when = {},
       rows = {
-        { name = "marlin", checks = {
-          cpu, { "not_layout", "gguf" }, { "activations", "none" }, marlin_types, { "group", -1, 32, 64, 128 },
-          { "group_in_rank" }, { "actorder_wide_input" }, { "narrow_input_type", "uint4b8" } } },
-        { name = "fp8", checks = { cpu, { "kind_of_weight", "float" }, { "bits", 8 },
-          { "strategy", "tensor", "channel", "block" } } },
-        { name = "nvfp4", checks = { cpu, { "weights", "nvfp4" } } },
+        { name = "awq_marlin", class = "nibble.methods.awq_marlin", checks = {
+          cpu, { "only_layout", "awq", advice = "the reference reads it" }, weight_only, { "bits", 4 },
+            { "zero_points" },
+          groups, { "group_in_rank" }, { "narrow_input_type", "uint4b8", requirement = "AWQ-27" } } },
+        { name = "awq", class = "nibble.methods.awq", checks = {
+          cpu, { "only_layout", "awq", advice = "the reference reads it" }, weight_only, { "bits", 4, 8 },
+            { "zero_points" },
+          { "group_divides", "k" } } },
         { name = "reference", note = "decoded to float32 block by block", checks = reference },
       },
     },
     {
       name = "nibble MoE", kind = "moe", when = {}, staged = true,
       rows = {
-        { name = "marlin", format = "standard", takes = { "ungated", "batch_invariance" }, checks = {
-          cpu, { "not_layout", "gguf" }, { "activations", "none" }, marlin_types, { "group", -1, 32, 64, 128 },
-          { "actorder_wide_input" }, { "multiple", "hidden", 128 },
-          { "multiple_of_group", "intermediate", least = 64 } } },
-        { name = "fp8", format = "standard", takes = { "ungated", "batch_invariance" }, checks = {
-          cpu, { "kind_of_weight", "float" }, { "bits", 8 }, { "strategy", "tensor", "channel", "block" } } },
-        { name = "nvfp4", format = "standard", takes = { "ungated", "batch_invariance" },
-          checks = { cpu, { "weights", "nvfp4" } } },
-        { name = "w4a8_int8", format = "standard", takes = { "batch_invariance" }, classes = {
-          { monolithic = true, checks = {
+        { name = "awq_marlin_moe", class = "nibble.methods.awq_marlin_moe", format = "standard", takes = takes,
+          checks = {
+          cpu, { "only_layout", "awq", advice = "another method reads it" }, weight_only, { "bits", 4 },
+            { "zero_points" },
+          marlin_shape } },
+        { name = "ct_wna16_moe", class = "nibble.methods.ct_wna16_moe", format = "standard", takes = takes, checks = {
+          cpu, { "only_layout", "compressed-tensors", advice = "another method reads it" }, weight_only,
+            { "symmetric" },
+          { "bits", 4, 8 }, { "actorder_wide_input", requirement = "C-28" }, marlin_shape } },
+        { name = "moe_wna16", class = "nibble.methods.moe_wna16", format = "standard", takes = takes, checks = {
+          cpu, { "only_layout", "awq", "gptq", advice = "another method reads it" }, weight_only, { "bits", 4, 8 },
+          { "no_actorder" }, { "group_divides", "hidden" }, { "group_divides", "intermediate" } } },
+        { name = "ct_fp8_moe", class = "nibble.methods.ct_fp8_moe", format = "standard", takes = takes, checks = {
+          cpu, { "schemes", { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" },
+                 { "fp8 channel", "fp8 token" }, { "fp8 block 128x128", "any" } } } },
+        { name = "nvfp4_moe", class = "nibble.methods.nvfp4_moe", format = "standard", takes = takes, checks = {
+          cpu, { "weights", "nvfp4" } } },
+        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, classes = {
+          { class = "nibble.methods.w4a8_moe", monolithic = true, checks = {
             cpu, { "weights", "int4" }, { "activations", "int8 token" }, { "no_expert_parallel" },
             { "activation_fn", "silu", "swigluoai", "swiglustep" }, { "multiple", "hidden", 2 } } } } },
         { name = "reference", format = "standard", takes = { "ungated", "batch_invariance", "hash_routing" },

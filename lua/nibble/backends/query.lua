@@ -44,6 +44,13 @@ local function scalar(name)
   if bits then return "float", tonumber(bits), true end
 end
 
+-- What formats are called elsewhere -> how the tables call their layout.
+local layouts = {
+  ["pack-quantized"] = "compressed-tensors", gptq_v2 = "gptq", gptq_marlin = "gptq", auto_gptq = "gptq",
+  ["auto_round:auto_gptq"] = "gptq", ["auto_round:gptqmodel"] = "gptq", awq_marlin = "awq",
+    ["auto_round:auto_awq"] = "awq",
+}
+
 local function block_text(block) return ("%dx%d"):format(block[1], block[2]) end
 
 -- How tables call a weight: "int4", "int4 asym", "fp8 block 128x128", "nvfp4", "mxfp4".
@@ -84,7 +91,7 @@ local function weight_of(raw, activation)
   local strategy = raw.strategy or (raw.block and "block") or (group > 0 and "group" or "channel")
   if strategy == "tensor_group" then strategy = "group" end
   local w = { type = t, bits = bits, symmetric = symmetric, zero_points = not symmetric, strategy = strategy,
-              group = group, block = raw.block, format = raw.format, ggml = raw.ggml,
+              group = group, block = raw.block, format = layouts[raw.format] or raw.format, ggml = raw.ggml,
                 experts_format = raw.experts_format,
               actorder = (raw.actorder == "group" or raw.actorder == "dynamic" or raw.actorder == true) and "group"
                 or nil }
@@ -163,11 +170,12 @@ function M.new(raw)
   end
   if type(raw.weight) ~= "table" then return nil, "weight is not given: the oracle chooses for quantized weights",
     "einval" end
-  q.weight, msg = weight_of(raw.weight, raw.activation)
+  -- A whole scheme may be given as the weight.
+  local a = raw.activation or raw.weight.activations
+  q.weight, msg = weight_of(raw.weight, a)
   if not q.weight then return nil, msg, "einval" end
-  q.activation, q.activation_key = raw.activation, activation_key(raw.activation)
+  q.activation, q.activation_key = a, activation_key(a)
   -- What the product reads: the scheme's activations, or what the deployment asks for (MRL-46), else the model's dtype.
-  local a = raw.activation
   q.given_input = raw.input
   q.input = raw.input or (a and a.bits == 8 and (a.type == "int" and "int8" or "fp8")) or q.dtype
   msg = sizes(q, raw)

@@ -23,8 +23,8 @@ return {
           { "platform", "cuda" }, { "capability", below = 100, min = 75 } } },
         { name = "aiter", class = "AiterInt8ScaledMMLinearKernel", checks = {
           { "platform", "rocm" }, { "package", "aiter" }, { "symmetric" } } },
-        { name = "triton", class = "TritonInt8ScaledMMLinearKernel", checks = { { "platform", "cuda", "rocm", "xpu" },
-          { "symmetric" } } },
+        { name = "triton", class = "TritonInt8ScaledMMLinearKernel", checks = {
+          { "platform", "cuda", "rocm", "xpu" }, { "symmetric" } } },
         { name = "humming", class = "HummingInt8ScaledMMLinearKernel", checks = {
           { "platform", "cuda" }, { "capability", min = 75 }, { "package", "humming" } } },
         { name = "cpu", class = "CPUInt8ScaledMMLinearKernel", checks = { { "platform", "cpu" } } },
@@ -42,33 +42,31 @@ return {
       rows = {
         { name = "cutlass_w4a8", class = "CutlassW4A8LinearKernel", checks = {
           { "platform", "cuda" }, { "capability", exact = { 90 } }, { "input", "fp8" }, { "no_actorder" },
-            { "symmetric" },
-          { "type", "int4" }, { "group", 128 }, { "multiple", "k", 128 }, { "multiple", "n", 128 },
-            { "output", "bf16" } } },
+          { "symmetric" }, { "type", "int4" }, { "group", 128 }, { "multiple", "k", 128 }, { "multiple", "n", 128 },
+          { "output", "bf16" } } },
         { name = "machete", class = "MacheteLinearKernel", checks = {
           { "platform", "cuda" }, { "capability", exact = { 90 } }, { "actorder_whole_k" },
           { "type_by_zero_points", with = { "uint4", "uint8" }, without = { "uint4b8", "uint8b128" } },
           { "group_by_input", wide = { -1, 64, 128 }, narrow = { -1, 128 } }, { "multiple", "k", 64 },
-            { "multiple", "n", 128 } } },
+          { "multiple", "n", 128 } } },
         { name = "marlin", class = "MarlinLinearKernel", checks = {
           { "platform", "cuda" }, { "capability", min = 75 },
-          { "type_by_zero_points", with = { "uint4" }, without = { "uint4b8", "uint8b128", "float8_e4m3fn",
-            "float4_e2m1f" } },
+          { "type_by_zero_points", with = { "uint4" },
+            without = { "uint4b8", "uint8b128", "float8_e4m3fn", "float4_e2m1f" } },
           { "group", -1, 32, 64, 128 }, { "tiles_with_actorder" }, { "group_in_rank" },
-          { "actorder_wide_input", requirement = "C-28" }, { "narrow_input_type", "uint4b8",
-            requirement = "AWQ-27" } } },
+          { "actorder_wide_input", requirement = "C-28" },
+          { "narrow_input_type", "uint4b8", requirement = "AWQ-27" } } },
         { name = "conch", class = "ConchLinearKernel", checks = {
           { "platform", "cuda", "rocm" }, { "capability", min = 80 }, { "type", unpack(eight_four) },
-            { "group", -1, 128 },
-          { "no_actorder" }, { "package", "conch-triton-kernels" } } },
+          { "group", -1, 128 }, { "no_actorder" }, { "package", "conch-triton-kernels" } } },
         { name = "exllama", class = "ExllamaLinearKernel", checks = {
           { "platform", "cuda", "rocm" }, { "capability", min = 60 }, { "actorder_whole_k" }, { "packs" },
-            { "input", "f16" },
-          { "type", "uint4b8", "uint8b128" }, { "group_positive" }, { "group_divides", "k_full" } } },
+          { "input", "f16" }, { "type", "uint4b8", "uint8b128" }, { "group_positive" },
+            { "group_divides", "k_full" } } },
         { name = "triton_w4a16", class = "TritonW4A16LinearKernel", checks = {
           { "platform", "cuda", "rocm" }, { "type", "uint4", "uint4b8" }, { "input", "f16", "bf16" },
-            { "multiple", "n", 8 },
-          { "no_actorder" }, { "group", -1, 32, 64, 128, 256, or_full = true }, { "group_divides", "k" } } },
+          { "multiple", "n", 8 }, { "no_actorder" }, { "group", -1, 32, 64, 128, 256, or_full = true },
+          { "group_divides", "k" } } },
         { name = "humming", class = "HummingLinearKernel", checks = {
           { "platform", "cuda" }, { "capability", min = 75 }, { "package", "humming" }, { "no_actorder" } } },
         { name = "xpu_w4a8", class = "XPUW4A8IntLinearKernel", checks = {
@@ -79,7 +77,7 @@ return {
           { "multiple", "k", 32 } } },
         { name = "dynamic_4bit", class = "Dynamic4bitLinearKernel", checks = {
           { "platform", "cpu" }, { "package", "dynamic_4bit" }, { "type", "int4" }, { "symmetric" },
-            { "group_divides", "k" } } },
+          { "group_divides", "k" } } },
         { name = "zentorch", class = "ZentorchWNA16LinearKernel", checks = {
           { "platform", "cpu" }, { "package", "zentorch" }, { "type", "uint4", "uint4b8" } } },
         { name = "cpu_wna16", class = "CPUWNA16LinearKernel", checks = {
@@ -87,15 +85,15 @@ return {
           { "multiple", "n", 32 } } },
       },
       explicit = { { "cutlass", "cutlass_w4a8" }, { "machete", "machete" }, { "marlin", "marlin" },
-        { "conch", "conch" },
-                   { "exllama", "exllama" }, { "triton", "triton_w4a16" }, { "humming", "humming" } },
+                   { "conch", "conch" }, { "exllama", "exllama" }, { "triton", "triton_w4a16" },
+                     { "humming", "humming" } },
     },
     {
       name = "FP8 linear", kind = "linear", requirement = "CTM-FP8-01",
       when = { { "weights", "fp8 tensor", "fp8 channel" } },
       order = { "flashinfer", "cutlass", "torch", "marlin", "humming" },
       orders = { { when = { { "platform", "rocm" } }, "aiter", "rocm", "torch" },
-        { when = { { "platform", "cpu" } }, "torch" },
+                 { when = { { "platform", "cpu" } }, "torch" },
                  { when = { { "platform", "xpu" } }, "xpu", "torch" } },
       rows = {
         { name = "flashinfer", class = "FlashInferFP8ScaledMMLinearKernel", checks = {
@@ -108,8 +106,8 @@ return {
           { "capability", min = 89 }, { "activations", "fp8 token", "fp8 tensor", "fp8 tensor static" } } },
         { name = "marlin", class = "MarlinFP8ScaledMMLinearKernel", checks = marlin_float,
           quant = { weight_only = true } },
-        { name = "humming", class = "HummingFP8ScaledMMLinearKernel", checks = { marlin_float,
-          { "package", "humming" } } },
+        { name = "humming", class = "HummingFP8ScaledMMLinearKernel",
+          checks = { marlin_float, { "package", "humming" } } },
         { name = "aiter", class = "AiterPerTokenFp8ScaledMMLinearKernel", checks = {
           { "platform", "rocm" }, { "package", "aiter" }, { "schemes", { "fp8 channel", "fp8 token" } } } },
         { name = "rocm", class = "ROCmFP8ScaledMMLinearKernel", checks = {
@@ -131,14 +129,14 @@ return {
         { name = "deep_gemm", class = "DeepGemmFp8BlockScaledMMKernel", checks = {
           { "platform", "cuda" }, { "capability", exact = { 90 }, family = { 100 } }, { "package", "deep_gemm" },
           { "weights", "fp8 block 128x128" }, { "output", "bf16" }, { "multiple", "n", 64 },
-            { "multiple", "k", 128 } } },
+          { "multiple", "k", 128 } } },
         { name = "cutlass", class = "CutlassFp8BlockScaledMMKernel", checks = {
           { "platform", "cuda" }, { "capability", min = 90 }, { "weights", "fp8 block 128x128" },
-            { "multiple", "k", 128 } } },
+          { "multiple", "k", 128 } } },
         { name = "marlin", class = "MarlinFP8ScaledMMLinearKernel", quant = { weight_only = true }, checks = {
           marlin_float, { "weights", "fp8 block 128x128" } } },
-        { name = "humming", class = "HummingFP8ScaledMMLinearKernel", checks = { marlin_float,
-          { "package", "humming" } } },
+        { name = "humming", class = "HummingFP8ScaledMMLinearKernel",
+          checks = { marlin_float, { "package", "humming" } } },
         { name = "triton", class = "TritonFp8BlockScaledMMKernel", checks = {
           { "platform", "cuda", "rocm", "xpu" }, { "capability", min = 89 } } },
         { name = "aiter", class = "AiterFp8BlockScaledMMKernel", checks = { { "platform", "rocm" },
@@ -156,7 +154,7 @@ return {
       rows = {
         { name = "flashinfer_cutlass", class = "FlashInferCutlassNvFp4LinearKernel", checks = {
           { "platform", "cuda" }, { "capability", min = 100 }, { "package", "flashinfer" },
-            { "activations", "nvfp4" } } },
+          { "activations", "nvfp4" } } },
         { name = "cutlass", class = "CutlassNvFp4LinearKernel", checks = {
           { "platform", "cuda" }, { "capability", min = 100 }, { "activations", "nvfp4" } } },
         { name = "marlin", class = "MarlinNvFp4LinearKernel", checks = marlin_float, quant = { weight_only = true } },
@@ -175,7 +173,7 @@ return {
       rows = {
         { name = "flashinfer", class = "FlashInferMxFp4LinearKernel", checks = {
           { "platform", "cuda" }, { "capability", family = { 100 } }, { "package", "flashinfer" },
-            { "activations", "mxfp4" } } },
+          { "activations", "mxfp4" } } },
         { name = "marlin", class = "MarlinMxFp4LinearKernel", checks = marlin_float, quant = { weight_only = true } },
         { name = "humming", class = "HummingMxFp4LinearKernel", checks = { marlin_float, { "package", "humming" } } },
         { name = "emulation", class = "EmulationMxfp4LinearKernel", note = "decoded at every call: slow", checks = {

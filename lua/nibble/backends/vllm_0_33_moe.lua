@@ -31,6 +31,9 @@ local trtllm_routing = { "routing", "deepseek_v3", "renormalize", "renormalize_n
 local monolithic_parallel = { { "all2all", "ag_rs" }, { "no_eplb" } }
 local blackwell_trtllm = { { "platform", "cuda" }, { "capability", family = { 100 } }, { "package", "flashinfer" } }
 
+-- FlashInfer's kernels take one input scale for all experts. (CTM-NVFP4-12)
+local all_scales = { input_scales = "all" }
+
 local block, group128 = "fp8 block 128x128", "fp8 group 128"
 local sm90_block = { { "platform", "cuda" }, { "capability", exact = { 90 } }, { "schemes", { block, group128 } } }
 
@@ -49,15 +52,14 @@ return {
       rows = {
         { name = "RDNA3", class = "Rdna3WNA16Experts", format = "standard", requirement = "ORC-13", checks = {
           { "platform", "rocm" }, { "chip", "gfx1100" }, { "activation_fn", "silu" },
-          { "only_layout", "pack-quantized", advice = "convert it to compressed-tensors" }, { "weights", "int4" },
-            { "no_bias" },
-          { "no_actorder" }, { "strategy", "group" } } },
+          { "only_layout", "compressed-tensors", advice = "convert it to compressed-tensors" },
+          { "weights", "int4" }, { "no_bias" }, { "no_actorder" }, { "strategy", "group" } } },
         { name = "FLASHINFER_TRTLLM", format = "standard", requirement = "CTM-WNA16-02", classes = {
           { class = "TrtLlmMxint4ExpertsMonolithic", monolithic = true, checks = {
             { "platform", "cuda" }, { "capability", family = { 100 } }, { "package", "flashinfer_mxint4" },
             { "activation_fn", "silu", "swigluoai" }, { "weights", "int4" }, { "group", 32 },
             { "symmetric", requirement = "ORC-13" }, { "no_bias", requirement = "ORC-13" }, { "no_actorder" },
-              monolithic_parallel,
+            monolithic_parallel,
             { "routing", "renormalize", "renormalize_naive", "deepseek_v3", "llama4", "simulated" },
             { "logits", "bf16", "f16", f32_routing = { "deepseek_v3", "simulated" } } } } } },
         { name = "MARLIN", class = "MarlinExperts", format = "standard", takes = marlin_takes, checks = marlin_ints },
@@ -74,29 +76,26 @@ return {
             { "no_actorder" }, not_fi_nvl, few_experts } },
         { name = "ZEN_CPU", class = "ZenCPUExpertsInt4", format = "standard", checks = {
           { "platform", "cpu" }, { "package", "zentorch" }, { "activation_fn", "silu" }, { "weights", "int4" },
-            { "no_actorder" } } },
+          { "no_actorder" } } },
         { name = "CPU", format = "standard", classes = {
           { class = "CPUExpertsInt4", monolithic = true, checks = {
             { "platform", "cpu" }, { "activation_fn", "silu" }, { "weights", "int4", "int4 asym" }, { "no_actorder" },
             { "routing", "default", "renormalize", "renormalize_naive" } } } } },
         { name = "XPU", class = "XPUExpertsWNA16", format = "standard", takes = { "ungated" }, checks = {
           { "platform", "xpu" }, { "activation_fn", "silu", "gelu", "swigluoai", "relu2_no_mul" },
-            { "weights", "int4" },
-          { "no_actorder" } } },
+          { "weights", "int4" }, { "no_actorder" } } },
       },
       explicit = { { "triton", "TRITON" }, { "marlin", "MARLIN" }, { "humming", "HUMMING" },
                    { "flashinfer_trtllm", "FLASHINFER_TRTLLM" }, { "emulation", "EMULATION" }, { "rdna3", "RDNA3" } },
-      twins = { MARLIN = "BATCHED_MARLIN" },
       quant = { block_shape = "group" },
     },
     {
       name = "NVFP4 MoE", kind = "moe", requirement = "CTM-NVFP4-10", staged = true,
       when = { { "weights", "nvfp4" }, { "activations", "nvfp4", "none" } },
       order = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS",
-        "VLLM_CUTLASS",
-                "MARLIN", "HUMMING", "EMULATION" },
+                "VLLM_CUTLASS", "MARLIN", "HUMMING", "EMULATION" },
       rows = {
-        { name = "FLASHINFER_TRTLLM", format = "standard", takes = { "ungated" },
+        { name = "FLASHINFER_TRTLLM", format = "standard", takes = { "ungated" }, quant = all_scales,
           checks = { blackwell_trtllm, { "schemes", { "nvfp4", "nvfp4" } },
                      { "activation_fn", "silu", "relu2_no_mul", "gelu", "gelu_tanh", "swigluoai_uninterleave" } },
           classes = {
@@ -104,17 +103,18 @@ return {
               { "all2all" }, { "no_eplb" }, trtllm_routing, { "logits", "bf16", "f32" } } },
             { name = "modular", class = "TrtLlmNvFp4ExpertsModular" },
           } },
-        { name = "FLASHINFER_CUTEDSL", class = "FlashInferCuteDSLExperts", format = "standard", checks = {
-          blackwell_trtllm, { "activation_fn", "silu" }, { "schemes", { "nvfp4", "nvfp4" } } } },
-        { name = "FLASHINFER_CUTEDSL_BATCHED", class = "FlashInferCuteDSLBatchedExperts", format = "batched", checks = {
-          blackwell_trtllm, { "activation_fn", "silu" }, { "schemes", { "nvfp4", "nvfp4" } } } },
+        { name = "FLASHINFER_CUTEDSL", class = "FlashInferCuteDSLExperts", format = "standard", quant = all_scales,
+          checks = { blackwell_trtllm, { "activation_fn", "silu" }, { "schemes", { "nvfp4", "nvfp4" } } } },
+        { name = "FLASHINFER_CUTEDSL_BATCHED", class = "FlashInferCuteDSLBatchedExperts", format = "batched",
+          quant = all_scales, checks = {
+            blackwell_trtllm, { "activation_fn", "silu" }, { "schemes", { "nvfp4", "nvfp4" } } } },
         { name = "FLASHINFER_CUTLASS", class = "FlashInferExperts", format = "standard", takes = { "ungated" },
-          checks = {
-          { "platform", "cuda" }, { "capability", family = { 100, 120 } }, { "package", "flashinfer" },
-          { "activation_fn", "silu", "relu2_no_mul", "swigluoai" }, { "schemes", { "nvfp4", "nvfp4" } } } },
+          quant = all_scales, checks = {
+            { "platform", "cuda" }, { "capability", family = { 100, 120 } }, { "package", "flashinfer" },
+            { "activation_fn", "silu", "relu2_no_mul", "swigluoai" }, { "schemes", { "nvfp4", "nvfp4" } } } },
         { name = "VLLM_CUTLASS", class = "CutlassExpertsFp4", format = "standard", checks = {
           { "platform", "cuda" }, { "capability", family = { 100, 110, 120 } }, gated_fn,
-            { "schemes", { "nvfp4", "nvfp4" } },
+          { "schemes", { "nvfp4", "nvfp4" } },
           { "no_expert_parallel" } } },
         { name = "MARLIN", class = "MarlinExperts", format = "standard", takes = marlin_takes,
           quant = { weight_only = true },
@@ -123,12 +123,11 @@ return {
             { "multiple", "hidden", 64, requirement = "CTM-NVFP4-16" } } },
         { name = "HUMMING", checks = humming, classes = humming_classes },
         { name = "EMULATION", class = "Nvfp4QuantizationEmulationTritonExperts", format = "standard",
-          note = "decoded at every call: slow", checks = {
+          note = "decoded at every call: slow", quant = { input_scales = "inverse" }, checks = {
             { "platform", "cuda", "rocm" }, every_fn, { "schemes", { "nvfp4", "nvfp4" } }, not_fi_nvl, few_experts } },
-        { name = "FLASHINFER_B12X", class = "FlashInferB12xExperts", format = "standard", checks = {
+        { name = "FLASHINFER_B12X", class = "FlashInferB12xExperts", format = "standard", quant = all_scales, checks = {
           { "platform", "cuda" }, { "capability", family = { 120 } }, { "package", "flashinfer" },
-            { "activation_fn", "silu" },
-          { "schemes", { "nvfp4", "nvfp4" } } } },
+          { "activation_fn", "silu" }, { "schemes", { "nvfp4", "nvfp4" } } } },
       },
       explicit = { { "cutlass", "VLLM_CUTLASS" }, { "flashinfer_trtllm", "FLASHINFER_TRTLLM" },
                    { "flashinfer_cutlass", "FLASHINFER_CUTLASS" }, { "flashinfer_cutedsl", "FLASHINFER_CUTEDSL" },
@@ -145,8 +144,8 @@ return {
       -- Dynamic activations per tensor are looked up as groups of 128; block weights always are. (CTM-FP8-03, C-16)
       keys = { ["fp8 tensor"] = group128 }, block_activation = group128,
       order = { "AITER", "FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS", "DEEPGEMM", "VLLM_CUTLASS", "TRITON", "MARLIN",
-        "HUMMING",
-                "BATCHED_DEEPGEMM", "BATCHED_VLLM_CUTLASS", "BATCHED_TRITON", "XPU", "CPU_W8A8", "CPU", "HPC" },
+                "HUMMING", "BATCHED_DEEPGEMM", "BATCHED_VLLM_CUTLASS", "BATCHED_TRITON", "XPU", "CPU_W8A8", "CPU",
+                "HPC" },
       front = {
         { when = { sm90_block, { "expert_parallel" } }, "FLASHINFER_CUTLASS" },
         { when = { sm90_block, { "no_expert_parallel" } }, "TRITON" },
@@ -160,12 +159,11 @@ return {
           { "schemes", { block, group128 }, { "fp8 channel", "fp8 token" }, { "fp8 tensor", "fp8 tensor static" } } } },
         { name = "FLASHINFER_TRTLLM", format = "standard", takes = { "ungated" },
           checks = { blackwell_trtllm, { "activation_fn", "silu", "swigluoai_uninterleave", "relu2_no_mul" },
-            { "experts_below", 2049 } },
+                     { "experts_below", 2049 } },
           classes = {
             { name = "monolithic", class = "TrtLlmFp8ExpertsMonolithic", monolithic = true, checks = {
               { "schemes", { block, group128 }, { "fp8 tensor", "fp8 tensor static" }, { "mxfp8", "mxfp8" } },
-                monolithic_parallel,
-              { "no_sequence_parallel" }, trtllm_routing, { "logits", "bf16", "f32" } } },
+              monolithic_parallel, { "no_sequence_parallel" }, trtllm_routing, { "logits", "bf16", "f32" } } },
             { name = "modular", class = "TrtLlmFp8ExpertsModular", checks = {
               { "schemes", { block, group128 }, { "mxfp8", "mxfp8" } }, { "no_eplb" },
               { "all2all", "ag_rs", "deepep_v2", "fi_nvl_one_sided", "fi_nvl_two_sided" } } },
@@ -173,16 +171,15 @@ return {
         { name = "FLASHINFER_CUTLASS", class = "FlashInferExperts", format = "standard", takes = { "ungated" },
           checks = {
             { "platform", "cuda" }, { "capability", exact = { 90 }, family = { 100, 120 } },
-              { "package", "flashinfer" },
-            { "activation_fn", "silu", "relu2_no_mul", "swigluoai" },
-            { "schemes", { "fp8 tensor", "fp8 tensor static" }, { block, group128,
-              capability = { "capability", exact = { 90 } } } } },
+            { "package", "flashinfer" }, { "activation_fn", "silu", "relu2_no_mul", "swigluoai" },
+            { "schemes", { "fp8 tensor", "fp8 tensor static" },
+              { block, group128, capability = { "capability", exact = { 90 } } } } },
           quant = { alpha = "w_scale * a_scale", when = { { "weights", "fp8 tensor" } } } },
         { name = "DEEPGEMM", class = "TritonOrDeepGemmExperts", format = "standard",
           note = "shapes that DeepGEMM has no tiles for run in Triton", checks = {
             { "platform", "cuda" }, { "capability", exact = { 90 }, family = { 100 } }, { "package", "deep_gemm" },
             { "activation_fn", "silu", "swiglustep", "swigluoai_uninterleave" }, { "schemes", { block, group128 } },
-              not_fi_nvl } },
+            not_fi_nvl } },
         { name = "VLLM_CUTLASS", class = "TritonOrCutlassExperts", format = "standard", checks = {
           { "platform", "cuda" }, { "capability", exact = { 90 }, family = { 100 } }, gated_fn,
           { "schemes", { "fp8 channel", "fp8 token" }, { "fp8 tensor", "fp8 tensor static" } },
@@ -206,7 +203,7 @@ return {
           { "schemes", { "fp8 channel", "fp8 token" }, { "fp8 tensor", "fp8 tensor static" } } } },
         { name = "BATCHED_TRITON", class = "BatchedTritonExperts", format = "batched", checks = {
           { "platform", "cuda", "rocm", "xpu" }, { "capability", min = 89 },
-            { "activation_fn", "silu", "gelu", "swigluoai" },
+          { "activation_fn", "silu", "gelu", "swigluoai" },
           { "schemes", { block, group128 }, { "fp8 channel", "fp8 token" }, { "fp8 tensor", "fp8 token" },
             { "fp8 tensor", "fp8 tensor static" } } } },
         { name = "XPU", class = "XPUExpertsFp8", format = "standard", takes = { "ungated" }, checks = {
@@ -216,8 +213,7 @@ return {
         { name = "CPU_W8A8", format = "standard", classes = {
           { class = "CPUExpertsFp8W8A8", monolithic = true, checks = {
             { "platform", "cpu" }, { "package", "cpu_fp8_products" }, { "activation_fn", "silu" },
-              { "schemes", { block, group128 } },
-            { "routing", "default", "renormalize", "renormalize_naive" } } } } },
+            { "schemes", { block, group128 } }, { "routing", "default", "renormalize", "renormalize_naive" } } } } },
         { name = "CPU", format = "standard", quant = { weight_only = true }, classes = {
           { class = "CPUExpertsFp8", monolithic = true, checks = {
             { "platform", "cpu" }, { "activation_fn", "silu" }, { "schemes", { block, group128 } },
@@ -234,6 +230,15 @@ return {
       quant = { flags = true },
     },
     {
+      name = "INT8 MoE", kind = "moe", requirement = "CTM-SEL-04", staged = true,
+      when = { { "weights", "int8" }, { "activations_of", "int", 8 } },
+      rows = {
+        { name = "TRITON", class = "TritonExperts", format = "standard", takes = marlin_takes, checks = {
+          { "platform", "cuda", "rocm", "xpu" }, { "capability", min = 75 }, every_fn,
+          { "activations", "int8 token", "int8 tensor" }, not_fi_nvl, few_experts } },
+      },
+    },
+    {
       name = "W4A8-int8 MoE", kind = "moe", requirement = "CTM-W4A8-01",
       when = { { "kind_of_weight", "int" }, { "activations_of", "int", 8 } },
       rows = {
@@ -243,11 +248,11 @@ return {
             { class = "dynamic_4bit_int_moe", monolithic = true, checks = {
               { "activations", "int8 token" }, { "bits", 4 }, { "platform", "cpu" },
               { "arm_primitives", "torch", requirement = "CTM-W4A8-02" }, { "symmetric" },
-                { "gated", requirement = "CTM-W4A8-05" },
-              { "no_eplb", requirement = "CTM-W4A8-09" }, { "no_expert_parallel", requirement = "CTM-W4A8-09" },
+              { "gated", requirement = "CTM-W4A8-05" }, { "no_eplb", requirement = "CTM-W4A8-09" },
+              { "no_expert_parallel", requirement = "CTM-W4A8-09" },
               { "activation_fn", "silu", "swigluoai", "swiglustep", requirement = "CTM-W4A8-10" },
               { "multiple", "hidden", 2, requirement = "CTM-W4A8-06" },
-                { "group_divides", "hidden", requirement = "CTM-W4A8-06" },
+              { "group_divides", "hidden", requirement = "CTM-W4A8-06" },
               { "group_divides", "intermediate", requirement = "CTM-W4A8-06" },
               { "hash_routing" }, { "changed_routes" }, { "format", "standard" }, { "lora" } } } } },
       },

@@ -116,12 +116,12 @@ function Method:create(L)
   if fault then return nil, fault, "eunsupported" end
   local s13, s2 = scale_shapes(self, L)
   L.orig_dtype, L.block = L.dtype, self.block
-  L:register("w13_weight", { dtype = "f8_e4m3", shape = { L.e, L.s * L.i, L.h } })
-  L:register("w2_weight", { dtype = "f8_e4m3", shape = { L.e, L.h, L.i } })
+  common.register(L, "w13_weight", { dtype = "f8_e4m3", shape = { L.e, L.s * L.i, L.h } })
+  common.register(L, "w2_weight", { dtype = "f8_e4m3", shape = { L.e, L.h, L.i } })
   for _, w in ipairs { "w13", "w2" } do
-    L:register(w .. "_weight_scale", { dtype = "f32", shape = w == "w13" and s13 or s2, scale_method = self.strategy, fill = 1 })
+    common.register(L, w .. "_weight_scale", { dtype = "f32", shape = w == "w13" and s13 or s2, scale_method = self.strategy, fill = 1 })
     if self.static then
-      L:register(w .. "_input_scale", { dtype = "f32", shape = { L.e }, scale_method = "tensor", shared = true, fill = 1 })
+      common.register(L, w .. "_input_scale", { dtype = "f32", shape = { L.e }, scale_method = "tensor", shared = true, fill = 1 })
     end
   end
   L.state = "created"
@@ -186,19 +186,16 @@ end
 
 function steps.replace(_, L, m)
   for _, w in ipairs { "w13", "w2" } do
-    L:replace(w .. "_weight", m[w])
-    L:replace(w .. "_weight_scale", m[w .. "_scale"])
-    if m[w .. "_input_scale"] then L:replace(w .. "_input_scale", m[w .. "_input_scale"]) end
+    common.put(L, w .. "_weight", m[w])
+    common.put(L, w .. "_weight_scale", m[w .. "_scale"])
+    if m[w .. "_input_scale"] then common.put(L, w .. "_input_scale", m[w .. "_input_scale"]) end
   end
   return true
 end
 
 --- method:process(L) -> true | nil, msg, code: in the order of CTM-FP8-08; once.
 function Method:process(L)
-  if L.state ~= "created" then
-    error(("layer %s: its weights are %s; create and load them first"):format(L.name,
-      L.state == "ready" and "processed already" or "not there"), 2)
-  end
+  self:unprocessed(L)
   local m = {}
   for _, w in ipairs { "w13", "w2" } do
     m[w], m[w .. "_scale"], m[w .. "_input_scale"] = L:get(w .. "_weight"), L:get(w .. "_weight_scale"), L:get(w .. "_input_scale")

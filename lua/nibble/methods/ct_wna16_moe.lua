@@ -143,17 +143,17 @@ function Method:create(L)
   local counts = { groups_w13 = groups13, groups_w2 = groups2, gated = L.gated }
   local function shape(name) return self:weight_shape(name, L.e, L.h, L.i, counts) end
   for _, w in ipairs { "w13", "w2" } do
-    L:register(w .. "_weight_packed", { dtype = "i32", shape = shape(w .. "_weight"), transposed = turned, flip = turned,
+    common.register(L, w .. "_weight_packed", { dtype = "i32", shape = shape(w .. "_weight"), transposed = turned, flip = turned,
       pack_factor = self.pack_factor, packed_dim = turned and 0 or 1 })
-    L:register(w .. "_weight_scale", { dtype = L.dtype, shape = shape(w .. "_scale"), transposed = turned, flip = turned,
+    common.register(L, w .. "_weight_scale", { dtype = L.dtype, shape = shape(w .. "_scale"), transposed = turned, flip = turned,
       scale_method = self.strategy, whole = w == "w2" and whole, fill = 1 })
-    L:register(w .. "_weight_shape", { dtype = self.switches.float_weight_shape and "f32" or "i64", shape = { L.e, 2 },
+    common.register(L, w .. "_weight_shape", { dtype = self.switches.float_weight_shape and "f32" or "i64", shape = { L.e, 2 },
       input_dim = 0, whole = true })
     local k = w == "w13" and L.h or L.i
-    L:register(w .. "_weight_g_idx", { dtype = "i32", shape = { L.e, k }, input_dim = 0 })
-    L:register(w .. "_g_idx_sort_indices", { dtype = "i32", shape = { L.e, k }, input_dim = 0 })
+    common.register(L, w .. "_weight_g_idx", { dtype = "i32", shape = { L.e, k }, input_dim = 0 })
+    common.register(L, w .. "_g_idx_sort_indices", { dtype = "i32", shape = { L.e, k }, input_dim = 0 })
   end
-  L.state = "repack"
+  L.state, L.marlin_state = "created", self.monolithic and "ready" or "repack"
   return true
 end
 
@@ -194,13 +194,13 @@ local function process_marlin(method, L)
   if not outs then return nil, msg, code end
   for i, w in ipairs { "w13", "w2" } do
     local out = outs[i]
-    L:replace(w .. "_weight_g_idx", out.sorted_g_idx or tensor.new("i32", { L.e, 0 }))
-    L:replace(w .. "_g_idx_sort_indices", out.perm or tensor.new("i32", { L.e, 0 }))
-    L:replace(w .. "_weight_packed", out.words)
-    L:replace(w .. "_weight_scale", out.scales)
-    if out.global then L:replace(w .. "_input_global_scale", tensor.new("f32", { 1 }, { out.global })) end
+    common.put(L, w .. "_weight_g_idx", out.sorted_g_idx or tensor.new("i32", { L.e, 0 }))
+    common.put(L, w .. "_g_idx_sort_indices", out.perm or tensor.new("i32", { L.e, 0 }))
+    common.put(L, w .. "_weight_packed", out.words)
+    common.put(L, w .. "_weight_scale", out.scales)
+    if out.global then common.put(L, w .. "_input_global_scale", tensor.new("f32", { 1 }, { out.global })) end
   end
-  L:replace("workspace", scalars.workspace(method.options.sms or 132, 4))
+  common.put(L, "workspace", scalars.workspace(method.options.sms or 132, 4))
   return true
 end
 
@@ -208,20 +208,18 @@ local function process_mxint4(_, L)
   for _, w in ipairs { "w13", "w2" } do
     local words, scales, code = mxint4.prepare(L:get(w .. "_weight_packed"), L:get(w .. "_weight_scale"), w == "w13")
     if not words then return nil, ("layer %s: %s: %s"):format(L.name, w, scales), code end
-    L:replace(w .. "_weight_packed", words)
-    L:replace(w .. "_weight_scale", scales)
+    common.put(L, w .. "_weight_packed", words)
+    common.put(L, w .. "_weight_scale", scales)
   end
   return true
 end
 
 --- method:process(L) -> true | nil, msg, code: the weights as the kernel reads them; once. (CTM-WNA16-08, CTM-WNA16-09)
 function Method:process(L)
-  if L.state ~= "repack" then
-    error(("layer %s: its weights are %s; create and load them first"):format(L.name,
-      L.state == "ready" and "processed already" or "not there"), 2)
-  end
+  self:unprocessed(L)
   local ok, msg, code = (self.monolithic and process_mxint4 or process_marlin)(self, L)
   if not ok then return nil, msg, code end
+  L.marlin_state = "ready"
   L.state, L.method, L:param "w13_weight_g_idx".loaded = "ready", self, nil
   L.quant = self:quant(L)
   return true

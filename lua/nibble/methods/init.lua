@@ -11,6 +11,7 @@ local list = {
   { name = "pymllm", kind = "linear", title = "pymllm's AWQ on Marlin, dense" },
   { name = "inc", kind = "linear", title = "AutoRound (INC) W4A16, dense" },
   { name = "awq_marlin_moe", kind = "moe", title = "AWQ on Marlin, experts" },
+  { name = "gptq_marlin_moe", kind = "moe", title = "GPTQ on Marlin, experts" },
   { name = "moe_wna16", kind = "moe", title = "AWQ and GPTQ in the generic kernels' bytes, experts" },
   { name = "ct_wna16_moe", kind = "moe", title = "compressed-tensors integers on Marlin, experts" },
   { name = "ct_fp8_moe", kind = "moe", title = "compressed-tensors FP8, experts" },
@@ -52,14 +53,21 @@ takes.awq_marlin, takes.awq, takes.pymllm, takes.awq_marlin_moe = awq, awq, awq,
 
 local function gptq(rec, s)
   if rec.format ~= "gptq" and rec.format ~= "gptq_v2" then return nil, "not a GPTQ checkpoint" end
+  return { method = "gptq", bits = s.bits, group = s.group, zero_point = not s.symmetric, sym = s.symmetric,
+    desc_act = s.actorder == "group" }
+end
+takes.gptq_marlin_moe = gptq
+
+-- Kernels without activation order.
+local function ordered_gptq(rec, s)
   if s.actorder == "group" then return nil, "its columns are in activation order" end
-  return { method = "gptq", bits = s.bits, group = s.group, zero_point = not s.symmetric, sym = s.symmetric }
+  return gptq(rec, s)
 end
 
 function takes.inc(rec, s)
   if not s.symmetric then return nil, "not symmetric" end
   if rec.format == "awq" then return { bits = s.bits, group = s.group, sym = true, is_awq = true } end
-  return gptq(rec, s)
+  return ordered_gptq(rec, s)
 end
 
 function takes.moe_wna16(rec, s)
@@ -68,7 +76,7 @@ function takes.moe_wna16(rec, s)
     config.method = "awq"
     return config
   end
-  local config, why = gptq(rec, s)
+  local config, why = ordered_gptq(rec, s)
   if config and rec.format == "gptq_v2" and config.zero_point then
     return nil, "GPTQ v2 stores zero-points as they are, and the generic kernels' loader expects them minus one"
   end
@@ -104,7 +112,7 @@ end
 
 -- The order in which they are tried; pymllm's is the same as awq_marlin and runs only when it is named.
 local order = { linear = { "awq_marlin", "awq", "inc" },
-  moe = { "awq_marlin_moe", "moe_wna16", "ct_wna16_moe", "w4a8_moe", "ct_fp8_moe", "ct_nvfp4_moe" } }
+  moe = { "awq_marlin_moe", "gptq_marlin_moe", "moe_wna16", "ct_wna16_moe", "w4a8_moe", "ct_fp8_moe", "ct_nvfp4_moe" } }
 
 --- candidates(kind [, wanted]) -> names to try for a layer, in order
 -- wanted: nil or "auto": all; else one name, alone where it is of that kind.

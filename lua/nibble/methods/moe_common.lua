@@ -38,10 +38,58 @@ function Base:say(level, sentence)
   if self.options.log then self.options.log(level, sentence) end
 end
 
+-- ---- parameters: made, loaded, replaced, loaded again ----------------------------------------
+
+--- register(L, name, attributes): L:register, remembered for loading again.
+function M.register(L, name, attributes)
+  L.raw = L.raw or {}
+  L.raw[#L.raw + 1] = { name = name, attributes = attributes }
+  return L:register(name, attributes)
+end
+
+--- put(L, name, t): what processing made of a parameter. Where the layer was processed before, into the storage of
+-- that time, so that addresses stay. (MRL-58)
+function M.put(L, name, t)
+  local now, kept = L:param(name), L.kept and L.kept[name]
+  if now and now.data and not kept and now.data.data == t.data and text.shape(now.data:size()) == text.shape(t:size()) then
+    return now -- as it was loaded
+  end
+  if kept then L:replace(name, nil).data, L.kept[name] = kept, nil end
+  return L:replace(name, t)
+end
+
+--- method:reload(L): a processed layer takes its checkpoint's tensors once more, under their names of the beginning;
+-- load all of them and process the layer again. (CTM-NVFP4-19)
+function Base:reload(L)
+  self:ready(L, "reload")
+  L.kept = L.kept or {}
+  for _, raw in ipairs(L.raw) do
+    local p = L:param(raw.name)
+    if p then L.kept[raw.name] = p.data end
+    L:replace(raw.name, nil)
+    p = L:replace(raw.name, tensor.new(raw.attributes.dtype, raw.attributes.shape))
+    if raw.attributes.fill then p.data:fill(raw.attributes.fill) end
+    for key, value in pairs(raw.attributes) do p[key] = value end
+    p.loaded = nil
+  end
+  L.state, L.method, L.quant = "created", nil, nil
+end
+
+nffi.interpreted(Base.reload)
+
+--- method:unprocessed(L): an error unless L is created and not processed yet.
+function Base:unprocessed(L)
+  if L.state == "created" then return end
+  error(("layer %s: its weights are %s"):format(L.name, L.state == "ready"
+    and ("processed already; to load them once more call %s's reload(layer) first"):format(self.name)
+    or "not there; create and load them first"), 3)
+end
+
 --- method:load(L, expert, shard, tensors) -> true, or false when the expert lives on another rank
 -- expert: global, from 0. tensors: {weight_packed = t, weight_scale = t, …}, names as behind the projection's in the
--- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. (FWD-13)
-function Base.load(_, L, expert, shard, tensors)
+-- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. A processed layer is an error: reload it. (FWD-13)
+function Base:load(L, expert, shard, tensors)
+  self:unprocessed(L)
   local here = true
   for name, t in pairs(tensors) do
     here = L:load_expert((shard == "w2" and "w2_" or "w13_") .. name, t, shard, expert)

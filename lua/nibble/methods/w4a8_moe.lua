@@ -228,10 +228,9 @@ function Method:experts(L, x, weights, ids, o)
   if ids:type() == "i64" then ids = ids:cast "i32" end
   local on_input = o and o.router_weight_on_input
   if on_input == nil then on_input = L.options.router_weight_on_input end
-  local room = moe.scratch()
   local function product(w)
     local packed, n = L:get(w .. "_weight_packed"), L[w .. "_out"]
-    return function(e, rows)
+    return function(e, rows, room)
       local y = room(w, rows:size(1), n)
       must(C.nb_w4a8_gemm(y, rows, matrix(packed, e + 1), self.group))
       return y

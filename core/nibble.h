@@ -139,6 +139,8 @@ int64_t nb_tensor_numel(const nb_tensor *t);
 int64_t nb_tensor_bytes(const nb_tensor *t);
 /* 1 when dtype, shape and every byte are the same. */
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b);
+/* 1 when t's memory is a mapped file's, which cannot be written. */
+int nb_tensor_is_mapped(const nb_tensor *t);
 /* dst's bytes = src's bytes; same dtype and number of elements. Threads. */
 int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src);
 /* Slices src_at .. src_at+size-1 along dimension dim of src over those of dst from dst_at
@@ -723,6 +725,10 @@ int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0);
 int nb_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
 /* The same from AWQ words [k, n/pf]. MRL-33. */
 int nb_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+/* Words in GPTQ order or, with awq, AWQ's become tiles where they lie, in as many bytes: the
+ * tensor keeps its shape. fold: 4-bit codes are changed first as nb_marlin_fp8_preprocess
+ * does, with zeros (AWQ's, or NULL). The same words as step by step, past the memory once. */
+int nb_marlin_repack_here(nb_tensor *words, const nb_tensor *zeros, int awq, int bits, int a8, int fold);
 /* The inverse of nb_marlin_repack. */
 int nb_marlin_unpack(nb_tensor *words, const nb_tensor *marlin, const nb_tensor *perm, int bits, int a8);
 /* I32 [1024]: the permutation of a tile's codes, counted as 16-column slices

@@ -106,7 +106,8 @@ function M:to_standard(L)
 end
 
 --- method:process(L) -> true | nil, msg, code
--- After loading: into Marlin's form, out of AWQ's words directly or out of the standard packing, with the same words.
+-- After loading: into Marlin's form, out of AWQ's words directly or out of the standard packing, with the same words,
+-- in the memory that qweight had.
 -- Sizes that Marlin's tiles don't divide are padded. Other kernels than Marlin get the standard packing. (AWQ-23, AWQ-24)
 function M:process(L)
   if L.kernel ~= "marlin" then
@@ -114,11 +115,15 @@ function M:process(L)
     return true
   end
   local standard = L.order_of_words == "gptq"
+  if L.order_of_words and not standard then
+    error(("layer %s was processed, or interrupted while it was: load it again"):format(L.name), 2)
+  end
+  L.order_of_words = "half" -- the words are moved where they lie
   local bias = L:param "bias"
   local out, msg, code = prepare {
     words = L:get "qweight", order = standard and "gptq" or "awq", bits = 4, group = self.config.group,
     zeros = standard and awq_zeros(L:get "qzeros", 4, L.n) or L:get "qzeros", scales = L:get "scales",
-    bias = bias and bias.data,
+    bias = bias and bias.data, in_place = true,
   }
   if not out then return nil, msg, code end
   L:replace("qweight", out.words).load = ignore

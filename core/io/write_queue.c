@@ -28,7 +28,7 @@ typedef struct block {
 struct nb_queue {
   pthread_t thread;
   pthread_mutex_t lock;
-  pthread_mutex_t turn; /* held while a thread writes: in turns, not piece against piece */
+  pthread_mutex_t turn;      /* held while a thread writes: in turns, not piece against piece */
   pthread_cond_t more, less; /* something to write; something was written */
   block *head, **tail;
   int64_t queued;    /* bytes, with those being written */

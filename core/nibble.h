@@ -50,6 +50,9 @@ void nb_debug_fail_alloc(int64_t nth);
 /* The n that is left: which allocation from now on would fail; 0 = none will. */
 int64_t nb_debug_fail_left(void);
 
+/* Test hook: the n-th write to a file from now on (n >= 1) puts its first byte wrong, once. */
+void nb_debug_damage_write(int64_t nth);
+
 const char *nb_version(void);
 /* This file, as ffi.cdef reads it: library and declarations never disagree. */
 const char *nb_cdef(void);
@@ -159,7 +162,7 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 /* 32 hex digits and a NUL into out; the state goes on. */
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
-/* One tensor's bytes: the hash of the hashes of its blocks of 4 MiB, 32 hex digits
+/* One tensor's bytes: the hash of the hashes of its pages of 4 KiB, 32 hex digits
  * and a NUL into out. Threads; mapped pages are let go again behind it. */
 int nb_tensor_hash(char *out, const nb_tensor *t);
 
@@ -545,6 +548,13 @@ int nb_writer_begin(nb_writer *w, int resume);
  * while more than 64 MiB are queued. A failure of the system shows in the next
  * call and stays. */
 int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *t, int64_t row0);
+/* The named tensor becomes what a direct repack (NB_AWQ_TO_CT, ...) makes of words
+ * that its codes fill: strip by strip repacked, written, read back from the file,
+ * hashed as by nb_tensor_hash, taken the way back and compared with words. Returns
+ * 1 when all of it went back to words and 0 when not; in the page cache by then.
+ * Holds a few MiB a thread, whatever the size. */
+int nb_writer_repack(char *hash, nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *words,
+                     int way);
 /* Returns when all that was put is in the page cache: safe from kill -9. */
 int nb_writer_flush(nb_writer *w);
 /* A mark after all that was put so far; wait returns when what lies before the
@@ -902,6 +912,14 @@ int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
 /* Any bits: the same words, transposed. Needs a trivial g_idx. */
 int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
 int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
+
+enum { NB_AWQ_TO_CT, NB_CT_TO_AWQ, NB_AWQ_TO_GPTQ, NB_GPTQ_TO_AWQ, NB_GPTQ_TO_CT, NB_CT_TO_GPTQ };
+/* Rows row0.. of what the repack makes of words, as many as out has. Where AWQ is
+ * on one side, rows of AWQ begin on a multiple of 8, rows of CT also end on one. */
+int nb_repack_rows(nb_tensor *out, const nb_tensor *words, int way, int64_t row0);
+/* Whether such rows go back to the words they came from, by the repack the other
+ * way: 1 or 0. k must fill its words. */
+int nb_repack_check(const nb_tensor *rows, const nb_tensor *words, int way, int64_t row0);
 
 /* ---- statistics (stats.c, compare.c) ----------------------------------------
  * Any real dtype, values as double (64-bit integers beyond 2^53 rounded). Sums in

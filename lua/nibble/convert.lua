@@ -300,7 +300,14 @@ function M.execute(plan, dir, options)
   if not state then return nil, msg, code end
   local certificate = state == "complete" and msg
   local accept = plan.recipe and plan.recipe.accept or {}
-  local run = { plan = plan, dir = dir, state = state, waiting = {}, waiting_bytes = 0, made_count = 0, next_proof = 1,
+  local lacking = plans.lacks_input_scale(plan)
+  if lacking and not certificate then
+    return nil, ("%s: %s needs the scale of the layer's input, which comes from calibration: name a text in the recipe's "
+      .. "`calibrate` (--set calibrate.text=FILE)"):format(lacking.name, scheme_m.describe(lacking.out.scheme)), "einval"
+  end
+  local by_name = {}
+  for _, job in ipairs(plan.jobs) do by_name[job.name] = job end
+  local run = { plan = plan, dir = dir, state = state, jobs = by_name, absmax = {}, waiting = {}, waiting_bytes = 0, made_count = 0, next_proof = 1,
                 ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
                 progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if certificate then

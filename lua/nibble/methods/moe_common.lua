@@ -140,8 +140,8 @@ function Base:choose(L)
   local found, msg, code = require("nibble.backends").select({
     consumer = o.consumer or "vllm-0.33", kind = "moe", name = L.name, weight = s, activation = s.activations,
     hidden = L.h, intermediate = L.i, intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp,
-    ep = L.ep, dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit, device = o.device,
-    format = o.format, backend = o.choice, packages = o.packages,
+    ep = L.ep, dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit,
+    device = o.device, format = o.format, backend = o.choice, packages = o.packages,
   }, { change = false, log = function(level, sentence) self:say(level, sentence) end })
   if not found then return nil, msg, code end
   self.backend, self.monolithic = found.backend, found.monolithic or false
@@ -187,7 +187,8 @@ function M.route(L, logits, o)
   local bias = field "score_bias"
   if bias and bias:type() ~= "bf16" then bias = bias:cast "bf16" end
   return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize,
-    groups = field "groups" or 0, top_groups = field "top_groups" or 0, bias = bias, scale = field "routed_scale" or 1 })
+    groups = field "groups" or 0, top_groups = field "top_groups" or 0, bias = bias,
+    scale = field "routed_scale" or 1 })
 end
 
 -- ---- products -------------------------------------------------------------------------------

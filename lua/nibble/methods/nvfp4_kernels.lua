@@ -73,8 +73,8 @@ local function filled(backend, L, m)
   local want = math.ceil(rows / 128) * 128
   if want == rows then return L.i end
   if L.gated then
-    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; use "
-      .. "an intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
+    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; "
+      .. "use an intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
   end
   local pad = layout.experts.pad
   m.w13, m.w13_scale = pad(m.w13, want, L.h / 2), pad(m.w13_scale, want, L.h / GROUP)

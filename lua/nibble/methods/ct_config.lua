@@ -58,7 +58,8 @@ end
 -- CTM-SEL-03)
 function M.new(config, options)
   local where = options and options.where or "the compressed-tensors config"
-  local c = setmetatable({ full = config, where = where, groups = {}, targets = {}, by_target = {} }, config_mt)
+  local c = setmetatable({ full = config, where = where, groups = {}, targets = {}, by_target = {}, stages = {} },
+    config_mt)
   c.format = common.present(config, "format")
   local groups = common.present(config, "config_groups")
   if type(groups) ~= "table" then

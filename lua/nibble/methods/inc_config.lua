@@ -74,7 +74,7 @@ end
 -- -> {bits, group, sym, packing, data_type, blocks | nil, rules, ignored, backend, full}. (INC-03, INC-04)
 function M.new(config, options)
   local where = options and options.where or "the AutoRound config"
-  local c = setmetatable({ full = config, where = where, ignored = {} }, config_mt)
+  local c = setmetatable({ full = config, where = where, ignored = {}, stages = { generic = "moe_wna16" } }, config_mt)
   local msg, code
   c.bits, msg, code = common.required(config, where, "number", "bits")
   if not c.bits then return nil, msg, code end

@@ -1,0 +1,171 @@
+-- select.kernels: the kernel of a layer whose method is chosen: what the oracle is asked, the recipe's wishes, and what
+-- comes of a refusal (SYSTEMS AWQ-17, ORC-11).
+local backends = require "nibble.backends"
+local scheme_m = require "nibble.scheme"
+
+local M = {}
+
+-- Words of recipes that are no kernel's name: the consumer's own order.
+local automatic = { auto = true, wna16 = true, generic = true, moe_wna16 = true }
+
+local dtypes = { float16 = "f16", half = "f16", bfloat16 = "bf16", float32 = "f32", float = "f32" }
+
+-- The model's dtype, by config.json or else by the scales.
+local function dtype_of(s, layer)
+  local c = s.from.config or {}
+  local said = c.torch_dtype or c.dtype
+  local rec = layer.members[1]
+  return s.target.dtype or type(said) == "string" and dtypes[said:match "[^.]*$"]
+    or rec and (rec.dtype == "f16" or rec.dtype == "bf16") and rec.dtype or "bf16"
+end
+
+-- The layer's weight as the oracle wants it; layout: whose tensors.
+local function weight_of(s, layer, d)
+  local rec, w = layer.members[1], {}
+  if rec and rec.scheme then
+    for k, v in pairs(rec.scheme) do w[k] = v end
+    w.format = d.format or rec.format == "compressed-tensors" and "pack-quantized" or rec.format == "gptq_v2" and "gptq" or rec.format
+  elseif d.weights then
+    for k, v in pairs(d.weights) do w[k] = v end
+    w.group, w.format = w.group or -1, d.format
+  elseif d.resolved then
+    w = { bits = d.resolved.bits, symmetric = d.resolved.sym, group = d.resolved.group, format = d.resolved.is_gptq and "gptq" or "awq" }
+  elseif d.type then
+    w = { type = d.type, group = d.group, format = "gptq" }
+  else
+    local c = s.config
+    w = { type = c.type, group = c.group, symmetric = not c.zero_point, format = "awq" }
+  end
+  if d.method == "moe_wna16" then w.format = "moe_wna16" end
+  w.activations = nil
+  return w
+end
+
+local function query_of(s, layer, d)
+  local c, t = s.from.config or {}, s.target
+  local rec = layer.members[1]
+  local q = { consumer = s.consumer, device = s.device, tp = s.tp, ep = t.ep, kind = layer.kind == "moe" and "moe" or "linear",
+    weight = weight_of(s, layer, d), activation = rec and rec.scheme and rec.scheme.activations or d.activations,
+    dtype = dtype_of(s, layer), input = t.input, packages = t.packages, disabled = t.disabled, format = t.format,
+    backend = d.wanted or t.backend, strict = (t.policy or s.rule.policy) == "raise" or nil }
+  if layer.kind == "moe" then
+    q.hidden, q.intermediate, q.intermediate_full = layer.hidden, layer.intermediate, layer.intermediate_full
+    q.experts = layer.experts
+    q.top = layer.top or c.num_experts_per_tok
+    q.activation_fn = layer.activation or type(c.hidden_act) == "string" and c.hidden_act or nil
+    q.gated = layer.gated
+  else
+    q.n, q.k, q.n_full, q.k_full, q.parallel = layer.n, layer.k, layer.n_full, layer.k_full, layer.parallel
+  end
+  return q
+end
+
+-- Layers that are alike are asked about once.
+local function key_of(q)
+  local w = q.weight
+  local a = q.activation
+  return table.concat({ q.kind, tostring(q.n), tostring(q.k), tostring(q.n_full), tostring(q.k_full), tostring(q.parallel),
+    tostring(q.hidden), tostring(q.intermediate), tostring(q.intermediate_full), tostring(q.experts), tostring(q.backend), q.dtype,
+    tostring(w.type), tostring(w.bits), tostring(w.group), tostring(w.symmetric), tostring(w.strategy), tostring(w.format),
+    tostring(w.actorder), w.block and w.block[1] .. "x" .. w.block[2] or "", a and scheme_m.describe { type = w.type, bits = w.bits,
+      symmetric = w.symmetric, strategy = w.strategy, group = w.group, block = w.block, scale_dtype = w.scale_dtype, activations = a } or "" }, "|")
+end
+
+local function ask(s, q)
+  local key = key_of(q)
+  local known = s.asked[key]
+  if not known then
+    local r, msg, code, rejected = backends.select(q)
+    known = { r = r, msg = msg, code = code, rejected = r and r.rejected or rejected or {} }
+    s.asked[key] = known
+  end
+  return known
+end
+
+local function take(d, known)
+  local r = known.r
+  d.backend, d.class, d.rejected, d.change, d.note = r.backend, r.class, r.rejected, r.change, r.note
+  d.better, d.also, d.position, d.of, d.monolithic = r.better and r.better.backend, r.also, r.position, r.of, r.monolithic
+  if r.fallback then
+    d.action, d.method, d.warning = "fallback", r.backend, r.warning
+    d.requirement = r.requirement or d.requirement
+    d.reason = ("%s; no kernel takes it"):format(d.reason)
+  end
+  return d
+end
+
+-- The first of the recipe's names that can | nil; every one that cannot goes into `refused`.
+local function wished(s, layer, d, names, refused)
+  for _, name in ipairs(names or {}) do
+    if name == "awq" and s.config and s.config.stages.plain == "awq" and layer.kind ~= "moe" then
+      return name, "plain"
+    elseif automatic[name] then
+      d.wanted = nil
+      local known = ask(s, query_of(s, layer, d))
+      if known.r then return name, known end
+      refused[#refused + 1] = { backend = name, reason = known.msg, requirement = "AWQ-17" }
+    else
+      d.wanted = name
+      local known = ask(s, query_of(s, layer, d))
+      d.wanted = nil
+      if known.r and not known.r.fallback then return name, known end
+      local last = known.rejected[#known.rejected]
+      refused[#refused + 1] = { backend = name, reason = last and last.reason or known.msg, requirement = "AWQ-17" }
+    end
+  end
+end
+
+local function refuse(d, known, extra)
+  local list = known.rejected or {}
+  local out = { action = "refuse", requirement = d.requirement, rejected = list, change = list.change,
+    better = list.better and list.better.backend, config_reason = d.reason, wanted_method = d.method,
+    reason = (#list > 1 and list.summary or known.msg) .. (extra or "") }
+  return out
+end
+
+-- A recipe's wishes: prefer, then fallback, then the consumer's own order. -> decision, or nil when it has none
+local function by_wish(s, layer, d, wishes, by)
+  if not (wishes.prefer or wishes.fallback) then return nil end
+  local own = ask(s, query_of(s, layer, d))
+  local refused = {}
+  for _, list in ipairs { "prefer", "fallback" } do
+    local name, known = wished(s, layer, d, wishes[list], refused)
+    if known == "plain" then
+      d.action, d.method, d.backend, d.rejected, d.requirement = "override", "awq", "awq", refused, "AWQ-17"
+      d.reason = ("%s; kernels.%s of %s names awq"):format(d.reason, list, by)
+      return d
+    elseif name then
+      local changed = not own.r or own.r.backend ~= known.r.backend
+      take(d, known)
+      if changed and d.action ~= "fallback" then d.action, d.requirement = "override", "AWQ-17" end
+      if not automatic[name] then d.reason = ("%s; kernels.%s of %s names %s"):format(d.reason, list, by, name) end
+      local all = {}
+      for _, r in ipairs(refused) do all[#all + 1] = r end
+      for _, r in ipairs(known.r.rejected) do all[#all + 1] = r end
+      d.rejected = all
+      return d
+    end
+  end
+  if not own.r then return refuse(d, own) end
+  take(d, own)
+  d.reason = ("%s; none of the recipe's kernels can (%s: %s)"):format(d.reason, refused[1].backend, refused[1].reason)
+  return d
+end
+
+--- kernels.choose(selection, layer, decision, wishes, by) -> the decision with backend, class, rejected, change, …; or a
+-- refusal with every kernel's reason. A backend that was asked for by name is checked alone. (ORC-11)
+function M.choose(s, layer, d, wishes, by)
+  if d.method == "awq" then -- AWQ's own kernels, no choice among them
+    d.backend = "awq"
+    local known = ask(s, query_of(s, layer, d))
+    d.rejected = known.rejected or {}
+    return d
+  end
+  local out = not d.wanted and not s.target.backend and by_wish(s, layer, d, wishes, by)
+  if out then return out end
+  local known = ask(s, query_of(s, layer, d))
+  if not known.r then return refuse(d, known) end
+  return take(d, known)
+end
+
+return M

@@ -79,7 +79,8 @@ function M.totable(p)
     local d = p.selection and p.selection:of(job.name)
     if d then
       list[i].layer, list[i].consumer_method, list[i].consumer_action = d.name, d.method, d.action
-      list[i].backend, list[i].backend_reason, list[i].requirement, list[i].change = d.backend, d.reason, d.requirement, d.change
+      list[i].backend, list[i].backend_reason = d.backend, d.reason
+      list[i].requirement, list[i].change = d.requirement, d.change
     end
   end
   return { recipe = p.recipe and p.recipe.name, model = p.model.name, format = p.format.name, id = p:id(),

@@ -28,7 +28,9 @@ local function source_of(from)
     local records = {}
     for i, job in ipairs(from.jobs) do records[i] = job.out end
     local headers = {}
-    for i, rec in ipairs(records) do headers[i] = { name = rec.name .. ".weight", dtype = rec.scheme and "i32" or rec.dtype } end
+    for i, rec in ipairs(records) do
+      headers[i] = { name = rec.name .. ".weight", dtype = rec.scheme and "i32" or rec.dtype }
+    end
     return { name = from.model.name, config = from.model.config, modules = records, headers = headers, stored = true,
       quantization = from.quantization_config and { config = from.quantization_config, source = "the plan's output" } }
   end
@@ -88,10 +90,12 @@ end
 local function known_target(target)
   local t, modes = {}, { "substring", "exact", "suffix" }
   for k, v in pairs(target or {}) do t[k] = v end
-  local keys = { "consumer", "device", "tp", "ep", "choice", "method", "backend", "recipe", "force", "kernels_of", "skip_mode",
-    "policy", "packages", "disabled", "dtype", "input", "mapper", "warn", "format" }
+  local keys = { "consumer", "device", "tp", "ep", "choice", "method", "backend", "recipe", "force", "kernels_of",
+    "skip_mode", "policy", "packages", "disabled", "dtype", "input", "mapper", "warn", "format" }
   for key in pairs(t) do
-    if not contains(keys, key) then return nil, ("unknown option %s%s"):format(tostring(key), text.did_you_mean(tostring(key), keys)) end
+    if not contains(keys, key) then
+      return nil, ("unknown option %s%s"):format(tostring(key), text.did_you_mean(tostring(key), keys))
+    end
   end
   if t.tp ~= nil and (type(t.tp) ~= "number" or t.tp < 1 or t.tp % 1 ~= 0) then
     return nil, ("tp = %s: expected a whole number of at least 1"):format(tostring(t.tp))
@@ -103,7 +107,9 @@ local function known_target(target)
     return nil, ("skip mode %q%s"):format(tostring(t.skip_mode), text.did_you_mean(tostring(t.skip_mode), modes))
   end
   for _, pair in ipairs(t.force or {}) do
-    if not contains(stages, pair[2]) then return nil, ("stage %q%s"):format(tostring(pair[2]), text.did_you_mean(tostring(pair[2]), stages)) end
+    if not contains(stages, pair[2]) then
+      return nil, ("stage %q%s"):format(tostring(pair[2]), text.did_you_mean(tostring(pair[2]), stages))
+    end
   end
   return t
 end
@@ -113,14 +119,15 @@ local devices = { "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120
 
 --- select.new(source, target) -> selection | nil, msg, code
 -- source: a checkpoint, a plan (its output), or a quantization_config. target: {consumer = "vllm-0.33", device =
--- "sm_80", tp = 1, ep = 1, method = the user's choice of a quantization method, backend = a kernel by name, recipe = (its kernels
--- count), force = {{pattern, "skip" | "plain" | "generic" | "marlin"}, …}, skip_mode = "substring" | "exact" | "suffix",
--- policy = "fallback" | "raise" (C-05), packages =, disabled =, dtype =, input =, mapper = (AWQ-07), warn = function(text)}.
+-- "sm_80", tp = 1, ep = 1, method = the user's choice of a quantization method, backend = a kernel by name, recipe =
+-- (its kernels count), force = {{pattern, "skip" | "plain" | "generic" | "marlin"}, …}, skip_mode = "substring" |
+-- "exact" | "suffix", policy = "fallback" | "raise" (C-05), packages =, disabled =, dtype =, input =, mapper = (AWQ-07),
+-- warn = function(text)}.
 -- The selection: {consumer, device, tp, method, source = which config was used (C-21), said, layers, …}.
 function M.new(from, target)
   local t, why = known_target(target)
   if not t then return nil, why, "einval" end
-  local consumer, msg, code = backends.consumer(t.consumer or "vllm-0.33")
+  local consumer, msg, code = backends.consumer(t.consumer or rules.first)
   if not consumer then return nil, msg, code end
   local device
   device, msg, code = device_of(t.device or "sm_80")
@@ -135,8 +142,8 @@ function M.new(from, target)
   source, msg, code = source_of(from)
   if not source then return nil, msg, code end
   local s = setmetatable({ consumer = consumer.name, device = device.text, platform = device.platform,
-    capability = device.capability, tp = t.tp or 1, target = t, rule = rule, from = source, warnings = {}, decisions = {},
-    source = source.quantization and source.quantization.source, asked = {} }, selection_mt)
+    capability = device.capability, tp = t.tp or 1, target = t, rule = rule, from = source, warnings = {},
+    decisions = {}, source = source.quantization and source.quantization.source, asked = {} }, selection_mt)
   s.choice = t.method or t.choice
   if t.recipe then
     t.recipe, msg, code = loaded(t.recipe)
@@ -147,14 +154,16 @@ function M.new(from, target)
   ok, msg, code = choose.class(s)
   if not ok then return nil, msg, code end
   s.layers, s.by_member, s.fused = layers.of(source.modules, { fuses = rule.fuses, config = source.config })
-  s.kernels_of = t.kernels_of or t.force and forced_stages(t.force) or t.recipe and recipe_kernels(t.recipe) or function() end
+  s.kernels_of = t.kernels_of or t.force and forced_stages(t.force) or t.recipe and recipe_kernels(t.recipe)
+    or function() end
   return s
 end
 
 -- ---- one layer -----------------------------------------------------------------------------------
 
 local function decision(action, method, requirement, fmt, ...)
-  return { action = action, method = method, requirement = requirement, reason = select("#", ...) > 0 and fmt:format(...) or fmt }
+  return { action = action, method = method, requirement = requirement,
+    reason = select("#", ...) > 0 and fmt:format(...) or fmt }
 end
 
 -- What the recipe says of a layer: every module of it must be told the same.
@@ -211,18 +220,19 @@ local function check_stored(s, layer, d)
     if rec.scheme or rec.unreadable then packed = packed or rec else plain = plain or rec end
   end
   if d.method == "unquantized" and packed then
-    return decision("refuse", nil, d.requirement, "%s: %s, but %s is stored packed (%s)", layer.name, d.reason, packed.name,
-      packed.scheme and scheme_m.describe(packed.scheme) or packed.format)
+    return decision("refuse", nil, d.requirement, "%s: %s, but %s is stored packed (%s)", layer.name, d.reason,
+      packed.name, packed.scheme and scheme_m.describe(packed.scheme) or packed.format)
   end
   if d.method ~= "unquantized" and plain then
-    return decision("refuse", nil, d.requirement, "%s: the config quantizes it (%s), but %s is stored as %s; add it to the "
-      .. "config's skip list", layer.name, d.reason, plain.name, tostring(plain.dtype))
+    return decision("refuse", nil, d.requirement, "%s: the config quantizes it (%s), but %s is stored as %s; add it "
+      .. "to the config's skip list", layer.name, d.reason, plain.name, tostring(plain.dtype))
   end
   for i = 2, #layer.members do
     local a, b = layer.members[1], layer.members[i]
     if a.scheme and b.scheme and a.scheme ~= b.scheme and not scheme_m.same(a.scheme, b.scheme) then
-      return decision("refuse", nil, s.disagreement or "AWQ-12", "%s: %s is %s and %s is %s, but they are one layer and must share one scheme",
-        layer.name, a.name, scheme_m.describe(a.scheme), b.name, scheme_m.describe(b.scheme))
+      return decision("refuse", nil, s.disagreement or "AWQ-12",
+        "%s: %s is %s and %s is %s, but they are one layer and must share one scheme", layer.name, a.name,
+        scheme_m.describe(a.scheme), b.name, scheme_m.describe(b.scheme))
     end
   end
   return d
@@ -329,20 +339,24 @@ local function of_quantized(q, options)
   local weight = {}
   for k, v in pairs(q.scheme) do weight[k] = v end
   local o = options or {}
-  local result, msg, code, rejected = backends.select { consumer = o.consumer or "vllm-0.33", device = o.device or "sm_80",
-    kind = "linear", weight = weight, activation = q.scheme.activations, n_full = q.n, k_full = q.k, tp = o.tp,
-    parallel = o.parallel, backend = o.backend, packages = o.packages, dtype = o.dtype }
+  local result, msg, code, rejected = backends.select {
+    consumer = o.consumer or rules.first, device = o.device or "sm_80", kind = "linear", weight = weight,
+    activation = q.scheme.activations, n_full = q.n, k_full = q.k, tp = o.tp, parallel = o.parallel,
+    backend = o.backend, packages = o.packages, dtype = o.dtype,
+  }
   return setmetatable({ result = result, reason = msg, code = code, rejected = result and result.rejected or rejected,
     backend = result and result.backend, change = result and result.change }, { __tostring = function()
     return table.concat(backends.text(result, msg, code, rejected), "\n")
   end })
 end
 
---- explain(what [, target | name, target]) -> what gets which method and kernel, as text in a session, as fields in a script
--- what: a quantized weight (its kernel), a module of a checkpoint (model["…"]), a checkpoint or a plan (all layers), or a
--- checkpoint and a name or pattern. target as select.new's: explain(q, {device = "sm_80"}).
+--- explain(what [, target | name, target]) -> what gets which method and kernel: text in a session, fields in a script
+-- what: a quantized weight (its kernel), a module of a checkpoint (model["…"]), a checkpoint or a plan (all layers),
+-- or a checkpoint and a name or pattern. target as select.new's: explain(q, {device = "sm_80"}).
 function M.explain(what, a, b)
-  if type(what) ~= "table" then error("explain expects a quantized weight, a module, a checkpoint or a plan, found " .. type(what), 2) end
+  if type(what) ~= "table" then
+    error("explain expects a quantized weight, a module, a checkpoint or a plan, found " .. type(what), 2)
+  end
   if what.codes and what.scheme then return of_quantized(what, a) end
   local pattern, target = nil, a
   if type(a) == "string" then pattern, target = a, b end

@@ -1,5 +1,6 @@
--- backends.selection: how consumers choose quantization methods: data for nibble.select, which knows no consumer's name.
+-- backends.selection: how consumers choose quantization methods: data for nibble.select, which knows no consumer.
 --
+--   first     the consumer that is meant where none is named
 --   methods   quant_method of a checkpoint -> {config = which class (awq | gptq | inc | ct | pymllm | scheme),
 --             dialect = of that class, choices = what a user may name besides}; scheme: no class of its own, the
 --             tensors say what a layer is
@@ -23,12 +24,15 @@ local inc = { ["auto-round"] = { config = "inc" }, inc = { config = "inc" } }
 local any = { ["*"] = { config = "scheme" } }
 
 return {
+  first = "vllm-0.33",
   ["vllm-0.33"] = vllm,
   ["document-era"] = { fuses = true, methods = {
     awq = { config = "awq", dialect = "awq_marlin", plain = "awq" }, gptq = { config = "gptq" },
     ["auto-round"] = { config = "inc" }, inc = { config = "inc" }, ["compressed-tensors"] = { config = "ct" },
   } },
-  pymllm = { fuses = true, policy = "raise", methods = { awq = { config = "pymllm" }, awq_marlin = { config = "pymllm" } } },
+  pymllm = { fuses = true, policy = "raise", methods = {
+    awq = { config = "pymllm" }, awq_marlin = { config = "pymllm" },
+  } },
   ["inc-xpu"] = { fuses = true, platform = "xpu", methods = inc },
   ["inc-cpu"] = { fuses = true, platform = "cpu", methods = inc },
   ["inc-cuda"] = { fuses = true, platform = "cuda", methods = inc },

@@ -5,7 +5,7 @@ local target = require "nibble.cli.target"
 local M = {
   summary = "what a recipe would do with each module, and why; bytes and time",
   args = { { "RECIPE" }, { "MODEL" } },
-  notes = "With a consumer, a device or a number of ranks: also the kernel that each written layer would get there, and why.",
+  notes = "With a consumer, a device or a number of ranks: also the kernel that each written layer gets there, and why.",
   options = target.options {
     { "--set", "k=v", many = true, doc = "changes a field of the recipe (--set group=64)" },
     { "--json", doc = "one JSON document" },

@@ -180,8 +180,8 @@ end
 --- config:method(layer [, {fused =, mode = "substring", platform =, policy = "fallback" | "raise"}])
 -- -> {action, method, reason, requirement, warning =} | nil where the class says nothing | nil, msg, code
 -- layer: {name =, kind = "linear" | "lm_head" | "moe", n =, k =, k_full = | hidden =, intermediate =}, sizes of
--- this rank. The order: skipped, Marlin's limits, Marlin; the plain dialect knows no Marlin. policy "raise" refuses where the
--- default falls back (C-05). The warning is for one per layer. (AWQ-10 to AWQ-16)
+-- this rank. The order: skipped, Marlin's limits, Marlin; the plain dialect knows no Marlin. policy "raise" refuses
+-- where the default falls back (C-05). The warning is for one per layer. (AWQ-10 to AWQ-16)
 function config_mt.__index.method(c, layer, options)
   local o = options or {}
   local moe = layer.kind == "moe"

@@ -145,8 +145,8 @@ end
 
 --- config:resolve(name, kind [, fused]) -> {bits, group, sym, quantized, is_awq, is_gptq, pack_factor, how, rule} |
 -- nil, msg, code. kind: "linear" | "lm_head" | "moe". The order: the exact key of extra_config; a key that is a
--- dotted suffix; the default by kind (an LM head isn't quantized, unless blocks are named: then what begins with one is); a
--- mixture's sub-entries; a fused layer's shards, if one of them is configured; regex keys; the global values.
+-- dotted suffix; the default by kind (an LM head isn't quantized, unless blocks are named: then what begins with one
+-- is); a mixture's sub-entries; a fused layer's shards, if one of them is configured; regex keys; the global values.
 -- pack_factor is 32 // bits. (INC-01, INC-02, INC-05, INC-06)
 function config_mt.__index.resolve(c, name, kind, fused)
   local function finish(r, how)

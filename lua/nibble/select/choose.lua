@@ -7,7 +7,8 @@ local common = require "nibble.methods.config"
 
 local M = {}
 
-local classes = { awq = "awq_config", gptq = "gptq_config", inc = "inc_config", ct = "ct_config", pymllm = "pymllm_config" }
+local classes = { awq = "awq_config", gptq = "gptq_config", inc = "inc_config", ct = "ct_config",
+  pymllm = "pymllm_config" }
 -- The requirement behind a refused config, and behind shards that disagree.
 local refused_by = { awq = "AWQ-02", gptq = "INC-19", inc = "INC-04", ct = "CTM-SEL-03", pymllm = "MRL-53" }
 local disagreement = { awq = "AWQ-12", gptq = "FORMATS-3", inc = "INC-06", ct = "CTM-SEL-02", pymllm = "MRL-53" }
@@ -37,7 +38,8 @@ local take = {}
 -- -> dialect, or nil, msg, code
 function take.awq(s, said, rule)
   local awq = require "nibble.methods.awq_config"
-  local config, o = s.from.quantization.config, { dialect = rule.dialect, platform = s.platform, capability = s.capability }
+  local config = s.from.quantization.config
+  local o = { dialect = rule.dialect, platform = s.platform, capability = s.capability }
   local name, sentence = awq.override(config, s.choice, o)
   s.said = sentence
   if name then
@@ -52,7 +54,8 @@ function take.awq(s, said, rule)
   end
   local ok, why = awq.convertible(config, o)
   if s.choice and s.choice ~= said and not ok and d.verify then
-    return nil, ("%s was asked for, but the checkpoint can't be converted to %s: %s"):format(s.choice, d.name, why), "eunsupported"
+    return nil, ("%s was asked for, but the checkpoint can't be converted to %s: %s"):format(s.choice, d.name, why),
+      "eunsupported"
   end
   s.method = rule.plain or d.name
   if not ok and rule.plain then s.said = ("not convertible to %s (%s): %s is used"):format(d.name, why, rule.plain) end
@@ -61,7 +64,9 @@ end
 
 function take.gptq(s, said)
   local gptq = require "nibble.methods.gptq_config"
-  if s.choice and s.choice ~= said and not gptq.choices[s.choice] then return wrong_choice(s, said, names_of(gptq.choices)) end
+  if s.choice and s.choice ~= said and not gptq.choices[s.choice] then
+    return wrong_choice(s, said, names_of(gptq.choices))
+  end
   local _, sentence = gptq.override({ quant_method = "gptq" }, s.choice)
   s.method, s.said = gptq.name, sentence
   return true
@@ -69,7 +74,9 @@ end
 
 function take.inc(s, said)
   local inc = require "nibble.methods.inc_config"
-  if s.choice and s.choice ~= said and s.choice ~= inc.name then return wrong_choice(s, said, { "auto-round", inc.name }) end
+  if s.choice and s.choice ~= said and s.choice ~= inc.name then
+    return wrong_choice(s, said, { "auto-round", inc.name })
+  end
   local _, sentence = inc.override(s.from.quantization.config)
   s.method, s.said = inc.name, sentence
   return true
@@ -90,16 +97,18 @@ end
 
 local function capable(s, least)
   if s.platform ~= "cuda" or s.capability >= least then return true end
-  s.refused, s.refused_by = ("%s needs SM %d or above, and the device is %s"):format(s.method, least, s.device), "AWQ-04"
+  s.refused_by = "AWQ-04"
+  s.refused = ("%s needs SM %d or above, and the device is %s"):format(s.method, least, s.device)
 end
 
 --- choose.class(selection) -> true | nil, msg, code
--- Sets class, config, method, said; or refused, where the consumer takes no such checkpoint. A choice that does not go with
--- the checkpoint is the caller's mistake.
+-- Sets class, config, method, said; or refused, where the consumer takes no such checkpoint. A choice that does not
+-- go with the checkpoint is the caller's mistake.
 function M.class(s)
   if not s.from.quantization then
     if s.choice then
-      return nil, ("the method %s was asked for, but %s has no quantization config"):format(s.choice, s.from.name), "einval"
+      return nil, ("the method %s was asked for, but %s has no quantization config"):format(s.choice, s.from.name),
+        "einval"
     end
     return true
   end
@@ -107,7 +116,8 @@ function M.class(s)
   local rule = s.rule.methods[said] or s.rule.methods["*"]
   if not rule then
     s.class, s.method, s.refused_by = "none", said, "MRL-54"
-    s.refused = ("%s has no quantization method %s%s"):format(s.consumer, said, text.did_you_mean(said, names_of(s.rule.methods)))
+    s.refused = ("%s has no quantization method %s%s"):format(s.consumer, said,
+      text.did_you_mean(said, names_of(s.rule.methods)))
     return true
   end
   local dialect, msg, code = take[rule.config](s, said, rule)
@@ -115,8 +125,8 @@ function M.class(s)
   s.class, s.disagreement = rule.config, disagreement[rule.config]
   if rule.config == "scheme" then return true end
   local class = require("nibble.methods." .. classes[rule.config])
-  s.config, msg = class.new(s.from.quantization.config, { where = s.source, dialect = dialect ~= true and dialect or nil,
-    platform = s.platform, capability = s.capability })
+  s.config, msg = class.new(s.from.quantization.config, { where = s.source, platform = s.platform,
+    dialect = dialect ~= true and dialect or nil, capability = s.capability })
   if not s.config then
     s.refused, s.refused_by = msg, refused_by[rule.config]
     return true
@@ -137,7 +147,8 @@ function M.by_scheme(s, layer)
     return { action = "refuse", requirement = "C-21", reason = rec.unreadable }
   end
   if not rec.scheme then
-    return { action = "skip", method = "unquantized", requirement = "AWQ-14", reason = ("stored as %s"):format(tostring(rec.dtype)) }
+    return { action = "skip", method = "unquantized", requirement = "AWQ-14",
+      reason = ("stored as %s"):format(tostring(rec.dtype)) }
   end
   return { action = "method", method = s.method, requirement = "CTM-SEL-04",
     reason = ("stored as %s, %s"):format(rec.format, scheme_m.describe(rec.scheme)) }

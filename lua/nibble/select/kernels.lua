@@ -1,7 +1,6 @@
 -- select.kernels: the kernel of a layer whose method is chosen: what the oracle is asked, the recipe's wishes, and what
 -- comes of a refusal (SYSTEMS AWQ-17, ORC-11).
 local backends = require "nibble.backends"
-local scheme_m = require "nibble.scheme"
 
 local M = {}
 
@@ -19,17 +18,21 @@ local function dtype_of(s, layer)
     or rec and (rec.dtype == "f16" or rec.dtype == "bf16") and rec.dtype or "bf16"
 end
 
+-- Our formats' names -> the oracle's.
+local layouts = { ["compressed-tensors"] = "pack-quantized", gptq_v2 = "gptq" }
+
 -- The layer's weight as the oracle wants it; layout: whose tensors.
 local function weight_of(s, layer, d)
   local rec, w = layer.members[1], {}
   if rec and rec.scheme then
     for k, v in pairs(rec.scheme) do w[k] = v end
-    w.format = d.format or rec.format == "compressed-tensors" and "pack-quantized" or rec.format == "gptq_v2" and "gptq" or rec.format
+    w.format = d.format or layouts[rec.format] or rec.format
   elseif d.weights then
     for k, v in pairs(d.weights) do w[k] = v end
     w.group, w.format = w.group or -1, d.format
   elseif d.resolved then
-    w = { bits = d.resolved.bits, symmetric = d.resolved.sym, group = d.resolved.group, format = d.resolved.is_gptq and "gptq" or "awq" }
+    local r = d.resolved
+    w = { bits = r.bits, symmetric = r.sym, group = r.group, format = r.is_gptq and "gptq" or "awq" }
   elseif d.type then
     w = { type = d.type, group = d.group, format = "gptq" }
   else
@@ -44,8 +47,8 @@ end
 local function query_of(s, layer, d)
   local c, t = s.from.config or {}, s.target
   local rec = layer.members[1]
-  local q = { consumer = s.consumer, device = s.device, tp = s.tp, ep = t.ep, kind = layer.kind == "moe" and "moe" or "linear",
-    weight = weight_of(s, layer, d), activation = rec and rec.scheme and rec.scheme.activations or d.activations,
+  local q = { consumer = s.consumer, device = s.device, tp = s.tp, ep = t.ep,
+    kind = layer.kind == "moe" and "moe" or "linear", weight = weight_of(s, layer, d), activation = rec and rec.scheme and rec.scheme.activations or d.activations,
     dtype = dtype_of(s, layer), input = t.input, packages = t.packages, disabled = t.disabled, format = t.format,
     backend = d.wanted or t.backend, strict = (t.policy or s.rule.policy) == "raise" or nil }
   if layer.kind == "moe" then
@@ -60,15 +63,19 @@ local function query_of(s, layer, d)
   return q
 end
 
--- Layers that are alike are asked about once.
+-- Layers that are alike are asked about once: what tells a query from another.
+local query_keys = { "kind", "n", "k", "n_full", "k_full", "parallel", "hidden", "intermediate", "intermediate_full",
+  "experts", "backend", "dtype" }
+local weight_keys = { "type", "bits", "group", "symmetric", "strategy", "format", "actorder", "scale_dtype" }
+local activation_keys = { "type", "bits", "group", "symmetric", "strategy", "dynamic" }
+
 local function key_of(q)
-  local w = q.weight
-  local a = q.activation
-  return table.concat({ q.kind, tostring(q.n), tostring(q.k), tostring(q.n_full), tostring(q.k_full), tostring(q.parallel),
-    tostring(q.hidden), tostring(q.intermediate), tostring(q.intermediate_full), tostring(q.experts), tostring(q.backend), q.dtype,
-    tostring(w.type), tostring(w.bits), tostring(w.group), tostring(w.symmetric), tostring(w.strategy), tostring(w.format),
-    tostring(w.actorder), w.block and w.block[1] .. "x" .. w.block[2] or "", a and scheme_m.describe { type = w.type, bits = w.bits,
-      symmetric = w.symmetric, strategy = w.strategy, group = w.group, block = w.block, scale_dtype = w.scale_dtype, activations = a } or "" }, "|")
+  local out = {}
+  for _, part in ipairs { { q, query_keys }, { q.weight, weight_keys }, { q.activation or {}, activation_keys } } do
+    for _, key in ipairs(part[2]) do out[#out + 1] = tostring(part[1][key]) end
+  end
+  if q.weight.block then out[#out + 1] = table.concat(q.weight.block, "x") end
+  return table.concat(out, "|")
 end
 
 local function ask(s, q)
@@ -85,7 +92,8 @@ end
 local function take(d, known)
   local r = known.r
   d.backend, d.class, d.rejected, d.change, d.note = r.backend, r.class, r.rejected, r.change, r.note
-  d.better, d.also, d.position, d.of, d.monolithic = r.better and r.better.backend, r.also, r.position, r.of, r.monolithic
+  d.better, d.also = r.better and r.better.backend, r.also
+  d.position, d.of, d.monolithic = r.position, r.of, r.monolithic
   if r.fallback then
     d.action, d.method, d.warning = "fallback", r.backend, r.warning
     d.requirement = r.requirement or d.requirement

@@ -142,14 +142,17 @@ function M.of(records, options)
   for _, rec in ipairs(records) do
     local block, index, leaf = expert_of(rec.name)
     local name, group, parent
-    if options.fuses and rec.kind == "linear" and not block then name, group, parent = fused_of(rec.name, groups, by_name) end
+    if options.fuses and rec.kind == "linear" and not block then
+      name, group, parent = fused_of(rec.name, groups, by_name)
+    end
     if options.fuses and block then add_expert(out, blocks, rec, block, index, leaf)
     elseif name then add_fused(out, made, name, group, parent, by_name)
     else
       local kind = rec.kind
       if kind == "linear" and is_head(rec.name) then kind = "lm_head" end
       if kind == "linear" and router(rec.name) then kind = "router" end
-      out[#out + 1] = { name = rec.name, kind = kind, members = { rec }, n_full = rec.n, k_full = rec.k, outputs = { rec.n } }
+      out[#out + 1] = { name = rec.name, kind = kind, members = { rec }, n_full = rec.n, k_full = rec.k,
+        outputs = { rec.n } }
     end
   end
   local by_member = {}

@@ -26,8 +26,9 @@ end
 -- "of this rank 384×256", where it is not the whole.
 local function rank(layer, tp)
   if tp == 1 then return "" end
-  if layer.kind == "moe" then return ("  on each of %d ranks [%s×%s]"):format(tp, tostring(layer.intermediate), tostring(layer.hidden)) end
-  return layer.n and layer.parallel and ("  on each of %d ranks [%d×%d], %s parallel"):format(tp, layer.n, layer.k, layer.parallel) or ""
+  local on = ("  on each of %d ranks "):format(tp)
+  if layer.kind == "moe" then return on .. ("[%s×%s]"):format(tostring(layer.intermediate), tostring(layer.hidden)) end
+  return layer.n and layer.parallel and on .. ("[%d×%d], %s parallel"):format(layer.n, layer.k, layer.parallel) or ""
 end
 
 -- What makes two layers one line.
@@ -35,8 +36,8 @@ local function key_of(d)
   local layer = d.layer
   local leaf = #layer.members
   local reason = d.reason:gsub("%d+", "#")
-  if d.action == "refuse" or d.action == "skip" then reason = reason:gsub(layer.name:gsub("%d+", "#"):gsub("%p", "%%%0"), "@") end
-  return table.concat({ d.action, d.method or "", d.backend or "", stored(layer), size(layer), tostring(leaf), reason }, "\1")
+  return table.concat({ d.action, d.method or "", d.backend or "", stored(layer), size(layer), tostring(leaf), reason },
+    "\1")
 end
 
 local function groups_of(list) return names.collapse(list, function(d) return d.name end, key_of) end
@@ -78,7 +79,8 @@ local function in_full(out, s, d, g)
   for _, word in ipairs { size(layer), stored(layer) } do
     if word ~= "" then what[#what + 1] = word end
   end
-  out[#out + 1] = ("%s%s  %s%s"):format(g.name, g.count > 1 and " ×" .. g.count or "", table.concat(what, "  "), rank(layer, s.tp))
+  out[#out + 1] = ("%s%s  %s%s"):format(g.name, g.count > 1 and " ×" .. g.count or "", table.concat(what, "  "),
+    rank(layer, s.tp))
   local parts = together(layer)
   if parts then out[#out + 1] = "  one layer  " .. parts end
   out[#out + 1] = ("  %s  %s  [%s]"):format(verdict(d), d.reason, d.requirement or "-")
@@ -94,22 +96,27 @@ local function in_full(out, s, d, g)
 end
 
 local function head(s)
-  local config = s.source and ("config from %s%s"):format(s.source, s.method and ", method " .. s.method or "") or "no quantization config"
-  local out = { ("%s at %s on %s%s: %s"):format(s.from.name, s.consumer, s.device, s.tp > 1 and ", " .. s.tp .. " ranks" or "", config) }
+  local config = "no quantization config"
+  if s.source then config = ("config from %s%s"):format(s.source, s.method and ", method " .. s.method or "") end
+  local ranks = s.tp > 1 and ", " .. s.tp .. " ranks" or ""
+  local out = { ("%s at %s on %s%s: %s"):format(s.from.name, s.consumer, s.device, ranks, config) }
   if s.said then out[2] = "  " .. s.said end
   return out
 end
 
-local quiet = { skip = true }
+-- Layers that methods take at all.
+local function counted(layer) return layer.kind == "moe" or layer.n_full ~= nil and layer.kind ~= "embedding" end
 
 local function summary(out, list)
   local rows = { { "layer", "", "stored", "method", "kernel", "why" } }
   local others = 0
   for _, g in ipairs(groups_of(list)) do
     local d = g.items[1]
-    if quiet[d.action] and not d.layer.n_full and d.layer.kind ~= "moe" or d.layer.kind == "embedding" then others = others + g.count
+    if d.action == "skip" and not counted(d.layer) then
+      others = others + g.count
     else
-      rows[#rows + 1] = { g.name, g.count > 1 and "×" .. g.count or "", stored(d.layer), verdict(d), d.backend or "", d.reason }
+      rows[#rows + 1] = { g.name, g.count > 1 and "×" .. g.count or "", stored(d.layer), verdict(d), d.backend or "",
+        d.reason }
     end
   end
   for line in show.columns(rows, "lrllll"):gmatch "[^\n]+" do out[#out + 1] = line end
@@ -119,7 +126,7 @@ end
 local function counts(list)
   local by = { method = 0, override = 0, fallback = 0, skip = 0, refuse = 0 }
   for _, d in ipairs(list) do
-    if d.layer.n_full and d.layer.kind ~= "embedding" or d.layer.kind == "moe" then by[d.action] = by[d.action] + 1 end
+    if counted(d.layer) then by[d.action] = by[d.action] + 1 end
   end
   return by
 end
@@ -132,8 +139,9 @@ function shown_mt.__index.lines(r)
   else
     summary(out, r.list)
     local by = counts(r.list)
-    out[#out + 1] = ("%d layers: %d by their method, %d forced, %d fall back, %d unquantized, %d refused"):format(
-      by.method + by.override + by.fallback + by.skip + by.refuse, by.method, by.override, by.fallback, by.skip, by.refuse)
+    local all = by.method + by.override + by.fallback + by.skip + by.refuse
+    out[#out + 1] = ("%d layers: %d by their method, %d forced, %d fall back, %d unquantized, %d refused"):format(all,
+      by.method, by.override, by.fallback, by.skip, by.refuse)
     local seen = {}
     for _, d in ipairs(r.list) do
       if d.change and not seen[d.change] then
@@ -155,26 +163,27 @@ local function rejected_table(list)
   return require("nibble.json").array(out)
 end
 
---- shown:totable() -> {model, consumer, device, tp, config, method, said, layers = {{name, kind, modules, action, method,
--- backend, reason, requirement, rejected, change, …}, …}, warnings}: what --json prints.
+--- shown:totable() -> {model, consumer, device, tp, config, method, said, layers = {{name, kind, modules, action,
+-- method, backend, reason, requirement, rejected, change, …}, …}, warnings}: what --json prints.
 function shown_mt.__index.totable(r)
   local json, s, layers = require "nibble.json", r.selection, {}
   for i, d in ipairs(r.list) do
     local layer, modules = d.layer, {}
     for j, rec in ipairs(layer.members) do modules[j] = rec.name end
-    layers[i] = { name = layer.name, kind = layer.kind, modules = json.array(modules), action = d.action, method = d.method,
-      backend = d.backend, class = d.class, reason = d.reason, requirement = d.requirement, change = d.change, better = d.better,
-      note = d.note, warning = d.warning, rejected = rejected_table(d.rejected), also = d.also and json.array(d.also),
+    layers[i] = { name = layer.name, kind = layer.kind, modules = json.array(modules), action = d.action,
+      method = d.method, backend = d.backend, class = d.class, reason = d.reason, requirement = d.requirement,
+      change = d.change, better = d.better, note = d.note, warning = d.warning,
+      rejected = rejected_table(d.rejected), also = d.also and json.array(d.also),
       n = layer.n, k = layer.k, n_full = layer.n_full, k_full = layer.k_full, parallel = layer.parallel,
       hidden = layer.hidden, intermediate = layer.intermediate, intermediate_full = layer.intermediate_full,
       experts = layer.experts, stored = stored(layer) }
   end
-  return { model = s.from.name, consumer = s.consumer, device = s.device, tp = s.tp, config = s.source, method = s.method,
-    said = s.said, layers = json.array(layers), warnings = json.array(s.warnings) }
+  return { model = s.from.name, consumer = s.consumer, device = s.device, tp = s.tp, config = s.source,
+    method = s.method, said = s.said, layers = json.array(layers), warnings = json.array(s.warnings) }
 end
 
---- text.new(selection, decisions [, pattern]) -> what explain gives: the decisions as an array, with lines(), totable() and
--- text for a session.
+--- text.new(selection, decisions [, pattern]) -> what explain gives: the decisions as an array, with lines(),
+-- totable() and text for a session.
 function M.new(selection, list, pattern)
   local out = setmetatable({ selection = selection, list = list, pattern = pattern }, shown_mt)
   for i, d in ipairs(list) do out[i] = d end

@@ -487,7 +487,7 @@ describe("compressed-tensors' config", function()
       "c": {"targets": ["l.q_proj", "l.k_proj", "l.v_proj"], "weights": {"num_bits": 4, "group_size": 64}},
       "a": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128}}}]]), { "lm_head", "l.gate_proj" })))
     local function of(name, kind) return c:method({ name = name, kind = kind or "linear" }, { fused = fused }) end
-    assert.equal("config group b by target \"re:.*down_proj\": int8 channel symmetric, activations none", of "l.down_proj".reason)
+    assert.equal("config group b targets \"re:.*down_proj\": int8 channel symmetric", of "l.down_proj".reason)
     assert.equal(64, of "l.qkv_proj".weights.group)
     assert.equal(128, of "l.o_proj".weights.group)
     assert.same({ "skip", "unquantized" }, { of("lm_head", "lm_head").action, of("lm_head", "lm_head").method })

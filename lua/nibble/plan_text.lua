@@ -156,6 +156,7 @@ function M.lines(p, options)
     t.modules, t.quantized, t.kept, units.bytes(t.bytes_in), units.bytes(t.bytes_out),
     t.params > 0 and t.bytes_out * 8 / t.params or 0, e.seconds, units.bytes(e.memory_bytes))
   for _, note in ipairs(p.notes) do out[#out + 1] = "note: " .. note end
+  for _, warning in ipairs(p.selection and p.selection.warnings or {}) do out[#out + 1] = "warning: " .. warning end
   return out
 end
 

@@ -40,7 +40,10 @@ local function source_of(from)
     return { name = from.name, config = from.config, modules = list, headers = from.tensors, stored = true,
       quantization = from.quantization }
   end
-  if from.modules then return from end
+  if from.modules then
+    return { name = from.name, config = from.config, modules = from.modules, headers = from.headers, stored = from.stored,
+      quantization = from.quantization }
+  end
   return { name = "the config", modules = {}, headers = {}, quantization = { config = from, source = "the config" } }
 end
 
@@ -295,10 +298,11 @@ end
 function methods.of(s, name)
   local layer = s.by_member[name] or s.by_member[(name:gsub("%.weight$", ""))]
   if layer then return s:decide(layer) end
-  local names = {}
+  local names, short = {}, not name:find(".", 1, true)
+  local function add(n) names[#names + 1] = short and text.leaf(n) or n end
   for _, l in ipairs(s.layers) do
-    names[#names + 1] = l.name
-    for _, rec in ipairs(l.members) do names[#names + 1] = rec.name end
+    add(l.name)
+    for _, rec in ipairs(l.members) do add(rec.name) end
   end
   return nil, ("%s has no module %q%s"):format(s.from.name, name, suggest.hint(name, names)), "einval"
 end

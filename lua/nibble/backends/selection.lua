@@ -7,6 +7,7 @@
 --   fuses     qkv_proj and gate_up_proj are one layer, experts are one layer
 --   policy    "raise": a shape that does not fit is refused (C-05); else the consumer falls back
 --   platform  the only platform there is
+--   own       methods with kernels of their own that no table lists
 local vllm = {
   fuses = true,
   methods = {
@@ -26,7 +27,7 @@ local any = { ["*"] = { config = "scheme" } }
 return {
   first = "vllm-0.33",
   ["vllm-0.33"] = vllm,
-  ["document-era"] = { fuses = true, methods = {
+  ["document-era"] = { fuses = true, own = { moe_wna16 = true }, methods = {
     awq = { config = "awq", dialect = "awq_marlin", plain = "awq" }, gptq = { config = "gptq" },
     ["auto-round"] = { config = "inc" }, inc = { config = "inc" }, ["compressed-tensors"] = { config = "ct" },
   } },

@@ -250,8 +250,8 @@ function config_mt.__index.method(c, layer, options)
     return nil, msg, code
   end
   return { action = "method", method = rule.method, requirement = "CTM-SEL-04", weights = g.weights,
-    activations = g.activations, format = g.format, reason = ("config group %s by target %q: %s, activations %s")
-      :format(g.name, why, ct_args.describe(g.weights), ct_args.describe(g.activations)) }
+    activations = g.activations, format = g.format, reason = ("config group %s targets %q: %s%s"):format(g.name, why,
+      ct_args.describe(g.weights), g.activations and ", activations " .. ct_args.describe(g.activations) or "") }
 end
 
 return M

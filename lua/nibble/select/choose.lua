@@ -113,6 +113,12 @@ function M.class(s)
     return true
   end
   local said = said_by(s.from)
+  local config = s.from.quantization.config
+  if common.present(config, "quant_method") == nil then -- a side file: its keys say whose it is
+    local full = { quant_method = said }
+    for k, v in pairs(config) do full[k] = v end
+    s.from.quantization = { config = full, source = s.source }
+  end
   local rule = s.rule.methods[said] or s.rule.methods["*"]
   if not rule then
     s.class, s.method, s.refused_by = "none", said, "MRL-54"
@@ -139,6 +145,7 @@ function M.class(s)
   return true
 end
 require("nibble.ffi").interpreted(names_of)
+require("nibble.ffi").interpreted(M.class)
 
 --- choose.by_scheme(selection, layer) -> decision: what the tensors say that a layer is, where the consumer has no class.
 function M.by_scheme(s, layer)

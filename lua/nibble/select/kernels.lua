@@ -47,10 +47,13 @@ end
 local function query_of(s, layer, d)
   local c, t = s.from.config or {}, s.target
   local rec = layer.members[1]
-  local q = { consumer = s.consumer, device = s.device, tp = s.tp, ep = t.ep,
-    kind = layer.kind == "moe" and "moe" or "linear", weight = weight_of(s, layer, d), activation = rec and rec.scheme and rec.scheme.activations or d.activations,
-    dtype = dtype_of(s, layer), input = t.input, packages = t.packages, disabled = t.disabled, format = t.format,
-    backend = d.wanted or t.backend, strict = (t.policy or s.rule.policy) == "raise" or nil }
+  local q = {
+    consumer = s.consumer, device = s.device, tp = s.tp, ep = t.ep, kind = layer.kind == "moe" and "moe" or "linear",
+    weight = weight_of(s, layer, d), dtype = dtype_of(s, layer), input = t.input, packages = t.packages,
+    activation = rec and rec.scheme and rec.scheme.activations or d.activations, disabled = t.disabled,
+    format = t.format, backend = d.wanted or t.backend,
+    strict = (t.policy or s.rule.policy) == "raise" or nil,
+  }
   if layer.kind == "moe" then
     q.hidden, q.intermediate, q.intermediate_full = layer.hidden, layer.intermediate, layer.intermediate_full
     q.experts = layer.experts
@@ -131,6 +134,8 @@ local function refuse(d, known, extra)
   return out
 end
 
+local verbs = { prefer = "prefers", fallback = "falls back to" }
+
 -- A recipe's wishes: prefer, then fallback, then the consumer's own order. -> decision, or nil when it has none
 local function by_wish(s, layer, d, wishes, by)
   if not (wishes.prefer or wishes.fallback) then return nil end
@@ -140,13 +145,13 @@ local function by_wish(s, layer, d, wishes, by)
     local name, known = wished(s, layer, d, wishes[list], refused)
     if known == "plain" then
       d.action, d.method, d.backend, d.rejected, d.requirement = "override", "awq", "awq", refused, "AWQ-17"
-      d.reason = ("%s; kernels.%s of %s names awq"):format(d.reason, list, by)
+      d.reason = ("%s; %s %s awq"):format(d.reason, by, verbs[list])
       return d
     elseif name then
       local changed = not own.r or own.r.backend ~= known.r.backend
       take(d, known)
       if changed and d.action ~= "fallback" then d.action, d.requirement = "override", "AWQ-17" end
-      if not automatic[name] then d.reason = ("%s; kernels.%s of %s names %s"):format(d.reason, list, by, name) end
+      if not automatic[name] then d.reason = ("%s; %s %s %s"):format(d.reason, by, verbs[list], name) end
       local all = {}
       for _, r in ipairs(refused) do all[#all + 1] = r end
       for _, r in ipairs(known.r.rejected) do all[#all + 1] = r end
@@ -163,10 +168,10 @@ end
 --- kernels.choose(selection, layer, decision, wishes, by) -> the decision with backend, class, rejected, change, …; or a
 -- refusal with every kernel's reason. A backend that was asked for by name is checked alone. (ORC-11)
 function M.choose(s, layer, d, wishes, by)
-  if d.method == "awq" then -- AWQ's own kernels, no choice among them
-    d.backend = "awq"
-    local known = ask(s, query_of(s, layer, d))
-    d.rejected = known.rejected or {}
+  local own = s.rule.own and s.rule.own[d.method] or d.method == "awq" and s.class ~= "scheme"
+  if own then -- no choice among kernels; what stood in the way of the others is told
+    d.backend = d.method
+    d.rejected = ask(s, query_of(s, layer, d)).rejected
     return d
   end
   local out = not d.wanted and not s.target.backend and by_wish(s, layer, d, wishes, by)

@@ -48,16 +48,15 @@ local function verdict(d)
   return d.method .. (d.action == "fallback" and " (fallback)" or d.action == "override" and " (forced)" or "")
 end
 
--- "as qkv_proj with k_proj and v_proj", for a module that is only a part of the consumer's layer.
-local function together(layer, name)
+-- Which modules the consumer makes one layer of | nil
+local function together(layer)
   if layer.kind == "moe" then
-    return ("%d modules of %d experts: %s"):format(#layer.members, layer.experts, table.concat(layer.projections, ", "))
+    return ("one layer of %d experts' %s"):format(layer.experts, table.concat(layer.projections, ", "))
   end
+  if #layer.members < 2 then return nil end
   local out = {}
-  for _, rec in ipairs(layer.members) do
-    if rec.name ~= name then out[#out + 1] = text.leaf(rec.name) end
-  end
-  return #layer.members > 1 and "made of " .. table.concat(out, ", ") or nil
+  for i, rec in ipairs(layer.members) do out[i] = text.leaf(rec.name) end
+  return "one layer of " .. table.concat(out, ", ")
 end
 
 local function rejected_lines(out, d)
@@ -82,7 +81,7 @@ local function in_full(out, s, d, g)
   out[#out + 1] = ("%s%s  %s%s"):format(g.name, g.count > 1 and " ×" .. g.count or "", table.concat(what, "  "),
     rank(layer, s.tp))
   local parts = together(layer)
-  if parts then out[#out + 1] = "  one layer  " .. parts end
+  if parts then out[#out + 1] = "  " .. parts end
   out[#out + 1] = ("  %s  %s  [%s]"):format(verdict(d), d.reason, d.requirement or "-")
   if d.backend then
     out[#out + 1] = ("  kernel %s%s%s"):format(d.backend, d.class and " (" .. d.class .. ")" or "",

@@ -140,6 +140,8 @@ static bool same_shape(const nb_tensor *a, const nb_tensor *b) {
          memcmp(a->shape, b->shape, sizeof(int64_t) * (size_t)a->ndim) == 0;
 }
 
+int nb_tensor_is_mapped(const nb_tensor *t) { return nb_buf_is_mapped(t->buf); }
+
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b) {
   if (!same_shape(a, b)) return 0;
   int64_t bytes = nb_tensor_bytes(a), block = 4 << 20, blocks = NB_CEIL(bytes, block);
@@ -185,6 +187,36 @@ int nb_tensor_copy_block(nb_tensor *dst, const nb_tensor *src, int dim, int64_t 
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (outer * size * inner > 1 << 20)
   for (int64_t i = 0; i < outer; i++)
     memcpy(to + i * dst->shape[dim] * inner, from + i * src->shape[dim] * inner, (size_t)(size * inner));
+  return NB_OK;
+}
+
+/* One row: the element's width is known at compile time. */
+#define GATHER(type) \
+  for (int64_t c = 0; c < k; c++) ((type *)to)[c] = ((const type *)from)[order[c]]
+
+static void gather_row(char *to, const char *from, const int32_t *order, int64_t k, int64_t width) {
+  if (width == 1) GATHER(uint8_t);
+  else if (width == 2) GATHER(uint16_t);
+  else GATHER(uint32_t);
+}
+
+int nb_columns_gather(nb_tensor *dst, const nb_tensor *src, const nb_tensor *order) {
+  int64_t n = src->ndim == 2 ? src->shape[0] : -1, k = src->ndim == 2 ? src->shape[1] : -1;
+  int64_t bits = nb_dtype_bits(src->dtype), width = bits / 8;
+  if (n < 0 || (bits != 8 && bits != 16 && bits != 32) || !same_shape(dst, src)) {
+    char a[160], b[160];
+    return nb_fail(NB_EINVAL, "columns: expected two matrices alike of 8, 16 or 32 bits, found %s and %s",
+                   nb_tensor_describe(src, a, sizeof a), nb_tensor_describe(dst, b, sizeof b));
+  }
+  NB_TRY(nb_expect(order, "columns: order", NB_I32, 1, NB_SHAPE(k)));
+  const int32_t *p = order->data;
+  for (int64_t c = 0; c < k; c++)
+    if (p[c] < 0 || p[c] >= k)
+      return nb_fail(NB_EINVAL, "columns: order: %d at position %lld is outside 0..%lld", p[c], (long long)c,
+                     (long long)k - 1);
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 1 << 18)
+  for (int64_t r = 0; r < n; r++)
+    gather_row((char *)dst->data + r * k * width, (const char *)src->data + r * k * width, p, k, width);
   return NB_OK;
 }
 

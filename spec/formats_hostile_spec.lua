@@ -74,15 +74,29 @@ local function shapes_of(shape)
   return out
 end
 
+-- GPT-OSS's tensors, which nothing here writes.
+local function fused_experts()
+  local name, out = "m.experts.", {}
+  out[name .. "down_proj_blocks"], out[name .. "down_proj_scales"] = nb.tensor("u8", { 2, 4, 1, 16 }), nb.tensor("u8", { 2, 4, 1 })
+  out[name .. "down_proj_bias"] = nb.tensor("bf16", { 2, 4 })
+  return out, { quant_method = "mxfp4", modules_to_not_convert = nb.json.array { "lm_head" } }
+end
+
 local cases = {
-  ["compressed-tensors"] = "W4A16 g32 asym actorder", gptq = "W4A16 g32 asym actorder", gptq_v2 = "W3A16 g32 sym",
-  awq = "W4A16 g32 asym",
+  { "compressed-tensors", "W4A16 g32 asym actorder" }, { "gptq", "W4A16 g32 asym actorder" }, { "gptq_v2", "W3A16 g32 sym" },
+  { "awq", "W4A16 g32 asym" }, { "compressed-tensors", "NVFP4" }, { "compressed-tensors", "MXFP4" },
+  { "compressed-tensors", "FP8_BLOCK block16x32" }, { "compressed-tensors", "FP8" },
+  { "compressed-tensors", "W4A8 g32 asym act:int8:tensor:static:asym" },
+  { "fp8", "FP8_BLOCK block16x16 act:fp8:g16" }, { "fp8", "FP8" }, { "modelopt", "NVFP4" },
+  { "modelopt", "FP8_BLOCK" }, { "mxfp4", "fused experts", fresh = fused_experts },
 }
 
-for format, words in pairs(cases) do
-  describe("hostile " .. format, function()
-    local function fresh()
+for _, case in ipairs(cases) do
+  local format, words = case[1], case[2]
+  describe("hostile " .. format .. " " .. words, function()
+    local fresh = case.fresh or function()
       local q = support.quantized(scheme.parse(words), 32, 64, "f16")
+      q.input_scale, q.input_global = nb.tensor("f32", { 1 }, { 0.5 }), nb.tensor("f32", { 1 }, { 64 })
       local tensors, rec = assert(support.store(format, "m.proj", q))
       return tensors, assert(formats.get(format).config { rec, { name = "lm_head", kind = "linear" } })
     end
@@ -91,7 +105,8 @@ for format, words in pairs(cases) do
       local tensors, config = fresh()
       config.dynamic = format:match "gptq" and { ["+:m.*"] = { bits = 4 } } or nil
       each_mutation(config, function(changed, what) try(support.checkpoint(tensors, changed), what) end)
-      for _, extra in ipairs { "extra_config", "dynamic", "checkpoint_format", "packing_format", "version", "format" } do
+      for _, extra in ipairs { "extra_config", "dynamic", "checkpoint_format", "packing_format", "version", "format", "quantized_layers",
+        "quantization", "exclude_modules", "quant_algo" } do
         for i, value in ipairs(odd) do
           local changed = copy(config)
           changed[extra] = value

@@ -117,7 +117,7 @@ describe("quant", function()
     assert.error_matches(function() w:quantize { scheme = "W4A16", group = 50, methd = "rtn" } end,
       'method rtn has no option "methd"')
     assert.error_matches(function() w:quantize { scheme = "W4A16", group = 50, actorder = "group" } end,
-      'method rtn doesn\'t order columns by activation; leave actorder = "group" out')
+      'method rtn doesn\'t order columns by itself: actorder = "group" needs to know their importance')
   end)
 
   it("returns what is wrong with the numbers", function()

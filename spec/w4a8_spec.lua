@@ -206,6 +206,31 @@ describe("w4a8 product", function()
     end
   end)
 
+  it("CTM-W4A8-15: stops when asked to, and fails cleanly without memory", function()
+    local m, x = matrix(20, 16, 8, 9), random({ 4, 16 }, 8):cast "bf16"
+    C.nb_stop_request()
+    local ok, msg = pcall(product, m, x)
+    C.nb_stop_clear()
+    assert.same({ false, "interrupted" }, { ok, msg })
+    local failures = 0
+    for nth = 2, 9 do -- the first is y's own
+      C.nb_debug_fail_alloc(nth)
+      ok, msg = pcall(product, m, x)
+      local left = tonumber(C.nb_debug_fail_left())
+      C.nb_debug_fail_alloc(0)
+      if left > 0 then break end
+      assert.is_false(ok)
+      assert.matches("out of memory", msg)
+      failures = failures + 1
+    end
+    assert.is_true(failures >= 4, failures .. " allocations failed")
+    local sorted, owners = nb.tensor("i32", { 2 }), nb.tensor("i32", { 1 })
+    local total, ids = require("ffi").new "int64_t[1]", nb.tensor("i32", { 1 })
+    C.nb_debug_fail_alloc(1)
+    assert.error_matches(function() must(C.nb_moe_align(sorted, owners, total, ids, 2, 2, nil, 0)) end, "out of memory")
+    C.nb_debug_fail_alloc(0)
+  end)
+
   it("CTM-W4A8-15: says what doesn't fit", function()
     local m = matrix(20, 16, 8, 9)
     local function says(msg, ...)

@@ -102,22 +102,25 @@ PLAIN(relu2_plain_row, relu2(g))
 
 /* ---- rounding ---------------------------------------------------------------- */
 
+/* Magnitudes are rounded as integers; a NaN's, which could overflow, is put aside. */
+INLINE v8i no_nan(v8i magnitude) {
+  return select_i(magnitude > 0x7f800000, (v8i){0} + 0x7f800000, magnitude);
+}
+
 INLINE v8f to_bf16(v8f x) {
-  v8i u = (v8i)x, magnitude = u & 0x7fffffff;
-  v8i rounded = u + 0x7fff + ((u >> 16) & 1), quiet = u | 0x400000;
-  return (v8f)(select_i(magnitude > 0x7f800000, quiet, rounded) & (int32_t)0xffff0000);
+  v8i u = (v8i)x, sign = u & (int32_t)0x80000000, magnitude = u & 0x7fffffff, a = no_nan(magnitude);
+  v8i y = (a + 0x7fff + ((a >> 16) & 1)) & 0x7fff0000;
+  return (v8f)(sign | select_i(magnitude > 0x7f800000, (magnitude & 0x7fff0000) | 0x400000, y));
 }
 
 /* Below 2^-14 the adder rounds at f16's last place, 2^-24; above, the bits do. */
 INLINE v8f to_f16(v8f x) {
-  v8i u = (v8i)x, sign = u & (int32_t)0x80000000, a = u & 0x7fffffff;
+  v8i u = (v8i)x, sign = u & (int32_t)0x80000000, magnitude = u & 0x7fffffff, a = no_nan(magnitude);
   v8i small = (v8i)((v8f)a + splat(0.5f) - splat(0.5f));
   v8i normal = (a + 0xfff + ((a >> 13) & 1)) & ~0x1fff;
-  v8i infinity = (v8i){0} + 0x7f800000;
   v8i y = select_i(a < 0x38800000, small, normal);
-  y = select_i(normal >= 0x47800000, infinity, y);
-  y = select_i(a > 0x7f800000, (u & 0x7fffe000) | 0x400000, y);
-  return (v8f)(sign | y);
+  y = select_i(normal >= 0x47800000, (v8i){0} + 0x7f800000, y);
+  return (v8f)(sign | select_i(magnitude > 0x7f800000, (magnitude & 0x7fffe000) | 0x400000, y));
 }
 
 #define ROUND(name, function) \

@@ -98,11 +98,11 @@ end
 --- register(method): adds a method (see above) under its name.
 function M.register(method) M.methods[method.name] = method end
 
--- A method without calibration has no order of activations to follow.
+-- Columns come in the order of their importance through tile() below, which takes actorder out of the scheme.
 local function no_actorder(method, scheme)
   if not scheme.actorder then return true end
-  return nil, ("method %s doesn't order columns by activation; leave actorder = %q out"):format(method.name,
-    scheme.actorder), "einval"
+  return nil, ("method %s doesn't order columns by itself: actorder = %q needs to know their importance (calibrate in a "
+    .. "recipe, importance here); or leave it out"):format(method.name, scheme.actorder), "einval"
 end
 
 local rtn = {
@@ -244,6 +244,16 @@ function M.method(which, options)
   return method
 end
 
+--- tile(method, out, w, scheme, options [, {order=, whole=}]) -> true | nil, msg, code
+-- method.tile, for schemes in activation order (actorder = "group") on columns in `order` (actorder.order), after which
+-- out.g_idx tells their groups. whole: as method.tile takes it.
+function M.tile(method, out, w, scheme, options, o)
+  if o and o.order and scheme.actorder == "group" then
+    return require("nibble.actorder").tile(method, out, w, scheme, options, o.order, o.whole)
+  end
+  return method.tile(out, w, scheme, options, o and o.whole)
+end
+
 --- row_local(method, scheme) -> whether tiles of rows may be quantized one by one: not when the whole
 -- tensor shares one scale.
 -- (FP8's one scale and NVFP4's global one come from a first pass: see quant_float.)
@@ -260,10 +270,11 @@ local function fail(msg, code, level)
   return nil, msg, code
 end
 
---- quantize(w, scheme [, {method="rtn", options={…}, scale_dtype=}]) -> Quantized | nil, msg, code
+--- quantize(w, scheme [, {method="rtn", options={…}, scale_dtype=, importance=}]) -> Quantized | nil, msg, code
 -- w: f32, bf16 or f16 [n,k]; scheme: a name or a table (scheme.parse); method: see method(); scale_dtype:
--- f32, bf16 or f16, default the scheme's, else w's. NaN or Inf in w and scales that don't fit their dtype
--- are nil, msg; a group size that doesn't divide K, or a wrong option, is an error.
+-- f32, bf16 or f16, default the scheme's, else w's; importance: [k], for actorder = "group" (actorder.order). NaN or Inf
+-- in w and scales that don't fit their dtype are nil, msg; a group size that doesn't divide K, or a wrong option, is an
+-- error.
 function M.quantize(w, scheme, opts)
   opts = opts or {}
   if not ffi.istype(tensor.type, w) then error("quantize: expected a tensor, found a " .. type(w), 2) end
@@ -281,7 +292,8 @@ function M.quantize(w, scheme, opts)
       .. "for one scale a row"):format(k, group), 2)
   end
   local q = scheme_m.quantized(scheme, w:size(1), k, opts.scale_dtype or scheme.scale_dtype or w:type())
-  local ok, msg, code = method.tile(q, w, scheme, (complete(method, opts.options)))
+  local order = opts.importance and require("nibble.actorder").order(opts.importance)
+  local ok, msg, code = M.tile(method, q, w, scheme, (complete(method, opts.options)), { order = order })
   if not ok then return fail(msg, code, 2) end
   return q
 end
@@ -300,11 +312,12 @@ function M.of_tensor(w, t)
   for key, value in pairs(t) do
     if scheme_keys[key] then
       if key ~= "scheme" then fields[key] = value end
-    elseif key ~= "method" then options[key] = value end
+    elseif key ~= "method" and key ~= "importance" then options[key] = value end
   end
   local ok, scheme = pcall(scheme_m.parse, t.scheme, fields)
   if not ok then error((tostring(scheme):gsub("^[^:]+:%d+: ", "")), 2) end
-  local results = { pcall(M.quantize, w, scheme, { method = t.method, options = options }) }
+  local results = { pcall(M.quantize, w, scheme, { method = t.method, options = options,
+    importance = t.importance }) }
   if not results[1] then error((tostring(results[2]):gsub("^[^:]+:%d+: ", "")), 2) end
   return unpack(results, 2, 4)
 end

@@ -7,6 +7,8 @@
 --   zeros   u8  [n,G]  or nil when symmetric (the zero-point is 2^(bits-1) everywhere)
 --   g_idx   i32 [k]    group of each column (0-based), or nil when column c has group c // group
 --   global  f32 [1]    strategy "tensor_group": what the scales are divided by
+--   factor  f32 [1] or nil: what the scales are multiplied with, where a file says that (ModelOpt's weight_scale_2);
+--               global is then its reciprocal; likewise input_factor
 --   input_scale, input_global   f32 [1] or nil: the layer's input, where its scales come from calibration;
 --   input_zero  i8 [1] or nil: its zero-point (signed, as compressed-tensors stores it)
 --   bias        [n]    or nil: carried along, no part of equality or hashes
@@ -47,7 +49,7 @@ function M.params(s, n, k, scale_dtype, new)
   new = new or tensor.new
   return setmetatable({
     n = n, k = k, groups = groups, scheme = s, row0 = 1,
-    scales = new(scheme.scale_storage(scale_dtype), { scheme.scale_rows(s, n), groups }),
+    scales = new(scheme.scale_storage(scale_dtype), { n, groups }),
     zeros = not s.symmetric and new("u8", { n, groups }) or nil,
     global = s.strategy == "tensor_group" and tensor.new("f32", { 1 }, { 1 }) or nil,
   }, meta)
@@ -60,7 +62,8 @@ function M.wrap(f)
   return setmetatable({
     n = n, k = k, groups = f.scales:size(2), scheme = f.scheme, row0 = f.row0 or 1,
     codes = f.codes, scales = f.scales, zeros = f.zeros, g_idx = f.g_idx, bias = f.bias, global = f.global,
-    input_scale = f.input_scale, input_zero = f.input_zero, input_global = f.input_global,
+    input_scale = f.input_scale, input_zero = f.input_zero, input_global = f.input_global, factor = f.factor,
+    input_factor = f.input_factor,
   }, meta)
 end
 
@@ -69,7 +72,8 @@ local function window(q, a, b, rows)
     scheme = q.scheme, row0 = q.row0 + a - 1, codes = q.codes:rows(a, b),
     scales = q.scales:rows((a - 1) / rows + 1, math.ceil(b / rows)),
     zeros = q.zeros and q.zeros:rows(a, b), g_idx = q.g_idx, bias = q.bias and q.bias:rows(a, b), global = q.global,
-    input_scale = q.input_scale, input_zero = q.input_zero, input_global = q.input_global,
+    input_scale = q.input_scale, input_zero = q.input_zero, input_global = q.input_global, factor = q.factor,
+    input_factor = q.input_factor,
   }
 end
 
@@ -102,7 +106,9 @@ function methods.dequantize(q, dtype, out)
     nffi.must(C.nb_dequantize(out, q.codes, q.scales, q.zeros, q.g_idx, q.scheme.bits))
   else
     local rows, columns = scheme.block(q.scheme, q.n, q.k)
-    nffi.must(C.nb_dequantize_float(out, q.codes, q.scales, q.global, rows, columns))
+    local exact = q.factor and tensor.new("f32", { q.n, q.k }) -- code * scale, which float32 holds
+    nffi.must(C.nb_dequantize_float(exact or out, q.codes, q.scales, not exact and q.global or nil, rows, columns))
+    if exact then nffi.must(C.nb_scales_multiply(out, exact, q.factor:get(1))) end
   end
   return out
 end

@@ -10,6 +10,12 @@ local fail = common.fail
 
 local M = {}
 
+--- matrix(module, info) -> true | nil, msg, code: the stored weight has two dimensions and something in them.
+function M.matrix(module, info)
+  if #info.shape == 2 and info.shape[1] > 0 and info.shape[2] > 0 then return true end
+  return fail("eformat", "%s: weight is %s, expected two dimensions above 0", module, text.shape(info.shape))
+end
+
 --- row_step(rec) -> tiles begin at row 1 + a multiple of this: blocks are not cut.
 function M.row_step(rec) return (scheme.block(rec.scheme, rec.n, rec.k)) end
 
@@ -73,6 +79,40 @@ function M.read_scales(scales, rec, a, b, q)
   must(C.nb_tensor_copy(q.scales, whole:rows(first, last)))
 end
 
+--- reciprocal(t) -> f32 [1]: 1 / t in float32.
+function M.reciprocal(t) return tensor.new("f32", { 1 }, { 1 / t:get(1) }) end
+
+-- Whether t's reciprocal's reciprocal is t again.
+local function comes_back(t)
+  local r = M.reciprocal(t)
+  return r:get(1) < math.huge and M.reciprocal(r):get(1) == t:get(1)
+end
+
+local whole = { { "global", "factor", "the weight's global scale" }, { "input_global", "input_factor", "the input's global scale" } }
+
+--- settle(q, rec, format, lossy) -> true | nil, msg, "einexact"
+-- The global scales of a tile, as `format` keeps them: a divisor (compressed-tensors), or a factor, its reciprocal
+-- (format.factors: ModelOpt). Going from one to the other is exact where the reciprocal leads back; where it doesn't,
+-- lossy takes the nearest float32. What the tile holds afterwards is what the written tensors decode to.
+function M.settle(q, rec, format, lossy)
+  for _, names in ipairs(whole) do
+    local global, factor = q[names[1]], q[names[2]]
+    local given = format.factors and not factor and global or not format.factors and factor or nil
+    if given and not comes_back(given) and not lossy then
+      return fail("einexact", "%s: %s is %.9g, and the reciprocal that %s keeps, %.9g, does not lead back to it; "
+        .. "convert lossy to take it as it is (one unit in the last place)", rec.name, names[3], given:get(1), format.name,
+        1 / given:get(1))
+    end
+    if format.factors and global then
+      q[names[2]] = factor or M.reciprocal(global)
+      q[names[1]] = M.reciprocal(q[names[2]])
+    else
+      q[names[2]] = nil
+    end
+  end
+  return true
+end
+
 local plain = { f16 = true, bf16 = true, f32 = true }
 
 -- Scales into a tensor of the file, whose dtype may be another one: every value must survive.
@@ -127,14 +167,6 @@ function M.write_codes(dst, q, a, b, base)
 end
 
 --- finish(rec, src, a, b, q) -> true | nil, msg, code: the end of a read: bias, and a look at codes and scales.
-function M.finish(rec, src, a, b, q)
-  q.row0 = a
-  q.bias = src.bias and src.bias:rows(a, b) or nil
-  if not q.codes then return true end
-  local height, width = scheme.block(rec.scheme, q.n, q.k)
-  local rc, msg, code = nffi.check(C.nb_float_check(q.scales, q.codes, height, width, a - 1, rec.name))
-  if not rc then return nil, msg, code end
-  return true
-end
+M.finish = common.finish
 
 return M

@@ -8,7 +8,6 @@
 -- input_scale ("static").
 local nffi = require "nibble.ffi"
 local scheme = require "nibble.scheme"
-local text = require "nibble.text"
 local common = require "nibble.formats.common"
 local floats = require "nibble.formats.floats"
 local fail, expect = common.fail, common.expect
@@ -97,13 +96,12 @@ function M.probe(_, module, tensors, st)
   if weight.dtype ~= "f8_e4m3" then
     return fail("eformat", "%s: weight is %s beside its scales, expected f8_e4m3", module, weight.dtype)
   end
-  if #weight.shape ~= 2 then
-    return fail("eformat", "%s: weight is %s, expected two dimensions", module, text.shape(weight.shape))
-  end
-  local s, msg, code = scheme_of(module, tensors, st)
+  local ok, msg, code = floats.matrix(module, weight)
+  if not ok then return nil, msg, code end
+  local s
+  s, msg, code = scheme_of(module, tensors, st)
   if not s then return nil, msg, code end
   local n, k = weight.shape[1], weight.shape[2]
-  local ok
   ok, msg, code = shapes_fit(module, tensors, s, n, k, st)
   if not ok then return nil, msg, code end
   local dtype = (tensors.weight_scale_inv or tensors.weight_scale).dtype

@@ -4,7 +4,8 @@
 --   name, title
 --   detect(ck) -> bool                         by the quantization config's quant_method
 --   settings(ck) -> table | nil,msg,code       the config, parsed and checked once a checkpoint
---   probe(ck, module, tensors, settings)       -> rec | nil (not this format's) | nil,msg,code
+--   probe(ck, module, tensors, settings)       -> rec | nil (not this format's) | nil,msg,code; {parts={rec, …}}
+--                                              where its tensors hold several modules
 --                                              headers only (16 bytes of weight_shape and, where the config
 --                                              says act-order, g_idx apart)
 --   row_step(rec) -> rows                      tiles begin at row 1 + a multiple of it; they end on one or at n
@@ -20,6 +21,7 @@
 --   scale_dtype(scheme, model_dtype) -> dtype of the scales it writes (absent: it has none)
 --   input(tensors, rec) -> {scale=, zero_point=, global=} | nil,msg,code   what the input is quantized with, where
 --                                              calibration fixed it (absent: compressed-tensors' names)
+--   part(ck, rec, suffix) -> tensor | nil,msg,code   a module's own tensor where the file has it only within another
 -- rec, a module's record: {name=, kind="linear"|"embedding"|"norm"|"other", format=, scheme=|nil, dtype=, n=,
 -- k=, params=, bytes=, bits_per_weight=, bias=bool, tensors={suffix -> info}, unreadable=sentence|nil,
 -- note=sentence|nil, variant=word|nil}; bits_per_weight counts every stored tensor of the module; variant: how
@@ -36,7 +38,7 @@ local common = require "nibble.formats.common"
 local M = {}
 
 -- Asked in this order; plain takes what names no quantization.
-local files = { "compressed_tensors", "gptq", "gptq_v2", "awq", "fp8", "plain" }
+local files = { "compressed_tensors", "gptq", "gptq_v2", "awq", "fp8", "modelopt", "mxfp4", "plain" }
 local aliases = { ct = "compressed-tensors", compressed_tensors = "compressed-tensors", gptq_v1 = "gptq",
   ["awq-gemm"] = "awq", ["pack-quantized"] = "compressed-tensors" }
 
@@ -144,8 +146,11 @@ local function probe_one(ck, f, st, module, tensors)
     local rec, msg, code = f.probe(ck, module, tensors, st)
     if msg and not rec then return nil, msg, code end
     if rec then
-      rec.format = rec.format or f.name
-      return measure(rec)
+      for _, part in ipairs(rec.parts or { rec }) do
+        part.format = part.format or f.name
+        measure(part)
+      end
+      return rec
     end
   end
   local rec = plain.probe(ck, module, tensors)
@@ -163,11 +168,13 @@ local function build(ck)
   order, tensors, code = by_module(ck)
   if not order then return nil, tensors, code end
   local list, by_name = {}, {}
-  for i, module in ipairs(text.natural_sort(order)) do
+  for _, module in ipairs(text.natural_sort(order)) do
     local rec
     rec, msg, code = probe_one(ck, f, st, module, tensors[module])
     if not rec then return nil, msg, code end
-    list[i], by_name[module] = rec, rec
+    for _, part in ipairs(rec.parts or { rec }) do
+      list[#list + 1], by_name[part.name] = part, part
+    end
   end
   return { list = list, by_name = by_name, format = f, settings = st }
 end
@@ -416,8 +423,8 @@ function M.target(f, name, s, n, k, opts)
   local rec = { name = name, kind = "linear", format = f.name, n = n, k = k, bias = opts.bias_dtype ~= nil,
     bias_dtype = opts.bias_dtype, dtype = opts.dtype or "bf16", tensors = {} }
   if f.scale_dtype then
-    rec.dtype = f.scale_dtype(s, rec.dtype)
-    rec.scheme = common.with(s, { scale_dtype = rec.dtype })
+    local dtype = f.scale_dtype(s, rec.dtype)
+    rec.dtype, rec.scheme = scheme.scale_storage(dtype), common.with(s, { scale_dtype = dtype })
   end
   for _, entry in ipairs(f.layout(rec)) do
     local params = 1

@@ -1,7 +1,6 @@
 -- methods.mxint4: experts of signed 4-bit integers in groups of 32 as FlashInfer's TensorRT-LLM
 -- kernel reads them: gate and up rows alternate, rows are shuffled for its transposed products, bytes
 -- lie in blocks of 128 along K, scales in the tensor cores' order (SYSTEMS CTM-WNA16-08, CTM-WNA16-14).
-local tensor = require "nibble.tensor"
 local layout = require "nibble.layout"
 local nffi = require "nibble.ffi"
 local common = require "nibble.methods.moe_common"

@@ -224,7 +224,9 @@ describe("AWQ's layers", function()
     assert.equal("refuse", d.action)
     assert.matches("model.layers.1.o_proj: Marlin does not take it: N = 200", d.reason, 1, true)
     local padded = assert(awq.new(awq_file(), { dialect = "auto_awq" })) -- vLLM 0.33 pads tiles
-    assert.equal("awq_marlin", padded:method(odd).method)
+    assert.equal("auto_awq", padded:method(odd).method)
+    d = assert(awq.new(awq_file(), { dialect = "awq" })):method(odd)
+    assert.same({ "method", "awq" }, { d.action, d.method })
     d = padded:method(linear("x", 256, 192, 384))
     assert.same({ "fallback", "awq" }, { d.action, d.method })
     assert.matches("K = 192 is not a multiple of the group size 128", d.reason, 1, true)
@@ -368,7 +370,7 @@ describe("INC's config", function()
     assert.matches("no entry of block_name_to_quantize begins its name", blocks:method(linear("visual.x", 64, 64)).reason, 1, true)
   end)
 
-  it("INC-06: shards and experts must agree, and 16 bits are unquantized", function()
+  it("INC-02 and INC-06: shards and experts must agree, and 16 bits are unquantized", function()
     local c = new { extra_config = assert(nb.json.decode [[{"l.q_proj": {"bits": 8}, "m.q_proj": {"bits": 8},
       "m.k_proj": {"bits": 8}, "m.v_proj": {"bits": 8}, "e.experts.0.up": {"bits": 8}, "e.experts.1.up": {"bits": 2}, "o": {"bits": 16}}]]) }
     local msg = refused("eformat", c:resolve("l.qkv_proj", "linear", fused))
@@ -485,7 +487,7 @@ describe("compressed-tensors' config", function()
       "c": {"targets": ["l.q_proj", "l.k_proj", "l.v_proj"], "weights": {"num_bits": 4, "group_size": 64}},
       "a": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128}}}]]), { "lm_head", "l.gate_proj" })))
     local function of(name, kind) return c:method({ name = name, kind = kind or "linear" }, { fused = fused }) end
-    assert.equal("config group b by target \"re:.*down_proj\": int8 channel symmetric, activations none", of "l.down_proj".reason)
+    assert.equal("config group b targets \"re:.*down_proj\": int8 channel symmetric", of "l.down_proj".reason)
     assert.equal(64, of "l.qkv_proj".weights.group)
     assert.equal(128, of "l.o_proj".weights.group)
     assert.same({ "skip", "unquantized" }, { of("lm_head", "lm_head").action, of("lm_head", "lm_head").method })

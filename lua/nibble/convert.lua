@@ -307,8 +307,8 @@ function M.execute(plan, dir, options)
   end
   local by_name = {}
   for _, job in ipairs(plan.jobs) do by_name[job.name] = job end
-  local run = { plan = plan, dir = dir, state = state, jobs = by_name, absmax = {}, waiting = {}, waiting_bytes = 0, made_count = 0, next_proof = 1,
-                ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
+  local run = { plan = plan, dir = dir, state = state, jobs = by_name, absmax = {}, waiting = {}, waiting_bytes = 0,
+                made_count = 0, next_proof = 1, ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
                 progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if certificate then
     recall(plan, certificate)

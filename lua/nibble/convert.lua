@@ -14,6 +14,7 @@
 -- the end: files renamed, config.json and nibble.json (the certificate) written,
 -- the journal removed.
 local nffi = require "nibble.ffi"
+local calibrate = require "nibble.calibrate"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
 local modules = require "nibble.convert_module"
@@ -265,9 +266,20 @@ local function clear(run)
   output.clear(run.dir, names, run.made)
 end
 
+-- The run's progress while the text goes through the model.
+local function calibration_progress(run)
+  return function(p)
+    run.progress { done = p.tokens, unit = "tokens", share = p.done / p.total, name = "calibration", seconds = p.seconds }
+  end
+end
+
 local function execute(run, dir)
   local plan = run.plan
   local ok, msg, code = copy_side_files(run, dir)
+  if ok then
+    ok, msg, code = calibrate.of_plan(plan, { journal = run.journal, lines = run.journal.lines,
+      progress = run.progress and calibration_progress(run) })
+  end
   if not ok then return nil, msg, code end
   run.writer, msg, code = checkpoint.writer { dir = dir, tensors = all_tensors(plan), shard_bytes = plan.shard_bytes,
     metadata = { format = "pt" }, resume = run.state == "resume" }
@@ -307,6 +319,8 @@ function M.execute(plan, dir, options)
     recall(plan, certificate)
     return summarize(run, dir, C.nb_now() - t0, state)
   end
+  local lacking = calibrate.fault(plan)
+  if lacking then return nil, lacking, "einval" end
   run.made, msg, code = output.make(dir)
   if not run.made then return nil, msg, code end
   local done

@@ -109,6 +109,16 @@ local function written_error(sums)
   return e
 end
 
+local function scalar(dtype, value) return value and tensors.new(dtype, { 1 }, { value }) or nil end
+
+-- The stored numbers of the layer's input, from calibration, into the tile; none: none of the last module's either.
+local function set_input(q, numbers)
+  numbers = numbers or {}
+  q.input_scale, q.input_global = scalar("f32", numbers.scale), scalar("f32", numbers.global)
+  q.input_zero = scalar("i8", numbers.scale and not q.scheme.activations.symmetric and (numbers.zero_point or 0) or nil)
+  q.factor, q.input_factor = nil, nil
+end
+
 local function make_quantized(run, job, dst)
   local rec, method, scheme = job.rec, job.method, job.out.scheme
   local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
@@ -122,7 +132,7 @@ local function make_quantized(run, job, dst)
     local w = source:rows(a, b)
     local done, why, kind = quant.tile(method, q, w, scheme, job.options, { order = order })
     if not done then return nil, ("%s, rows %d to %d: %s"):format(rec.name, a, b, why), kind end
-    q.factor, q.input_factor = nil, nil -- the last module's
+    set_input(q, run.plan.input_scales and run.plan.input_scales[job.name])
     floats.settle(q, rec, job.format, true)
     q:hash_into(h)
     if sums then quant.add_error(sums, q, w) end

@@ -14,7 +14,7 @@ local parts = {
   layout = { "nibble.layout" }, marlin = { "nibble.marlin" }, quant = { "nibble.quant" }, formats = { "nibble.formats" },
   recipe = { "nibble.recipe", "load" }, plan = { "nibble.plan", "new" }, convert = { "nibble.convert" },
   tokenizer = { "nibble.tokenizer" }, models = { "nibble.models" }, compute = { "nibble.compute" }, moe = { "nibble.moe" },
-  act = { "nibble.act" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
+  act = { "nibble.act" }, calibrate = { "nibble.calibrate" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
   backends = { "nibble.backends" },
 }
 

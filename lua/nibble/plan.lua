@@ -372,6 +372,8 @@ function M.new(recipe, ck, options)
       if m.hits == 0 then p.notes[#p.notes + 1] = ("pattern %q matches no module"):format(m.text) end
     end
   end
+  local lacking = require("nibble.calibrate").fault(p)
+  if lacking then p.notes[#p.notes + 1] = lacking end
   p.options = options or {}
   return finish(p)
 end

@@ -48,9 +48,10 @@ M.schema = with(scheme_keys, {
   } },
   calibrate = { "table", "text for methods that look at activations", schema = {
     text = { "string", "path of a text file" },
-    samples = { "number", "windows" },
-    length = { "number", "tokens of a window" },
-    seed = { "number", "which windows" },
+    ids = { "string", "path of token ids instead: a .safetensors file with ids or input_ids" },
+    samples = { "number", "windows (128)" },
+    length = { "number", "tokens of a window, BOS included (512)" },
+    seed = { "number", "which windows of the text (0)" },
   } },
   accept = { "table", "bounds; `run` and `eval` exit 1 when one is missed", schema = {
     sqnr_db = { "number", "least signal to quantization noise of any quantized module, dB" },
@@ -107,6 +108,18 @@ local function check_list_of_strings(where, list)
   return true
 end
 
+local calibrate_least = { samples = 1, length = 2, seed = 0 }
+
+local function calibrate_fault(c)
+  if (c.text == nil) == (c.ids == nil) then return "needs either text or ids, and not both" end
+  for _, key in ipairs { "samples", "length", "seed" } do
+    local v, least = c[key], calibrate_least[key]
+    if v and not (v >= least and v == math.floor(v) and v < 2 ^ 31) then
+      return ("%s must be a whole number of at least %d, found %s"):format(key, least, tostring(v))
+    end
+  end
+end
+
 local function check(where, r)
   if type(r) ~= "table" then
     return nil, ("%s: a recipe returns a table, found a %s"):format(where, type(r))
@@ -131,6 +144,8 @@ local function check(where, r)
       return nil, ("%s: rules is a list, found key %q; write each rule as { \"glob\", … }"):format(where, tostring(k))
     end
   end
+  local fault = r.calibrate and calibrate_fault(r.calibrate)
+  if fault then return nil, ("%s: calibrate: %s"):format(where, fault) end
   if r.output and r.output.shard then
     local bytes, why = M.parse_bytes(r.output.shard)
     if not bytes then return nil, ("%s: output.shard: %s"):format(where, why) end

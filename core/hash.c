@@ -32,23 +32,36 @@ void nb_hash_hex(const nb_hash *h, char *out) {
   snprintf(out, 33, "%016llx%016llx", (unsigned long long)d.high64, (unsigned long long)d.low64);
 }
 
+void nb_hash_pages(nb_digest *out, const void *data, int64_t bytes) {
+  const char *p = data;
+  for (int64_t at = 0; at < bytes; at += NB_HASH_PAGE) {
+    XXH128_canonical_t d;
+    XXH128_canonicalFromHash(&d, XXH3_128bits(p + at, (size_t)NB_MIN(NB_HASH_PAGE, bytes - at)));
+    memcpy(out++->bytes, d.digest, sizeof d.digest);
+  }
+}
+
+void nb_hash_of_pages(char *out, const nb_digest *pages, int64_t count) {
+  XXH128_hash_t all = XXH3_128bits(pages, (size_t)count * sizeof *pages);
+  snprintf(out, 33, "%016llx%016llx", (unsigned long long)all.high64, (unsigned long long)all.low64);
+}
+
 int nb_tensor_hash(char *out, const nb_tensor *t) {
-  int64_t bytes = nb_tensor_bytes(t), block = 4 << 20, blocks = NB_CEIL(bytes, block);
-  XXH128_canonical_t *part = nb_alloc(blocks, sizeof *part);
-  if (!part) return NB_ENOMEM;
+  int64_t bytes = nb_tensor_bytes(t), block = 4 << 20, pages = NB_CEIL(bytes, NB_HASH_PAGE);
+  nb_digest *page = nb_alloc(pages, sizeof *page);
+  if (!page) return NB_ENOMEM;
   bool stopped = false;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(|| : stopped) if (blocks > 1)
-  for (int64_t i = 0; i < blocks; i++) {
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(|| : stopped) if (bytes > block)
+  for (int64_t at = 0; at < bytes; at += block) {
     stopped = stopped || nb_stop_requested();
     if (stopped) continue;
-    nb_tensor view = {.data = (char *)t->data + i * block, .buf = t->buf, .dtype = NB_U8, .ndim = 1};
-    view.shape[0] = NB_MIN(block, bytes - i * block);
-    XXH128_canonicalFromHash(&part[i], XXH3_128bits(view.data, (size_t)view.shape[0]));
+    nb_tensor view = {.data = (char *)t->data + at, .buf = t->buf, .dtype = NB_U8, .ndim = 1};
+    view.shape[0] = NB_MIN(block, bytes - at);
+    nb_hash_pages(page + at / NB_HASH_PAGE, view.data, view.shape[0]);
     nb_tensor_drop(&view);
   }
-  XXH128_hash_t all = XXH3_128bits(part, (size_t)blocks * sizeof *part);
-  free(part);
-  snprintf(out, 33, "%016llx%016llx", (unsigned long long)all.high64, (unsigned long long)all.low64);
+  nb_hash_of_pages(out, page, pages);
+  free(page);
   return stopped ? nb_fail_stopped() : NB_OK;
 }
 

@@ -50,6 +50,9 @@ void nb_debug_fail_alloc(int64_t nth);
 /* The n that is left: which allocation from now on would fail; 0 = none will. */
 int64_t nb_debug_fail_left(void);
 
+/* Test hook: the n-th write to a file from now on (n >= 1) puts its first byte wrong, once. */
+void nb_debug_damage_write(int64_t nth);
+
 const char *nb_version(void);
 /* This file, as ffi.cdef reads it: library and declarations never disagree. */
 const char *nb_cdef(void);
@@ -136,6 +139,8 @@ int64_t nb_tensor_numel(const nb_tensor *t);
 int64_t nb_tensor_bytes(const nb_tensor *t);
 /* 1 when dtype, shape and every byte are the same. */
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b);
+/* 1 when t's memory is a mapped file's, which cannot be written. */
+int nb_tensor_is_mapped(const nb_tensor *t);
 /* dst's bytes = src's bytes; same dtype and number of elements. Threads. */
 int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src);
 /* Slices src_at .. src_at+size-1 along dimension dim of src over those of dst from dst_at
@@ -157,7 +162,7 @@ void nb_hash_update(nb_hash *h, const void *data, int64_t bytes);
 /* 32 hex digits and a NUL into out; the state goes on. */
 void nb_hash_hex(const nb_hash *h, char *out);
 void nb_hash_free(nb_hash *h);
-/* One tensor's bytes: the hash of the hashes of its blocks of 4 MiB, 32 hex digits
+/* One tensor's bytes: the hash of the hashes of its pages of 4 KiB, 32 hex digits
  * and a NUL into out. Threads; mapped pages are let go again behind it. */
 int nb_tensor_hash(char *out, const nb_tensor *t);
 
@@ -543,6 +548,13 @@ int nb_writer_begin(nb_writer *w, int resume);
  * while more than 64 MiB are queued. A failure of the system shows in the next
  * call and stays. */
 int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *t, int64_t row0);
+/* The named tensor becomes what a direct repack (NB_AWQ_TO_CT, ...) makes of words
+ * that its codes fill: strip by strip repacked, written, read back from the file,
+ * hashed as by nb_tensor_hash, taken the way back and compared with words. Returns
+ * 1 when all of it went back to words and 0 when not; in the page cache by then.
+ * Holds a few MiB a thread, whatever the size. */
+int nb_writer_repack(char *hash, nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *words,
+                     int way);
 /* Returns when all that was put is in the page cache: safe from kill -9. */
 int nb_writer_flush(nb_writer *w);
 /* A mark after all that was put so far; wait returns when what lies before the
@@ -713,6 +725,10 @@ int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0);
 int nb_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
 /* The same from AWQ words [k, n/pf]. MRL-33. */
 int nb_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+/* Words in GPTQ order or, with awq, AWQ's become tiles where they lie, in as many bytes: the
+ * tensor keeps its shape. fold: 4-bit codes are changed first as nb_marlin_fp8_preprocess
+ * does, with zeros (AWQ's, or NULL). The same words as step by step, past the memory once. */
+int nb_marlin_repack_here(nb_tensor *words, const nb_tensor *zeros, int awq, int bits, int a8, int fold);
 /* The inverse of nb_marlin_repack. */
 int nb_marlin_unpack(nb_tensor *words, const nb_tensor *marlin, const nb_tensor *perm, int bits, int a8);
 /* I32 [1024]: the permutation of a tile's codes, counted as 16-column slices
@@ -899,6 +915,14 @@ int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
 /* Any bits: the same words, transposed. Needs a trivial g_idx. */
 int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
 int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
+
+enum { NB_AWQ_TO_CT, NB_CT_TO_AWQ, NB_AWQ_TO_GPTQ, NB_GPTQ_TO_AWQ, NB_GPTQ_TO_CT, NB_CT_TO_GPTQ };
+/* Rows row0.. of what the repack makes of words, as many as out has. Where AWQ is
+ * on one side, rows of AWQ begin on a multiple of 8, rows of CT also end on one. */
+int nb_repack_rows(nb_tensor *out, const nb_tensor *words, int way, int64_t row0);
+/* Whether such rows go back to the words they came from, by the repack the other
+ * way: 1 or 0. k must fill its words. */
+int nb_repack_check(const nb_tensor *rows, const nb_tensor *words, int way, int64_t row0);
 
 /* ---- statistics (stats.c, compare.c) ----------------------------------------
  * Any real dtype, values as double (64-bit integers beyond 2^53 rounded). Sums in

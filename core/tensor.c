@@ -140,6 +140,8 @@ static bool same_shape(const nb_tensor *a, const nb_tensor *b) {
          memcmp(a->shape, b->shape, sizeof(int64_t) * (size_t)a->ndim) == 0;
 }
 
+int nb_tensor_is_mapped(const nb_tensor *t) { return nb_buf_is_mapped(t->buf); }
+
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b) {
   if (!same_shape(a, b)) return 0;
   int64_t bytes = nb_tensor_bytes(a), block = 4 << 20, blocks = NB_CEIL(bytes, block);

@@ -311,7 +311,7 @@ describe("the other consumers", function()
     end
     assert.equal("reference", chosen(with(base, { weight = weight { bits = 3 } })))
     assert.equal("reference", chosen(with(base, { weight = { type = "float", bits = 8, strategy = "channel" } })))
-    assert.equal("nvfp4_moe", chosen(experts { consumer = "nibble", device = "cpu",
+    assert.equal("ct_nvfp4_moe", chosen(experts { consumer = "nibble", device = "cpu",
       weight = { type = "float", bits = 4, group = 16 } }))
     assert.equal("w4a8_moe", chosen(experts { consumer = "nibble", device = "cpu",
       activation = { type = "int", bits = 8, strategy = "token" } }))

@@ -105,6 +105,77 @@ describe("vector paths of the layouts", function()
     end
   end)
 
+  -- way, k x n -> words of the source, and the words of the result as the whole repack makes them
+  local ways = {
+    awq_to_ct = function(k, n) local w = random("i32", { k, n / 8 }); return w, layout.awq_to_ct(w) end,
+    ct_to_awq = function(k, n) local w = random("i32", { n, k / 8 }); return w, layout.ct_to_awq(w) end,
+    awq_to_gptq = function(k, n) local w = random("i32", { k, n / 8 }); return w, layout.awq_to_gptq(w, 4) end,
+    gptq_to_awq = function(k, n) local w = random("i32", { k / 8, n }); return w, layout.gptq_to_awq(w, 4, k) end,
+    gptq_to_ct = function(k, n) local w = random("i32", { k / 8, n }); return w, layout.gptq_to_ct(w) end,
+    ct_to_gptq = function(k, n) local w = random("i32", { n, k / 8 }); return w, layout.ct_to_gptq(w) end,
+  }
+
+  it("makes the same words by rows of the result, and takes those back", function()
+    for _, s in ipairs(shapes) do
+      for name, make in pairs(ways) do
+        local way, words, whole = C["NB_" .. name:upper()], make(s[1], s[2])
+        local rows, what = whole:size(1), ("%s %dx%d"):format(name, s[1], s[2])
+        for _, part in ipairs { { 0, rows }, { 0, 8 }, { 8, 72 }, { math.floor(rows / 16) * 8, rows } } do
+          local a, b = part[1], math.min(part[2], rows)
+          if a < b then
+            local got = same_everywhere(what, function()
+              local out = nb.tensor("i32", { b - a, whole:size(2) })
+              assert.equal(0, C.nb_repack_rows(out, words, way, a), ffi.string(C.nb_error()))
+              assert.equal(1, C.nb_repack_check(out, words, way, a))
+              return out
+            end)
+            assert.is_true(whole:rows(a + 1, b):equal(got), what)
+          end
+        end
+      end
+    end
+  end)
+
+  it("sees every nibble that doesn't go back, in the rows and in the source", function()
+    for name, make in pairs(ways) do
+      for _, features in ipairs { 0, -1 } do
+        C.nb_cpu_limit(features)
+        local way, words, whole = C["NB_" .. name:upper()], make(520, 1032)
+        local part, a = whole:rows(17, whole:size(1)), 16
+        for _, t in ipairs { part, words } do
+          local p, missed = ffi.cast("uint32_t *", t.data), 0
+          for i = 0, t:numel() - 1, 997 do
+            local was = p[i]
+            p[i] = bit.bxor(was, bit.lshift(1, i % 32))
+            missed = missed + C.nb_repack_check(part, words, way, a)
+            p[i] = was
+          end
+          -- of the source, what the first 16 rows of the result came from doesn't count
+          local most = t == words and math.ceil(math.ceil(t:numel() / 997) * 16 * 8 / 520) or 0
+          assert.is_true(missed <= most, ("%s: %d of the changes were missed"):format(name, missed))
+          assert.equal(1, C.nb_repack_check(part, words, way, a))
+        end
+      end
+    end
+  end)
+
+  it("refuses rows that lie elsewhere or begin inside a word", function()
+    local awq, rows = random("i32", { 64, 16 }), nb.tensor("i32", { 16, 8 })
+    local function refused(sentence, ...)
+      assert.equal(tonumber(C.NB_EINVAL), C.nb_repack_rows(...))
+      assert.matches(sentence, ffi.string(C.nb_error()))
+    end
+    refused("awq to ct: rows %[120, 136%) lie outside the 128 rows of the result", rows, awq, C.NB_AWQ_TO_CT, 120)
+    refused("rows %[%-8, 8%) lie outside", rows, awq, C.NB_AWQ_TO_CT, -8)
+    refused("rows %[4, 20%) must begin and end on a multiple of 8", rows, awq, C.NB_AWQ_TO_CT, 4)
+    refused("ct to awq: rows %[4, 8%) must begin and end", nb.tensor("i32", { 4, 2 }), random("i32", { 16, 8 }), C.NB_CT_TO_AWQ, 4)
+    refused("ct to awq: n = 12 is not a multiple of 8", rows, random("i32", { 12, 8 }), C.NB_CT_TO_AWQ, 0)
+    refused("awq to ct: expected i32 %[%*x8%], found i32 %[16x9%]", nb.tensor("i32", { 16, 9 }), awq, C.NB_AWQ_TO_CT, 0)
+    refused("there is no way 6", rows, awq, 6, 0)
+    assert.equal(tonumber(C.NB_EINVAL), C.nb_repack_check(nb.tensor("i32", { 128, 2 }), random("i32", { 15, 16 }), C.NB_AWQ_TO_CT, 0))
+    assert.matches("k = 15 leaves a part of a word", ffi.string(C.nb_error()))
+  end)
+
   it("streams results of 16 MiB and more past the caches with the same words", function()
     local k, n = 4096, 8192 + 128
     local awq = random("i32", { k, n / 8 })

@@ -128,7 +128,7 @@ describe("AWQ experts on Marlin", function()
     assert.is_true(L:get("w2_qzeros"):equal(layout.marlin.awq_zero_points(raw:get "w2_qzeros", 4)))
     assert.is_true(L:get("w2_bias"):equal(layout.marlin.permute_bias(raw:get "w2_bias")))
     assert.is_true(L:param("w13_bias").permuted)
-    assert.error_matches(function() marlin(32):process(L) end, "layer mlp.experts was processed before")
+    assert.error_matches(function() marlin(32):process(L) end, "layer mlp.experts was processed before, or interrupted")
   end)
 
   it("AWQ-34, AWQ-35: fp8 comes first, on AWQ's words with AWQ's zero-points, which stay; scales times 512", function()

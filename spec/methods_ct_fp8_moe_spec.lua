@@ -14,6 +14,7 @@ local function scheme(strategy, o)
   local a = { type = "float", bits = 8, symmetric = true, dynamic = true, strategy = "token" }
   if strategy == "tensor" then a.strategy, a.dynamic = "tensor", o.dynamic or false end
   if strategy == "block" then a.strategy, a.group = "group", o.group or 128 end
+  if o.a16 then a = nil end
   return { type = "float", bits = 8, symmetric = true, strategy = strategy, block = strategy == "block" and (o.block or { 128, 128 }) or nil,
     activations = a }
 end
@@ -88,7 +89,7 @@ local function error_of(o, tp, ep)
     logits = support.floats(4, o.e or E, 8, 3)
     weights, ids = require("nibble.moe").route(logits, { top = 2, scoring = "softmax" })
   end
-  local quantize = not weight_only[o.backend] and function(row) return act.quantize_dequantize(row, a, { scale = o.static }) end
+  local quantize = not weight_only[o.backend] and a and function(row) return act.quantize_dequantize(row, a, { scale = o.static }) end
   local want = support.reference(x:cast "f32", weights, ids, floats(experts),
     { quantize = quantize or nil, act = o.activation == "relu2" and function(g) return math.max(g, 0) ^ 2 end or nil })
   local got = support.over_ranks(tp or 1, ep or 1, function(ranks)
@@ -115,7 +116,8 @@ describe("ct_fp8_moe", function()
     refused(function(s) s.activations.strategy = "tensor" end, "found weights by channel, activations by tensor")
     refused(function(s) s.strategy = "block" end, "need block = {rows, columns}, found nil")
     refused(function(s) s.bits = 4 end, "8%-bit float weights, found float of 4 bits")
-    refused(function(s) s.activations = nil end, "8%-bit float activations, found none")
+    refused(function(s) s.activations = nil end, "TRITON takes FP8 activations.*MARLIN and CPU do that")
+    refused(function(s) s.strategy, s.activations = "group", nil end, "by tensor, channel or block, found group")
     refused(function(s) s.activations.type = "int" end, "found int of 8 bits")
   end)
 
@@ -292,7 +294,8 @@ describe("ct_fp8_moe", function()
       { strategy = "block" }, { strategy = "block", backend = "MARLIN", i = 256 },
       { strategy = "block", h = 256, i = 256, backend = "FLASHINFER_CUTLASS" },
       { strategy = "block", h = 256, backend = "FLASHINFER_TRTLLM" },
-      { strategy = "block", block = { 32, 64 }, group = 64 },
+      { strategy = "block", block = { 32, 64 }, group = 64 }, { strategy = "block", block = { 32, 64 }, backend = "NIBBLE" },
+      { strategy = "channel", a16 = true, backend = "NIBBLE" }, { strategy = "block", a16 = true, backend = "MARLIN", i = 256 },
     } do
       assert.is_true(error_of(o) < 1e-5)
     end
@@ -365,7 +368,7 @@ describe("ct_fp8_moe", function()
     assert.equal("NONE", (chosen("tensor", { device = "cpu" })))
     assert.matches("form of FP8 experts nibble doesn't have; name one of FLASHINFER_TRTLLM",
       (chosen("channel", { device = "rocm", packages = { aiter = true } })))
-    assert.matches("device is not given", (chosen("channel", {})))
+    assert.equal("NIBBLE", (chosen("channel", {})))
     local _, m = chosen("channel", { device = "sm_80" })
     assert.matches("MARLIN", m.messages[#m.messages].text)
   end)

@@ -85,7 +85,7 @@ local function floats(experts)
 end
 
 local function quantizer(o)
-  if o.backend == "MARLIN" then return nil end
+  if o.backend == "MARLIN" or o.a16 then return nil end
   local a = scheme {}.activations
   return function(row, w, e) return act.quantize_dequantize(row, a, { global = o.factor and o.factor(w, e) or INPUT }) end
 end
@@ -239,6 +239,7 @@ describe("ct_nvfp4_moe", function()
     assert.matches("MARLIN", m.messages[#m.messages].text)
     assert.equal("FLASHINFER_TRTLLM", (chosen { device = "sm_100", packages = { flashinfer = true } }))
     assert.equal("MARLIN", (chosen { device = "sm_100", choice = "marlin" }))
+    assert.equal("NIBBLE", (chosen {}))
     assert.matches("whose form of NVFP4 experts nibble doesn't have; name one of FLASHINFER_TRTLLM",
       (chosen { device = "sm_100", choice = "flashinfer_cutedsl", packages = { flashinfer = true } }))
     assert.matches("MARLIN: needs SM 75 or above, found SM 70", (chosen { device = "sm_70", a16 = true }))
@@ -332,6 +333,7 @@ describe("ct_nvfp4_moe", function()
       assert.is_true(error_of { backend = backend, gated = false, activation = "relu2", i = 96 } < 1e-5)
     end
     assert.is_true(error_of { backend = "MARLIN", a16 = true, dtype = "f16" } < 1e-5)
+    assert.is_true(error_of { backend = "NIBBLE", a16 = true } < 1e-5)
     local method, L = loaded {}
     local x = support.floats(2, H, 1)
     local weights, ids = support.routed(2, 2, E)

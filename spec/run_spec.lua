@@ -144,7 +144,7 @@ describe("run", function()
     assert.equal(digest(one), digest(two))
   end)
 
-  -- A writer that damages one byte of the tensors whose names match, on their way to the file.
+  -- A writer that damages one byte of the tensors whose names match, on their way to the file or in it.
   local function damaging(pattern)
     local whole = checkpoint.writer
     finally(function() checkpoint.writer = whole end)
@@ -158,7 +158,11 @@ describe("run", function()
         end
         return w:put(name, t)
       end
-      return setmetatable({ put = put }, { __index = function(_, key)
+      local repack = function(_, name, ...)
+        if name:match(pattern) then require("nibble.ffi").C.nb_debug_damage_write(1) end
+        return w:repack(name, ...)
+      end
+      return setmetatable({ put = put, repack = repack }, { __index = function(_, key)
         local value = w[key]
         return type(value) == "function" and function(_, ...) return value(w, ...) end or value
       end })

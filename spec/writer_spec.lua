@@ -81,6 +81,99 @@ describe("writer", function()
     assert.equal(first, files.read(dir .. "/model.safetensors"))
   end)
 
+  describe("repack", function()
+    local names = { "awq", "ct", "gptq" }
+
+    local function awq_words(k, n)
+      local t, x = nb.tensor("i32", { k, n / 8 }), k * n
+      local p = ffi.cast("uint32_t *", t.data)
+      for i = 0, t:numel() - 1 do
+        x = (x * 1103515245 + 12345) % 2147483648
+        p[i] = x * 2
+      end
+      return t
+    end
+
+    -- The same weight in three formats; hash of each by another road.
+    local function three_of(k, n)
+      local awq = awq_words(k, n)
+      local of = { awq = awq, ct = nb.layout.awq_to_ct(awq), gptq = nb.layout.awq_to_gptq(awq, 4) }
+      local tensors = {}
+      for i, name in ipairs(names) do tensors[i] = { name = name, dtype = "i32", shape = of[name]:size() } end
+      return of, tensors
+    end
+
+    after_each(function()
+      C.nb_debug_damage_write(0)
+      C.nb_cpu_limit(-1)
+      C.nb_threads_set(0)
+    end)
+
+    it("writes what the whole repack makes and hashes what the file holds", function()
+      local hex = ffi.new "char[33]"
+      for _, s in ipairs { { 128, 2048 }, { 72, 1544 }, { 2056, 1032 }, { 4096, 1024 }, { 8, 8 } } do -- strips and rests
+        local of, tensors = three_of(s[1], s[2])
+        for _, features in ipairs { 0, -1 } do
+          for threads = 1, 2 do
+            C.nb_cpu_limit(features)
+            C.nb_threads_set(threads)
+            for _, from in ipairs(names) do
+              local w = assert(checkpoint.writer { dir = dir, tensors = tensors })
+              for _, to in ipairs(names) do
+                if from == to then assert(w:put(to, of[to]))
+                else
+                  local hash, proven = w:repack(to, of[from], C["NB_" .. from:upper() .. "_TO_" .. to:upper()])
+                  assert.is_true(proven)
+                  assert.equal(0, C.nb_tensor_hash(hex, of[to]))
+                  assert.equal(ffi.string(hex), hash)
+                end
+              end
+              assert(w:finish())
+              local ck = assert(nb.open(dir))
+              for _, to in ipairs(names) do assert.is_true(ck:tensor(to):equal(of[to])) end
+              files.remove(dir)
+            end
+          end
+        end
+      end
+    end)
+
+    it("says so where the file holds something else", function()
+      local of, tensors = three_of(2056, 2048)
+      for nth = 1, 3 do -- several writes of up to 256 KiB
+        local w = assert(checkpoint.writer { dir = dir, tensors = tensors })
+        C.nb_debug_damage_write(nth)
+        local hash, proven = w:repack("ct", of.awq, C.NB_AWQ_TO_CT)
+        assert.is_false(proven)
+        assert.is_string(hash)
+        assert.is_false(w:tensor("ct"):equal(of.ct))
+        hash, proven = w:repack("ct", of.awq, C.NB_AWQ_TO_CT)
+        assert.is_true(proven, hash)
+        assert(w:abort())
+      end
+    end)
+
+    it("refuses words of another size or name, stops when asked, and gives its memory back", function()
+      local of, tensors = three_of(256, 512)
+      local before = tonumber(C.nb_live_bytes())
+      local w = assert(checkpoint.writer { dir = dir, tensors = tensors })
+      local ok, msg = pcall(w.repack, w, "ct", awq_words(256, 504), C.NB_AWQ_TO_CT)
+      assert.is_false(ok)
+      assert.matches("writer: ct: expected as many words as in i32 %[512x32%], found i32 %[256x63%]", msg)
+      assert.error_matches(function() w:repack("other", of.awq, C.NB_AWQ_TO_CT) end, "other was not announced")
+      assert.error_matches(function() w:repack("ct", of.awq, C.NB_AWQ_TO_GPTQ) end, "awq to gptq: expected")
+      C.nb_stop_request()
+      ok, msg = pcall(w.repack, w, "ct", of.awq, C.NB_AWQ_TO_CT)
+      C.nb_stop_clear()
+      assert.is_false(ok)
+      assert.matches("interrupted", msg)
+      assert(w:abort())
+      collectgarbage()
+      collectgarbage()
+      assert.is_true(tonumber(C.nb_live_bytes()) <= before)
+    end)
+  end)
+
   it("shows what was written so far", function()
     local w = write_three {}
     assert(w:flush())

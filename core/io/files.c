@@ -90,6 +90,15 @@ int nb_fsync_folder(const char *path) {
 
 /* ---- files ---------------------------------------------------------------------- */
 
+static _Atomic int64_t damage_in; /* writes until one goes wrong; 0: never */
+
+void nb_debug_damage_write(int64_t nth) { damage_in = nth; }
+
+static void damage(int fd, const void *data, int64_t offset) {
+  char wrong = (char)(*(const char *)data ^ 1);
+  if (pwrite(fd, &wrong, 1, offset) != 1) return;
+}
+
 int nb_pwrite_all(int fd, const void *data, int64_t bytes, int64_t offset) {
   for (int64_t done = 0; done < bytes;) {
     ssize_t n = pwrite(fd, (const char *)data + done, (size_t)(bytes - done), offset + done);
@@ -98,6 +107,7 @@ int nb_pwrite_all(int fd, const void *data, int64_t bytes, int64_t offset) {
     if (n <= 0) return -1;
     done += n;
   }
+  if (damage_in > 0 && --damage_in == 0) damage(fd, data, offset);
   return 0;
 }
 

@@ -9,7 +9,7 @@
 #include "json_scan.h"
 #include "names.h"
 #include "safetensors.h"
-#include "write_queue.h"
+#include "writer.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -45,6 +45,7 @@ struct nb_writer {
   w_file *files;
   st_pair *metadata;
   nb_queue *queue;
+  nb_tensor scratch;
   bool begun, finished;
 };
 
@@ -418,6 +419,18 @@ int nb_writer_tensor(nb_tensor *out, nb_writer *w, const char *name, int64_t nam
   return nb_tensor_view(out, &f->map, x->like.dtype, x->like.ndim, x->like.shape, x->begin);
 }
 
+int nb_writer_place(nb_place *out, nb_writer *w, const char *name, int64_t name_bytes) {
+  w_tensor *x = NULL;
+  NB_TRY(find(w, &x, name, name_bytes));
+  *out = (nb_place){.queue = w->queue,
+                    .sink = &w->files[x->file].sink,
+                    .like = &x->like,
+                    .put = &x->put,
+                    .begin = x->begin,
+                    .scratch = &w->scratch};
+  return NB_OK;
+}
+
 /* ---- the end ------------------------------------------------------------------------------ */
 
 static int check_complete(const nb_writer *w) {
@@ -465,6 +478,7 @@ void nb_writer_close(nb_writer *w) {
   if (!w) return;
   nb_queue_free(w->queue);
   close_files(w);
+  nb_tensor_release(&w->scratch);
   for (int64_t i = 0; i < w->file_count; i++) {
     free(w->files[i].name);
     free(w->files[i].path);

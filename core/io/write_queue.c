@@ -1,7 +1,8 @@
 /* write_queue.c - a thread that writes blocks of memory into files, so that
  * computing and copying into the page cache overlap. Bounded: a producer that
  * is faster waits. It also asks the system early to begin putting what was
- * written on the disk, so that the fsync at the end is short. */
+ * written on the disk, so that the fsync at the end is short. A producer whose
+ * own threads are busy anyway writes by them (nb_queue_write). */
 #include "write_queue.h"
 #include "files.h"
 
@@ -27,6 +28,7 @@ typedef struct block {
 struct nb_queue {
   pthread_t thread;
   pthread_mutex_t lock;
+  pthread_mutex_t turn;      /* held while a thread writes: in turns, not piece against piece */
   pthread_cond_t more, less; /* something to write; something was written */
   block *head, **tail;
   int64_t queued;    /* bytes, with those being written */
@@ -69,28 +71,35 @@ static int fail_write(const nb_sink *sink, int64_t bytes, int64_t offset) {
                        (long long)offset);
 }
 
-static void begin_writeback(nb_sink *s, int64_t bytes, int64_t offset) {
+/* Any thread may call it: what was written since the last time is asked for once. */
+static void begin_writeback(nb_queue *q, nb_sink *s, int64_t bytes, int64_t offset) {
+  pthread_mutex_lock(&q->lock);
   if (s->dirty_bytes == 0) s->dirty_from = s->dirty_to = offset;
   s->dirty_from = NB_MIN(s->dirty_from, offset);
   s->dirty_to = NB_MAX(s->dirty_to, offset + bytes);
   s->dirty_bytes += bytes;
-  if (s->dirty_bytes < WRITEBACK_BYTES) return;
-  sync_file_range(s->fd, s->dirty_from, s->dirty_to - s->dirty_from, SYNC_FILE_RANGE_WRITE); /* advice only */
-  s->dirty_bytes = 0;
+  bool enough = s->dirty_bytes >= WRITEBACK_BYTES;
+  int64_t from = s->dirty_from, to = s->dirty_to;
+  if (enough) s->dirty_bytes = 0;
+  pthread_mutex_unlock(&q->lock);
+  if (enough) sync_file_range(s->fd, from, to - from, SYNC_FILE_RANGE_WRITE); /* advice only */
 }
 
-/* Piece by piece, so that a mapped source never is resident as a whole. */
-static int write_block(const block *b) {
-  for (int64_t done = 0; done < b->bytes; done += WRITE_BYTES) {
-    int64_t n = NB_MIN(WRITE_BYTES, b->bytes - done);
-    if (nb_pwrite_all(b->sink->fd, b->data + done, n, b->offset + done) < 0)
-      return fail_write(b->sink, b->bytes, b->offset);
-    if (nb_buf_is_mapped(b->buf))
-      nb_tensor_drop(&(nb_tensor){
-          .data = (char *)b->data + done, .buf = b->buf, .dtype = NB_U8, .ndim = 1, .shape = {n}});
+/* Piece by piece, so that a mapped source (buf, or NULL) never is resident as a whole. */
+static int write_pieces(nb_queue *q, nb_sink *sink, nb_buf *buf, const char *data, int64_t bytes,
+                        int64_t offset) {
+  int rc = NB_OK;
+  pthread_mutex_lock(&q->turn);
+  for (int64_t done = 0; rc == NB_OK && done < bytes; done += WRITE_BYTES) {
+    int64_t n = NB_MIN(WRITE_BYTES, bytes - done);
+    if (nb_pwrite_all(sink->fd, data + done, n, offset + done) < 0) rc = fail_write(sink, bytes, offset);
+    if (buf && nb_buf_is_mapped(buf))
+      nb_tensor_drop(
+          &(nb_tensor){.data = (char *)data + done, .buf = buf, .dtype = NB_U8, .ndim = 1, .shape = {n}});
   }
-  begin_writeback(b->sink, b->bytes, b->offset);
-  return NB_OK;
+  pthread_mutex_unlock(&q->turn);
+  if (rc == NB_OK) begin_writeback(q, sink, bytes, offset);
+  return rc;
 }
 
 static void *run(void *arg) {
@@ -104,7 +113,7 @@ static void *run(void *arg) {
     if (!q->head) q->tail = &q->head;
     if (q->error == 0) { /* after a failure blocks are only released */
       pthread_mutex_unlock(&q->lock);
-      int rc = write_block(b);
+      int rc = write_pieces(q, b->sink, b->buf, b->data, b->bytes, b->offset);
       pthread_mutex_lock(&q->lock);
       if (rc < 0) {
         q->error = rc;
@@ -129,6 +138,7 @@ int nb_queue_new(nb_queue **out) {
   if (!q) return NB_ENOMEM;
   q->tail = &q->head;
   pthread_mutex_init(&q->lock, NULL);
+  pthread_mutex_init(&q->turn, NULL);
   pthread_cond_init(&q->more, NULL);
   pthread_cond_init(&q->less, NULL);
   sigset_t all, old; /* the thread takes no signals: Ctrl-C belongs to the caller, SIGXFSZ must not kill */
@@ -173,6 +183,14 @@ int nb_queue_put(nb_queue *q, nb_sink *sink, nb_buf *buf, const void *data, int6
   return rc < 0 || buf ? rc : nb_queue_flush(q);
 }
 
+int nb_queue_write(nb_queue *q, nb_sink *sink, const void *data, int64_t bytes, int64_t offset) {
+  nb_signals held;
+  nb_hold_sigxfsz(&held);
+  int rc = write_pieces(q, sink, NULL, data, bytes, offset);
+  nb_release_sigxfsz(&held);
+  return rc;
+}
+
 int64_t nb_queue_mark(nb_queue *q) {
   pthread_mutex_lock(&q->lock);
   int64_t mark = q->put;
@@ -199,6 +217,7 @@ void nb_queue_free(nb_queue *q) {
   pthread_mutex_unlock(&q->lock);
   pthread_join(q->thread, NULL);
   pthread_mutex_destroy(&q->lock);
+  pthread_mutex_destroy(&q->turn);
   pthread_cond_destroy(&q->more);
   pthread_cond_destroy(&q->less);
   free(q);

@@ -5,7 +5,7 @@
 #include "base.h"
 
 /* A file that blocks go to. [dirty_from, dirty_to): written, and the system not
- * yet asked to put it on the disk; only the queue's thread touches these. */
+ * yet asked to put it on the disk; under the queue's lock. */
 typedef struct nb_sink {
   int fd;
   const char *path;
@@ -18,6 +18,8 @@ int nb_queue_new(nb_queue **out);
 /* Retains buf until the bytes are written (buf NULL: they are written before it
  * returns). Fails with the first failure of the thread, from then on always. */
 int nb_queue_put(nb_queue *q, nb_sink *sink, nb_buf *buf, const void *data, int64_t bytes, int64_t offset);
+/* The same at once, by the calling thread; other threads may do so meanwhile. */
+int nb_queue_write(nb_queue *q, nb_sink *sink, const void *data, int64_t bytes, int64_t offset);
 /* A mark after everything that was put so far; nb_queue_wait returns when all
  * before a mark is written, nb_queue_flush when everything is. */
 int64_t nb_queue_mark(nb_queue *q);

@@ -1,15 +1,27 @@
 /* direct.c - AWQ, GPTQ and compressed-tensors 4-bit words straight into one another
- * (FORMATS 10), without codes between: turning 8x8 blocks of nibbles.
+ * (FORMATS 10), without codes between: turning 8x8 blocks of nibbles. Whole, or by
+ * rows of the result; and the check of such rows by the way back.
  *
  *   AWQ    [k, n/8]    word (k,c): eight columns of one k, interleaved
  *   GPTQ   [k/8, n]    word (r,n): eight k of one column
  *   CT     [n, k/8]    the same words as GPTQ's, transposed */
 #include "simd.h"
 
+enum { AWQ, GPTQ, CT };
+
+static const struct way {
+  int from, to;
+  const char *what;
+} ways[] = {
+    [NB_AWQ_TO_CT] = {AWQ, CT, "awq to ct"},       [NB_CT_TO_AWQ] = {CT, AWQ, "ct to awq"},
+    [NB_AWQ_TO_GPTQ] = {AWQ, GPTQ, "awq to gptq"}, [NB_GPTQ_TO_AWQ] = {GPTQ, AWQ, "gptq to awq"},
+    [NB_GPTQ_TO_CT] = {GPTQ, CT, "gptq to ct"},    [NB_CT_TO_GPTQ] = {CT, GPTQ, "ct to gptq"},
+};
+
 /* One matrix between AWQ words and words along k: (r, n) at along[r*r_ld + n*n_ld]. */
 typedef struct pair {
   uint32_t *awq, *along;
-  int64_t k, n, r_ld, n_ld;
+  int64_t k, n, awq_ld, r_ld, n_ld;
   bool to_awq, fast, stream;
 } pair;
 
@@ -17,7 +29,7 @@ typedef struct pair {
 
 static void block_from_awq(const pair *x, int64_t r, int64_t c) {
   uint32_t w[8] = {0};
-  int64_t count = NB_MIN(8, x->k - 8 * r), ld = x->n / 8;
+  int64_t count = NB_MIN(8, x->k - 8 * r), ld = x->awq_ld;
   for (int64_t i = 0; i < count; i++) {
     uint32_t v = x->awq[(8 * r + i) * ld + c];
     for (int u = 0; u < 8; u++) w[nb_awq_order4[u]] |= (v >> 4 * u & 15) << 4 * i;
@@ -27,7 +39,7 @@ static void block_from_awq(const pair *x, int64_t r, int64_t c) {
 
 static void block_to_awq(const pair *x, int64_t r, int64_t c) {
   uint32_t w[8];
-  int64_t count = NB_MIN(8, x->k - 8 * r), ld = x->n / 8;
+  int64_t count = NB_MIN(8, x->k - 8 * r), ld = x->awq_ld;
   for (int u = 0; u < 8; u++) w[u] = x->along[r * x->r_ld + (8 * c + nb_awq_order4[u]) * x->n_ld];
   for (int64_t i = 0; i < count; i++) {
     uint32_t v = 0;
@@ -47,7 +59,7 @@ static void blocks(const pair *x, int64_t r0, int64_t r1, int64_t c0, int64_t c1
 /* ---- a rectangle: what vectors can do, then its edges --------------------------- */
 
 static void fast_rectangle(const pair *x, int64_t r0, int64_t rows, int64_t c0, int64_t words) {
-  int64_t ld = x->n / 8;
+  int64_t ld = x->awq_ld;
   uint32_t *awq = x->awq + 8 * r0 * ld + c0, *along = x->along + r0 * x->r_ld + 8 * c0 * x->n_ld;
   if (x->r_ld == 1) {
     if (x->to_awq) nb_ct_to_awq4_avx2(awq, ld, along, x->n_ld, rows, words, x->stream);
@@ -95,41 +107,159 @@ static int run(const pair *x) {
   return stopped ? nb_fail_stopped() : NB_OK;
 }
 
-/* ---- the six ways ---------------------------------------------------------------- */
+/* ---- whole, or by rows of the result -------------------------------------------- */
 
-/* ct: words along k are [n, k/8], else [k/8, n]. */
-static int between(const nb_tensor *awq, const nb_tensor *along, bool ct, bool to_awq, const char *what) {
-  NB_TRY(nb_expect_words(awq, what, 2, NB_SHAPE(-1, -1)));
-  int64_t k = awq->shape[0], n = 8 * awq->shape[1], rows = NB_CEIL(k, 8);
-  NB_TRY(nb_expect_words(along, what, 2, ct ? NB_SHAPE(n, rows) : NB_SHAPE(rows, n)));
-  pair x = {.awq = awq->data,
-            .along = along->data,
-            .k = k,
-            .n = n,
-            .to_awq = to_awq,
-            .r_ld = ct ? 1 : n,
-            .n_ld = ct ? rows : 1,
-            .fast = nb_cpu() & NB_CPU_AVX2};
-  int64_t bytes = k * n / 2;
-  x.stream =
-      to_awq ? nb_layout_streams(x.awq, n / 8, bytes) : nb_layout_streams(x.along, ct ? rows : n, bytes);
-  return run(&x);
+/* A matrix of words or a part of one, ld words from row to row. */
+typedef struct matrix {
+  int layout;
+  uint32_t *words;
+  int64_t ld;
+} matrix;
+
+/* A repack of k by n codes; where neither side is AWQ's, eight k stand for a word
+ * along k, whatever its bits. */
+typedef struct job {
+  matrix to, from;
+  int64_t k, n;
+} job;
+
+static int64_t rows_of(int layout, int64_t k, int64_t n) {
+  return layout == AWQ ? k : layout == GPTQ ? NB_CEIL(k, 8) : n;
+}
+static int64_t words_of(int layout, int64_t k, int64_t n) {
+  return layout == AWQ ? n / 8 : layout == GPTQ ? n : NB_CEIL(k, 8);
 }
 
-int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq) { return between(awq, out, true, false, "awq to ct"); }
-int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct) { return between(out, ct, true, true, "ct to awq"); }
-int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq) {
-  return between(awq, out, false, false, "awq to gptq");
-}
-int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq) {
-  return between(out, gptq, false, true, "gptq to awq");
+/* The part of m that begins at word r along k and column n. */
+static matrix part_of(matrix m, int64_t r, int64_t n) {
+  m.words += m.layout == AWQ ? 8 * r * m.ld + n / 8 : m.layout == GPTQ ? r * m.ld + n : n * m.ld + r;
+  return m;
 }
 
-static int transposed(nb_tensor *out, const nb_tensor *words, const char *what) {
-  NB_TRY(nb_expect_words(words, what, 2, NB_SHAPE(-1, -1)));
-  NB_TRY(nb_expect(out, what, words->dtype, 2, NB_SHAPE(words->shape[1], words->shape[0])));
-  return nb_transpose(out, words);
+static int move(const job *x) {
+  int64_t rows = NB_CEIL(x->k, 8);
+  matrix to = x->to, from = x->from;
+  if (to.layout == CT && from.layout == GPTQ)
+    return nb_transpose_words(to.words, to.ld, from.words, from.ld, rows, x->n);
+  if (to.layout == GPTQ && from.layout == CT)
+    return nb_transpose_words(to.words, to.ld, from.words, from.ld, x->n, rows);
+  bool to_awq = to.layout == AWQ;
+  matrix awq = to_awq ? to : from, along = to_awq ? from : to;
+  return run(&(pair){.awq = awq.words,
+                     .along = along.words,
+                     .k = x->k,
+                     .n = x->n,
+                     .awq_ld = awq.ld,
+                     .r_ld = along.layout == CT ? 1 : along.ld,
+                     .n_ld = along.layout == CT ? along.ld : 1,
+                     .to_awq = to_awq,
+                     .fast = nb_cpu() & NB_CPU_AVX2,
+                     .stream = nb_layout_streams(to.words, to.ld, x->k * x->n / 2)});
 }
 
-int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq) { return transposed(out, gptq, "gptq to ct"); }
-int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct) { return transposed(out, ct, "ct to gptq"); }
+static int check_rows(const struct way *w, int64_t row0, int64_t count, int64_t rows) {
+  if (row0 < 0 || count > rows - row0)
+    return nb_fail(NB_EINVAL, "%s: rows [%lld, %lld) lie outside the %lld rows of the result", w->what,
+                   (long long)row0, (long long)(row0 + count), (long long)rows);
+  bool eights = w->to == AWQ || (w->to == CT && w->from == AWQ);
+  if (eights && (row0 % 8 || (w->to == CT && count % 8)))
+    return nb_fail(NB_EINVAL, "%s: rows [%lld, %lld) must begin and end on a multiple of 8", w->what,
+                   (long long)row0, (long long)(row0 + count));
+  return NB_OK;
+}
+
+/* out: rows row0.. of what way makes of words. */
+static int job_of(job *x, const nb_tensor *out, const nb_tensor *words, int way, int64_t row0) {
+  if (way < 0 || way >= (int)(sizeof ways / sizeof *ways))
+    return nb_fail(NB_EINVAL, "repack: there is no way %d", way);
+  const struct way *w = &ways[way];
+  NB_TRY(nb_expect_words(words, w->what, 2, NB_SHAPE(-1, -1)));
+  int64_t a = words->shape[0], b = words->shape[1];
+  int64_t k = w->from == AWQ ? a : w->from == GPTQ ? 8 * a : 8 * b;
+  int64_t n = w->from == AWQ ? 8 * b : w->from == GPTQ ? b : a;
+  if (w->to == AWQ && n % 8)
+    return nb_fail(NB_EINVAL, "%s: n = %lld is not a multiple of 8", w->what, (long long)n);
+  NB_TRY(nb_expect_words(out, w->what, 2, NB_SHAPE(-1, words_of(w->to, k, n))));
+  int64_t count = out->shape[0];
+  NB_TRY(check_rows(w, row0, count, rows_of(w->to, k, n)));
+  *x = (job){.to = {w->to, out->data, out->shape[1]}, .from = {w->from, words->data, b}, .k = k, .n = n};
+  if (w->to == CT) {
+    x->from = part_of(x->from, 0, row0);
+    x->n = count;
+  } else {
+    int64_t r = w->to == AWQ ? row0 / 8 : row0;
+    x->from = part_of(x->from, r, 0);
+    x->k = w->to == AWQ ? count : NB_MIN(8 * count, k - 8 * r);
+  }
+  return NB_OK;
+}
+
+int nb_repack_rows(nb_tensor *out, const nb_tensor *words, int way, int64_t row0) {
+  job x;
+  NB_TRY(job_of(&x, out, words, way, row0));
+  return move(&x);
+}
+
+/* ---- the check by the way back ---------------------------------------------------- */
+
+enum { TILE_WORDS = 8192 };
+
+/* The tile at (r, n), k by n codes of it: back into words that must be the source's. */
+static int check_tile(const job *x, int64_t r, int64_t n, int64_t tile_k, int64_t tile_n) {
+  uint32_t words[TILE_WORDS] __attribute__((aligned(64)));
+  matrix source = part_of(x->from, r, n);
+  int layout = source.layout;
+  int64_t rows = rows_of(layout, tile_k, tile_n), width = words_of(layout, tile_k, tile_n);
+  job back = {.to = {layout, words, width}, .from = part_of(x->to, r, n), .k = tile_k, .n = tile_n};
+  for (int64_t i = 0; i < rows; i++) /* asked for while the way back computes */
+    for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(source.words + i * source.ld + j);
+  NB_TRY(move(&back));
+  for (int64_t i = 0; i < rows; i++)
+    if (memcmp(words + i * width, source.words + i * source.ld, (size_t)width * sizeof *words) != 0) return 0;
+  return 1;
+}
+
+int nb_repack_check(const nb_tensor *rows, const nb_tensor *words, int way, int64_t row0) {
+  job x;
+  NB_TRY(job_of(&x, rows, words, way, row0));
+  if (x.k % 8)
+    return nb_fail(NB_EINVAL, "%s: k = %lld leaves a part of a word that the way back doesn't see",
+                   ways[way].what, (long long)x.k);
+  int64_t dr = x.from.layout == CT ? 64 : 16, dn = TILE_WORDS / dr;
+  bool same = true;
+  int rc = NB_OK;
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(nb_threads()) reduction(&& : same) \
+    reduction(min : rc) if (x.k * x.n > 8 * TILE_WORDS)
+  for (int64_t r = 0; r < x.k / 8; r += dr)
+    for (int64_t n = 0; n < x.n; n += dn) {
+      int found = check_tile(&x, r, n, NB_MIN(8 * dr, x.k - 8 * r), NB_MIN(dn, x.n - n));
+      same = same && found == 1;
+      rc = NB_MIN(rc, found);
+    }
+  return rc < 0 ? nb_fail_stopped() : same;
+}
+
+/* ---- the six ways, whole ------------------------------------------------------------ */
+
+static int whole(nb_tensor *out, const nb_tensor *words, int way) {
+  const struct way *w = &ways[way];
+  NB_TRY(nb_expect_words(words, w->what, 2, NB_SHAPE(-1, -1)));
+  int64_t a = words->shape[0], b = words->shape[1];
+  if (w->to == AWQ) { /* k is the result's: as many words along it as the source has */
+    NB_TRY(nb_expect_words(out, w->what, 2, NB_SHAPE(-1, -1)));
+    int64_t k = out->shape[0], n = 8 * out->shape[1], rows = NB_CEIL(k, 8);
+    NB_TRY(nb_expect_words(words, w->what, 2, w->from == CT ? NB_SHAPE(n, rows) : NB_SHAPE(rows, n)));
+  } else {
+    int64_t k = w->from == AWQ ? a : w->from == GPTQ ? 8 * a : 8 * b;
+    int64_t n = w->from == AWQ ? 8 * b : w->from == GPTQ ? b : a;
+    NB_TRY(nb_expect_words(out, w->what, 2, NB_SHAPE(rows_of(w->to, k, n), words_of(w->to, k, n))));
+  }
+  return nb_repack_rows(out, words, way, 0);
+}
+
+int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq) { return whole(out, awq, NB_AWQ_TO_CT); }
+int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct) { return whole(out, ct, NB_CT_TO_AWQ); }
+int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq) { return whole(out, awq, NB_AWQ_TO_GPTQ); }
+int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq) { return whole(out, gptq, NB_GPTQ_TO_AWQ); }
+int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq) { return whole(out, gptq, NB_GPTQ_TO_CT); }
+int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct) { return whole(out, ct, NB_CT_TO_GPTQ); }

@@ -47,6 +47,10 @@ int64_t nb_plane_width(int64_t total, int bits, bool legacy);
 int nb_plane_pack(const nb_plane *p, const nb_tensor *codes, const char *what);
 int nb_plane_unpack(const nb_plane *p);
 
+/* to [cols,rows] = from [rows,cols], words, each to_ld and from_ld words from row to row. Threads. */
+int nb_transpose_words(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
+                       int64_t cols);
+
 /* ---- marlin (marlin.c) ------------------------------------------------------ */
 
 enum { NB_MARLIN_TILE_CODES = 1024, NB_MARLIN_STD = 0, NB_MARLIN_AWQ = 1 };
@@ -66,13 +70,21 @@ void nb_marlin_scale_columns(uint8_t column[64], bool grouped);
 void nb_marlin_zero_columns(uint8_t column[64], int bits, bool a8);
 
 /* One matrix [k,n] between source words (NB_MARLIN_STD: [k/pf,n], NB_MARLIN_AWQ:
- * [k,n/pf]) and marlin words. perm: NULL, or the source row of each marlin row. */
+ * [k,n/pf], rows ld apart) and marlin words. perm: NULL, or the source row of each
+ * marlin row. */
 typedef struct nb_marlin_matrix {
   const nb_marlin_tile *tile;
   uint32_t *source, *marlin;
   const int32_t *perm;
-  int64_t k, n;
+  int64_t k, n, ld;
   int order;
 } nb_marlin_matrix;
+
+/* n words of 4-bit codes for fp8 activations; z: their zero-points in the same slots, or
+ * NULL for 8 everywhere (marlin_numeric.c). to may be in. */
+void nb_marlin_fold_words(uint32_t *to, const uint32_t *in, const uint32_t *z, int64_t n);
+/* What nb_marlin_fp8_preprocess asks of its operands; how many rows of words, and of zero-points. */
+int nb_marlin_fold_check(const nb_tensor *words, const nb_tensor *zeros, int bits, int64_t *experts,
+                         int64_t *k, int64_t *groups, const char *what);
 
 #endif

@@ -75,7 +75,7 @@ static void load_std(uint8_t *codes, const nb_marlin_matrix *x, int64_t k0, int6
   uint32_t mask = (1u << bits) - 1;
   for (int k = 0; k < x->tile->k; k++) {
     int64_t row = x->perm ? x->perm[k0 + k] : k0 + k;
-    const uint32_t *w = x->source + row / pf * x->n + n0;
+    const uint32_t *w = x->source + row / pf * x->ld + n0;
     int shift = (int)(row % pf) * bits;
     for (int n = 0; n < tn; n++) codes[k * tn + n] = (uint8_t)(w[n] >> shift & mask);
   }
@@ -86,7 +86,7 @@ static void load_awq(uint8_t *codes, const nb_marlin_matrix *x, int64_t k0, int6
   const uint8_t *order = bits == 4 ? nb_awq_order4 : nb_awq_order8;
   uint32_t mask = (1u << bits) - 1;
   for (int k = 0; k < x->tile->k; k++) {
-    const uint32_t *w = x->source + ((k0 + k) * x->n + n0) / pf;
+    const uint32_t *w = x->source + (k0 + k) * x->ld + n0 / pf;
     for (int c = 0; c < tn / pf; c++)
       for (int u = 0; u < pf; u++) codes[k * tn + c * pf + order[u]] = (uint8_t)(w[c] >> (u * bits) & mask);
   }
@@ -97,7 +97,7 @@ static void store_std(const nb_marlin_matrix *x, const uint8_t *codes, int64_t k
   uint32_t mask = (1u << bits) - 1;
   for (int k = 0; k < x->tile->k; k++) {
     int64_t row = x->perm ? x->perm[k0 + k] : k0 + k;
-    uint32_t *w = x->source + row / pf * x->n + n0;
+    uint32_t *w = x->source + row / pf * x->ld + n0;
     int shift = (int)(row % pf) * bits;
     for (int n = 0; n < tn; n++) w[n] = (w[n] & ~(mask << shift)) | (uint32_t)codes[k * tn + n] << shift;
   }
@@ -232,6 +232,7 @@ static nb_marlin_matrix matrix_of(const sizes *s, const nb_tensor *source, const
                             .perm = perm,
                             .k = s->k,
                             .n = s->n,
+                            .ld = order == NB_MARLIN_AWQ ? s->n * s->tile.bits / 32 : s->n,
                             .order = order};
 }
 
@@ -259,4 +260,82 @@ int nb_marlin_unpack(nb_tensor *words, const nb_tensor *marlin, const nb_tensor 
   nb_marlin_matrix x = matrix_of(&s, words, marlin, rows, NB_MARLIN_STD);
   /* With a perm, tile rows write slots of the same words: one job for the whole matrix. */
   return run(&s, &x, unpack_tile_row, rows ? NB_MAX(s.k / s.tile.k, 1) : 1);
+}
+
+/* ---- where the words lie ------------------------------------------------------ */
+
+/* A row of tiles takes the bytes that its source rows had: those are copied to a buffer
+ * of the cache, rows a little apart from a power of two, and written back as tiles. */
+typedef struct here {
+  nb_marlin_matrix matrix;
+  const uint32_t *zeros;
+  int64_t rows, width, ld, per_zero; /* source words of a tile row; rows of words to one of zero-points */
+  bool fold;
+  tile_row_fn *tile_row;
+} here;
+
+static void tile_row_here(const here *h, int64_t kt, uint32_t *buf) {
+  nb_marlin_matrix x = h->matrix;
+  const uint32_t *from = x.source + kt * h->rows * h->width;
+  for (int64_t r = 0; r < h->rows; r++) {
+    const uint32_t *z = h->zeros ? h->zeros + (kt * h->rows + r) / h->per_zero * h->width : NULL;
+    if (h->fold) nb_marlin_fold_words(buf + r * h->ld, from + r * h->width, z, h->width);
+    else memcpy(buf + r * h->ld, from + r * h->width, (size_t)h->width * sizeof *buf);
+  }
+  x.marlin += kt * h->rows * h->width;
+  x.source = buf;
+  x.ld = h->ld;
+  h->tile_row(&x, 0);
+}
+
+static void cached_tile_row(const nb_marlin_matrix *x, int64_t kt) { nb_marlin_tile_row_avx2(x, kt, false); }
+
+static int run_here(const sizes *s, const here *first, int64_t groups) {
+  int64_t tiles = s->k / s->tile.k, words = s->k * s->n * s->tile.bits / 32;
+  int stopped = 0, no_memory = 0;
+#pragma omp parallel num_threads(nb_threads()) \
+    reduction(| \
+              : stopped, no_memory) if (s->experts * s->k * s->n > 1 << 16)
+  {
+    uint32_t *buf = nb_alloc(first->rows * first->ld, sizeof *buf);
+    no_memory = !buf;
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t e = 0; e < s->experts; e++)
+      for (int64_t kt = 0; kt < tiles; kt++) {
+        if (nb_stop_requested()) stopped = 1;
+        if (stopped || !buf) continue;
+        here h = *first;
+        h.matrix.source += e * words;
+        h.matrix.marlin += e * words;
+        if (h.zeros) h.zeros += e * groups * h.width;
+        tile_row_here(&h, kt, buf);
+      }
+    free(buf);
+  }
+  if (no_memory) return nb_fail(NB_ENOMEM, "marlin repack_here: out of memory");
+  return stopped ? nb_fail_stopped() : NB_OK;
+}
+
+int nb_marlin_repack_here(nb_tensor *words, const nb_tensor *zeros, int awq, int bits, int a8, int fold) {
+  enum { APART = 16 };
+  const char *what = "marlin repack_here";
+  sizes s;
+  if (nb_buf_is_mapped(words->buf)) return nb_fail(NB_EINVAL, "%s: a file's memory cannot be changed", what);
+  int order = awq ? NB_MARLIN_AWQ : NB_MARLIN_STD;
+  nb_tensor out = *words;
+  int d = words->ndim, pf = bits == 8 ? 4 : 8;
+  if (d == 2 || d == 3) {
+    out.shape[d - 2] = words->shape[d - 2] * (awq ? 1 : pf) / 16;
+    out.shape[d - 1] = words->shape[d - 1] * 16 / (awq ? 1 : pf);
+  }
+  NB_TRY(check_sizes(&s, words, &out, order, bits, a8, what));
+  int64_t experts, k, groups = 1;
+  if (fold) NB_TRY(nb_marlin_fold_check(words, zeros, bits, &experts, &k, &groups, what));
+  here h = {.matrix = matrix_of(&s, words, words, NULL, order), .fold = fold != 0};
+  h.rows = awq ? s.tile.k : s.tile.k / pf;
+  h.width = h.matrix.ld;
+  h.ld = h.width + APART;
+  h.tile_row = nb_cpu() & NB_CPU_AVX2 ? cached_tile_row : pack_tile_row;
+  if (fold && zeros) h.zeros = zeros->data, h.per_zero = s.k / groups;
+  return run_here(&s, &h, groups);
 }

@@ -157,21 +157,57 @@ static void row_4_awq(uint32_t *out, const uint32_t *in, int64_t ld, int64_t til
   }
 }
 
-/* ---- other sources: one tile of them as GPTQ words ----------------------------- */
+/* ---- one 4-bit tile from AWQ words, for 8-bit activations ---------------------- */
 
-enum { COLS = 64 }; /* of the widest tile */
+/* The columns nn[0..3] of every eight, for the rows of two a in the lanes: row[b] pairs
+ * k = 4a+b and 4a+b+16. */
+static inline void two_a_from_awq(uint32_t *out, const v8 *row, const int *nn, bool stream) {
+  const v8 by_nn = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5,
+                                    9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  v8 r[4];
+  UNROLL for (int b = 0; b < 4; b++) r[b] = _mm256_shuffle_epi8(row[b], by_nn);
+  v8 x = _mm256_unpacklo_epi8(r[0], r[1]), y = _mm256_unpacklo_epi8(r[2], r[3]);
+  nb_v8_put(out + 16 * nn[0], _mm256_unpacklo_epi16(x, y), stream);
+  nb_v8_put(out + 16 * nn[1], _mm256_unpackhi_epi16(x, y), stream);
+  x = _mm256_unpackhi_epi8(r[0], r[1]), y = _mm256_unpackhi_epi8(r[2], r[3]);
+  nb_v8_put(out + 16 * nn[2], _mm256_unpacklo_epi16(x, y), stream);
+  nb_v8_put(out + 16 * nn[3], _mm256_unpackhi_epi16(x, y), stream);
+}
+
+static inline void tile_4_a8_awq(uint32_t *out, const uint32_t *in, int64_t ld, bool stream) {
+  static const int low_nn[4] = {0, 4, 1, 5}, high_nn[4] = {2, 6, 3, 7}; /* slots 0 2 4 6 and 1 3 5 7 */
+  UNROLL for (int a = 0; a < 4; a += 2) {
+    v8 low[4], high[4];
+    UNROLL for (int b = 0; b < 4; b++) {
+      const uint32_t *p = in + (4 * a + b) * ld;
+      low[b] = nb_v8_load2(p, p + 4 * ld);
+      high[b] = nb_v8_load2(p + 16 * ld, p + 20 * ld);
+      nb_swap_nibbles(&low[b], &high[b]);
+    }
+    two_a_from_awq(out + 4 * a, low, low_nn, stream);
+    two_a_from_awq(out + 4 * a, high, high_nn, stream);
+  }
+}
+
+static void row_4_a8_awq(uint32_t *out, const uint32_t *in, int64_t ld, int64_t tiles, bool stream) {
+  for (int64_t t = 0; t < tiles; t++) tile_4_a8_awq(out + 128 * t, in + 4 * t, ld, stream);
+}
+
+/* ---- other sources: a strip of tiles of them as GPTQ words ----------------------------- */
+
+enum { COLS = 256 }; /* of a strip of tiles */
 
 /* Word row r, slot u: source row perm[k0 + r*pf + u]. */
-static void tile_by_perm(uint32_t *to, const nb_marlin_matrix *x, int64_t k0, int64_t n0) {
+static void strip_by_perm(uint32_t *to, const nb_marlin_matrix *x, int64_t k0, int64_t n0, int64_t cols) {
   int bits = x->tile->bits, pf = 32 / bits;
   uint32_t mask = (1u << bits) - 1;
   for (int r = 0; r < x->tile->k / pf; r++) {
     memset(to + r * COLS, 0, COLS * sizeof *to);
     for (int u = 0; u < pf; u++) {
       int64_t row = x->perm[k0 + r * pf + u];
-      const uint32_t *from = x->source + row / pf * x->n + n0;
+      const uint32_t *from = x->source + row / pf * x->ld + n0;
       __m128i down = _mm_cvtsi32_si128((int)(row % pf) * bits), up = _mm_cvtsi32_si128(u * bits);
-      for (int n = 0; n < x->tile->n; n += 8) {
+      for (int64_t n = 0; n < cols; n += 8) {
         v8 w = _mm256_and_si256(_mm256_srl_epi32(nb_v8_load(from + n), down), _mm256_set1_epi32((int)mask));
         nb_v8_store(to + r * COLS + n,
                     _mm256_or_si256(nb_v8_load(to + r * COLS + n), _mm256_sll_epi32(w, up)));
@@ -180,15 +216,10 @@ static void tile_by_perm(uint32_t *to, const nb_marlin_matrix *x, int64_t k0, in
   }
 }
 
-/* AWQ words, eight rows (4 bits) or four (8 bits) to a row of GPTQ words. */
-static void tile_by_awq(uint32_t *to, const nb_marlin_matrix *x, int64_t k0, int64_t n0) {
-  int pf = 32 / x->tile->bits;
-  int64_t ld = x->n / pf;
-  for (int r = 0; r < x->tile->k / pf; r++) {
-    const uint32_t *from = x->source + (k0 + r * pf) * ld + n0 / pf;
-    if (pf == 8) nb_awq4_to_gptq_row_avx2(to + r * COLS, from, ld, x->tile->n / 8);
-    else nb_awq8_to_gptq_row_avx2(to + r * COLS, from, ld, x->tile->n / 4);
-  }
+/* AWQ words of 8 bits, four rows to a row of GPTQ words. */
+static void strip_by_awq8(uint32_t *to, const nb_marlin_matrix *x, int64_t k0, int64_t n0, int64_t cols) {
+  for (int r = 0; r < x->tile->k / 4; r++)
+    nb_awq8_to_gptq_row_avx2(to + r * COLS, x->source + (k0 + r * 4) * x->ld + n0 / 4, x->ld, cols / 4);
 }
 
 void nb_marlin_tile_row_avx2(const nb_marlin_matrix *x, int64_t kt, bool stream) {
@@ -198,16 +229,46 @@ void nb_marlin_tile_row_avx2(const nb_marlin_matrix *x, int64_t kt, bool stream)
   int64_t tiles = x->n / x->tile->n, k0 = kt * x->tile->k, words = 32 * bits;
   uint32_t *out = x->marlin + kt * tiles * words;
   if (awq && bits == 4 && !a8) {
-    const uint32_t *in = x->source + k0 * (x->n / 8);
-    if (stream) row_4_awq(out, in, x->n / 8, tiles, true);
-    else row_4_awq(out, in, x->n / 8, tiles, false);
-  } else {
-    for (int64_t t = 0; t < tiles; t++) {
-      const uint32_t *in = awq || x->perm ? buf : x->source + k0 * bits / 32 * x->n + t * x->tile->n;
-      if (awq) tile_by_awq(buf, x, k0, t * x->tile->n);
-      else if (x->perm) tile_by_perm(buf, x, k0, t * x->tile->n);
-      tile(out + t * words, in, awq || x->perm ? COLS : x->n, bits, a8, stream);
+    const uint32_t *in = x->source + k0 * x->ld;
+    if (stream) row_4_awq(out, in, x->ld, tiles, true);
+    else row_4_awq(out, in, x->ld, tiles, false);
+  } else if (awq && bits == 4) {
+    if (stream) row_4_a8_awq(out, x->source + k0 * x->ld, x->ld, tiles, true);
+    else row_4_a8_awq(out, x->source + k0 * x->ld, x->ld, tiles, false);
+  } else if (awq || x->perm) {
+    for (int64_t n0 = 0; n0 < x->n; n0 += COLS) {
+      int64_t cols = NB_MIN(COLS, x->n - n0);
+      if (awq) strip_by_awq8(buf, x, k0, n0, cols);
+      else strip_by_perm(buf, x, k0, n0, cols);
+      for (int64_t n = 0; n < cols; n += x->tile->n)
+        tile(out + (n0 + n) / x->tile->n * words, buf + n, COLS, bits, a8, stream);
     }
+  } else {
+    for (int64_t t = 0; t < tiles; t++)
+      tile(out + t * words, x->source + k0 * bits / 32 * x->ld + t * x->tile->n, x->ld, bits, a8, stream);
   }
   if (stream) _mm_sfence();
+}
+
+/* ---- codes for fp8 activations --------------------------------------------------- */
+
+/* q - z, or 15 - q where q < z, of nibbles in bytes. */
+static inline v8 fold(v8 q, v8 z) {
+  v8 below = _mm256_cmpgt_epi8(z, q), flipped = _mm256_xor_si256(q, _mm256_set1_epi8(15));
+  return _mm256_blendv_epi8(_mm256_sub_epi8(q, z), flipped, below);
+}
+
+int64_t nb_marlin_fold_avx2(uint32_t *to, const uint32_t *in, const uint32_t *z, int64_t n) {
+  const v8 low = _mm256_set1_epi8(15);
+  v8 zero = _mm256_set1_epi8((char)0x88);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    v8 q = nb_v8_load(in + i);
+    if (z) zero = nb_v8_load(z + i);
+    v8 a = fold(_mm256_and_si256(q, low), _mm256_and_si256(zero, low));
+    v8 b = fold(_mm256_and_si256(_mm256_srli_epi16(q, 4), low),
+                _mm256_and_si256(_mm256_srli_epi16(zero, 4), low));
+    nb_v8_store(to + i, _mm256_or_si256(a, _mm256_slli_epi16(b, 4)));
+  }
+  return i;
 }

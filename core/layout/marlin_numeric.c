@@ -3,7 +3,8 @@
  * (SYSTEMS 2.5, MRL-40 to MRL-44, MRL-48).
  *
  * Every step rounds where the reference's tensors round: bytes are compared. */
-#include "layout.h"
+#include "dtype.h"
+#include "simd.h"
 
 #include <math.h>
 
@@ -21,17 +22,30 @@ static int expect_float16(const nb_tensor *t, const char *what) {
   return nb_fail(NB_EINVAL, "%s: expected f16 or bf16, found %s", what, nb_dtype_name(t->dtype));
 }
 
-/* The largest element, NaN when there is one; -inf of an empty tensor. */
+/* The largest element, NaN when there is one; -inf of an empty tensor. By the order of the
+ * bits: as they are above 0, backwards below. */
 static float max16(const nb_tensor *t) {
-  const uint16_t *p = t->data;
-  float max = -INFINITY;
-  for (int64_t i = 0; i < nb_tensor_numel(t); i++) {
-    float f = load16(t->dtype, p[i]);
-    if (f > max || isnan(f)) max = f;
-    if (isnan(f)) break;
+  const int16_t *p = t->data;
+  int64_t count = nb_tensor_numel(t);
+  int16_t infinity = t->dtype == NB_F16 ? 0x7c00 : 0x7f80, greatest = INT16_MIN, widest = 0;
+#pragma omp simd reduction(max : greatest, widest)
+  for (int64_t i = 0; i < count; i++) {
+    int16_t size = p[i] & 0x7fff, key = (int16_t)(p[i] < 0 ? -size : size);
+    greatest = key > greatest ? key : greatest;
+    widest = size > widest ? size : widest;
   }
-  return max;
+  if (count == 0) return -INFINITY;
+  if (widest > infinity) return NAN;
+  return greatest < 0 ? -load16(t->dtype, (uint16_t)-greatest) : load16(t->dtype, (uint16_t)greatest);
 }
+
+/* The code of one scale; beyond int16: NAN or what it would be. */
+static float int8_code(int dtype, uint16_t s, float max) {
+  float ratio = load16(dtype, store16(dtype, load16(dtype, s) / max));
+  return rintf(load16(dtype, store16(dtype, ratio * 4096.0f)));
+}
+
+enum { KNOWN = 1 << 20 }; /* added to codes that are worked out: no code is 0 then */
 
 /* s' = round(s / max * 4096) as int16 bits inside the 16-bit float. */
 int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales) {
@@ -43,21 +57,28 @@ int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales
   if (!(max > 0) || isinf(max))
     return nb_fail(NB_EINVAL, "%s: the largest scale must be positive and finite, found %g", what,
                    (double)max);
+  /* Few of the 2^16 scales that there could be occur, most of them often: worked out once each. */
+  int32_t *codes = nb_alloc(1 << 16, sizeof *codes);
+  if (!codes) return NB_ENOMEM;
   const uint16_t *s = scales->data;
-  for (int64_t i = 0; i < nb_tensor_numel(scales); i++) {
-    float ratio = load16(dtype, store16(dtype, load16(dtype, s[i]) / max));
-    float code = rintf(load16(dtype, store16(dtype, ratio * 4096.0f)));
-    if (!(fabsf(code) <= 32767))
-      return nb_fail(NB_EINVAL, "%s: scale %g at position %lld is beyond int16 after scaling by 4096/%g",
-                     what, (double)load16(dtype, s[i]), (long long)i, (double)max);
-    ((uint16_t *)out->data)[i] = (uint16_t)(int16_t)code;
+  uint16_t *to = out->data;
+  int64_t count = nb_tensor_numel(scales);
+  for (int64_t i = 0; i < count; i++) {
+    int32_t code = codes[s[i]];
+    if (!code) {
+      float f = int8_code(dtype, s[i], max);
+      if (!(fabsf(f) <= 32767)) {
+        free(codes);
+        return nb_fail(NB_EINVAL, "%s: scale %g at position %lld is beyond int16 after scaling by 4096/%g",
+                       what, (double)load16(dtype, s[i]), (long long)i, (double)max);
+      }
+      code = codes[s[i]] = (int32_t)f + KNOWN;
+    }
+    to[i] = (uint16_t)(code - KNOWN);
   }
+  free(codes);
   *global = max / 4096.0f;
   return NB_OK;
-}
-
-static float load_scale(const nb_tensor *t, int64_t i) {
-  return t->dtype == NB_F32 ? ((const float *)t->data)[i] : load16(t->dtype, ((const uint16_t *)t->data)[i]);
 }
 
 int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor) {
@@ -67,33 +88,69 @@ int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor) {
     if (!is_float16(both[i]) && both[i]->dtype != NB_F32)
       return nb_fail(NB_EINVAL, "scales multiply: expected f16, bf16 or f32, found %s",
                      nb_dtype_name(both[i]->dtype));
-  int64_t count = nb_tensor_numel(scales);
-  float f = (float)factor;
-  if (out->dtype == NB_F32)
-    for (int64_t i = 0; i < count; i++) ((float *)out->data)[i] = load_scale(scales, i) * f;
-  else
-    for (int64_t i = 0; i < count; i++)
-      ((uint16_t *)out->data)[i] = store16(out->dtype, load_scale(scales, i) * f);
+  enum { BLOCK = 1024 };
+  float block[BLOCK], f = (float)factor;
+  nb_load_fn *load = nb_load_of(scales->dtype);
+  nb_store_fn *store = nb_store_of(out->dtype);
+  int64_t count = nb_tensor_numel(scales), from = nb_dtype_bits(scales->dtype) / 8,
+          to = nb_dtype_bits(out->dtype) / 8;
+  for (int64_t at = 0; at < count; at += BLOCK) {
+    int64_t n = NB_MIN(BLOCK, count - at);
+    load(block, (const char *)scales->data + at * from, n);
+    for (int64_t i = 0; i < n; i++) block[i] *= f;
+    store((char *)out->data + at * to, block, n);
+  }
   return NB_OK;
 }
 
 /* ---- 4-bit codes for fp8 activations ----------------------------------------- */
 
 /* code q, zero-point z -> c = q-z, or 15-q below z. Back: c is q-z unless c+z > 15. */
-static uint32_t fp8_code(uint32_t q, uint32_t z) { return q >= z ? q - z : 15 - q; }
 static uint32_t fp8_restore(uint32_t c, uint32_t z) { return c + z <= 15 ? c + z : 15 - c; }
 
-static uint32_t fp8_word(uint32_t w, uint32_t z, bool inverse) {
+static uint32_t unfold_word(uint32_t w, uint32_t z) {
   uint32_t out = 0;
-  for (int u = 0; u < 32; u += 4) {
-    uint32_t q = w >> u & 15, zu = z >> u & 15;
-    out |= (inverse ? fp8_restore(q, zu) : fp8_code(q, zu)) << u;
-  }
+  for (int u = 0; u < 32; u += 4) out |= fp8_restore(w >> u & 15, z >> u & 15) << u;
   return out;
 }
 
-static int fp8_checks(const nb_tensor *words, const nb_tensor *zeros, int64_t *experts, int64_t *k,
-                      int64_t *groups, const char *what) {
+typedef int8_t v16 __attribute__((vector_size(16)));
+typedef uint16_t v8h __attribute__((vector_size(16))); /* the same, for shifts: bytes have none */
+
+/* 16 nibbles, each in a byte. */
+static inline v16 fold_nibbles(v16 q, v16 z) {
+  v16 above = q >= z;
+  return (above & (q - z)) | (~above & (15 - q));
+}
+
+static inline void fold_16(uint32_t *to, const uint32_t *in, v16 zero) {
+  v16 q;
+  memcpy(&q, in, sizeof q);
+  v16 up = (v16)((v8h)q >> 4) & 15, up_zero = (v16)((v8h)zero >> 4) & 15;
+  q = fold_nibbles(q & 15, zero & 15) | (v16)((v8h)fold_nibbles(up, up_zero) << 4);
+  memcpy(to, &q, sizeof q);
+}
+
+void nb_marlin_fold_words(uint32_t *to, const uint32_t *in, const uint32_t *z, int64_t n) {
+  enum { WORDS = sizeof(v16) / sizeof *in };
+  v16 zero = (v16){0} + (char)0x88;
+  int64_t i = nb_cpu() & NB_CPU_AVX2 ? nb_marlin_fold_avx2(to, in, z, n) : 0;
+  for (; i + WORDS <= n; i += WORDS) {
+    if (z) memcpy(&zero, z + i, sizeof zero);
+    fold_16(to + i, in + i, zero);
+  }
+  if (i == n) return;
+  uint32_t rest[WORDS] = {0};
+  size_t bytes = (size_t)(n - i) * sizeof *in;
+  memcpy(rest, in + i, bytes);
+  if (z) memcpy(&zero, z + i, bytes);
+  fold_16(rest, rest, zero);
+  memcpy(to + i, rest, bytes);
+}
+
+int nb_marlin_fold_check(const nb_tensor *words, const nb_tensor *zeros, int bits, int64_t *experts,
+                         int64_t *k, int64_t *groups, const char *what) {
+  if (bits != 4) return nb_fail(NB_EINVAL, "%s: weights must be of 4 bits, found %d", what, bits);
   int d = words->ndim;
   int64_t count = nb_tensor_numel(words);
   *experts = *k = *groups = 1;
@@ -125,10 +182,9 @@ int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_te
                              int inverse) {
   const char *what = "marlin fp8_preprocess";
   int64_t experts, k, groups;
-  if (bits != 4) return nb_fail(NB_EINVAL, "%s: weights must be of 4 bits, found %d", what, bits);
+  NB_TRY(nb_marlin_fold_check(words, zeros, bits, &experts, &k, &groups, what));
   NB_TRY(nb_expect_words(words, what, words->ndim, words->shape));
   NB_TRY(same_shape(out, words->dtype, words, what));
-  NB_TRY(fp8_checks(words, zeros, &experts, &k, &groups, what));
   const uint32_t *in = words->data;
   uint32_t *to = out->data;
   int64_t rows = experts * k, cols = rows ? nb_tensor_numel(words) / rows : 0;
@@ -138,8 +194,9 @@ int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_te
     if (nb_stop_requested()) stopped = 1;
     /* Row r of experts*k rows has zero-point row r / (k/groups). */
     const uint32_t *z = zeros ? (const uint32_t *)zeros->data + r / (k / groups) * cols : NULL;
-    for (int64_t c = 0; c < cols && !stopped; c++)
-      to[r * cols + c] = fp8_word(in[r * cols + c], z ? z[c] : 0x88888888u, inverse != 0);
+    if (!stopped && !inverse) nb_marlin_fold_words(to + r * cols, in + r * cols, z, cols);
+    for (int64_t c = 0; c < cols && !stopped && inverse; c++)
+      to[r * cols + c] = unfold_word(in[r * cols + c], z ? z[c] : 0x88888888u);
   }
   return stopped ? nb_fail_stopped() : NB_OK;
 }

@@ -32,6 +32,37 @@ PERMUTE(permute8, uint8_t)
 PERMUTE(permute16, uint16_t)
 PERMUTE(permute32, uint32_t)
 
+/* Scales have 16 bits nearly always: both permutations are transposes, of 8x8 elements and
+ * of 4x4 pairs of them. */
+typedef uint16_t v8h __attribute__((vector_size(16)));
+typedef uint32_t v4w __attribute__((vector_size(16)));
+
+static inline v8h low_h(v8h a, v8h b) { return __builtin_shuffle(a, b, (v8h){0, 8, 1, 9, 2, 10, 3, 11}); }
+static inline v8h high_h(v8h a, v8h b) { return __builtin_shuffle(a, b, (v8h){4, 12, 5, 13, 6, 14, 7, 15}); }
+static inline v4w low_w(v4w a, v4w b) { return __builtin_shuffle(a, b, (v4w){0, 4, 1, 5}); }
+static inline v4w high_w(v4w a, v4w b) { return __builtin_shuffle(a, b, (v4w){2, 6, 3, 7}); }
+
+static void grouped16(uint16_t *out, const uint16_t *in, int64_t blocks) {
+  for (int64_t b = 0; b < blocks; b++, in += GROUPED, out += GROUPED) {
+    v8h x[8], y[8];
+    memcpy(x, in, sizeof x);
+    for (int i = 0; i < 4; i++) y[2 * i] = low_h(x[i], x[i + 4]), y[2 * i + 1] = high_h(x[i], x[i + 4]);
+    for (int i = 0; i < 4; i++) x[2 * i] = low_h(y[i], y[i + 4]), x[2 * i + 1] = high_h(y[i], y[i + 4]);
+    for (int i = 0; i < 4; i++) y[2 * i] = low_h(x[i], x[i + 4]), y[2 * i + 1] = high_h(x[i], x[i + 4]);
+    memcpy(out, y, sizeof y);
+  }
+}
+
+static void single16(uint16_t *out, const uint16_t *in, int64_t blocks) {
+  for (int64_t b = 0; b < blocks; b++, in += SINGLE, out += SINGLE) {
+    v4w x[4], y[4];
+    memcpy(x, in, sizeof x);
+    for (int i = 0; i < 2; i++) y[2 * i] = low_w(x[i], x[i + 2]), y[2 * i + 1] = high_w(x[i], x[i + 2]);
+    for (int i = 0; i < 2; i++) x[2 * i] = low_w(y[i], y[i + 2]), x[2 * i + 1] = high_w(y[i], y[i + 2]);
+    memcpy(out, x, sizeof x);
+  }
+}
+
 /* Blocks of the last axis, in the permutation or its inverse. */
 static int permute_last(nb_tensor *out, const nb_tensor *in, int block, int inverse, const char *what) {
   if (in->ndim < 1) return nb_fail(NB_EINVAL, "%s: expected at least one dimension, found a scalar", what);
@@ -47,6 +78,8 @@ static int permute_last(nb_tensor *out, const nb_tensor *in, int block, int inve
     from[inverse ? q : p] = (uint8_t)(inverse ? p : q);
   }
   if (bits == 8) permute8(out->data, in->data, blocks, block, from);
+  else if (bits == 16 && block == GROUPED) grouped16(out->data, in->data, blocks); /* its own inverse */
+  else if (bits == 16 && !inverse) single16(out->data, in->data, blocks);
   else if (bits == 16) permute16(out->data, in->data, blocks, block, from);
   else if (bits == 32) permute32(out->data, in->data, blocks, block, from);
   else
@@ -134,6 +167,32 @@ int nb_marlin_unpack_zero_points(nb_tensor *zeros, const nb_tensor *marlin, int 
   return NB_OK;
 }
 
+/* t[j], nibble r = t[r], nibble j: halves of the 8x8 matrix swapped, then quarters, then pairs. */
+static inline void transpose_nibbles(uint32_t t[8]) {
+  static const uint32_t masks[3] = {0x0000ffffu, 0x00ff00ffu, 0x0f0f0f0fu};
+  for (int level = 0; level < 3; level++) {
+    int apart = 4 >> level, shift = 4 * apart;
+    for (int i = 0; i < 8; i++) {
+      if (i & apart) continue;
+      uint32_t x = (t[i] >> shift ^ t[i + apart]) & masks[level];
+      t[i + apart] ^= x;
+      t[i] ^= x << shift;
+    }
+  }
+}
+
+/* 4 bits: within a block of 8 words, out word c has in nibble u the column c + 8*I[u], I = the
+ * interleave or, with a8, u itself: nibble slot[c] of the source's word I[u]. */
+static void nibbles_from_words(uint32_t *out, const uint32_t *in, int64_t blocks, const uint8_t slot[8],
+                               int a8) {
+  for (int64_t b = 0; b < blocks; b++, in += 8, out += 8) {
+    uint32_t t[8];
+    for (int u = 0; u < 8; u++) t[u] = in[a8 ? u : nb_awq_order4[u]];
+    transpose_nibbles(t);
+    for (int c = 0; c < 8; c++) out[c] = t[slot[c]];
+  }
+}
+
 /* From words that hold the zero-points along n, interleaved (AWQ) or plain. */
 static int from_words(nb_tensor *out, const nb_tensor *words, int order, int bits, int a8, const char *what) {
   NB_TRY(zeros_check(out, words, true, bits, what));
@@ -143,6 +202,10 @@ static int from_words(nb_tensor *out, const nb_tensor *words, int order, int bit
   source_table(slot, bits, order);
   int pf = 32 / bits, block = GROUPED / pf;
   uint32_t mask = (1u << bits) - 1, *to = out->data;
+  if (bits == 4) {
+    nibbles_from_words(to, words->data, nb_tensor_numel(out) / block, slot, a8);
+    return NB_OK;
+  }
   for (int64_t i = 0; i < nb_tensor_numel(out); i++) {
     const uint32_t *w = (const uint32_t *)words->data + i / block * block;
     to[i] = 0;

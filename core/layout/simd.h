@@ -18,6 +18,9 @@ static inline bool nb_layout_streams(const void *p, int64_t row_words, int64_t b
 /* Tile row kt of a matrix: every width, order and activation; perm too. */
 void nb_marlin_tile_row_avx2(const nb_marlin_matrix *x, int64_t kt, bool stream);
 
+/* The first words of nb_marlin_fold_words, as many as fill vectors: returns how many. */
+int64_t nb_marlin_fold_avx2(uint32_t *to, const uint32_t *in, const uint32_t *z, int64_t n);
+
 /* Eight rows of nw AWQ 4-bit words as one row of 8*nw GPTQ words, and four rows of
  * nw 8-bit ones (nw % 8 == 0) as one of 4*nw. */
 void nb_awq4_to_gptq_row_avx2(uint32_t *gptq, const uint32_t *awq, int64_t ld, int64_t nw);

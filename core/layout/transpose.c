@@ -78,6 +78,11 @@ static int check_strip(const nb_tensor *tile, const nb_tensor *whole, int64_t co
   return element_bytes(bytes, whole, what);
 }
 
+int nb_transpose_words(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
+                       int64_t cols) {
+  return transpose(to, to_ld, from, from_ld, rows, cols, 4);
+}
+
 int nb_transpose_put(nb_tensor *whole, const nb_tensor *tile, int64_t col0) {
   int64_t bytes;
   NB_TRY(check_strip(tile, whole, col0, &bytes, "transpose"));

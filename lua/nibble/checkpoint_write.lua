@@ -100,6 +100,18 @@ function Writer.put(w, name, t, row0)
   return check(C.nb_writer_put(open_handle(w), name, #name, t, (row0 or 1) - 1), true)
 end
 
+local hex = ffi.new "char[33]"
+
+--- w:repack(name, words, way) -> hash, proven | nil, msg, code
+-- The tensor becomes what a direct repack (C.NB_AWQ_TO_CT, …) makes of words: made, written, read back from the
+-- file, taken the way back and compared with words, strip by strip. hash: of what the file holds (as
+-- C.nb_tensor_hash gives it); proven: whether all of it went back to words.
+function Writer.repack(w, name, words, way)
+  local proven, msg, code = check(C.nb_writer_repack(hex, open_handle(w), name, #name, words, way))
+  if not proven then return nil, msg, code end
+  return ffi.string(hex), proven == 1
+end
+
 --- w:flush() -> true | nil, msg, code: all that was put is in the page cache (safe from kill -9).
 function Writer.flush(w) return check(C.nb_writer_flush(open_handle(w)), true) end
 

@@ -3,7 +3,8 @@
 -- make() fills the output layout's tensors and hands them to the writer; prove() reads them back from the
 -- written file by the format's own reader and compares with what make() meant:
 --   content  the hash of codes, scales and zero-points, decoded tile by tile
---   direct   words that were moved whole: the inverse repack must give the source's words
+--   params   scales and zero-points, where the words were moved whole: the writer has proven those by the
+--            way back to the source's words when it wrote them, while they were in the caches
 --   bytes    tensors that went along as they were
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
@@ -98,8 +99,32 @@ local function give_back(run, t)
 end
 
 -- ---- making ----------------------------------------------------------------------
--- Each fills dst (suffix -> heap tensor of the output layout) and returns what the
--- proof must find, or nil, msg, code.
+-- Each returns what the proof must find and the tensors that it filled (suffix -> heap tensor of the output
+-- layout), or nil, msg, code.
+
+-- Tensors for the layout's parts of the weight but `without`; a bias, and all of a copied module, goes along
+-- as it is. Words that rows don't fill keep the zeroes of new memory in their rest.
+local function own_tensors(run, job, without)
+  local dst, bits = {}, job.out.scheme and job.out.scheme.bits or 8
+  local filled = job.rec.k * bits % 32 == 0 and job.rec.n * bits % 32 == 0
+  for _, t in ipairs(job.layout) do
+    if t.suffix ~= "bias" and t.suffix ~= without then
+      dst[t.suffix] = (filled and taker(run) or tensors.new)(t.dtype, t.shape)
+    end
+  end
+  return dst
+end
+
+local function name_of(job, suffix)
+  for _, t in ipairs(job.layout) do
+    if t.suffix == suffix then return plans.tensor_name(job, t) end
+  end
+end
+
+local function not_meant(job)
+  return nil, ("%s: what was written does not decode to what was meant; the output is not to be used"):format(job.name),
+    "eformat"
+end
 
 -- The error as the journal and the certificate can hold it, which know no infinity: without sqnr_db where
 -- nothing was lost, and 1000 dB below a weight of zeros that came out as something else.
@@ -119,8 +144,8 @@ local function set_input(q, numbers)
   q.factor, q.input_factor = nil, nil
 end
 
-local function make_quantized(run, job, dst)
-  local rec, method, scheme = job.rec, job.method, job.out.scheme
+local function make_quantized(run, job)
+  local rec, method, scheme, dst = job.rec, job.method, job.out.scheme, own_tensors(run, job)
   local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
   if not source then return nil, msg, code end
   local h, sums = new_hash(), run.measure and {} or nil
@@ -143,26 +168,32 @@ local function make_quantized(run, job, dst)
   end)
   if not ok then return nil, msg, code end
   if sums then job.error = written_error(sums) end
-  return { content = digest(h) }
+  return { content = digest(h) }, dst
 end
 
 -- Words whole, without codes between; nil (and no message) where that way doesn't serve.
-local function make_direct(run, job, dst, src)
+local function make_direct(run, job, src)
   local rec, from = job.rec, assert(formats.get(job.rec.format))
-  local way = direct.find(rec.format, job.format.name, rec)
-  if not way then return nil end
+  local direct_way = direct.find(rec.format, job.format.name, rec)
+  if not direct_way then return nil end
   local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype, taker(run))
   local ok, msg, code = from.read(src, rec, 1, rec.n, q)
   if not ok then return nil, msg, code end
   if C.nb_scales_sound(q.scales) == 0 then return nil end -- the way through codes names the first that isn't
-  ok, msg, code = nffi.check(way.forward(dst[way.to_words], src[way.from_words]), true)
-  if ok then ok, msg, code = job.format.write(dst, job.out, 1, rec.n, q) end
+  local to, words = direct_way.to_words, src[direct_way.from_words]
+  local dst = own_tensors(run, job, to)
+  ok, msg, code = job.format.write(dst, job.out, 1, rec.n, q)
   if not ok then return nil, msg, code end
-  return { direct = way, params = q, words = src[way.from_words] }
+  local hash, proven
+  hash, proven, code = run.writer:repack(name_of(job, to), words, direct_way.way)
+  if not hash then return nil, proven, code end
+  words:drop()
+  if not proven then return not_meant(job) end
+  return { params = q, hashes = { [to] = hash } }, dst
 end
 
-local function make_through_codes(run, job, dst, src)
-  local rec, h = job.rec, new_hash()
+local function make_through_codes(run, job, src)
+  local rec, h, dst = job.rec, new_hash(), own_tensors(run, job)
   local from = assert(formats.get(rec.format))
   local rows = tile_rows(job, { from, rec }, { job.format, job.out })
   local ok, msg, code = each_tile(run.scratch, job, rows, rec.scheme, rec.dtype, nil, function(a, b, q)
@@ -175,40 +206,31 @@ local function make_through_codes(run, job, dst, src)
   end)
   for _, t in pairs(src) do t:drop() end
   if not ok then return nil, msg, code end
-  return { content = digest(h) }
+  return { content = digest(h) }, dst
 end
 
-local function make_converted(run, job, dst)
+local function make_converted(run, job)
   local src, msg, code = formats.source(run.plan.model, job.rec)
   if not src then return nil, msg, code end
-  local expect
-  expect, msg, code = make_direct(run, job, dst, src)
-  if expect or msg then return expect, msg, code end
-  return make_through_codes(run, job, dst, src)
+  local expect, dst
+  expect, dst, code = make_direct(run, job, src)
+  if expect or dst then return expect, dst, code end
+  return make_through_codes(run, job, src)
 end
 
-local function make_dequantized(run, job, dst)
+local function make_dequantized(run, job)
   local w, msg, code = run.plan.model:weight(job.name, job.out.dtype)
   if not w then return nil, msg, code end
+  local dst = own_tensors(run, job)
   nffi.must(C.nb_tensor_copy(dst.weight, w))
   local expect = { bytes = { weight = digest_of(w) } }
   w:free()
-  return expect
+  return expect, dst
 end
 
-local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized }
+local function make_copy() return {}, {} end
 
--- Tensors for the layout's parts of the weight; a bias, and all of a copied module, goes along as it is.
--- Words that rows don't fill keep the zeroes of new memory in their rest.
-local function own_tensors(run, job)
-  local dst, bits = {}, job.out.scheme and job.out.scheme.bits or 8
-  if job.action == "copy" then return dst end
-  local filled = job.rec.k * bits % 32 == 0 and job.rec.n * bits % 32 == 0
-  for _, t in ipairs(job.layout) do
-    if t.suffix ~= "bias" then dst[t.suffix] = (filled and taker(run) or tensors.new)(t.dtype, t.shape) end
-  end
-  return dst
-end
+local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized, copy = make_copy }
 
 -- The source's tensor where the module has none of its own: a bias, or all of a copy.
 local function passing(run, job, suffix, expect)
@@ -224,17 +246,20 @@ end
 --- make(run, job) -> what prove() must find | nil, msg, code
 -- Hands every tensor of the module to run.writer.
 function M.make(run, job)
-  local dst, expect, msg, code = own_tensors(run, job), {}, nil, nil
-  if makers[job.action] then expect, msg, code = makers[job.action](run, job, dst) end
-  if not expect then return nil, msg, code end
-  expect.bytes, expect.reusable = expect.bytes or {}, {}
+  local expect, dst, code = makers[job.action](run, job)
+  if not expect then return nil, dst, code end
+  expect.bytes, expect.hashes, expect.reusable = expect.bytes or {}, expect.hashes or {}, {}
   for _, t in ipairs(job.layout) do
-    local own = dst[t.suffix]
-    local tensor, ok = own, nil
-    if not own then tensor, msg, code = passing(run, job, t.suffix, expect) end
+    local own, tensor, ok, msg = dst[t.suffix], nil, true, nil
+    if own then
+      tensor = own
+      table.insert(expect.reusable, own) -- the writer reads it until the proof
+    elseif not expect.hashes[t.suffix] then
+      tensor, msg, code = passing(run, job, t.suffix, expect)
+      if not tensor then return nil, msg, code end
+    end
     if tensor then ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor) end
     if not ok then return nil, msg, code end
-    if own then table.insert(expect.reusable, own) end -- the writer reads it until the proof
   end
   return expect
 end
@@ -264,19 +289,14 @@ local function decodes_to(run, job, src, content)
   return digest(h) == content
 end
 
-local function goes_back_to(run, job, src, expect)
-  local way, words, out = expect.direct, expect.words, job.out
-  local back = take(run, words:type(), words:size())
-  nffi.must(way.inverse(back, src[way.to_words]))
-  local same = back:equal(words)
-  give_back(run, back)
-  words:drop()
-  if not same then return false end
+-- Scales and zero-points; the words beside them are proven already.
+local function gives_params(run, job, src, params)
+  local out = job.out
   local q = quantized.params(out.scheme, out.n, out.k, job.scale_dtype, taker(run))
   local ok, why, kind = job.format.read(src, out, 1, out.n, q)
   if not ok then return nil, why, kind end
-  local equal = q:equal(expect.params)
-  for _, p in ipairs { q, expect.params } do
+  local equal = q:equal(params)
+  for _, p in ipairs { q, params } do
     give_back(run, p.scales)
     if p.zeros then give_back(run, p.zeros) end
   end
@@ -284,10 +304,11 @@ local function goes_back_to(run, job, src, expect)
 end
 
 -- One hash over the module's tensors in the layout's order, and whether those that went along are the same.
-local function file_hash(job, src, bytes)
+-- bytes: suffix -> the hash it must have; hashes: suffix -> the hash that was found already.
+local function file_hash(job, src, bytes, hashes)
   local all, same = new_hash(), true
   for _, t in ipairs(job.layout) do
-    local one = digest_of(src[t.suffix])
+    local one = hashes[t.suffix] or digest_of(src[t.suffix])
     same = same and (not bytes[t.suffix] or bytes[t.suffix] == one)
     C.nb_hash_update(all, one, #one)
   end
@@ -298,7 +319,7 @@ end
 function M.written_hash(run, job)
   local src, msg, code = written_tensors(run, job)
   if not src then return nil, msg, code end
-  return (file_hash(job, src, {}))
+  return (file_hash(job, src, {}, {}))
 end
 
 --- prove(run, job, expect) -> hash of the written tensors | nil, msg, code
@@ -306,17 +327,15 @@ end
 function M.prove(run, job, expect)
   local src, msg, code = written_tensors(run, job)
   if not src then return nil, msg, code end
-  local ok
-  if not expect.content and not expect.direct then ok = true
-  elseif expect.content then ok, msg, code = decodes_to(run, job, src, expect.content)
-  else ok, msg, code = goes_back_to(run, job, src, expect) end
+  local ok = true
+  if expect.content then ok, msg, code = decodes_to(run, job, src, expect.content)
+  elseif expect.params then ok, msg, code = gives_params(run, job, src, expect.params) end
   if ok == nil then return nil, msg, code end
-  local hash, same = file_hash(job, src, expect.bytes)
+  local hash, same = file_hash(job, src, expect.bytes, expect.hashes)
   for _, t in pairs(src) do t:drop() end
   for _, t in ipairs(expect.reusable) do give_back(run, t) end
   if ok and same then return hash end
-  return nil, ("%s: what was written does not decode to what was meant; the output is not to be used"):format(job.name),
-    "eformat"
+  return not_meant(job)
 end
 
 return M

@@ -43,7 +43,7 @@ return {
         { name = "ct_fp8_moe", class = "nibble.methods.ct_fp8_moe", format = "standard", takes = takes, checks = {
           cpu, { "schemes", { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" },
                  { "fp8 channel", "fp8 token" }, { "fp8 block 128x128", "any" } } } },
-        { name = "nvfp4_moe", class = "nibble.methods.nvfp4_moe", format = "standard", takes = takes, checks = {
+        { name = "ct_nvfp4_moe", class = "nibble.methods.ct_nvfp4_moe", format = "standard", takes = takes, checks = {
           cpu, { "weights", "nvfp4" } } },
         { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, classes = {
           { class = "nibble.methods.w4a8_moe", monolithic = true, checks = {

@@ -421,8 +421,8 @@ function M.target(f, name, s, n, k, opts)
   local rec = { name = name, kind = "linear", format = f.name, n = n, k = k, bias = opts.bias_dtype ~= nil,
     bias_dtype = opts.bias_dtype, dtype = opts.dtype or "bf16", tensors = {} }
   if f.scale_dtype then
-    rec.dtype = f.scale_dtype(s, rec.dtype)
-    rec.scheme = common.with(s, { scale_dtype = rec.dtype })
+    local dtype = f.scale_dtype(s, rec.dtype)
+    rec.dtype, rec.scheme = scheme.scale_storage(dtype), common.with(s, { scale_dtype = dtype })
   end
   for _, entry in ipairs(f.layout(rec)) do
     local params = 1

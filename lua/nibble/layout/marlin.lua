@@ -54,6 +54,25 @@ function M.awq_repack(words, bits, a8)
   return check(C.nb_marlin_awq_repack(out, words, bits, flag(a8)), out)
 end
 
+--- layout.marlin.repack_here(words, bits, {order = "gptq" | "awq", a8 =, fold =, zeros =}) -> words [K/16, N*bits/2]
+-- The words of repack or awq_repack in the memory of the given ones, which are no longer what they were; a file's memory
+-- is left alone and new words are made. fold: codes are changed first as fp8_preprocess(words, zeros) does: once
+-- past the memory instead of twice. (MRL-30, MRL-33, MRL-42)
+function M.repack_here(words, bits, o)
+  check_bits(bits, "marlin repack_here")
+  local awq = o.order == "awq"
+  local rows, cols = sizes(words, "marlin repack_here")
+  if C.nb_tensor_is_mapped(words) == 1 then
+    if o.fold then words = M.fp8_preprocess(words, o.zeros, { bits = bits }) end
+    if awq then return M.awq_repack(words, bits, o.a8) end
+    return M.repack(words, bits, o.a8)
+  end
+  local ok, msg, code = check(C.nb_marlin_repack_here(words, o.zeros, flag(awq), bits, flag(o.a8), flag(o.fold)), true)
+  if not ok then return nil, msg, code end
+  local pf = awq and 1 or 32 / bits
+  return words:as("i32", shaped(words, rows * pf / 16, cols * 16 / pf))
+end
+
 --- layout.marlin.unpack(marlin, bits [, a8 [, perm]]) -> words [K/pf, N] in GPTQ order
 -- The inverse of repack.
 function M.unpack(marlin, bits, a8, perm)

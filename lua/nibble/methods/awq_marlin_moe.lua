@@ -84,15 +84,11 @@ end
 
 -- ---- after loading (AWQ-34) ------------------------------------------------------
 
--- Rows of all experts as one matrix: [E,r,c] -> [E*r,c].
-local function stacked(t) return t:reshape { t:size(1) * t:size(2), t:size(3) } end
-
 local steps = {}
 
--- AWQ's own words and slots, before they are moved; the zero-points stay as they are. (AWQ-35)
-function steps.fp8(_, L, w)
-  layout.marlin.fp8_preprocess(stacked(L:get(w .. "_qweight")), stacked(L:get(w .. "_qzeros")), { in_place = true })
-end
+-- AWQ's own words and slots, before they are moved; the zero-points stay as they are. (AWQ-35) Done to a row of tiles
+-- just before it is repacked, which gives the words of a pass of its own.
+function steps.fp8(_, L, w) L.fold[w] = true end
 
 function steps.fp8_scales(_, L, w)
   local scales = L:get(w .. "_scales")
@@ -102,7 +98,9 @@ end
 function steps.sort_indices(_, L, w) L:replace(w .. "_g_idx_sort_indices", tensor.new("i32", { L.e, 0 })) end
 
 function steps.repack(self, L, w)
-  local words, msg, code = layout.marlin.awq_repack(L:get(w .. "_qweight"), 4, self.activations ~= nil)
+  local fold = L.fold[w] == true
+  local words, msg, code = layout.marlin.repack_here(L:get(w .. "_qweight"), 4, { order = "awq", fold = fold,
+    a8 = self.activations ~= nil, zeros = fold and L:get(w .. "_qzeros") or nil })
   if not words then return nil, msg, code end
   L:replace(w .. "_qweight", words)
 end
@@ -143,17 +141,22 @@ local fp8_order = { { "fp8", "w13" }, { "fp8", "w2" }, { "fp8_scales", "w13" }, 
 
 --- method:process(L) -> true | nil, msg, code
 -- After loading, all experts at once: fp8 codes and scales; empty sort indices; repack; aliases; scales (and their int8
--- global where there is more than one group); zero-points; biases. L.steps tells what was done, in order. (AWQ-34)
+-- global where there is more than one group); zero-points; biases. The words stay in their memory. L.steps tells what
+-- was done, in order. (AWQ-34)
 function M:process(L)
-  if L.steps then error(("layer %s was processed before"):format(L.name), 2) end
-  L.steps = {}
+  if L.fold then
+    error(("layer %s was processed before, or interrupted while it was: load it again"):format(L.name), 2)
+  end
+  local done = {}
+  L.fold = {}
   for _, list in ipairs { self.activations == "fp8" and fp8_order or {}, order } do
     for _, step in ipairs(list) do
       local _, msg, code = steps[step[1]](self, L, step[2])
       if msg then return nil, msg, code end
-      L.steps[#L.steps + 1] = step[1] .. " " .. step[2]
+      done[#done + 1] = step[1] .. " " .. step[2]
     end
   end
+  L.steps = done
   return true
 end
 

@@ -12,11 +12,13 @@ local Method = common.class "ct_nvfp4_moe"
 local GROUP = 16
 
 local function describe(a)
-  return ("%s %s bits by %s, group %s"):format(tostring(a.type), tostring(a.bits), tostring(a.strategy), tostring(a.group))
+  return ("%s %s bits by %s, group %s"):format(tostring(a.type), tostring(a.bits), tostring(a.strategy),
+    tostring(a.group))
 end
 
 local function is_nvfp4(a)
-  return a.type == "float" and a.bits == 4 and a.strategy == "tensor_group" and a.group == GROUP and a.symmetric ~= false
+  return a.type == "float" and a.bits == 4 and a.strategy == "tensor_group" and a.group == GROUP
+    and a.symmetric ~= false
 end
 
 --- recognizes(scheme) -> true | false, why: symmetric 4-bit floats by tensor_group of 16, activations the same or none.
@@ -38,19 +40,20 @@ end
 
 local function set_backend(method, name)
   local form = kernels.forms[name]
-  if not method.scheme.activations and not form.weight_only then
-    return nil, ("%s takes NVFP4 activations, and these weights are to run with 16-bit ones; MARLIN does that"):format(name),
-      "eunsupported"
+  if not method.scheme.activations and not form.weight_only and not form.float_input then
+    return nil, ("%s takes NVFP4 activations, and these weights are to run with 16-bit ones; MARLIN does that"):format(
+      name), "eunsupported"
   end
   method.backend, method.monolithic, method.global_scale_factor = name, form.monolithic or false, form.global or false
   return true
 end
 
 --- new(scheme [, options]) -> method | nil, msg, code
--- scheme: NVFP4, activations NVFP4 (W4A4) or nil (W4A16). options: backend = one of nvfp4_kernels.names, or nil: the oracle
--- is asked when the layer is created (device, consumer, choice, packages); input_reduction = "max" | "per_expert"
--- (SYSTEMS C-17); mismatch = "gate" | "rescale": what becomes of an up projection whose global scale isn't the
--- gate's; activations: Marlin's, refused; compat; log; say(step). (CTM-NVFP4-01, CTM-NVFP4-02, CTM-NVFP4-11)
+-- scheme: NVFP4, activations NVFP4 (W4A4) or nil (W4A16). options: backend = one of nvfp4_kernels.names, or nil: the
+-- oracle is asked when the layer is created (device, consumer, choice, packages), and where none of them is given it
+-- is NIBBLE; input_reduction = "max" | "per_expert" (SYSTEMS C-17); mismatch = "gate" | "rescale": what becomes of an
+-- up projection whose global scale isn't the gate's; activations: Marlin's, refused; compat; log; say(step).
+-- (CTM-NVFP4-01, CTM-NVFP4-02, CTM-NVFP4-11)
 function M.new(scheme, options)
   local ok, why = M.recognizes(scheme)
   if not ok then return nil, why, "eunsupported" end
@@ -68,6 +71,11 @@ function M.new(scheme, options)
 end
 
 -- ---- parameters ------------------------------------------------------------------------------
+
+-- Whether the kernel reads activations in 16 bits.
+local function weight_only(method)
+  return kernels.forms[method.backend].weight_only or not method.scheme.activations
+end
 
 local function choose(method, L)
   if method.backend then return true end
@@ -89,7 +97,9 @@ function Method:create(L)
   end
   local ok, msg, code = choose(self, L)
   if not ok then return nil, msg, code end
-  local function register(name, dtype, shape, method) common.register(L, name, { dtype = dtype, shape = shape, scale_method = method }) end
+  local function register(name, dtype, shape, method)
+    common.register(L, name, { dtype = dtype, shape = shape, scale_method = method })
+  end
   register("w13_weight_packed", "u8", { L.e, L.s * L.i, L.h / 2 })
   register("w2_weight_packed", "u8", { L.e, L.h, L.i / 2 })
   register("w13_weight_scale", "f8_e4m3", { L.e, L.s * L.i, L.h / GROUP }, "group")
@@ -108,15 +118,16 @@ end
 
 -- ---- after loading ----------------------------------------------------------------------------
 
--- 1/x of every value of a loaded scale | nil, msg: a zero, which is also what was never loaded, has none. (CTM-NVFP4-07)
+-- 1/x of every value of a loaded scale | nil, msg: a zero, which is also what was never loaded, has none.
+-- (CTM-NVFP4-07)
 local function inverted(L, name)
   local t = L:get(name)
   local out = tensor.new("f32", t:size())
   for i = 1, t:numel() do
     local v = t:get(i)
     if v == 0 or v ~= v or math.abs(v) == math.huge then
-      return nil, ("layer %s: %s of expert %d is %g, expected a finite number other than 0; is it in the checkpoint?"):format(
-        L.name, name, math.floor((i - 1) / (t:numel() / t:size(1))), v), "eformat"
+      return nil, ("layer %s: %s of expert %d is %g, expected a finite number other than 0; is it in the checkpoint?")
+        :format(L.name, name, math.floor((i - 1) / (t:numel() / t:size(1))), v), "eformat"
     end
     out:set(i, 1 / v)
   end
@@ -129,9 +140,8 @@ local steps = {}
 
 -- Every global scale that is needed, before anything changes.
 function steps.check(method, L, m)
-  local weight_only = kernels.forms[method.backend].weight_only
   for _, w in ipairs { "w13", "w2" } do
-    for _, what in ipairs(weight_only and { "weight" } or { "weight", "input" }) do
+    for _, what in ipairs(weight_only(method) and { "weight" } or { "weight", "input" }) do
       local name = w .. "_" .. what .. "_global_scale"
       local all, msg, code = inverted(L, name)
       if not all then return nil, msg, code end
@@ -144,8 +154,8 @@ end
 -- (1) packed weights go by another name from here on.
 function steps.rename(_, L, m)
   for _, w in ipairs { "w13", "w2" } do
-    m[w], m[w .. "_scale"], m[w .. "_bias"] = L:get(w .. "_weight_packed"), L:get(w .. "_weight_scale"), L:get(w .. "_bias")
-    m[w .. "_packed"] = m[w]
+    m[w], m[w .. "_scale"] = L:get(w .. "_weight_packed"), L:get(w .. "_weight_scale")
+    m[w .. "_packed"], m[w .. "_bias"] = m[w], L:get(w .. "_bias")
     L:replace(w .. "_weight_packed", nil)
   end
   return true
@@ -156,8 +166,8 @@ local function rescale(method, L, scales, e, ratio)
   local half = scales[e]:rows(L.i + 1, 2 * L.i)
   local wide = layout.marlin.multiply_scales(half:cast "f32", ratio)
   if wide:stats().absmax > 448 then
-    method:say("warning", ("layer %s: block scales of expert %d's up projection pass 448 when rescaled, and are cut there")
-      :format(L.name, e - 1))
+    method:say("warning", ("layer %s: block scales of expert %d's up projection pass 448 when rescaled, and are cut "
+      .. "there"):format(L.name, e - 1))
   end
   nffi.must(nffi.C.nb_tensor_copy(half, wide:cast("f8_e4m3", { saturate = true })))
 end
@@ -194,11 +204,11 @@ end
 -- Input scales, where the backend's activations are quantized.
 function steps.inputs(method, L, m)
   local form = kernels.forms[method.backend]
-  for _, w in ipairs(form.weight_only and {} or { "w13", "w2" }) do
+  for _, w in ipairs(weight_only(method) and {} or { "w13", "w2" }) do
     local all = m[w .. "_input_global_scale"]
     if form.emulated and method.reduction == "max" and kernels.differs(all) then
-      method:say("warning", ("layer %s: the experts' input global scales differ, and emulation takes the largest factor for "
-        .. "all, which may clip the others; input_reduction = \"per_expert\" keeps each"):format(L.name))
+      method:say("warning", ("layer %s: the experts' input global scales differ, and emulation takes the largest factor "
+        .. "for all, which may clip the others; input_reduction = \"per_expert\" keeps each"):format(L.name))
     end
     m[w .. "_input_scale"] = kernels.input_scale(method.backend, all, method.reduction)
   end
@@ -268,7 +278,7 @@ function Method:quant(L)
   local form = kernels.forms[self.backend]
   local out = { w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale",
     g1_alphas = L:get "w13_weight_scale_2", g2_alphas = L:get "w2_weight_scale_2" }
-  if form.weight_only then return out end
+  if weight_only(self) then return out end
   local a1, a2 = L:get "w13_input_scale", L:get "w2_input_scale"
   if form.emulated then
     out.a1_gscale, out.a2_gscale = a1, a2

@@ -68,8 +68,8 @@ end
 --- new(scheme [, options]) -> method | nil, msg, code
 -- scheme: type "int", bits 4 or 8, symmetric, strategy "group" or "channel", group, actorder. options: backend = "auto"
 -- (default: FlashInfer's MXINT4 kernel where mxint4_available and groups of 32 and 4 bits, else Marlin), "Marlin" or
--- "Flashinfer"; device, mxint4; activations = nil | "int8" | "fp8" (Marlin's); sms (132): streaming multiprocessors, for
--- the workspace; compat; log. (CTM-WNA16-01, CTM-WNA16-02)
+-- "Flashinfer"; device, mxint4; activations = nil | "int8" | "fp8" (Marlin's); sms (132): streaming multiprocessors,
+-- for the workspace; compat; log. (CTM-WNA16-01, CTM-WNA16-02)
 function M.new(scheme, options)
   local method = common.start(Method, options)
   local o = method.options
@@ -77,13 +77,15 @@ function M.new(scheme, options)
   if fault then return nil, fault, "eunsupported" end
   local backend, msg, code = choose(scheme, o)
   if not backend then return nil, msg, code end
-  method.scheme, method.bits, method.pack_factor, method.type = scheme, scheme.bits, 32 / scheme.bits, types[scheme.bits]
+  method.scheme, method.bits, method.type = scheme, scheme.bits, types[scheme.bits]
+  method.pack_factor = 32 / scheme.bits
   method.strategy, method.group = scheme.strategy, scheme.strategy == "channel" and -1 or scheme.group
   method.activations, method.backend, method.monolithic = o.activations, backend, backend == "Flashinfer"
   -- Only "group" is activation order: "weight" leaves the columns in theirs (SYSTEMS C-13).
   method.act_order = scheme.actorder == "group" or (method.switches.actorder_any and scheme.actorder ~= nil)
   method.sorted = scheme.actorder == "group"
-  method:say("info", ("WNA16 experts on the %s backend (group size %d, %d bits)"):format(backend, method.group, method.bits))
+  method:say("info", ("WNA16 experts on the %s backend (group size %d, %d bits)"):format(backend, method.group,
+    method.bits))
   return method
 end
 
@@ -114,7 +116,8 @@ local function groups_of(method, L)
   local whole = method.act_order
   local size = whole and L.i_full or L.i
   if L.h % method.group ~= 0 then
-    return nil, ("layer %s: the hidden size %d is not a multiple of the group size %d"):format(L.name, L.h, method.group)
+    return nil, ("layer %s: the hidden size %d is not a multiple of the group size %d"):format(L.name, L.h,
+      method.group)
   end
   if size % method.group ~= 0 then
     return nil, ("layer %s: the intermediate size %d is not a multiple of the group size %d; use a smaller "
@@ -143,12 +146,12 @@ function Method:create(L)
   local counts = { groups_w13 = groups13, groups_w2 = groups2, gated = L.gated }
   local function shape(name) return self:weight_shape(name, L.e, L.h, L.i, counts) end
   for _, w in ipairs { "w13", "w2" } do
-    common.register(L, w .. "_weight_packed", { dtype = "i32", shape = shape(w .. "_weight"), transposed = turned, flip = turned,
-      pack_factor = self.pack_factor, packed_dim = turned and 0 or 1 })
-    common.register(L, w .. "_weight_scale", { dtype = L.dtype, shape = shape(w .. "_scale"), transposed = turned, flip = turned,
-      scale_method = self.strategy, whole = w == "w2" and whole, fill = 1 })
-    common.register(L, w .. "_weight_shape", { dtype = self.switches.float_weight_shape and "f32" or "i64", shape = { L.e, 2 },
-      input_dim = 0, whole = true })
+    common.register(L, w .. "_weight_packed", { dtype = "i32", shape = shape(w .. "_weight"), transposed = turned,
+      flip = turned, pack_factor = self.pack_factor, packed_dim = turned and 0 or 1 })
+    common.register(L, w .. "_weight_scale", { dtype = L.dtype, shape = shape(w .. "_scale"), transposed = turned,
+      flip = turned, scale_method = self.strategy, whole = w == "w2" and whole, fill = 1 })
+    common.register(L, w .. "_weight_shape", { dtype = self.switches.float_weight_shape and "f32" or "i64",
+      shape = { L.e, 2 }, input_dim = 0, whole = true })
     local k = w == "w13" and L.h or L.i
     common.register(L, w .. "_weight_g_idx", { dtype = "i32", shape = { L.e, k }, input_dim = 0 })
     common.register(L, w .. "_g_idx_sort_indices", { dtype = "i32", shape = { L.e, k }, input_dim = 0 })
@@ -181,8 +184,9 @@ local ORDER = { "codes", "act_order", "repack", { "scales", "int8" } }
 local function process_marlin(method, L)
   local ms = {}
   for i, w in ipairs { "w13", "w2" } do
-    ms[i] = { words = L:get(w .. "_weight_packed"), order = "gptq", scales = L:get(w .. "_weight_scale"), bits = method.bits,
-      group = method.group, g_idx = method.sorted and L:get(w .. "_weight_g_idx") or nil, activations = method.activations,
+    ms[i] = { words = L:get(w .. "_weight_packed"), order = "gptq", scales = L:get(w .. "_weight_scale"),
+      bits = method.bits, group = method.group, activations = method.activations,
+      g_idx = method.sorted and L:get(w .. "_weight_g_idx") or nil,
       in_place = true, any_width = method.switches.fp8_preprocess_any_width }
   end
   -- The document's K (SYSTEMS C-06): the repacked columns, always above the group, and w2's groups times the group.
@@ -225,10 +229,12 @@ function Method:process(L)
   return true
 end
 
---- method:quant(L) -> {bits = 4, w1_scale, w2_scale, block_shape = {0, group}}: no zero-points; nil for 8 bits. (CTM-WNA16-11)
+--- method:quant(L) -> {bits = 4, w1_scale, w2_scale, block_shape = {0, group}}: no zero-points; nil for 8 bits.
+-- (CTM-WNA16-11)
 function Method:quant(L)
   if self.bits ~= 4 then return nil end
-  return { bits = 4, w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale", block_shape = { 0, self.group } }
+  return { bits = 4, w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale",
+    block_shape = { 0, self.group } }
 end
 
 -- ---- running -----------------------------------------------------------------------------------
@@ -253,8 +259,8 @@ local function products(method, L)
 end
 
 --- method:apply(L, x, weights, ids [, o]) -> y [T,H] [, shared]
--- x [T,H] f32, f16 or bf16; weights f32 [T,k]; ids i32 [T,k], global experts from 0. o: router_weight_on_input, inplace,
--- shared_input. Reads the processed words. With FlashInfer's kernel an error. (CTM-WNA16-13)
+-- x [T,H] f32, f16 or bf16; weights f32 [T,k]; ids i32 [T,k], global experts from 0. o: router_weight_on_input,
+-- inplace, shared_input. Reads the processed words. With FlashInfer's kernel an error. (CTM-WNA16-13)
 function Method:apply(L, x, weights, ids, o)
   self:expect_modular(L)
   self:ready(L, "apply")
@@ -273,8 +279,9 @@ end
 
 --- method:experts(L, {format = "standard"|"batched", max_tokens =, dispatchers =}) -> experts object
 -- {name = "MarlinExperts" | "BatchedMarlinExperts", quant, w13_g_idx, w2_g_idx, w13_g_idx_sort_indices,
--- w2_g_idx_sort_indices, k_full [, max_tokens, dispatchers]}; the layer gets w13_weight and w2_weight beside its packed names.
--- 8-bit weights, a layer without its quant description, and a batched format without max_tokens are errors. (CTM-WNA16-12)
+-- w2_g_idx_sort_indices, k_full [, max_tokens, dispatchers]}; the layer gets w13_weight and w2_weight beside its
+-- packed names. 8-bit weights, a layer without its quant description, and a batched format without max_tokens are
+-- errors. (CTM-WNA16-12)
 function Method:experts(L, prepare)
   if self.bits ~= 4 then error(("experts: only 4-bit weights have them, found %d bits"):format(self.bits), 2) end
   if not L.quant then
@@ -286,7 +293,9 @@ function Method:experts(L, prepare)
     out[w .. "_g_idx"], out[w .. "_g_idx_sort_indices"] = L:get(w .. "_weight_g_idx"), L:get(w .. "_g_idx_sort_indices")
   end
   if prepare and prepare.format == "batched" then
-    if not prepare.max_tokens then error("experts: the batched format needs max_tokens, the tokens a rank can get", 2) end
+    if not prepare.max_tokens then
+      error("experts: the batched format needs max_tokens, the tokens a rank can get", 2)
+    end
     out.name, out.max_tokens, out.dispatchers = "BatchedMarlinExperts", prepare.max_tokens, prepare.dispatchers or 1
   end
   return out

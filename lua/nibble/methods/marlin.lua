@@ -31,19 +31,33 @@ end
 
 local step = {}
 
--- 4-bit codes and scales for fp8 arithmetic. (MRL-42)
-function step.codes(m)
-  if m.activations ~= "fp8" then return end
-  -- any_width: 8-bit words too, as if they held 4-bit codes (SYSTEMS C-12): for comparison only.
-  m.words = layout.marlin.fp8_preprocess(m.words, m.zeros, { bits = m.any_width and 4 or m.bits, in_place = m.in_place })
-  m.scales = layout.marlin.multiply_scales(m.scales, 512)
-end
-
 local function sizes(m)
   local pf, d = 32 / m.bits, m.words.ndim
   local k, n = m.words:size(d - 1), m.words:size(d)
   if m.order == "awq" then return k, n * pf end
   return k * pf, n
+end
+
+-- Whether the words become Marlin's where they lie: allowed, neither padded nor in another order.
+local function repacked_here(m)
+  if not m.in_place or m.g_idx then return false end
+  local k, n = sizes(m)
+  if m.words.ndim == 3 then return true end
+  local pn, pk = marlin.padded_size(n, k, m.group)
+  return pn == n and pk == k
+end
+
+-- 4-bit codes and scales for fp8 arithmetic. (MRL-42)
+function step.codes(m)
+  if m.activations ~= "fp8" then return end
+  if repacked_here(m) and not m.any_width then -- with the words, when they are moved
+    m.fold, m.scales = true, layout.marlin.multiply_scales(m.scales, 512)
+    return
+  end
+  -- any_width: 8-bit words too, as if they held 4-bit codes (SYSTEMS C-12): for comparison only.
+  m.words = layout.marlin.fp8_preprocess(m.words, m.zeros,
+    { bits = m.any_width and 4 or m.bits, in_place = m.in_place })
+  m.scales = layout.marlin.multiply_scales(m.scales, 512)
 end
 
 function step.pad(m)
@@ -58,7 +72,10 @@ end
 
 function step.repack(m)
   m.k = sizes(m)
-  if m.order == "awq" then m.out.words = layout.marlin.awq_repack(m.words, m.bits, m.a8)
+  if repacked_here(m) then
+    m.out.words = layout.marlin.repack_here(m.words, m.bits, { order = m.order, a8 = m.a8, fold = m.fold,
+      zeros = m.fold and m.zeros or nil })
+  elseif m.order == "awq" then m.out.words = layout.marlin.awq_repack(m.words, m.bits, m.a8)
   else m.out.words = layout.marlin.repack(m.words, m.bits, m.a8, m.out.perm) end
 end
 
@@ -121,7 +138,8 @@ end
 -- default the matrix's own (MRL-22). Peers pass another one for experts, which differs when g >= that K (SYSTEMS
 -- C-06): for comparison only.
 function M.prepare(m)
-  local outs, msg, code = M.prepare_all({ m }, { "codes", "pad", "act_order", "repack", "scales", "int8", "zeros", "bias" })
+  local outs, msg, code = M.prepare_all({ m },
+    { "codes", "pad", "act_order", "repack", "scales", "int8", "zeros", "bias" })
   if not outs then return nil, msg, code end
   return outs[1]
 end

@@ -26,8 +26,8 @@ end
 --- start(class, options) -> method with .options, .switches (compat), .messages
 function M.start(class, options)
   options = options or {}
-  return setmetatable({ options = options, switches = compat.read(options), messages = {}, said = {}, monolithic = false },
-    class)
+  return setmetatable({ options = options, switches = compat.read(options), messages = {}, said = {},
+    monolithic = false }, class)
 end
 
 --- method:say(level, sentence): once; into method.messages {{level=, text=}, …} and options.log(level, text).
@@ -51,9 +51,8 @@ end
 -- that time, so that addresses stay. (MRL-58)
 function M.put(L, name, t)
   local now, kept = L:param(name), L.kept and L.kept[name]
-  if now and now.data and not kept and now.data.data == t.data and text.shape(now.data:size()) == text.shape(t:size()) then
-    return now -- as it was loaded
-  end
+  local same = now and now.data and not kept and now.data.data == t.data
+  if same and text.shape(now.data:size()) == text.shape(t:size()) then return now end -- as it was loaded
   if kept then L:replace(name, nil).data, L.kept[name] = kept, nil end
   return L:replace(name, t)
 end
@@ -87,12 +86,14 @@ end
 
 --- method:load(L, expert, shard, tensors) -> true, or false when the expert lives on another rank
 -- expert: global, from 0. tensors: {weight_packed = t, weight_scale = t, …}, names as behind the projection's in the
--- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. A processed layer is an error: reload it. (FWD-13)
+-- checkpoint; w1 and w3 go to w13's parameters, w2 to its own. Scales of activations (input_scale, …) are left where
+-- the method quantizes none. A processed layer is an error: reload it. (FWD-13)
 function Base:load(L, expert, shard, tensors)
-  self:unprocessed(L)
+  if L.state == "ready" then self:unprocessed(L) end
   local here = true
   for name, t in pairs(tensors) do
-    here = L:load_expert((shard == "w2" and "w2_" or "w13_") .. name, t, shard, expert)
+    local parameter = (shard == "w2" and "w2_" or "w13_") .. name
+    if L:get(parameter) or not name:match "^input_" then here = L:load_expert(parameter, t, shard, expert) end
   end
   return here
 end
@@ -129,12 +130,17 @@ end
 
 --- method:choose(L) -> true | nil, msg, code: sets method.backend and method.monolithic by asking the oracle
 -- options: consumer ("vllm-0.33"), device, choice = a backend asked for by the consumer's name, format, packages.
+-- Without any of the first three it is NIBBLE, the plain form, which only nibble itself runs.
 function Base:choose(L)
   local o, s = self.options, self.scheme
+  if not o.device and not o.consumer and not o.choice then
+    self.backend, self.monolithic = "NIBBLE", false
+    return true
+  end
   local found, msg, code = require("nibble.backends").select({
     consumer = o.consumer or "vllm-0.33", kind = "moe", name = L.name, weight = s, activation = s.activations,
-    hidden = L.h, intermediate = L.i, intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp, ep = L.ep,
-    dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit, device = o.device,
+    hidden = L.h, intermediate = L.i, intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp,
+    ep = L.ep, dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit, device = o.device,
     format = o.format, backend = o.choice, packages = o.packages,
   }, { change = false, log = function(level, sentence) self:say(level, sentence) end })
   if not found then return nil, msg, code end
@@ -175,12 +181,13 @@ function M.route(L, logits, o)
       tostring(field "routing")), 3)
   end
   if logits.ndim ~= 2 or logits:size(2) ~= L.e_global then
-    error(("layer %s: router logits [%s] for %d experts"):format(L.name, table.concat(logits:size(), "x"), L.e_global), 3)
+    error(("layer %s: router logits [%s] for %d experts"):format(L.name, table.concat(logits:size(), "x"), L.e_global),
+      3)
   end
   local bias = field "score_bias"
   if bias and bias:type() ~= "bf16" then bias = bias:cast "bf16" end
-  return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize, groups = field "groups" or 0,
-    top_groups = field "top_groups" or 0, bias = bias, scale = field "routed_scale" or 1 })
+  return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize,
+    groups = field "groups" or 0, top_groups = field "top_groups" or 0, bias = bias, scale = field "routed_scale" or 1 })
 end
 
 -- ---- products -------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ function M.refuses(L)
   end
   for _, size in ipairs { { "hidden", L.h }, { "intermediate", L.i } } do
     if size[2] % (2 * BLOCK) ~= 0 then
-      return ("layer %s: MXINT4 needs a multiple of %d as %s size, found %d"):format(L.name, 2 * BLOCK, size[1], size[2])
+      return ("layer %s: MXINT4 needs a multiple of %d as %s size, found %d"):format(L.name, 2 * BLOCK, size[1],
+        size[2])
     end
   end
 end
@@ -34,7 +35,8 @@ end
 -- Where rows and blocks came from.
 local function inverse_orders(n, columns, gated)
   local rows = row_order(n, gated)
-  return { rows = layout.experts.inverse_order(rows), blocks = layout.experts.inverse_order(block_order(rows, columns)) }
+  local inverse = layout.experts.inverse_order
+  return { rows = inverse(rows), blocks = inverse(block_order(rows, columns)) }
 end
 
 --- prepare(words, scales, gated) -> bytes u8 [E, K/256, N, 128], scales bf16 [E, N*Kp] | nil, msg, code
@@ -57,7 +59,8 @@ end
 
 local function unpack_expert(bytes, scales, from)
   local columns, n = bytes:size(1), bytes:size(2)
-  local words = layout.experts.take_rows(bytes:reshape { n * columns, BLOCK }, from.blocks):as("i32", { n, columns * BLOCK / 4 })
+  local plain_bytes = layout.experts.take_rows(bytes:reshape { n * columns, BLOCK }, from.blocks)
+  local words = plain_bytes:as("i32", { n, columns * BLOCK / 4 })
   local groups = columns * BLOCK * 2 / GROUP
   local plain = layout.marlin.unswizzle_blockscale(scales:reshape { n, math.ceil(groups / 4) * 4 }, n, groups)
   return layout.experts.flip_int4(words), layout.experts.take_rows(plain, from.rows)

@@ -3,7 +3,7 @@
 --   swapped    the same with [w3; w1] instead of [w1; w3] (FlashInfer's CUTLASS and B12X)
 --   shuffled   the same with FlashInfer TensorRT-LLM's order of rows
 --   marlin     words, scales and global scales for 16-bit activations
---   plain      as loaded (emulation)
+--   plain      as loaded (emulation, nibble's own)
 -- (SYSTEMS 6.1, CTM-NVFP4-12 to CTM-NVFP4-16)
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
@@ -24,11 +24,12 @@ M.forms = {
   FLASHINFER_CUTLASS = { "swapped", global = true }, FLASHINFER_B12X = { "swapped", global = true },
   FLASHINFER_CUTEDSL_BATCHED = { "swizzled", global = true },
   VLLM_CUTLASS = { "swizzled" }, MARLIN = { "marlin", weight_only = true }, EMULATION = { "plain", emulated = true },
+  NIBBLE = { "plain", float_input = true },
 }
 
 --- names: the backends above, in the reference's order of priority.
-M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "MARLIN", "EMULATION",
-  "FLASHINFER_B12X" }
+M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "MARLIN",
+  "EMULATION", "FLASHINFER_B12X", "NIBBLE" }
 
 -- ---- input scales ------------------------------------------------------------------------------
 
@@ -72,8 +73,8 @@ local function filled(backend, L, m)
   local want = math.ceil(rows / 128) * 128
   if want == rows then return L.i end
   if L.gated then
-    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; use an "
-      .. "intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
+    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; use "
+      .. "an intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
   end
   local pad = layout.experts.pad
   m.w13, m.w13_scale = pad(m.w13, want, L.h / 2), pad(m.w13_scale, want, L.h / GROUP)
@@ -121,12 +122,13 @@ end
 function convert.marlin(method, L, m)
   local size, msg, code = marlin_float.padded_moe(L.h, L.i)
   if not size then return nil, msg, code end
-  method:say("warning", "NVFP4 experts on Marlin compute with 16-bit activations: the device lacks FP4 products, or they "
-    .. "were not asked for")
+  method:say("warning", "NVFP4 experts on Marlin compute with 16-bit activations: the device lacks FP4 products, or "
+    .. "they were not asked for")
   for _, w in ipairs { "w13", "w2" } do
     local negative = m[w .. "_scale"]:stats().min < 0
     if negative then
-      method:say("warning", ("layer %s: %s has negative block scales, which Marlin's form can't hold"):format(L.name, w))
+      method:say("warning", ("layer %s: %s has negative block scales, which Marlin's form can't hold"):format(L.name,
+        w))
     end
     local out
     out, msg, code = marlin_float.prepare_moe { kind = "nvfp4", weight = m[w], scale = m[w .. "_scale"],

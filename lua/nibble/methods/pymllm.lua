@@ -51,7 +51,7 @@ end
 function M:process(L)
   local bits = self.config.bits
   L.workspace = marlin.workspace(self.options.sms or 1)
-  local words, msg, code = layout.marlin.awq_repack(L:get "qweight", bits)
+  local words, msg, code = layout.marlin.repack_here(L:get "qweight", bits, { order = "awq" })
   if not words then return nil, msg, code end
   L:replace("qweight", words)
   L:replace("scales", layout.marlin.permute_scales(L:get "scales", L.k, self.config.group))

@@ -7,7 +7,7 @@ local nffi = require "nibble.ffi"
 local M = {}
 
 -- In the order of --help.
-M.commands = { "inspect", "plan", "run", "convert", "eval", "doctor", "bench" }
+M.commands = { "inspect", "plan", "explain", "run", "convert", "eval", "doctor", "bench" }
 
 --- say(fmt, ...): one line for the person, on stderr.
 function M.say(fmt, ...)

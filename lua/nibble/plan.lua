@@ -15,6 +15,7 @@ local recipes = require "nibble.recipe"
 local scheme_m = require "nibble.scheme"
 local formats = require "nibble.formats"
 local quant = require "nibble.quant"
+local layers = require "nibble.select.layers"
 local ffi = require "ffi"
 
 local M = {}
@@ -149,18 +150,6 @@ local function decide(p, rec)
 end
 
 -- ---- fused siblings -----------------------------------------------------------
-
-local default_fused = {
-  { "q_proj", "k_proj", "v_proj", as = "qkv_proj" },
-  { "gate_proj", "up_proj", as = "gate_up_proj" },
-  { "w1", "w3", as = "w13" },
-}
-
--- -> the fused groups and the routers' name endings of the checkpoint's architecture
-local function structure(ck)
-  local arch = ck.config and require("nibble.models").of(ck.config)
-  return arch and arch.fused or default_fused, arch and arch.router or {}
-end
 
 local function outcome(job)
   return job.out.scheme and scheme_m.describe(job.out.scheme) or "left " .. tostring(job.rec.dtype)
@@ -313,7 +302,7 @@ local function start(ck, format_name, recipe)
   local modules
   modules, msg, code = ck:modules()
   if not modules then return nil, msg, code end
-  local fused, routers = structure(ck)
+  local fused, routers = layers.structure(ck.config)
   return { model = ck, recipe = recipe, format = format, plain = formats.get "plain", jobs = {}, notes = {},
            fused = fused, routers = routers, modules = modules, out_bytes_per_s = 1e9, settled = {}, laid = {} }
 end
@@ -457,6 +446,23 @@ end
 -- ---- the plan's methods -----------------------------------------------------------
 
 plan_mt.estimate, plan_mt.totable, plan_mt.lines = text.estimate, text.totable, text.lines
+
+--- plan:select(target) -> selection | nil, msg, code: which method and kernel each written layer gets at a consumer
+-- (nibble.select.new's target); the plan's text and table then tell it. The recipe's kernels count.
+function plan_mt:select(target)
+  local t, kernels = {}, {}
+  for k, v in pairs(target or {}) do t[k] = v end
+  for _, job in ipairs(self.jobs) do kernels[job.name] = job.kernels end
+  if self.recipe then
+    local of_all = self.recipe.kernels
+    t.skip_mode = t.skip_mode or of_all and of_all.skip_mode
+    t.kernels_of = t.kernels_of or function(name) return kernels[name], "the recipe" end
+  end
+  local s, msg, code = require("nibble.select").new(self, t)
+  if not s then return nil, msg, code end
+  self.selection = s
+  return s
+end
 
 function plan_mt.__tostring(p) return table.concat(p:lines(), "\n") end
 

@@ -21,6 +21,8 @@ local scheme_keys = {
   kernels = { "table", "kernels wanted, in order: { prefer = {…}, fallback = {…} }", schema = {
     prefer = { "table", "names, the most wanted first" },
     fallback = { "table", "names to take when none of those can" },
+    stage = { "string", "forces how a consumer's choice ends: skip, plain, generic or marlin" },
+    skip_mode = { "string", "how a consumer compares a skip list's entries: substring, exact or suffix" },
   } },
 }
 
@@ -120,6 +122,26 @@ local function calibrate_fault(c)
   end
 end
 
+local words_of = { stage = { "skip", "plain", "generic", "marlin" }, skip_mode = { "substring", "exact", "suffix" } }
+
+local function check_kernels(where, k)
+  for _, key in ipairs { "stage", "skip_mode" } do
+    local known = k[key] == nil
+    for _, word in ipairs(words_of[key]) do known = known or word == k[key] end
+    if not known then return nil, ("%s: %s = %q%s"):format(where, key, k[key], words.did_you_mean(k[key], words_of[key])) end
+  end
+  for _, key in ipairs { "prefer", "fallback" } do
+    for i, name in pairs(k[key] or {}) do
+      if type(i) ~= "number" or type(name) ~= "string" then
+        return nil, ("%s: %s must be a list of names, found %s = %s"):format(where, key, tostring(i), tostring(name))
+      end
+    end
+  end
+  return true
+end
+
+interpreted(check_kernels)
+
 local function check(where, r)
   if type(r) ~= "table" then
     return nil, ("%s: a recipe returns a table, found a %s"):format(where, type(r))
@@ -137,6 +159,14 @@ local function check(where, r)
     ok, msg = check_table(("%s (%q)"):format(at, rule[1]), rule, rule_schema)
     if not ok then return nil, msg end
     ok, msg = check_list_of_strings(at, { rule[1] })
+    if not ok then return nil, msg end
+  end
+  local places = { { where .. ": kernels", r.kernels } }
+  for i, rule in ipairs(r.rules or {}) do
+    places[#places + 1] = { ("%s: rule %d (%q): kernels"):format(where, i, rule[1]), rule.kernels }
+  end
+  for _, place in ipairs(places) do
+    ok, msg = check_kernels(place[1], place[2] or {})
     if not ok then return nil, msg end
   end
   for k in pairs(r.rules or {}) do

@@ -346,9 +346,10 @@ function M.weight(ck, name, dtype)
   return as(t, dtype)
 end
 
+--- matcher(pattern) -> function(name) -> bool | nil, msg, code
 -- A glob over module names (* any run, ? one character) or "re:" and a pattern; a word without either is
 -- looked for anywhere in the name.
-local function matcher(pattern)
+function M.matcher(pattern)
   local source = pattern:match "^re:(.*)$"
   if source then
     local r, msg = regex.compile(source)
@@ -366,7 +367,7 @@ function M.grep(ck, pattern)
   local all, msg, code = opened(ck)
   if not all then return nil, msg, code end
   local matches
-  matches, msg, code = matcher(pattern)
+  matches, msg, code = M.matcher(pattern)
   if not matches then return nil, msg, code end
   local out = {}
   for _, rec in ipairs(all.list) do
@@ -393,13 +394,14 @@ local lazy = {
 }
 
 --- module(ck, name) -> module | nil, msg, code
--- The record's fields, and .weight (tensor; dequantized when quantized) and .quantized (Quantized), read
+-- The record's fields, .checkpoint, and .weight (tensor; dequantized when quantized) and .quantized (Quantized), read
 -- when first asked for; a weight that can't be read is an error.
 function M.module(ck, name)
   local rec, msg, code = M.record(ck, name)
   if not rec then return nil, msg, code end
   return setmetatable({}, {
     __index = function(self, key)
+      if key == "checkpoint" then return ck end
       if not lazy[key] then return rec[key] end
       if key == "quantized" and not rec.scheme and not rec.unreadable then return nil end
       local value, why = lazy[key](ck, rec)

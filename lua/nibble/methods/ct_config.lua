@@ -58,7 +58,8 @@ end
 -- CTM-SEL-03)
 function M.new(config, options)
   local where = options and options.where or "the compressed-tensors config"
-  local c = setmetatable({ full = config, where = where, groups = {}, targets = {}, by_target = {} }, config_mt)
+  local c = setmetatable({ full = config, where = where, groups = {}, targets = {}, by_target = {}, stages = {} },
+    config_mt)
   c.format = common.present(config, "format")
   local groups = common.present(config, "config_groups")
   if type(groups) ~= "table" then
@@ -249,8 +250,8 @@ function config_mt.__index.method(c, layer, options)
     return nil, msg, code
   end
   return { action = "method", method = rule.method, requirement = "CTM-SEL-04", weights = g.weights,
-    activations = g.activations, format = g.format, reason = ("config group %s by target %q: %s, activations %s")
-      :format(g.name, why, ct_args.describe(g.weights), ct_args.describe(g.activations)) }
+    activations = g.activations, format = g.format, reason = ("config group %s targets %q: %s%s"):format(g.name, why,
+      ct_args.describe(g.weights), g.activations and ", activations " .. ct_args.describe(g.activations) or "") }
 end
 
 return M

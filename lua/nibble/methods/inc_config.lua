@@ -74,7 +74,7 @@ end
 -- -> {bits, group, sym, packing, data_type, blocks | nil, rules, ignored, backend, full}. (INC-03, INC-04)
 function M.new(config, options)
   local where = options and options.where or "the AutoRound config"
-  local c = setmetatable({ full = config, where = where, ignored = {} }, config_mt)
+  local c = setmetatable({ full = config, where = where, ignored = {}, stages = { generic = "moe_wna16" } }, config_mt)
   local msg, code
   c.bits, msg, code = common.required(config, where, "number", "bits")
   if not c.bits then return nil, msg, code end
@@ -145,8 +145,8 @@ end
 
 --- config:resolve(name, kind [, fused]) -> {bits, group, sym, quantized, is_awq, is_gptq, pack_factor, how, rule} |
 -- nil, msg, code. kind: "linear" | "lm_head" | "moe". The order: the exact key of extra_config; a key that is a
--- dotted suffix; the default by kind (an LM head isn't quantized, unless blocks are named: then what begins with one is); a
--- mixture's sub-entries; a fused layer's shards, if one of them is configured; regex keys; the global values.
+-- dotted suffix; the default by kind (an LM head isn't quantized, unless blocks are named: then what begins with one
+-- is); a mixture's sub-entries; a fused layer's shards, if one of them is configured; regex keys; the global values.
 -- pack_factor is 32 // bits. (INC-01, INC-02, INC-05, INC-06)
 function config_mt.__index.resolve(c, name, kind, fused)
   local function finish(r, how)

@@ -86,12 +86,13 @@ end
 local function compressed(fits, says)
   return function(rec, s)
     if rec.format ~= "compressed-tensors" then return nil, "not a compressed-tensors checkpoint" end
-    if not fits(s) then return nil, says end
+    if not fits(s, rec) then return nil, says end
     return s
   end
 end
-takes.ct_wna16_moe = compressed(function(s) return s.type == "int" and not s.activations and s.symmetric end,
-  "not weight-only symmetric integers")
+takes.ct_wna16_moe = compressed(function(s, rec)
+  return s.type == "int" and not s.activations and s.symmetric and rec.tensors.weight_packed ~= nil
+end, "not weight-only symmetric integers in words")
 takes.w4a8_moe = compressed(function(s) return s.type == "int" and s.bits == 4 and s.activations ~= nil end,
   "not 4-bit integers with 8-bit activations")
 takes.ct_fp8_moe = compressed(function(s) return s.type == "float" and s.bits == 8 and s.strategy ~= "group" end, "not FP8")

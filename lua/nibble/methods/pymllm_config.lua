@@ -22,7 +22,7 @@ end
 -- counts for nothing. (MRL-53)
 function M.new(config, options)
   local where = options and options.where or "the AWQ config"
-  local c = setmetatable({ full = config, where = where, skip = {} }, config_mt)
+  local c = setmetatable({ full = config, where = where, skip = {}, stages = {} }, config_mt)
   local msg, code
   c.bits, msg, code = common.optional(config, where, "number", 4, "bits", "w_bit")
   if not c.bits then return nil, msg, code end

@@ -370,7 +370,7 @@ describe("INC's config", function()
     assert.matches("no entry of block_name_to_quantize begins its name", blocks:method(linear("visual.x", 64, 64)).reason, 1, true)
   end)
 
-  it("INC-06: shards and experts must agree, and 16 bits are unquantized", function()
+  it("INC-02 and INC-06: shards and experts must agree, and 16 bits are unquantized", function()
     local c = new { extra_config = assert(nb.json.decode [[{"l.q_proj": {"bits": 8}, "m.q_proj": {"bits": 8},
       "m.k_proj": {"bits": 8}, "m.v_proj": {"bits": 8}, "e.experts.0.up": {"bits": 8}, "e.experts.1.up": {"bits": 2}, "o": {"bits": 16}}]]) }
     local msg = refused("eformat", c:resolve("l.qkv_proj", "linear", fused))

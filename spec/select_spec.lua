@@ -407,6 +407,13 @@ describe("other systems", function()
     d = assert(select_m.decide({ quant_method = "gptq", bits = 8, group_size = -1, desc_act = false, sym = true },
       { name = "a.o_proj", n = 4096, k = 4096 }, { device = "sm_90" }))
     assert.same({ "gptq_marlin", "machete" }, { d.method, d.backend })
+    local ordered = { quant_method = "compressed-tensors", format = "pack-quantized", config_groups = { g = { targets = { "Linear" },
+      weights = { num_bits = 4, group_size = 128, actorder = "group" } } } }
+    d = assert(select_m.decide(ordered, { name = "a.o_proj", n = 4096, k = 4096 }, { consumer = "vllm-0.33" }))
+    assert.equal("refuse", d.action)
+    assert.matches("a.o_proj: groups in act-order (actorder = group) are no longer supported", d.reason, 1, true)
+    d = assert(select_m.decide(ordered, { name = "a.experts", kind = "moe", hidden = 512, intermediate = 512, experts = 8, top = 2 }, old))
+    assert.same({ "wna16", "Marlin" }, { d.method, d.backend })
     d = assert(select_m.decide({ quant_method = "compressed-tensors", format = "float-quantized", config_groups = { g = {
       targets = { "Linear" }, weights = { type = "float", strategy = "channel" },
       input_activations = { type = "float", strategy = "token", dynamic = true } } } }, { name = "a.o_proj", n = 4096, k = 4096 },

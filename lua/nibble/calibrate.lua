@@ -172,20 +172,20 @@ local function of_siblings(ranges, name)
 end
 nffi.interpreted(of_siblings)
 
---- of_plan(plan, {journal=, lines=, progress=}) -> true | nil, msg, code
--- Sets plan.input_scales[name] = {scale=, zero_point=, global=} of every module that needs them, from the recipe's
--- `calibrate`; journal: where ranges are written down batch by batch; lines: what it held. Modules that see the same
--- input (q, k and v; gate and up) get the same scales.
+--- of_plan(plan, {journal=, lines=, progress=}) -> {name -> {scale=, zero_point=, global=}} | nil, msg, code
+-- The numbers of every module that needs them: plan.input_scales', the others by the recipe's `calibrate`. journal:
+-- where ranges are written down batch by batch; lines: what it held. Modules that see the same input (q, k and v; gate
+-- and up) get the same numbers.
 function M.of_plan(plan, o)
-  local wanted = M.wanted(plan)
-  if not wanted then return true end
+  local out, wanted = {}, M.wanted(plan)
+  for _, job in ipairs(plan.jobs) do out[job.name] = plan.input_scales and plan.input_scales[job.name] end
+  if not wanted then return out end
   local c = plan.recipe and plan.recipe.calibrate or {}
   local settings = { text = c.text, ids = c.ids, samples = c.samples, length = c.length, seed = c.seed,
     progress = o.progress, before = o.lines and remembered(o.lines) or nil }
   settings.after = o.journal and function(batch, _, changed, hash) return o.journal:append(line_of(batch, hash, changed)) end
   local ranges, msg, code = M.ranges(plan.model, wanted, settings)
   if not ranges then return nil, msg, code end
-  plan.input_scales = plan.input_scales or {}
   for _, job in ipairs(plan.jobs) do
     local a = wanted[job.name]
     local r = a and (ranges[job.name] or of_siblings(ranges, job.name))
@@ -193,23 +193,9 @@ function M.of_plan(plan, o)
       return nil, ("%s: no token of the calibration text reached it, so its input's scale is unknown; give more text"):format(
         job.name), "einval"
     end
-    if a then plan.input_scales[job.name] = act.calibrated(a, r[1], r[2]) end
+    if a then out[job.name] = act.calibrated(a, r[1], r[2]) end
   end
-  return true
-end
-
---- fault(plan) -> nil, or why the plan cannot run without more of calibration, as a sentence.
-function M.fault(plan)
-  local wanted = M.wanted(plan)
-  if not wanted then return nil end
-  local c = plan.recipe and plan.recipe.calibrate
-  if c and (c.text or c.ids) then return nil end
-  for _, job in ipairs(plan.jobs) do
-    if wanted[job.name] then
-      return ("%s: %s activations need a scale from calibration; name a text in the recipe: calibrate = { text = \"FILE\" }"):format(
-        job.name, act.describe(wanted[job.name]))
-    end
-  end
+  return out
 end
 
 return M

@@ -67,7 +67,8 @@ end
 -- ---- showing ------------------------------------------------------------------
 
 --- plan:totable() -> {recipe, format, modules = {{name, action, scheme, method, reason, bytes_in, bytes_out,
--- bits_per_weight}, …}, totals, estimate, notes}: what `plan --json` prints.
+-- bits_per_weight}, …}, totals, estimate, notes}: what `plan --json` prints. After plan:select also consumer, device,
+-- tp, warnings, and of each module layer, consumer_action, consumer_method, backend, backend_reason, requirement, change.
 function M.totable(p)
   local list = {}
   for i, job in ipairs(p.jobs) do

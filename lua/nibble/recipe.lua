@@ -10,10 +10,14 @@ local M = {}
 -- reference that `?recipe` prints: key = { types, what it means }.
 
 local scheme_keys = {
-  scheme = { "string", "number format of the weights: W4A16, W8A16, W4A16_ASYM, …; false: leave as it is", "boolean" },
+  scheme = { "string", "number format: W4A16, W4A16_ASYM, W8A8, W4A8, FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8, …; "
+    .. "false: leave as it is", "boolean" },
   group = { "number", "group size along the input; -1: one scale per output channel" },
   symmetric = { "boolean", "true: no zero-points" },
-  strategy = { "string", "tensor, channel or group; follows from group when not given" },
+  strategy = { "string", "tensor, channel, group, block or tensor_group; follows from group and block when not given" },
+  block = { "string", "rows and columns that share a scale: \"128x128\" or { 128, 128 }", "table" },
+  activations = { "table", "how layers' inputs are quantized: { type, bits, strategy, group, dynamic, symmetric }, or words "
+    .. "as \"int8:token\"; false: not at all", "string", "boolean" },
   scale_dtype = { "string", "dtype of the stored scales; default: what the format and the model ask for" },
   actorder = { "string", "activation order of the groups: group or weight" },
   method = { "string", "how codes are found: rtn, mse, or a function(w, scheme, options)", "function" },
@@ -68,7 +72,7 @@ M.rule_schema = rule_schema
 
 local function type_ok(entry, value)
   local t = type(value)
-  return t == entry[1] or t == entry[3]
+  return t == entry[1] or t == entry[3] or t == entry[4]
 end
 
 local function check_table(where, t, schema)
@@ -86,7 +90,7 @@ local function check_table(where, t, schema)
     end
     if not type_ok(entry, value) then
       return nil, ("%s: %s must be a %s%s, found a %s (%s)"):format(where, tostring(key), entry[1],
-        entry[3] and (" or a " .. entry[3]) or "", type(value), tostring(value))
+        (entry[3] and " or a " .. entry[3] or "") .. (entry[4] and " or a " .. entry[4] or ""), type(value), tostring(value))
     end
     if entry.schema then
       local ok, msg = check_table(where .. ": " .. key, value, entry.schema)

@@ -2,8 +2,8 @@
 --
 --   first     the consumer that is meant where none is named
 --   methods   quant_method of a checkpoint -> {config = which class (awq | gptq | inc | ct | pymllm | scheme),
---             dialect = of that class, choices = what a user may name besides}; scheme: no class of its own, the
---             tensors say what a layer is
+--             dialect = of that class, plain = the dialect where that one doesn't take over, actorder = false: groups
+--             in act-order are refused}; scheme: no class of its own, the tensors say what a layer is
 --   fuses     qkv_proj and gate_up_proj are one layer, experts are one layer
 --   policy    "raise": a shape that does not fit is refused (C-05); else the consumer falls back
 --   platform  the only platform there is
@@ -12,7 +12,8 @@ local vllm = {
   fuses = true,
   methods = {
     awq = { config = "awq", dialect = "auto_awq" }, gptq = { config = "gptq" }, gptq_v2 = { config = "gptq" },
-    ["auto-round"] = { config = "inc" }, inc = { config = "inc" }, ["compressed-tensors"] = { config = "ct" },
+    ["auto-round"] = { config = "inc" }, inc = { config = "inc" },
+    ["compressed-tensors"] = { config = "ct", actorder = false },
   },
 }
 for _, name in ipairs { "fp8", "fbgemm_fp8", "modelopt", "modelopt_fp4", "modelopt_mixed", "quark", "torchao",

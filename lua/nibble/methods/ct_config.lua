@@ -228,8 +228,8 @@ end
 
 -- ---- a layer's method --------------------------------------------------------------------------
 
---- config:method(layer [, {fused =, capability =, projections =}]) -> {action, method, reason, requirement, weights =,
--- activations =, format =} | nil where the class says nothing | nil, msg, code. layer as in awq_config.
+--- config:method(layer [, {fused =, capability =, actorder = false: refused}]) -> {action, method, reason, requirement,
+-- weights =, activations =, format =} | nil where the class says nothing | nil, msg, code. layer as in awq_config.
 function config_mt.__index.method(c, layer, options)
   local o = options or {}
   local class = classes[layer.kind]
@@ -245,6 +245,10 @@ function config_mt.__index.method(c, layer, options)
   end
   local rule, msg, code = M.method_of { weights = g.weights, activations = g.activations, format = g.format,
     kind = moe and "moe" or "linear", capability = o.capability, layer = layer.name }
+  if rule and o.actorder == false and g.weights.actorder == "group" then
+    return { action = "refuse", requirement = "CTM-SEL-04", reason = ("%s: groups in act-order (actorder = group) are no "
+      .. "longer supported; quantize with actorder = weight or none"):format(layer.name) }
+  end
   if not rule then
     if code == "eunsupported" then return { action = "refuse", requirement = "CTM-SEL-04", reason = msg } end
     return nil, msg, code

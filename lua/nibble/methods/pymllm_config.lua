@@ -38,22 +38,13 @@ function M.new(config, options)
   return c
 end
 
--- pymllm's own limits: no check of types, SM 80.
-local function supported(c, capability)
-  local before = marlin.policy
-  marlin.policy = "pymllm"
-  local ok, reason = marlin.supported(c.type, c.group, c.zero_point, capability)
-  marlin.policy = before
-  return ok, reason
-end
-
 --- config:method(layer [, {policy = "raise" | "fallback", capability =}]) -> {action, method, reason, requirement} | nil
 -- Every linear layer; a shape that Marlin doesn't take is refused (MRL-05, C-05), or with policy "fallback" falls
 -- back.
 function config_mt.__index.method(c, layer, options)
   local o = options or {}
   if layer.kind ~= "linear" then return nil end
-  local ok, reason = supported(c, o.capability)
+  local ok, reason = marlin.supported(c.type, c.group, c.zero_point, o.capability, nil, "pymllm")
   local requirement = "MRL-06"
   if ok then
     requirement = "MRL-05"

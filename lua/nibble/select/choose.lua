@@ -128,7 +128,7 @@ function M.class(s)
   end
   local dialect, msg, code = take[rule.config](s, said, rule)
   if not dialect then return nil, msg, code end
-  s.class, s.disagreement = rule.config, disagreement[rule.config]
+  s.class, s.disagreement, s.actorder = rule.config, disagreement[rule.config], rule.actorder
   if rule.config == "scheme" then return true end
   local class = require("nibble.methods." .. classes[rule.config])
   s.config, msg = class.new(s.from.quantization.config, { where = s.source, platform = s.platform,

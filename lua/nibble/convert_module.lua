@@ -176,7 +176,7 @@ end
 local function set_inputs(run, job, q)
   q.input_scale, q.input_zero, q.input_global = nil, nil, nil
   if not scheme_m.static_activations(job.out.scheme) then return end
-  local given = run.plan.input_scales[job.name]
+  local given = run.input_scales[job.name]
   if type(given) == "number" then
     given = { [job.out.scheme.activations.strategy == "tensor_group" and "global" or "scale"] = given }
   end

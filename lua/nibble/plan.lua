@@ -404,7 +404,7 @@ function M.new(recipe, ck, options)
   p.options = options or {}
   p.input_scales = p.options.input_scales
   local lacking = M.lacks_input_scale(p)
-  if lacking and not (recipe.calibrate and (recipe.calibrate.text or recipe.calibrate.ids)) then
+  if lacking and not recipe.calibrate then
     p.notes[#p.notes + 1] = ("%s quantizes inputs by fixed scales: running needs a text to calibrate with, calibrate.text"):format(
       scheme_m.describe(lacking.out.scheme))
   end

@@ -49,14 +49,15 @@ M.schema = with(scheme_keys, {
   lm_head = { "boolean", "whether the output head is quantized; a string names its scheme", "string" },
   rules = { "table", "{ pattern, key = value, … }: the first that matches wins" },
   output = { "table", "what is written", schema = {
-    format = { "string", "compressed-tensors, awq, gptq, gptq_v2, plain" },
+    format = { "string", "compressed-tensors, awq, gptq, gptq_v2, fp8, modelopt, plain" },
     shard = { "string", "largest file, as \"5GB\" or bytes", "number" },
   } },
   calibrate = { "table", "text for methods that look at activations", schema = {
     text = { "string", "path of a text file" },
-    samples = { "number", "windows" },
-    length = { "number", "tokens of a window" },
-    seed = { "number", "which windows" },
+    ids = { "string", "path of token ids instead: a .safetensors file with ids or input_ids" },
+    samples = { "number", "windows (128)" },
+    length = { "number", "tokens of a window, BOS included (512)" },
+    seed = { "number", "which windows of the text (0)" },
   } },
   accept = { "table", "bounds; `run` and `eval` exit 1 when one is missed", schema = {
     sqnr_db = { "number", "least signal to quantization noise of any quantized module, dB" },
@@ -113,6 +114,18 @@ local function check_list_of_strings(where, list)
   return true
 end
 
+local calibrate_least = { samples = 1, length = 2, seed = 0 }
+
+local function calibrate_fault(c)
+  if (c.text == nil) == (c.ids == nil) then return "needs either text or ids, and not both" end
+  for _, key in ipairs { "samples", "length", "seed" } do
+    local v, least = c[key], calibrate_least[key]
+    if v and not (v >= least and v == math.floor(v) and v < 2 ^ 31) then
+      return ("%s must be a whole number of at least %d, found %s"):format(key, least, tostring(v))
+    end
+  end
+end
+
 local words_of = { stage = { "skip", "plain", "generic", "marlin" }, skip_mode = { "substring", "exact", "suffix" } }
 
 local function check_kernels(where, k)
@@ -165,6 +178,8 @@ local function check(where, r)
       return nil, ("%s: rules is a list, found key %q; write each rule as { \"glob\", … }"):format(where, tostring(k))
     end
   end
+  local fault = r.calibrate and calibrate_fault(r.calibrate)
+  if fault then return nil, ("%s: calibrate: %s"):format(where, fault) end
   if r.output and r.output.shard then
     local bytes, why = M.parse_bytes(r.output.shard)
     if not bytes then return nil, ("%s: output.shard: %s"):format(where, why) end

@@ -853,6 +853,9 @@ typedef struct nb_act_options {
  *   out   = (round(clamp(x / scale + zero)) - zero) * scale
  * NaN and infinities of x come out as NaN, in all that shares their scale. */
 int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+/* lohi[0] becomes the smallest of itself and x's values (f32), lohi[1] the largest. NB_EFORMAT:
+ * NaN or an infinity in x. */
+int nb_act_extent(float lohi[2], const nb_tensor *x);
 
 /* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
  * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,

@@ -82,6 +82,15 @@ describe("eval through the methods", function()
     same_loss(ck, "auto", { "reference 3 moe", "reference 84 linear" }, "none")
   end)
 
+  it("CTM-FP8-15: compressed-tensors' FP8 experts, with their inputs as they are and quantized", function()
+    for _, scheme in ipairs { "FP8_DYNAMIC", "FP8_BLOCK" } do
+      local ck = quantized(scheme:lower(), { scheme = scheme, group = false })
+      local ran = { "ct_fp8_moe 3 moe", "reference 12 linear" }
+      same_loss(ck, "auto", ran, "none")
+      same_loss(ck, "auto", ran, "stored", 2e-3) -- a rounding that falls the other way is a step of 6 %
+    end
+  end)
+
   it("processes layers again and again where they don't fit", function()
     local ck = quantized("ct4", {})
     local r = assert(runner.new(ck, { through = "auto", cache_bytes = 0 }))

@@ -46,7 +46,8 @@ local function reference(w, s, arithmetic, s_dtype)
       amax[at], all = math.max(amax[at] or 0, a), math.max(all, a)
     end
   end
-  local global = s.strategy == "tensor_group" and rounded(single(2688 / all), arithmetic == "dtype" and dtype or "f32")
+  local global = s.strategy == "tensor_group" and (arithmetic == "float32" and single(2688 / all)
+    or rounded(single(rounded(single(1 / all), dtype) * 2688), dtype)) -- torch: by the rounded reciprocal
   local function scale(at)
     local m = amax[at]
     if s.scale_dtype == "e8m0" then

@@ -50,9 +50,11 @@ float nb_fp8_scale(float absmax, int w_dtype, int s_dtype, int arithmetic) {
   return absmax > 0 && arithmetic == NB_ARITHMETIC_F32 ? nb_from_bits(1, dtype) : nb_epsilon(dtype);
 }
 
+/* In the weight's dtype as torch divides a number by a tensor: by the rounded reciprocal. */
 float nb_nvfp4_global(float absmax, int w_dtype, int arithmetic) {
-  float g = 448.0f * 6 / NB_MAX(absmax, 0x1p-126f);
-  if (arithmetic == NB_ARITHMETIC_DTYPE) g = nb_round_to(g, w_dtype);
+  float most = NB_MAX(absmax, 0x1p-126f), g = 448.0f * 6 / most;
+  if (arithmetic == NB_ARITHMETIC_DTYPE)
+    g = nb_round_to(nb_round_to(1 / most, w_dtype) * (448.0f * 6), w_dtype);
   return isinf(g) ? 1 : g;
 }
 

@@ -15,7 +15,7 @@ local parts = {
   recipe = { "nibble.recipe", "load" }, plan = { "nibble.plan", "new" }, convert = { "nibble.convert" },
   tokenizer = { "nibble.tokenizer" }, models = { "nibble.models" }, compute = { "nibble.compute" },
   gemm = { "nibble.gemm" }, moe = { "nibble.moe" },
-  act = { "nibble.act" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
+  act = { "nibble.act" }, calibrate = { "nibble.calibrate" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
   backends = { "nibble.backends" }, select = { "nibble.select" }, explain = { "nibble.select", "explain" },
 }
 

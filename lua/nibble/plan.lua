@@ -64,7 +64,14 @@ local function weight_view(ck, rec)
   })
 end
 
-local scheme_fields = { "group", "symmetric", "strategy", "scale_dtype", "actorder" }
+local scheme_fields = { "group", "symmetric", "strategy", "block", "scale_dtype", "actorder", "activations" }
+
+-- What of the recipe's scheme keys still holds for a rule that names another scheme: the group, where that scheme
+-- has groups of no size of its own.
+local function inherited(recipe, scheme)
+  local s = scheme and recipe.group and scheme_m.try(scheme)
+  return s and s.type == "int" and s.strategy == "group" and { group = recipe.group } or {}
+end
 
 -- The scheme, method and kernels that hold for a module: the rule's keys over the
 -- recipe's. A rule that names another scheme starts from it: of the recipe's scheme keys
@@ -77,7 +84,7 @@ local function settings_of(recipe, rule, head_scheme)
     if layer then
       if layer.scheme ~= nil then
         s.scheme = layer.scheme
-        if layer.scheme ~= recipe.scheme then overrides = { group = recipe.group } end
+        if layer.scheme ~= recipe.scheme then overrides = inherited(recipe, layer.scheme) end
       end
       for _, f in ipairs(scheme_fields) do
         if layer[f] ~= nil then overrides[f] = layer[f] end
@@ -177,6 +184,38 @@ local function check_fused(jobs, groups)
   return true
 end
 
+-- NVFP4's global scale belongs to what consumers load as one matrix: job.shares lists the names of the modules
+-- whose largest magnitude decides it (CTM-NVFP4-08).
+local function share_globals(jobs, groups)
+  local by_name = {}
+  for _, job in ipairs(jobs) do
+    if job.action == "quantize" and job.out.scheme.strategy == "tensor_group" then by_name[job.name] = job end
+  end
+  for _, job in ipairs(jobs) do
+    local parent, leaf = words.split_name(job.name)
+    for _, group in ipairs(by_name[job.name] and groups or {}) do
+      local names, inside = {}, false
+      for i, part in ipairs(group) do
+        local name = parent .. "." .. part
+        inside = inside or group[i] == leaf
+        if by_name[name] then names[#names + 1] = name end
+      end
+      if inside and #names > 1 then job.shares = names end
+    end
+  end
+end
+
+-- ---- scales of inputs -----------------------------------------------------------
+
+--- lacks_input_scale(plan) -> the first job that needs the scale of its input and has none | nil
+-- plan.input_scales: module name -> scale (of tensor_group: the global one), or {scale=, zero_point=, global=}.
+function M.lacks_input_scale(p)
+  for _, job in ipairs(p.jobs) do
+    local s = job.action == "quantize" and job.out.scheme
+    if s and scheme_m.static_activations(s) and not (p.input_scales or {})[job.name] then return job end
+  end
+end
+
 -- ---- jobs ---------------------------------------------------------------------
 
 local function copy_of(rec)
@@ -274,7 +313,7 @@ local function set_config(p)
     quantized = quantized or job.out.scheme ~= nil
   end
   if not quantized then return true end
-  local config, msg, code = p.format.config(records, { fused = p.fused })
+  local config, msg, code = p.format.config(records, { fused = p.fused, source = p.model })
   if msg then return nil, msg, code end
   p.quantization_config = config
   return true
@@ -284,6 +323,7 @@ local function finish(p)
   local ok, msg = check_fused(p.jobs, p.fused)
   if not ok then return nil, msg, "einval" end
   local code
+  share_globals(p.jobs, p.fused)
   ok, msg, code = set_config(p)
   if not ok then return nil, msg, code end
   local t = { modules = #p.jobs, quantized = 0, kept = 0, bytes_in = 0, bytes_out = 0, params = 0 }
@@ -307,7 +347,7 @@ local function start(ck, format_name, recipe)
            fused = fused, routers = routers, modules = modules, out_bytes_per_s = 1e9, settled = {}, laid = {} }
 end
 
---- plan(recipe, checkpoint [, {sample = false}]) -> plan | nil, msg, code
+--- plan(recipe, checkpoint [, {input_scales = {}}]) -> plan | nil, msg, code
 -- Decides every module. Refused, each with its sentence: a model that the recipe
 -- isn't for; a linear layer that nothing names; a scheme that the output format or
 -- the shape cannot hold; fused siblings (q/k/v, gate/up) that disagree; modules
@@ -362,6 +402,12 @@ function M.new(recipe, ck, options)
     end
   end
   p.options = options or {}
+  p.input_scales = p.options.input_scales
+  local lacking = M.lacks_input_scale(p)
+  if lacking and not recipe.calibrate then
+    p.notes[#p.notes + 1] = ("%s quantizes inputs by fixed scales: running needs a text to calibrate with, calibrate.text"):format(
+      scheme_m.describe(lacking.out.scheme))
+  end
   return finish(p)
 end
 
@@ -429,6 +475,7 @@ function plan_mt:id()
   end
   add("nibble plan 1") add(nffi.version) add(self.format.name) add(self.shard_bytes) add(tostring(self.dtype))
   if self.recipe then add(recipes.canonical(self.recipe)) add(self.recipe.text or "") end
+  if self.input_scales then add(recipes.canonical(self.input_scales)) end
   for _, t in ipairs(self.model.tensors) do add(t.name) add(t.dtype) add_shape(t.shape) add(t.file or "") end
   for _, job in ipairs(self.jobs) do
     add(job.action) add(job.name)

@@ -83,9 +83,9 @@ local function read_whole(src, rec, q)
   end
   for _, part in ipairs(input_parts(rec.scheme)) do
     local stored = src[part[1]]
-    if part[1] == "input_zero_point" then q[part[3]] = stored:reshape({ 1 }):clone()
+    if part[1] == "input_zero_point" then q[part[3]] = stored and stored:reshape({ 1 }):clone()
     else q[part[3]], msg, code = floats.number(rec, src, part[1]) end
-    if not q[part[3]] then return nil, msg, code end
+    if stored and not q[part[3]] then return nil, msg, code end
   end
   return true
 end

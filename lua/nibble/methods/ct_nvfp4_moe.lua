@@ -207,8 +207,8 @@ function steps.inputs(method, L, m)
   for _, w in ipairs(weight_only(method) and {} or { "w13", "w2" }) do
     local all = m[w .. "_input_global_scale"]
     if form.emulated and method.reduction == "max" and kernels.differs(all) then
-      method:say("warning", ("layer %s: the experts' input global scales differ, and emulation takes the largest factor "
-        .. "for all, which may clip the others; input_reduction = \"per_expert\" keeps each"):format(L.name))
+      method:say("warning", ("layer %s: the experts' input global scales differ, and emulation takes the largest "
+        .. "factor for all, which may clip the others; input_reduction = \"per_expert\" keeps each"):format(L.name))
     end
     m[w .. "_input_scale"] = kernels.input_scale(method.backend, all, method.reduction)
   end

@@ -113,12 +113,10 @@ function M.convert(method, L, m) return convert[M.forms[method.backend][1]](meth
 -- x times rows first+1 .. first+n of an expert's weight [N,k]; block: rows and columns that share a scale.
 local function product(x, weight, scales, block, first, n)
   local k = weight:size(2)
-  return common.product(x, n, k, block[1] < weight:size(1) and block[1] or 1, function(a, b)
-    local out = tensor.new("f32", { b - a + 1, k })
+  return common.product(x, n, k, block[1] < weight:size(1) and block[1] or 1, function(out, a, b)
     local from, to = math.floor((first + a - 1) / block[1]), math.ceil((first + b) / block[1])
     nffi.must(nffi.C.nb_dequantize_float(out, weight:rows(first + a, first + b), scales:rows(from + 1, to), nil,
       block[1], block[2]))
-    return out
   end)
 end
 

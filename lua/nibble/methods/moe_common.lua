@@ -140,8 +140,8 @@ function Base:choose(L)
   local found, msg, code = require("nibble.backends").select({
     consumer = o.consumer or "vllm-0.33", kind = "moe", name = L.name, weight = s, activation = s.activations,
     hidden = L.h, intermediate = L.i, intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp,
-    ep = L.ep, dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit, device = o.device,
-    format = o.format, backend = o.choice, packages = o.packages,
+    ep = L.ep, dtype = L.dtype, activation_fn = L.activation, gated = L.gated, clamp = L.options.limit,
+    device = o.device, format = o.format, backend = o.choice, packages = o.packages,
   }, { change = false, log = function(level, sentence) self:say(level, sentence) end })
   if not found then return nil, msg, code end
   self.backend, self.monolithic = found.backend, found.monolithic or false
@@ -187,22 +187,27 @@ function M.route(L, logits, o)
   local bias = field "score_bias"
   if bias and bias:type() ~= "bf16" then bias = bias:cast "bf16" end
   return moe.route(logits, { top = L.top, scoring = how.scoring, normalize = how.normalize,
-    groups = field "groups" or 0, top_groups = field "top_groups" or 0, bias = bias, scale = field "routed_scale" or 1 })
+    groups = field "groups" or 0, top_groups = field "top_groups" or 0, bias = bias,
+    scale = field "routed_scale" or 1 })
 end
 
 -- ---- products -------------------------------------------------------------------------------
 
---- product(x, n, k, unit, weight [, bias]) -> f32 [m,n] = x weightᵀ + bias
--- weight(a, b) -> f32, f16 or bf16 [b-a+1, k]: rows a..b, from 1; strips are multiples of `unit` rows. The product
--- is taken in float32 over all of k, so it does not depend on the strips.
-function M.product(x, n, k, unit, weight, bias)
-  local rows = math.max(1, math.floor(STRIP / k / unit)) * unit
-  local y = tensor.new("f32", { x:size(1), n })
+--- product(x, n, k, unit, fill [, bias]) -> f32 [m,n] = x weightᵀ + bias
+-- fill(out, a, b): rows a..b, from 1, of the weight [n,k] into out, f32 [b-a+1, k]. Strips are multiples of `unit` rows.
+-- The product is taken in float32 over all of k, so it does not depend on the strips.
+function M.product(x, n, k, unit, fill, bias)
+  local rows = math.min(math.max(1, math.floor(STRIP / k / unit)) * unit, n)
+  local y, strip = tensor.new("f32", { x:size(1), n }), tensor.new("f32", { rows, k })
+  local part = rows < n and tensor.new("f32", { x:size(1), rows }) or y
   for a = 1, n, rows do
     local b = math.min(a + rows - 1, n)
-    local part = b - a + 1 == n and y or tensor.new("f32", { x:size(1), b - a + 1 })
-    compute.gemm(part, x, weight(a, b), bias and bias:rows(a, b))
-    if part ~= y then layer.block(y, a - 1, part, 0, b - a + 1, 1) end
+    local count = b - a + 1
+    local weight = count == rows and strip or strip:rows(1, count)
+    fill(weight, a, b)
+    local out = count == rows and part or tensor.new("f32", { x:size(1), count })
+    compute.gemm(out, x, weight, bias and bias:rows(a, b))
+    if out ~= y then layer.block(y, a - 1, out, 0, count, 1) end
   end
   return y
 end

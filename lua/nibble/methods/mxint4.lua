@@ -1,7 +1,6 @@
 -- methods.mxint4: experts of signed 4-bit integers in groups of 32 as FlashInfer's TensorRT-LLM
 -- kernel reads them: gate and up rows alternate, rows are shuffled for its transposed products, bytes
 -- lie in blocks of 128 along K, scales in the tensor cores' order (SYSTEMS CTM-WNA16-08, CTM-WNA16-14).
-local tensor = require "nibble.tensor"
 local layout = require "nibble.layout"
 local nffi = require "nibble.ffi"
 local common = require "nibble.methods.moe_common"
@@ -88,10 +87,8 @@ end
 local function product(L, w, from, e, x)
   local words, s = unpack_expert(L:get(w .. "_weight_packed")[e + 1], L:get(w .. "_weight_scale")[e + 1], from)
   local n, k = words:size(1), words:size(2) * 8
-  return common.product(x, n, k, 1, function(a, b)
-    local out = tensor.new("f32", { b - a + 1, k })
+  return common.product(x, n, k, 1, function(out, a, b)
     nffi.must(nffi.C.nb_dequantize(out, layout.ct.unpack(words:rows(a, b), 4, k), s:rows(a, b), nil, nil, 4))
-    return out
   end)
 end
 

@@ -73,8 +73,8 @@ local function filled(backend, L, m)
   local want = math.ceil(rows / 128) * 128
   if want == rows then return L.i end
   if L.gated then
-    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; use "
-      .. "an intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
+    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; "
+      .. "use an intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
   end
   local pad = layout.experts.pad
   m.w13, m.w13_scale = pad(m.w13, want, L.h / 2), pad(m.w13_scale, want, L.h / GROUP)
@@ -160,12 +160,10 @@ end
 local function product(x, first, n, bias, weight, scales, divisor)
   local k = weight:size(2) * 2
   x = layout.experts.pad(x, x:size(1), k)
-  return common.product(x, n, k, 1, function(a, b)
+  return common.product(x, n, k, 1, function(out, a, b)
     local bytes = weight:rows(first + a, first + b)
     local codes = layout.ct.unpack(bytes:as("i32", { b - a + 1, k / 8 }), 4, k)
-    local out = tensor.new("f32", { b - a + 1, k })
     nffi.must(nffi.C.nb_dequantize_float(out, codes, scales:rows(first + a, first + b), divisor, 1, GROUP))
-    return out
   end, bias)
 end
 

@@ -193,7 +193,7 @@ local function make_quantized(run, job)
   whole, msg, code = first_pass(run, job, source)
   if msg then return nil, msg, code end
   local h, sums = new_hash(), run.measure and {} or nil
-  local order = scheme.actorder == "group" and actorder.order(run.plan.importance[rec.name]) or nil
+  local order = scheme.actorder == "group" and actorder.order(run.importance[rec.name]) or nil
   local g_idx = order and actorder.g_idx(order, scheme.group)
   local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
   local ok

@@ -49,7 +49,7 @@ M.schema = with(scheme_keys, {
   lm_head = { "boolean", "whether the output head is quantized; a string names its scheme", "string" },
   rules = { "table", "{ pattern, key = value, … }: the first that matches wins" },
   output = { "table", "what is written", schema = {
-    format = { "string", "compressed-tensors, awq, gptq, gptq_v2, plain" },
+    format = { "string", "compressed-tensors, awq, gptq, gptq_v2, fp8, modelopt, plain" },
     shard = { "string", "largest file, as \"5GB\" or bytes", "number" },
   } },
   calibrate = { "table", "text for methods that look at activations", schema = {

@@ -105,11 +105,16 @@ local function no_config(ck, module, suffix)
     ck.name or tostring(ck.path), module, suffix)
 end
 
+-- Scales of the key-value cache lie beside the projections' weights, but are none of theirs: each its own module, so
+-- that they go along whatever becomes of the weight.
+local cache_scales = { k_scale = true, v_scale = true }
+
 -- Module -> its tensors by the name's last part, in the checkpoint's order.
 local function by_module(ck)
   local order, tensors = {}, {}
   for _, info in ipairs(ck.tensors) do
     local module, suffix = text.split_name(info.name)
+    if cache_scales[suffix] then module, suffix = info.name, "" end
     local of = tensors[module]
     if not of then
       of = {}

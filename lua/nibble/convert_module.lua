@@ -64,10 +64,11 @@ end
 -- Calls fn(a, b, q) over rows a..b (1-based, inclusive), q being a tile of that many rows.
 local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
   local n, k = job.rec.n, job.rec.k
-  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype, tostring(g_idx) }, "|")
+  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype }, "|")
   if cache.key ~= key then
-    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype, g_idx)
+    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype)
   end
+  cache.q.g_idx = g_idx
   for a = 1, n, rows do
     nffi.stop_check()
     local b = math.min(n, a + rows - 1)

@@ -940,6 +940,10 @@ int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
  * to the last bin; values outside are not counted. */
 int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
 
+/* sums f64 [k] += the squares of each column of x f32 [m,k], in double; rows in order, so the sums
+ * depend neither on threads nor on how the rows come in batches. */
+int nb_column_squares(nb_tensor *sums, const nb_tensor *x);
+
 typedef struct nb_comparison {
   int64_t numel, max_at, worst_row; /* 0-based; max_at in the flattened tensor */
   int64_t odd;                      /* pairs that differ by a NaN or an infinity: in no sum */

@@ -2,7 +2,7 @@
 -- CTM-W4A8-01, -02, -09, -10, CTM-WNA16-01, -02, -11, C-08.
 local marlin = require "nibble.marlin"
 local backends = require "nibble.backends"
-local support = require "spec.backends_support"
+local support = require "spec.support.backends"
 local with, why, chosen, weight, experts = support.with, support.why, support.chosen, support.weight, support.experts
 
 describe("WNA16 MoE", function()

@@ -3,7 +3,7 @@
 local nb = require "nibble"
 local marlin = require "nibble.marlin"
 local backends = require "nibble.backends"
-local support = require "spec.backends_support"
+local support = require "spec.support.backends"
 local with, why, chosen = support.with, support.why, support.chosen
 local weight, linear, experts = support.weight, support.linear, support.experts
 

@@ -1,7 +1,7 @@
 -- compressed-tensors' weights in bytes: int-, float-, naive-quantized, NVFP4, MXFP4, MXFP8; mixed precision; the
 -- config; what contradicts what (FORMATS 4).
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 local ct = require "nibble.formats.compressed_tensors"
 

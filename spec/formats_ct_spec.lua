@@ -1,6 +1,6 @@
 -- compressed-tensors: config groups, targets, legacy files, contradictions, the config written (FORMATS 4).
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 local ct = require "nibble.formats.compressed_tensors"
 

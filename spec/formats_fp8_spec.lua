@@ -2,7 +2,7 @@
 -- of those that contradict their tensors.
 local nb = require "nibble"
 local files = require "spec.support.files"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 
 local BLOCK = { quant_method = "fp8", activation_scheme = "dynamic", weight_block_size = nb.json.array { 128, 128 } }

@@ -1,6 +1,6 @@
 -- A checkpoint is hostile input: whatever its config and headers say, the answer is a sentence, never a crash.
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 
 local odd = { nb.json.null, "x", "", -1, 0, 0.5, 1e18, 0 / 0, true, false, {}, nb.json.array {}, nb.json.array { 1 },

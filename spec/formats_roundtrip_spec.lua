@@ -1,6 +1,6 @@
 -- Every format's writer and reader are inverses, whatever the tiles (DESIGN 1.1).
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 
 local function tile_sizes(f, rec)

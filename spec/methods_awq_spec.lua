@@ -5,7 +5,7 @@ local layer = require "nibble.methods.layer"
 local awq = require "nibble.methods.awq"
 local awq_marlin = require "nibble.methods.awq_marlin"
 local prepare = require "nibble.methods.marlin".prepare
-local ck = dofile "spec/support/awq.lua"
+local ck = require "spec.support.awq"
 local layout = nb.layout
 
 local function load(L, m, bias)

@@ -2,12 +2,11 @@
 local nb = require "nibble"
 local nffi = require "nibble.ffi"
 local act = require "nibble.act"
-local layer = require "nibble.methods.layer"
 local ct = require "nibble.methods.ct_fp8_moe"
-local support = dofile "spec/experts_support.lua"
+local support = require "spec.support.experts"
 local layout = nb.layout
 
-local H, I, E = 128, 128, 3
+local H, I, E = support.size, support.size, support.count
 
 local function scheme(strategy, o)
   o = o or {}
@@ -36,16 +35,9 @@ local function projection(n, k, o, seed, scale)
 end
 
 local function experts_of(o)
-  local h, i, out = o.h or H, o.i or I, {}
-  for e = 1, o.e or E do
-    local x = { file = {}, float = {} }
-    for j, w in ipairs(o.gated == false and { "w1", "w2" } or { "w1", "w2", "w3" }) do
-      local scale = o.strategy == "tensor" and (w == "w3" and 1 / 256 or 1 / 512) or nil
-      x.file[w], x.float[w] = projection(w == "w2" and h or i, w == "w2" and i or h, o, e * 10 + j, scale)
-    end
-    out[e] = x
-  end
-  return out
+  return support.experts(o, function(n, k, seed, w)
+    return projection(n, k, o, seed, o.strategy == "tensor" and (w == "w3" and 1 / 256 or 1 / 512) or nil)
+  end)
 end
 
 local function new(o)
@@ -54,28 +46,11 @@ local function new(o)
   return ct.new(scheme(o.strategy, o), options)
 end
 
-local function new_layer(o, ranks)
-  local options = { name = "mlp.experts", kind = "moe", dtype = o.dtype or "bf16", experts = o.e or E, hidden = o.h or H,
-    intermediate = o.i or I, top = 2, gated = o.gated, activation = o.activation }
-  for key, value in pairs(ranks or {}) do options[key] = value end
-  return layer.new(options)
-end
-
 local function loaded(o, ranks, experts)
-  local method, L = assert(new(o)), new_layer(o, ranks)
+  local method, L = assert(new(o)), support.layer(o, ranks)
   assert(method:create(L))
-  for e, x in ipairs(experts or experts_of(o)) do
-    for _, w in ipairs { "w1", "w2", "w3" } do
-      if x.file[w] then method:load(L, e - 1, w, x.file[w]) end
-    end
-  end
+  support.load(method, L, experts or experts_of(o))
   return method, L
-end
-
-local function floats(experts)
-  local out = {}
-  for i, x in ipairs(experts) do out[i] = x.float end
-  return out
 end
 
 local weight_only = { MARLIN = true, CPU = true }
@@ -90,7 +65,7 @@ local function error_of(o, tp, ep)
     weights, ids = require("nibble.moe").route(logits, { top = 2, scoring = "softmax" })
   end
   local quantize = not weight_only[o.backend] and a and function(row) return act.quantize_dequantize(row, a, { scale = o.static }) end
-  local want = support.reference(x:cast "f32", weights, ids, floats(experts),
+  local want = support.reference(x:cast "f32", weights, ids, support.weights(experts),
     { quantize = quantize or nil, act = o.activation == "relu2" and function(g) return math.max(g, 0) ^ 2 end or nil })
   local got = support.over_ranks(tp or 1, ep or 1, function(ranks)
     local method, L = loaded(o, ranks, experts)
@@ -153,12 +128,12 @@ describe("ct_fp8_moe", function()
   end)
 
   it("CTM-FP8-04: e4m3 weights per rank; the parameters' dtype is remembered", function()
-    local L = new_layer({ strategy = "channel", dtype = "f16" }, { tp = 2 })
+    local L = support.layer({ strategy = "channel", dtype = "f16" }, { tp = 2 })
     assert(new({ strategy = "channel" }):create(L))
     assert.same({ "f8_e4m3", E, I, H }, { L:get "w13_weight":type(), unpack(L:get "w13_weight":size()) })
     assert.same({ E, H, I / 2 }, L:get "w2_weight":size())
     assert.equal("f16", L.orig_dtype)
-    local ungated = new_layer { strategy = "channel", gated = false }
+    local ungated = support.layer { strategy = "channel", gated = false }
     assert(new({ strategy = "channel" }):create(ungated))
     assert.same({ E, I, H }, ungated:get "w13_weight":size())
   end)
@@ -166,19 +141,19 @@ describe("ct_fp8_moe", function()
   it("CTM-FP8-05: blocks must divide the intermediate size, along K too where ranks cut it", function()
     local function fails(o, ranks, text)
       local m = new { strategy = "block", block = o.block }
-      local ok, msg, code = m:create(new_layer(o, ranks))
+      local ok, msg, code = m:create(support.layer(o, ranks))
       assert.is_nil(ok)
       assert.equal("eunsupported", code)
       assert.matches(text, msg)
     end
     fails({ i = 192 }, {}, "gate/up output size 192 is not a multiple of the block's 128 rows")
     fails({ i = 192, block = { 32, 128 } }, { tp = 2 }, "down input size 96 is not a multiple of the block's 128 columns")
-    assert.is_true(new({ strategy = "block", block = { 32, 128 } }):create(new_layer { i = 192 }))
+    assert.is_true(new({ strategy = "block", block = { 32, 128 } }):create(support.layer { i = 192 }))
   end)
 
   it("CTM-FP8-06: shapes of the scales, 1 until they are loaded", function()
     local function shapes(strategy, o)
-      local L = new_layer(o or {})
+      local L = support.layer(o or {})
       assert(new({ strategy = strategy, block = o and o.block }):create(L))
       assert.equal(1, L:get "w13_weight_scale":get(1))
       assert.equal(strategy, L:param("w2_weight_scale").scale_method)
@@ -193,7 +168,7 @@ describe("ct_fp8_moe", function()
   it("CTM-FP8-07: input scales only when static; w1 and w3 must have the same one", function()
     local method, L = loaded({ strategy = "tensor", static = 0.25 })
     assert.same({ 0.25, 0.25, 0.25 }, L:get "w13_input_scale":totable())
-    local fresh = new_layer {}
+    local fresh = support.layer {}
     assert(method:create(fresh))
     assert.same({ 1, 1, 1 }, fresh:get "w2_input_scale":totable())
     fresh:load_expert("w13_input_scale", nb.tensor("f32", { 1 }, { 0.25 }), "w1", 1)
@@ -214,7 +189,7 @@ describe("ct_fp8_moe", function()
     assert.equal(0, L:get("w2_input_scale").ndim)
     assert.same({ { level = "info", text = "layer mlp.experts: the experts' input scales differ; the largest serves all" } }, method.messages)
     assert.error_matches(function() method:process(L) end, "processed already")
-    assert.error_matches(function() method:process(new_layer {}) end, "not there")
+    assert.error_matches(function() method:process(support.layer {}) end, "not there")
     local over, O = loaded { strategy = "tensor", static = 0.25, options = { reduce_max = function(x) return x * 4 end } }
     assert(over:process(O))
     assert.same({ 1 }, O:get "w2_input_scale":totable())
@@ -327,7 +302,7 @@ describe("ct_fp8_moe", function()
       return (method:apply(L, x, weights, ids))
     end
     local function want(a)
-      return support.reference(x, weights, ids, floats(experts), { quantize = function(row) return act.quantize_dequantize(row, a) end })
+      return support.reference(x, weights, ids, support.weights(experts), { quantize = function(row) return act.quantize_dequantize(row, a) end })
     end
     assert.is_true(support.error(want(scheme("tensor", o).activations), run()) < 2e-3)
     assert.is_true(support.error(want(scheme "block".activations), run { dynamic_tensor_as_group = true }) < 2e-3)
@@ -359,7 +334,7 @@ describe("ct_fp8_moe", function()
   it("CTM-FP8-12, CTM-FP8-13: without a name the oracle chooses; a form that isn't here is said", function()
     local function chosen(strategy, options)
       local m = assert(ct.new(scheme(strategy), options))
-      local ok, msg = m:create(new_layer { h = 256, i = 256, e = 8 })
+      local ok, msg = m:create(support.layer { h = 256, i = 256, e = 8 })
       return ok and m.backend or msg, m
     end
     assert.equal("TRITON", (chosen("block", { device = "sm_90" })))

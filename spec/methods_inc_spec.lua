@@ -5,7 +5,7 @@ local gemm = require "nibble.gemm"
 local layer = require "nibble.methods.layer"
 local inc = require "nibble.methods.inc"
 local inc_ark = require "nibble.methods.inc_ark"
-local ck = dofile "spec/support/awq.lua"
+local ck = require "spec.support.awq"
 local layout = nb.layout
 
 -- A symmetric weight, in both packings.

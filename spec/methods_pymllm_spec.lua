@@ -2,7 +2,7 @@
 local nb = require "nibble"
 local layer = require "nibble.methods.layer"
 local pymllm = require "nibble.methods.pymllm"
-local ck = dofile "spec/support/awq.lua"
+local ck = require "spec.support.awq"
 local layout = nb.layout
 
 local function new(o, options)

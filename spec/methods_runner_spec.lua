@@ -76,6 +76,10 @@ describe("eval through the methods", function()
     end
   end)
 
+  it("CTM-NVFP4-07: NVFP4 experts, gate and up with one global scale", function()
+    same_loss(quantized("nvfp4a16", { scheme = "NVFP4A16", group = false }), "auto", { "ct_nvfp4_moe 3 moe", "reference 12 linear" })
+  end)
+
   it("CTM-W4A8-13: W4A8 experts; without activations nothing reads their bytes", function()
     local ck = quantized("w4a8", { scheme = "W4A8" })
     same_loss(ck, "auto", { "reference 12 linear", "w4a8_moe 3 moe" }, "stored", 1e-3)

@@ -2,7 +2,7 @@
 local nb = require "nibble"
 local gemm = require "nibble.gemm"
 local convert = require "nibble.methods.wna16_convert"
-local support = dofile "spec/experts_support.lua"
+local support = require "spec.support.experts"
 local layout = nb.layout
 
 -- E experts of [K,N]: words, scales, a shuffled g_idx, and the weights [N,K] each stands for.

@@ -3,7 +3,7 @@
 -- INC-18 to INC-20, CTM-SEL-01, C-05, C-19, C-21; the fixture of SYSTEMS 8).
 local nb = require "nibble"
 local checkpoint = require "nibble.checkpoint"
-local process = require "spec.process"
+local command = require "spec.support.command"
 local select_m = require "nibble.select"
 
 local dirs = {}
@@ -473,18 +473,18 @@ describe("explain", function()
   end)
 
   it("is a command, with --json, --force, --strict and clear mistakes", function()
-    local status, out, err = process.run { "explain", listed, "down_proj", "--consumer", "document-era", "--json" }
-    assert.same({ 0, "" }, { status, err })
-    local doc = assert(nb.json.decode(out))
+    local r = command.run { "explain", listed, "down_proj", "--consumer", "document-era", "--json" }
+    assert.same({ 0, "" }, { r.status, r.err })
+    local doc = assert(nb.json.decode(r.out))
     assert.same({ 2, "fallback", "awq", "AWQ-15" }, { #doc.layers, doc.layers[1].action, doc.layers[1].method, doc.layers[1].requirement })
     assert.equal("config.json:quantization_config", doc.config)
     assert.equal(2, #doc.warnings)
-    status, out = process.run { "explain", listed, "layers.1.self_attn.o_proj", "--force", "plain", "--consumer", "document-era" }
-    assert.equal(0, status)
-    assert.matches("awq (forced)  the user forces plain  [AWQ-17]", out, 1, true)
-    status, out = process.run { "explain", listed, "--consumer", "document-era", "--strict" }
-    assert.equal(0, status)
-    assert.matches("2 refused", out, 1, true)
+    r = command.run { "explain", listed, "layers.1.self_attn.o_proj", "--force", "plain", "--consumer", "document-era" }
+    assert.equal(0, r.status)
+    assert.matches("awq (forced)  the user forces plain  [AWQ-17]", r.out, 1, true)
+    r = command.run { "explain", listed, "--consumer", "document-era", "--strict" }
+    assert.equal(0, r.status)
+    assert.matches("2 refused", r.out, 1, true)
     for _, case in ipairs {
       { { "explain", listed, "--consumer", "vlm" }, "unknown consumer vlm" },
       { { "explain", listed, "--device", "sm" }, "expected sm_75 to sm_120" },
@@ -494,15 +494,15 @@ describe("explain", function()
       { { "explain", listed, "--tp", "0" }, "--tp expects a whole number" },
       { { "explain", listed, "--consmer", "x" }, 'did you mean "--consumer"?' },
     } do
-      status, out, err = process.run(case[1])
-      assert.same({ 2, "" }, { status, out })
-      assert.matches(case[2], err, 1, true)
+      r = command.run(case[1])
+      assert.same({ 2, "" }, { r.status, r.out })
+      assert.matches(case[2], r.err, 1, true)
     end
-    status, out = process.run { "explain", "--help" }
-    assert.equal(0, status)
-    assert.matches("--backend NAME", out, 1, true)
-    local _, whole = process.run { "--help" }
-    assert.matches("explain   which method and kernel a consumer gives each layer", whole, 1, true)
+    r = command.run { "explain", "--help" }
+    assert.equal(0, r.status)
+    assert.matches("--backend NAME", r.out, 1, true)
+    local whole = command.run { "--help" }
+    assert.matches("explain   which method and kernel a consumer gives each layer", whole.out, 1, true)
   end)
 end)
 
@@ -535,16 +535,15 @@ describe("a plan at a consumer", function()
   end)
 
   it("is a command: plan --consumer --device --tp", function()
-    local status, out = process.run { "plan", "recipes/llama-w4a16.lua", "spec/models/tiny-llama", "--consumer", "vllm-0.33",
+    local r = command.run { "plan", "recipes/llama-w4a16.lua", "spec/models/tiny-llama", "--consumer", "vllm-0.33",
       "--device", "sm_90", "--tp", "2", "--json" }
-    assert.equal(0, status)
-    local doc = assert(nb.json.decode(out))
+    assert.equal(0, r.status)
+    local doc = assert(nb.json.decode(r.out))
     local backends = {}
     for _, m in ipairs(doc.modules) do if m.backend then backends[m.backend] = true end end
     assert.same({ marlin = true }, backends) -- the recipe prefers it
-    local err
-    status, out, err = process.run { "plan", "recipes/llama-w4a16.lua", "spec/models/tiny-llama", "--consumer", "vllm-9" }
-    assert.same({ 2, "" }, { status, out })
-    assert.matches("unknown consumer vllm-9", err, 1, true)
+    r = command.run { "plan", "recipes/llama-w4a16.lua", "spec/models/tiny-llama", "--consumer", "vllm-9" }
+    assert.same({ 2, "" }, { r.status, r.out })
+    assert.matches("unknown consumer vllm-9", r.err, 1, true)
   end)
 end)

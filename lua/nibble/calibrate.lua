@@ -1,8 +1,10 @@
 -- calibrate: what a model's layers see of a text: the range of each linear layer's input, for the scales that are
--- stored because they cannot be made at run time (FP8 and int8 by tensor, NVFP4's global scale).
+-- stored because they cannot be made at run time (FP8 and int8 by tensor, NVFP4's global scale); and how large each
+-- column of it is, for codes in activation order (actorder).
 --
 -- The float model runs over windows of the text, batch by batch. Ranges only grow, so a run that stopped goes on with
--- the batch after the last one it wrote down, and ends with the same numbers.
+-- the batch after the last one it wrote down, and ends with the same numbers. Sums of columns are not written down: a
+-- run that needs them begins again.
 local act = require "nibble.act"
 local ffi = require "ffi"
 local json = require "nibble.json"
@@ -80,6 +82,33 @@ local function observer(ranges, wanted, changed)
   end
 end
 
+-- Adds the squares of x's columns to what is known of the modules that see it: one tensor for those that see the same.
+local function adder(sums, wanted)
+  return function(x, names)
+    local t
+    for _, name in ipairs(names) do t = t or sums[name] end
+    local added
+    for _, name in ipairs(names) do
+      if wanted[name] and x:size(1) > 0 then
+        t = t or tensor.new("f64", { x:size(2) })
+        sums[name] = sums[name] or t
+        if not added then nffi.must(C.nb_column_squares(t, x)) end
+        added = true
+      end
+    end
+    return true
+  end
+end
+
+-- Both at once.
+local function both(a, b)
+  return function(x, names)
+    local ok, msg, code = a(x, names)
+    if not ok then return nil, msg, code end
+    return b(x, names)
+  end
+end
+
 local function hash_of(ids)
   local hex = ffi.new "char[33]"
   nffi.must(C.nb_tensor_hash(hex, ids))
@@ -87,7 +116,8 @@ local function hash_of(ids)
 end
 
 --- ranges(ck, wanted, options) -> {name -> {lo, hi}} | nil, msg, code
--- wanted: module name -> true. options: those of windows(), and for a run that goes on: before = {batches =, ranges =,
+-- wanted: module name -> true. options: sums = {}, of = {name -> true}: where the sums of the squares of these modules'
+-- input columns go, f64 [k]; else those of windows(), and for a run that goes on: before = {batches =, ranges =,
 -- hash =} as `after` wrote it down; after(batch, batches, changed, hash) -> true | nil, msg, code, called after each
 -- batch with the ranges that grew; progress{done =, total = (batches), tokens =, seconds =}. Modules that no token reached have no range.
 function M.ranges(ck, wanted, o)
@@ -102,11 +132,14 @@ function M.ranges(ck, wanted, o)
   if before.hash and before.hash ~= hash then
     return nil, "calibrate: the text is not the one that the run began with; give that one, or another folder", "einval"
   end
+  if o.sums then before = {} end
   local ranges, batches = before.ranges or {}, math.ceil(n / batch)
+  local add = o.sums and adder(o.sums, o.of)
   for i = (before.batches or 0) + 1, batches do
     nffi.stop_check()
     local changed = {}
     model.observe = observer(ranges, wanted, changed)
+    if add then model.observe = both(model.observe, add) end
     local part = ids:rows((i - 1) * batch + 1, math.min(n, i * batch))
     local x
     x, msg, code = model:hidden(part:reshape { part:numel() }, length)
@@ -131,6 +164,18 @@ function M.wanted(plan)
     if a and act.needs(a) and not (plan.input_scales and plan.input_scales[job.name]) then
       out = out or {}
       out[job.name] = a
+    end
+  end
+  return out
+end
+
+--- ordered(plan) -> {name -> true} | nil: the modules to be quantized in activation order.
+function M.ordered(plan)
+  local out
+  for _, job in ipairs(plan.jobs) do
+    if job.action == "quantize" and job.out.scheme.actorder == "group" then
+      out = out or {}
+      out[job.name] = true
     end
   end
   return out
@@ -172,17 +217,37 @@ local function of_siblings(ranges, name)
 end
 nffi.interpreted(of_siblings)
 
---- of_plan(plan, {journal=, lines=, progress=}) -> {name -> {scale=, zero_point=, global=}} | nil, msg, code
--- The numbers of every module that needs them: plan.input_scales', the others by the recipe's `calibrate`. journal:
+-- The same of columns' sums.
+local function sums_of_siblings(sums, name)
+  local before, after = name:match "^(.*%.experts%.)%d+(%..*)$"
+  local out, seen = nil, {}
+  for other, t in pairs(sums) do
+    local a, b = other:match "^(.*%.experts%.)%d+(%..*)$"
+    if a and a == before and b == after then seen[#seen + 1] = other end
+    out = out or a == before and b == after and tensor.new("f64", t:size()) or nil
+  end
+  table.sort(seen)
+  for _, other in ipairs(seen) do
+    local from, to = sums[other]:ptr(), out:ptr()
+    for i = 0, out:numel() - 1 do to[i] = to[i] + from[i] end
+  end
+  return out
+end
+nffi.interpreted(sums_of_siblings)
+
+--- of_plan(plan, {journal=, lines=, progress=}) -> {name -> {scale=, zero_point=, global=}}, {name -> f64 [k]} | nil, msg, code
+-- The numbers of every module that needs them: plan.input_scales', the others by the recipe's `calibrate`; and the
+-- importance of the columns of those in activation order: the sum of the squares of their inputs. journal:
 -- where ranges are written down batch by batch; lines: what it held. Modules that see the same input (q, k and v; gate
 -- and up) get the same numbers.
 function M.of_plan(plan, o)
-  local out, wanted = {}, M.wanted(plan)
+  local out, wanted, ordered = {}, M.wanted(plan), M.ordered(plan)
   for _, job in ipairs(plan.jobs) do out[job.name] = plan.input_scales and plan.input_scales[job.name] end
-  if not wanted then return out end
+  if not wanted and not ordered then return out, {} end
+  wanted = wanted or {}
   local c = plan.recipe and plan.recipe.calibrate or {}
   local settings = { text = c.text, ids = c.ids, samples = c.samples, length = c.length, seed = c.seed,
-    progress = o.progress, before = o.lines and remembered(o.lines) or nil }
+    progress = o.progress, before = o.lines and remembered(o.lines) or nil, sums = ordered and {}, of = ordered }
   settings.after = o.journal and function(batch, _, changed, hash) return o.journal:append(line_of(batch, hash, changed)) end
   local ranges, msg, code = M.ranges(plan.model, wanted, settings)
   if not ranges then return nil, msg, code end
@@ -194,8 +259,16 @@ function M.of_plan(plan, o)
         job.name), "einval"
     end
     if a then out[job.name] = act.calibrated(a, r[1], r[2]) end
+    if ordered and ordered[job.name] then
+      local sums = settings.sums[job.name] or sums_of_siblings(settings.sums, job.name)
+      if not sums then
+        return nil, ("%s: no token of the calibration text reached it, so its columns have no order; give more text"):format(
+          job.name), "einval"
+      end
+      settings.sums[job.name] = sums
+    end
   end
-  return out
+  return out, settings.sums or {}
 end
 
 return M

@@ -277,9 +277,9 @@ local function execute(run, dir)
   local plan = run.plan
   local ok, msg, code = copy_side_files(run, dir)
   if not ok then return nil, msg, code end
-  run.input_scales, msg, code = calibrate.of_plan(plan, { journal = run.journal, lines = run.journal.lines,
+  run.input_scales, run.importance, code = calibrate.of_plan(plan, { journal = run.journal, lines = run.journal.lines,
     progress = run.progress and calibration_progress(run) })
-  if not run.input_scales then return nil, msg, code end
+  if not run.input_scales then return nil, run.importance, code end
   run.writer, msg, code = checkpoint.writer { dir = dir, tensors = all_tensors(plan), shard_bytes = plan.shard_bytes,
     metadata = { format = "pt" }, resume = run.state == "resume" }
   if not run.writer then return nil, msg, code end
@@ -312,9 +312,12 @@ function M.execute(plan, dir, options)
   local certificate = state == "complete" and msg
   local accept = plan.recipe and plan.recipe.accept or {}
   local lacking = plans.lacks_input_scale(plan)
-  if lacking and not certificate and not (plan.recipe and plan.recipe.calibrate) then
-    return nil, ("%s: %s needs the scale of the layer's input, which comes from calibration: name a text in the recipe's "
-      .. "`calibrate` (--set calibrate.text=FILE)"):format(lacking.name, scheme_m.describe(lacking.out.scheme)), "einval"
+  local text = plan.recipe and plan.recipe.calibrate or {}
+  if lacking and not certificate and not (text.text or text.ids) then
+    local what = scheme_m.static_activations(lacking.out.scheme) and "the scale of the layer's input"
+      or "how large the layer's inputs are"
+    return nil, ("%s: %s needs %s, which comes from calibration: name a text in the recipe's "
+      .. "`calibrate` (--set calibrate.text=FILE)"):format(lacking.name, scheme_m.describe(lacking.out.scheme), what), "einval"
   end
   local by_name = {}
   for _, job in ipairs(plan.jobs) do by_name[job.name] = job end

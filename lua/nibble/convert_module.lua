@@ -64,10 +64,11 @@ end
 -- Calls fn(a, b, q) over rows a..b (1-based, inclusive), q being a tile of that many rows.
 local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
   local n, k = job.rec.n, job.rec.k
-  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype, tostring(g_idx) }, "|")
+  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype }, "|")
   if cache.key ~= key then
-    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype, g_idx)
+    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype)
   end
+  cache.q.g_idx = g_idx
   for a = 1, n, rows do
     nffi.stop_check()
     local b = math.min(n, a + rows - 1)
@@ -193,7 +194,7 @@ local function make_quantized(run, job)
   whole, msg, code = first_pass(run, job, source)
   if msg then return nil, msg, code end
   local h, sums = new_hash(), run.measure and {} or nil
-  local order = scheme.actorder == "group" and actorder.order(run.plan.importance[rec.name]) or nil
+  local order = scheme.actorder == "group" and actorder.order(run.importance[rec.name]) or nil
   local g_idx = order and actorder.g_idx(order, scheme.group)
   local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
   local ok

@@ -207,12 +207,14 @@ end
 
 -- ---- scales of inputs -----------------------------------------------------------
 
---- lacks_input_scale(plan) -> the first job that needs the scale of its input and has none | nil
+--- lacks_input_scale(plan) -> the first job that needs the scale of its input and has none, or the order of its columns
+-- (actorder = "group") | nil
 -- plan.input_scales: module name -> scale (of tensor_group: the global one), or {scale=, zero_point=, global=}.
 function M.lacks_input_scale(p)
   for _, job in ipairs(p.jobs) do
     local s = job.action == "quantize" and job.out.scheme
     if s and scheme_m.static_activations(s) and not (p.input_scales or {})[job.name] then return job end
+    if s and s.actorder == "group" then return job end
   end
 end
 
@@ -404,9 +406,11 @@ function M.new(recipe, ck, options)
   p.options = options or {}
   p.input_scales = p.options.input_scales
   local lacking = M.lacks_input_scale(p)
-  if lacking and not recipe.calibrate then
-    p.notes[#p.notes + 1] = ("%s quantizes inputs by fixed scales: running needs a text to calibrate with, calibrate.text"):format(
-      scheme_m.describe(lacking.out.scheme))
+  local calibrate = recipe.calibrate or {}
+  if lacking and not (calibrate.text or calibrate.ids) then
+    p.notes[#p.notes + 1] = ("%s %s: running needs a text to calibrate with, calibrate.text"):format(
+      scheme_m.describe(lacking.out.scheme), scheme_m.static_activations(lacking.out.scheme)
+      and "quantizes inputs by fixed scales" or "orders columns by their inputs")
   end
   return finish(p)
 end

@@ -117,7 +117,7 @@ end
 local calibrate_least = { samples = 1, length = 2, seed = 0 }
 
 local function calibrate_fault(c)
-  if (c.text == nil) == (c.ids == nil) then return "needs either text or ids, and not both" end
+  if c.text ~= nil and c.ids ~= nil then return "text and ids are both there; it takes one of them" end
   for _, key in ipairs { "samples", "length", "seed" } do
     local v, least = c[key], calibrate_least[key]
     if v and not (v >= least and v == math.floor(v) and v < 2 ^ 31) then

@@ -11,7 +11,6 @@ local layers = require "nibble.select.layers"
 local kernels = require "nibble.select.kernels"
 local scheme_m = require "nibble.scheme"
 local formats = require "nibble.formats"
-local suggest = require "nibble.suggest"
 local text = require "nibble.text"
 
 local M = {}
@@ -135,7 +134,7 @@ function M.new(from, target)
   local device
   device, msg, code = device_of(t.device or "sm_80")
   if not device then
-    return nil, msg .. suggest.hint(tostring(t.device), devices), code
+    return nil, msg .. text.hint(tostring(t.device), devices), code
   end
   local rule = rules[consumer.name] or rules.default
   if rule.platform and rule.platform ~= device.platform then
@@ -305,7 +304,7 @@ function methods.of(s, name)
     add(l.name)
     for _, rec in ipairs(l.members) do add(rec.name) end
   end
-  return nil, ("%s has no module %q%s"):format(s.from.name, name, suggest.hint(name, names)), "einval"
+  return nil, ("%s has no module %q%s"):format(s.from.name, name, text.hint(name, names)), "einval"
 end
 
 --- selection:grep(pattern) -> array of decisions whose layer or one of whose modules matches | nil, msg, code

@@ -30,7 +30,6 @@ local tensor = require "nibble.tensor"
 local nffi = require "nibble.ffi"
 local scheme = require "nibble.scheme"
 local regex = require "nibble.regex"
-local suggest = require "nibble.suggest"
 local text = require "nibble.text"
 local units = require "nibble.units"
 local common = require "nibble.formats.common"
@@ -217,7 +216,7 @@ function M.record(ck, name)
   if not all then return nil, msg, code end
   local rec = all.by_name[name] or all.by_name[(name:gsub("%.weight$", ""))]
   if rec then return rec end
-  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name, suggest.hint(name, lookalikes(all, name))),
+  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name, text.hint(name, lookalikes(all, name))),
     "einval"
 end
 

@@ -1,6 +1,7 @@
 -- methods: the systems' methods by name, which of them can take a checkpoint's layer, and
 -- running layers through them: parameters made, loaded, processed, applied (methods.runner).
 local common = require "nibble.formats.common"
+local text = require "nibble.text"
 
 local M = {}
 
@@ -34,7 +35,7 @@ end
 --- get(name) -> the method's module (its new, create, process, apply) | nil, msg, code
 function M.get(name)
   if not by_name[name] then
-    return nil, ("unknown method %q%s"):format(tostring(name), require("nibble.text").did_you_mean(tostring(name), M.names())), "einval"
+    return nil, ("unknown method %q%s"):format(tostring(name), text.did_you_mean(tostring(name), M.names())), "einval"
   end
   return require("nibble.methods." .. name)
 end

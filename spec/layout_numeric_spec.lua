@@ -1,5 +1,6 @@
 -- Numbers for 8-bit activations, activation quantization, scale folding (MRL-40 to MRL-48), AWQ to GPTQ (INC-11).
 local nb = require "nibble"
+local nffi = require "nibble.ffi"
 local bit = require "bit"
 local layout = nb.layout
 local marlin = layout.marlin
@@ -95,6 +96,9 @@ describe("fp8 preprocess", function()
     end
     assert.equal(want, out:get(7))
     assert.is_true(marlin.repack(out, 4, true):equal(marlin.fp8_preprocess(marlin.repack(words, 4, true))))
+    nffi.C.nb_cpu_limit(0)
+    assert.is_true(marlin.fp8_preprocess(words):equal(out))
+    nffi.C.nb_cpu_limit(-1)
     local copy = words:clone()
     assert.is_true(marlin.fp8_preprocess(copy, nil, { in_place = true }):equal(out))
     assert.is_true(copy:equal(out))

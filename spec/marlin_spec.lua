@@ -119,6 +119,12 @@ describe("marlin", function()
     local ok, msg = marlin.check_workspace(marlin.workspace(100), { sms = 132 })
     assert.is_nil(ok)
     assert.matches("has 100 words, the kernel needs 132", msg)
+    -- A mixture's: never more than 4 blocks a multiprocessor.
+    local moe = { sms = 132, n = 8192, sorted_ids = 1024, block_m = 16 }
+    assert.is_true(marlin.check_workspace(marlin.workspace(132, 4), moe))
+    assert.matches("has 527 words, the kernel needs 528", select(2, marlin.check_workspace(marlin.workspace(527), moe)))
+    assert.matches("has 63 words, the kernel needs 64", select(2, marlin.check_workspace(marlin.workspace(63),
+      { sms = 132, n = 1024, sorted_ids = 64, block_m = 16 })))
     assert.is_true(marlin.check_workspace(marlin.workspace(64), { sms = 132, n = 1024, sorted_ids = 64, block_m = 16 }))
   end)
 
@@ -131,6 +137,7 @@ describe("marlin", function()
     assert.same({ 64, 256 }, size(64, 192, 64))
     assert.same({ 64, 384 }, size(64, 200, 96))   -- lcm(128, 96) = 384
     assert.same({ 128, 192 }, size(100, 192, 96)) -- lcm(64, 96) = 192
+    assert.same({ 128, 192 }, size(64, 192, 96))  -- 64 x 384 has the same area and a larger sum
     assert.same({ 256, 320 }, size(256, 300, -1)) -- one group divides every K
     assert.same({ 128, 192, 192 }, { marlin.padded_intermediate(72, -1), marlin.padded_intermediate(100, 96),
       marlin.padded_intermediate(192, 64) })

@@ -72,7 +72,7 @@ return {
   { number = "AWQ-38", file = "lua/nibble/methods/awq_marlin_moe.lua", spec = "spec/methods_awq_moe_spec.lua",
     from = 'self.compat.silu_always and "silu" or L.activation', to = '"silu"' },
   { number = "AWQ-39", file = "lua/nibble/methods/moe_wna16.lua", spec = "spec/methods_awq_moe_spec.lua",
-    from = 'bias = bias and L:get(w .. "_bias") and expert(L:get(w .. "_bias"), e) or nil,', to = "bias = nil," },
+    from = 'bias = bias and L:get(w .. "_bias") and L:get(w .. "_bias")[e + 1] or nil,', to = "bias = nil," },
   { number = "AWQ-40", file = "lua/nibble/methods/moe_wna16.lua", spec = "spec/methods_awq_moe_spec.lua",
     from = "layout.gptq.unpack_zeros(words, bits, true,", to = "layout.gptq.unpack_zeros(words, bits, false," },
 }

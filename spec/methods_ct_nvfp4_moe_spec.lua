@@ -309,10 +309,12 @@ describe("ct_nvfp4_moe", function()
     local x = support.floats(2, H, 1)
     local weights, ids = support.routed(2, 2, E)
     assert.error_matches(function() method:apply(L, x, weights, ids) end, "layer mlp.experts: apply before the weights are processed")
-    assert.error_matches(function() method:apply_monolithic(L, x, x) end, "layer mlp.experts: ct_nvfp4_moe with the backend VLLM_CUTLASS takes routed tokens; call apply")
+    assert.error_matches(function() method:apply_monolithic(L, x, x) end,
+      "layer mlp.experts: ct_nvfp4_moe with the backend VLLM_CUTLASS takes routed tokens; call apply")
     assert.error_matches(function() method:prepare_finalize() end, "ct_nvfp4_moe sets up its own kernel")
     local trtllm, T = loaded { backend = "FLASHINFER_TRTLLM" }
-    assert.error_matches(function() trtllm:apply(T, x, weights, ids) end, "layer mlp.experts: ct_nvfp4_moe with the backend FLASHINFER_TRTLLM routes by itself; call apply_monolithic")
+    assert.error_matches(function() trtllm:apply(T, x, weights, ids) end,
+      "layer mlp.experts: ct_nvfp4_moe with the backend FLASHINFER_TRTLLM routes by itself; call apply_monolithic")
     assert.error_matches(function() trtllm:apply_monolithic(T, x, support.floats(2, E, 1)) end, "before the weights are processed")
     assert(method:process(L))
     L.options.shared_experts = function(t) return t end

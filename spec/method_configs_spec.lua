@@ -273,11 +273,6 @@ describe("GPTQ's config", function()
     assert.is_nil(c:method { name = "lm_head", kind = "lm_head", n = 64, k = 64 })
     local moe = c:method(experts("l3.experts", 192, 256))
     assert.same({ "fallback", "moe_wna16" }, { moe.action, moe.method })
-    assert.equal("gptq_marlin", of(nil, experts("e.experts", 256, 256)).method)
-    assert.equal("refuse", of({ sym = false }, experts("e.experts", 256, 256)).action)
-    -- Marlin's uint4 goes with zero-points, and plain AWQ takes 4 bits.
-    assert.same({ "fallback", "awq" }, { of(with { sym = true }).action, of(with { sym = true }).method })
-    assert.same({ "refuse", "INC-19" }, { of(with { bits = 8 }).action, of(with { bits = 8 }).requirement })
   end)
 end)
 

@@ -242,7 +242,8 @@ end
 
 --- config:method(layer [, {fused =, platform = "cuda", capability =, backend =, packages =}])
 -- -> {action, method, reason, requirement, resolved =} | nil where the class says nothing | nil, msg, code
--- backend: the user's, else the file's; packages: as backends.select's ("auto_round_kernel" is ARK). layer as in awq_config. (INC-05, INC-06, INC-18 to INC-20)
+-- backend: the user's, else the file's; packages: as backends.select's ("auto_round_kernel" is ARK); layer as in
+-- awq_config. (INC-05, INC-06, INC-18 to INC-20)
 function config_mt.__index.method(c, layer, options)
   local o = options or {}
   if layer.kind ~= "linear" and layer.kind ~= "lm_head" and layer.kind ~= "moe" then return nil end

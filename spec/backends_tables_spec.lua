@@ -217,7 +217,7 @@ describe("the other consumers", function()
     local told = {}
     local r = assert(backends.select(base, { log = function(level, m) told[#told + 1] = level .. " " .. m end }))
     assert.equal("w4a16", r.backend)
-    assert.matches("debug w4a16: ARK is not there: the default XPU path", table.concat(told, "\n"))
+    assert.matches("debug w4a16: the XPU's own path, where ARK is not", table.concat(told, "\n"))
     assert.equal("ark", chosen(with(base, ark, { weight = weight { bits = 2 } })))
     local _, msg = chosen(with(base, { weight = weight { bits = 2 } }))
     assert.matches("ark: needs the package auto_round_kernel", msg)

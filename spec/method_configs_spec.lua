@@ -407,6 +407,8 @@ describe("INC's config", function()
 
   local layer = linear("model.x", 128, 128)
 
+  local ARK = { packages = { auto_round_kernel = true } }
+
   it("INC-18: on the XPU and the CPU takes what their kernels take", function()
     local function of(more, o, l)
       o = o or {}
@@ -414,23 +416,22 @@ describe("INC's config", function()
       return assert(new(more):method(l or layer, o))
     end
     assert.equal("inc_xpu", of().method)
-    assert.matches("ARK is not there (no library)", of(nil, { ark = { error = "no library" } }).reason, 1, true)
-    assert.equal("inc_ark", of(nil, { ark = { available = true } }).method)
+    assert.equal("inc_ark", of(nil, ARK).method)
     assert.equal("refuse", of({ bits = 8 }).action)
     assert.equal("refuse", of({ sym = false }).action)
-    assert.matches("2 bits need ARK: no library", of({ bits = 2 }, { ark = { error = "no library" } }).reason, 1, true)
-    assert.equal("inc_ark", of({ bits = 2 }, { ark = { available = true } }).method)
-    assert.matches("ARK was asked for and is not there", of(nil, { backend = "ark" }).reason, 1, true)
-    assert.equal("inc_xpu", of(nil, { backend = "w4a16", ark = { available = true } }).method)
-    assert.matches("w4a16 takes 4 bits only", of({ bits = 2 }, { backend = "w4a16" }).reason, 1, true)
+    assert.matches("ark: needs the package auto_round_kernel", of({ bits = 2 }).reason, 1, true)
+    assert.equal("inc_ark", of({ bits = 2 }, ARK).method)
+    assert.matches("(backend ark, 4 bits, symmetric, group 128): ark: needs the package", of(nil, { backend = "ark" }).reason, 1, true)
+    assert.equal("inc_xpu", of(nil, { backend = "w4a16", packages = ARK.packages }).method)
+    assert.matches("takes symmetric weights of 4 bits only, found 2 bits", of({ bits = 2 }, { backend = "w4a16" }).reason, 1, true)
     local w4a8 = of(nil, { backend = "w4a8" })
     assert.equal("inc_xpu_w4a8", w4a8.method)
-    assert.matches("under 512 tokens it computes as w4a16", w4a8.reason, 1, true)
-    assert.matches("w4a8 needs a group size above 0 that 32 divides", of({ group_size = -1 }, { backend = "w4a8" }).reason, 1, true)
-    assert.matches("w4a8 needs sizes that 8 divides, found 12×128", of(nil, { backend = "w4a8" }, linear("x", 12, 128)).reason, 1, true)
+    assert.matches("fewer than 512 tokens run as w4a16", w4a8.reason, 1, true)
+    assert.matches("takes groups, not channels: found the group size -1", of({ group_size = -1 }, { backend = "w4a8" }).reason, 1, true)
+    assert.matches("needs N of a multiple of 8, found 12", of(nil, { backend = "w4a8" }, linear("x", 12, 128)).reason, 1, true)
     assert.equal("wna16", of(nil, { platform = "cpu" }).method)
-    assert.equal("inc_ark", of(nil, { platform = "cpu", ark = { available = true } }).method)
-    assert.matches("the CPU takes GPTQ packing, 4 bits", of({ packing_format = "auto_round:auto_awq" }, { platform = "cpu" }).reason, 1, true)
+    assert.equal("inc_ark", of(nil, { platform = "cpu", packages = ARK.packages }).method)
+    assert.matches("takes the layout gptq, found awq", of({ packing_format = "auto_round:auto_awq" }, { platform = "cpu" }).reason, 1, true)
     assert.equal("wna16", of({ bits = 3 }, { platform = "cuda" }).method)
     local ok, msg = new():method(layer, { backend = "marlni" })
     assert.is_nil(ok)
@@ -445,33 +446,38 @@ describe("INC's config", function()
     local function of(more, l) return assert(new(more):method(l or layer, { capability = 80 })) end
     assert.same({ "gptq_marlin", "uint4b8" }, { of().method, of().type })
     assert.equal("uint8b128", of({ bits = 8 }).type)
-    assert.matches("only 4 and 8 bits, symmetric, are supported", of({ sym = false }).reason, 1, true)
-    assert.matches("only 4 and 8 bits", of({ group_size = 16 }).reason, 1, true)
+    assert.matches("takes symmetric weights of 4 or 8 bits only, found 4 bits, asymmetric", of({ sym = false }).reason, 1, true)
+    assert.matches("takes the group sizes -1, 32, 64 or 128, found 16", of({ group_size = 16 }).reason, 1, true)
     local packed = { packing_format = "auto_round:auto_awq", sym = false }
+    local function with(more) return { packing_format = packed.packing_format, sym = more.sym or false, bits = more.bits } end
     assert.same({ "awq_marlin", "uint4" }, { of(packed).method, of(packed).type })
     packed.group_size = 16
     local plain = of(packed)
     assert.same({ "fallback", "awq" }, { plain.action, plain.method })
     assert.matches("model.x: Marlin does not take it (", plain.warning, 1, true)
-    assert.matches("group size 16: -1, 32, 64, 128 are supported): falling back to unoptimized AWQ", plain.warning, 1, true)
+    assert.matches("takes the group sizes -1, 32, 64 or 128, found 16): falling back to unoptimized AWQ", plain.warning, 1, true)
     local moe = of(nil, experts("e.experts", 192, 256))
     assert.same({ "fallback", "moe_wna16" }, { moe.action, moe.method })
-    assert.matches("Marlin does not take it: the hidden size 192 is not a multiple of 128", moe.reason, 1, true)
+    assert.matches("Marlin does not take it: ", moe.reason, 1, true)
+    assert.equal("gptq_marlin", of(nil, experts("e.experts", 256, 256)).method)
+    assert.equal("refuse", of({ sym = false }, experts("e.experts", 256, 256)).action)
+    -- Marlin's uint4 goes with zero-points, and plain AWQ takes 4 bits.
+    assert.same({ "fallback", "awq" }, { of(with { sym = true }).action, of(with { sym = true }).method })
+    assert.same({ "refuse", "INC-19" }, { of(with { bits = 8 }).action, of(with { bits = 8 }).requirement })
   end)
 
   it("INC-20: names layer, backend, bits, symmetry and group in every refusal", function()
     local d = new({ sym = false, bits = 8 }):method(layer, { platform = "xpu", backend = "w4a8" })
-    assert.matches("model.x (backend w4a8, 8 bits, asymmetric, group 128): the XPU takes 2 or 4 bits, symmetric", d.reason, 1, true)
+    assert.matches("model.x (backend w4a8, 8 bits, asymmetric, group 128): w4a8: takes symmetric weights of 4 bits only", d.reason, 1, true)
     -- {config, backend, platform, layer}: one for each refusal
-    local no = { error = "no library" }
     for _, case in ipairs {
       { {}, "w4a8", "xpu", linear("model.x", 12, 128) }, { { group_size = 16 }, "w4a8", "xpu" }, { { bits = 2 }, "w4a16", "xpu" },
       { {}, "ark", "xpu" }, { { bits = 2 }, "auto", "xpu" }, { {}, "ark", "cpu" }, { { bits = 8 }, "auto", "cpu" },
-      { { bits = 3, sym = false }, "marlin", "cuda" }, { { sym = false }, "gptq", "cuda" }, { { group_size = 16 }, "gptq:marlin", "cuda" },
+      { { sym = false }, "gptq", "cuda" }, { { group_size = 16 }, "gptq:marlin", "cuda" },
       { {}, "best", "cuda" }, { {}, "auto", "tpu" },
     } do
       local config = new(case[1])
-      local found, msg = config:method(case[4] or layer, { platform = case[3], backend = case[2], capability = 80, ark = no })
+      local found, msg = config:method(case[4] or layer, { platform = case[3], backend = case[2], capability = 80 })
       if found then
         assert.equal("refuse", found.action)
         msg = found.reason

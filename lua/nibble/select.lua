@@ -244,9 +244,7 @@ end
 function methods.options(s)
   return { fused = s.fused, mode = s.skip_mode, platform = s.platform, capability = s.capability,
     policy = s.target.policy or s.rule.policy, actorder = s.actorder,
-    backend = s.class == "inc" and s.target.backend or nil,
-    ark = s.target.packages and s.target.packages.auto_round_kernel ~= nil
-      and { available = s.target.packages.auto_round_kernel, error = "it is not installed" } or nil }
+    backend = s.class == "inc" and s.target.backend or nil, packages = s.target.packages }
 end
 
 local takes = { linear = true, lm_head = true, moe = true }

@@ -369,7 +369,7 @@ describe("INC's config", function()
     assert.same({ 8, 2, 3, 4 }, { bits "l.0.up", bits "l.0.down", bits "l.1.gate", bits "m.0.up" })
     assert.equal(16, bits("lm_head", "lm_head"))
     -- Each rule before the ones after it: exact, suffix, kind, sub-entries, shards, regex, global.
-    local order = new { extra_config = assert(nb.json.decode [[{ "a.b.up": {"bits": 2}, "b.up": {"bits": 8}, ".*up": {"bits": 3},
+    local order = new { extra_config = assert(nb.json.decode [[{ "b.up": {"bits": 8}, "a.b.up": {"bits": 2}, ".*up": {"bits": 3},
       "lm_head": {"bits": 8}, ".*head": {"bits": 3}, "x.experts.0.up": {"bits": 2}, ".*experts": {"bits": 3}, "f.q_proj": {"bits": 2},
       "f.k_proj": {"bits": 2}, "f.v_proj": {"bits": 2}, ".*qkv_proj": {"bits": 3} }]]) }
     local function resolved(name, kind) return assert(order:resolve(name, kind or "linear", fused)) end
@@ -387,7 +387,7 @@ describe("INC's config", function()
     assert.equal(1, #c.ignored)
     local blocks = new { block_name_to_quantize = "model.layers, lm" }
     assert.same({ true, false, true }, { blocks:resolve("model.layers.0.x", "linear").quantized,
-      blocks:resolve("visual.x", "linear").quantized, blocks:resolve("lm_head", "lm_head").quantized })
+      blocks:resolve("visual.model.layers.x", "linear").quantized, blocks:resolve("lm_head", "lm_head").quantized })
     assert.matches("no entry of block_name_to_quantize begins its name", blocks:method(linear("visual.x", 64, 64)).reason, 1, true)
   end)
 

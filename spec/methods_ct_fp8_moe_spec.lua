@@ -119,6 +119,10 @@ describe("ct_fp8_moe", function()
     assert.same({ "fp8 static tensor", "fp8 dynamic group 128", "group" },
       keys("tensor", { dynamic = true, compat = { dynamic_tensor_as_group = true } }))
     assert.same({ "fp8 static block 128x128", "fp8 dynamic group 128", "group" }, keys "block")
+    local s = scheme "block" -- always by groups of 128
+    s.activations.strategy, s.activations.group = "token", nil
+    local m = assert(ct.new(s, { backend = "TRITON" }))
+    assert.same({ "fp8 dynamic group 128", "group", 128 }, { m.activation_key, m.run_activations.strategy, m.run_activations.group })
     assert.same("fp8 static block 128x128", keys("block", { block = { 64, 64 } })[1])
     -- Other blocks need a backend that says so.
     assert.is_truthy(new { strategy = "block", block = { 64, 64 }, backend = "MARLIN" })
@@ -372,6 +376,7 @@ describe("ct_fp8_moe", function()
     local method, L = loaded(o)
     assert(method:process(L))
     assert.equal(1, #method.messages)
+    assert.equal("warning", method.messages[1].level)
     assert.matches("16%-bit activations", method.messages[1].text)
     assert.same({ E, H / 16, 2 * 128 * 4 }, L:get "w13_weight":size())
     assert.same({ "bf16", E, 1, 2 * 128 }, { L:get "w13_weight_scale":type(), unpack(L:get "w13_weight_scale":size()) })

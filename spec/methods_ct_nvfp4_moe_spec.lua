@@ -131,6 +131,8 @@ describe("ct_nvfp4_moe", function()
     local ungated = support.layer { gated = false }
     assert(new({}):create(ungated))
     assert.same({ E, 1 }, ungated:get "w13_weight_global_scale":size())
+    assert.same({ E, I, H / 2 }, ungated:get "w13_weight_packed":size())
+    assert.same({ E, I, H / 16 }, ungated:get "w13_weight_scale":size())
   end)
 
   it("CTM-NVFP4-06: ranks cut I in rows of w13's halves and columns of w2; sizes must hold whole groups", function()
@@ -239,6 +241,9 @@ describe("ct_nvfp4_moe", function()
   end)
 
   it("CTM-NVFP4-13, CTM-NVFP4-17: factors of the kernels, and what each description carries", function()
+    local each = select(2, processed { input = function(seed) return 64 * (seed % 10) end }).quant -- w2's is 128
+    assert.same({ 1 / 64 / 64, 64 }, { each.g1_alphas:get(1), each.a1_gscale:get(1) })
+    assert.same({ 1 / 32 / 128, 128 }, { each.g2_alphas:get(1), each.a2_gscale:get(1) })
     local q = select(2, processed {}).quant
     assert.equal(1 / 64 / INPUT, q.g1_alphas:get(1))
     assert.equal(INPUT, q.a1_gscale:get(2))
@@ -297,7 +302,7 @@ describe("ct_nvfp4_moe", function()
     assert.matches("hidden size 96 is not a multiple of 64", select(2, odd:process(O)))
   end)
 
-  it("CTM-NVFP4-14, CTM-NVFP4-18, CTM-SEL-05: modular and monolithic; each form equals the dequantized weights, on all ranks", function()
+  it("CTM-NVFP4-13, CTM-NVFP4-14, CTM-NVFP4-18, CTM-SEL-05: modular and monolithic; each form equals the dequantized weights, on all ranks", function()
     for _, backend in ipairs(kernels.names) do
       assert.is_true(error_of { backend = backend } < 1e-5)
       assert.is_true(error_of({ backend = backend, e = 4 }, 2, 2) < 1e-5)

@@ -126,6 +126,7 @@ describe("ct_wna16_moe", function()
       assert.equal(experts[e].file.w2.weight_scale:get { 5, 3 }, L:get "w2_weight_scale":get { e, 1, 5 })
     end
     assert.equal("group", L:param("w13_weight_scale").scale_method)
+    assert.equal("channel", select(2, loaded({ g = -1 }, {}, {})):param("w2_weight_scale").scale_method)
     local flashinfer = assert(ct.new(scheme {}, { backend = "Flashinfer" }))
     local F = support.layer { h = 256, i = 256 }
     assert(flashinfer:create(F))
@@ -141,6 +142,9 @@ describe("ct_wna16_moe", function()
     local m = new { g = -1 }
     assert(m:create(L))
     assert.same({ 1, 1, -1 }, { L.groups_w13, L.groups_w2, m.group })
+    local given = scheme { g = -1 }
+    given.group = nil -- by channel, whatever the group
+    assert.equal(-1, ct.new(given).group)
     assert.same({ E, 1, 2 * I }, L:get "w13_weight_scale":size())
     L = support.layer { h = 256 }
     assert(new({ g = 64 }):create(L))
@@ -229,6 +233,13 @@ describe("ct_wna16_moe", function()
     assert.equal(40, L:get("workspace"):numel())
     assert.error_matches(function() method:process(L) end, "processed already; to load them once more call ct_wna16_moe's reload")
     assert.error_matches(function() method:process(support.layer {}) end, "not there; create and load")
+    local narrow = { options = { activations = "fp8" } }
+    local folder, F = loaded(narrow, {}, experts)
+    local codes, scales = F:get("w2_weight_packed"):clone(), F:get("w2_weight_scale"):clone()
+    assert(folder:process(F))
+    assert.is_true(layout.marlin.unpack(F:get "w2_weight_packed", 4, true):equal(layout.marlin.fp8_preprocess(codes)))
+    assert.is_true(layout.marlin.unpermute_scales(F:get "w2_weight_scale", I, 32, true):equal(
+      layout.marlin.multiply_scales(scales, 512)))
     local act = { act = true }
     local sorter, A = loaded(act, {}, experts_of(act))
     local given = A:get("w13_weight_g_idx"):clone()
@@ -245,6 +256,12 @@ describe("ct_wna16_moe", function()
       assert(method:process(L))
       return L:get "w13_weight_scale", L:get "w2_weight_scale"
     end
+    local wide = { g = 128, h = 256 } -- two groups in w13, one in w2
+    local both, W = loaded(wide, {}, experts_of(wide))
+    local before = { L13 = W:get("w13_weight_scale"):clone(), L2 = W:get("w2_weight_scale"):clone() }
+    assert(both:process(W))
+    assert.is_true(layout.marlin.unpermute_scales(W:get "w13_weight_scale", 256, 128):equal(before.L13))
+    assert.is_true(layout.marlin.unpermute_scales(W:get "w2_weight_scale", 128, 128):equal(before.L2))
     local _, plain = loaded(o, {}, experts_of(o))
     local own13, own2 = scales()
     local peer13, peer2 = scales { scale_permutation_k = true }
@@ -323,7 +340,10 @@ describe("ct_wna16_moe", function()
     local logits = support.floats(5, 4, 8, 3)
     local moe = require "nibble.moe"
     for _, router in ipairs { { routing = "default" }, { routing = "renormalize" },
-      { routing = "deepseek_v3", groups = 2, top_groups = 1, bias = support.floats(1, 4, 2):reshape { 4 } } } do
+      { routing = "deepseek_v3", groups = 2, top_groups = 1, bias = support.floats(1, 4, 2):reshape { 4 } },
+      -- rounded to bf16 the third is as large as the first two, which come before it
+      { routing = "deepseek_v3", bias = nb.tensor("f32", { 4 }, { 1, 1, 1.001, 0 }), flat = true } } do
+      local logits = router.flat and nb.tensor("f32", { 5, 4 }) or logits
       local bias = router.bias and router.bias:cast("bf16"):cast "f32"
       local weights, ids = moe.route(logits, { top = 2, scoring = bias and "sigmoid" or "softmax",
         normalize = router.routing ~= "default", groups = router.groups, top_groups = router.top_groups, bias = bias })
@@ -356,6 +376,8 @@ describe("ct_wna16_moe", function()
       assert.is_true(error_of(o, 2) < 1e-5)
     end
     assert.is_true(error_of({ e = 4 }, 2, 2) < 1e-5)
+    -- one group of w2 for two ranks' K: only with k_full = false
+    assert.is_true(error_of({ act = true, g = 128, h = 256 }, 2) < 1e-5)
     assert.is_true(error_of({ gated = false, activation = "relu2", h = 128 }, 1, 1,
       function(g) return math.max(g, 0) ^ 2 end) < 1e-5)
     assert.is_true(error_of({ activations = "int8" }, 2) < 0.03)

@@ -12,4 +12,10 @@ return {
     from = 'q.format == "pack-quantized" and w.bits >= 2', to = "w.bits >= 2" },
   { number = "CTM-SEL-05", file = "lua/nibble/methods/ct_config.lua", spec = "spec/method_configs_spec.lua",
     from = "nvfp4 = { owns = true }, ", to = "nvfp4 = {}, " },
+  { number = "CTM-SEL-05", file = "lua/nibble/methods/moe_common.lua", spec = "spec/methods_ct_nvfp4_moe_spec.lua",
+    from = [[function Base:prepare_finalize()
+]],
+    to = [[function Base:prepare_finalize()
+  if self then return end
+]] },
 }

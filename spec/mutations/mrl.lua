@@ -131,6 +131,11 @@ return {
     from = '(moe and weight_type == "uint4")', to = 'weight_type == "uint4"' },
   { number = "MRL-47", file = "lua/nibble/marlin.lua", spec = "spec/marlin_spec.lua",
     from = "if t.bits == 8 then", to = "if false then" },
+  { number = "MRL-48", file = "core/layout/marlin_numeric.c", spec = "spec/layout_numeric_spec.lua",
+    from = [[static const uint8_t order[4] = {0, 2, 1, 3};
+  const char *what = "marlin nvfp4]],
+    to = [[static const uint8_t order[4] = {0, 1, 2, 3};
+  const char *what = "marlin nvfp4]] },
   { number = "MRL-48", file = "lua/nibble/gemm.lua", spec = "spec/gemm_spec.lua",
     from = "f16 = 8, bf16 = 120", to = "f16 = 8, bf16 = 119" },
   { number = "MRL-48", file = "lua/nibble/layout/marlin.lua", spec = "spec/layout_numeric_spec.lua",

@@ -2,6 +2,11 @@
 -- `make coverage-systems BREAK=1` does them in copies of the tree.
 -- {number=, file=, spec=, from= (plain text that is there), to=}
 return {
+  { number = "ORC-01", file = "lua/nibble/backends/document_era.lua", spec = "spec/backends_moe_spec.lua",
+    from = 'order = { "MARLIN", "BATCHED_MARLIN" },', to = 'order = { "BATCHED_MARLIN", "MARLIN" },' },
+  { number = "ORC-03", file = "lua/nibble/backends/document_era.lua", spec = "spec/backends_moe_spec.lua",
+    from = 'class = "BatchedMarlinExperts", format = "batched"',
+    to = 'class = "BatchedMarlinExperts", format = "standard"' },
   { number = "ORC-05", file = "lua/nibble/backends/init.lua", spec = "spec/backends_spec.lua",
     from = "if seen[message] then return end", to = "" },
   { number = "ORC-09", file = "lua/nibble/backends/table.lua", spec = "spec/backends_spec.lua",
@@ -12,11 +17,31 @@ return {
     from = 'if q.backend and q.backend ~= "auto" then', to = "if false then" },
   { number = "ORC-12", file = "lua/nibble/backends/document_era.lua", spec = "spec/backends_moe_spec.lua",
     from = '{ "bits", 4, requirement = "ORC-12" }', to = '{ "bits", 4, 8 }' },
+  { number = "ORC-14", file = "lua/nibble/methods/wna16_convert.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = 'if name_of(config) ~= "gptq_marlin" then', to = "if false then" },
+  { number = "ORC-14", file = "lua/nibble/methods/wna16_convert.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = "if not backends[backend] then", to = "if false then" },
+  { number = "ORC-15", file = "lua/nibble/methods/wna16_convert.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = "return a.words, b.words, a.scales, b.scales, g13, g2, p13, p2",
+    to = "return a.words, b.words, a.scales, b.scales, g13, p13, g2, p2" },
+  { number = "ORC-15", file = "lua/nibble/methods/wna16_convert.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = "p2, global(a), global(b), a.bias, b.bias", to = "p2, a.bias, b.bias, global(a), global(b)" },
   { number = "ORC-16", file = "lua/nibble/methods/wna16_convert.lua", spec = "spec/methods_wna16_convert_spec.lua",
     from = '{ "codes", "act_order", "repack", "scales", "int8", "bias" }',
     to = '{ "act_order", "codes", "repack", "scales", "int8", "bias" }' },
   { number = "ORC-17", file = "lua/nibble/methods/wna16_convert.lua", spec = "spec/methods_wna16_convert_spec.lua",
     from = "if switches.unsorted_g_idx then", to = "if not switches.unsorted_g_idx then" },
+  { number = "ORC-18", file = "lua/nibble/methods/marlin.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = [[  return k * pf, n
+]],
+    to = [[  return k * 8, n
+]] },
+  { number = "ORC-19", file = "lua/nibble/methods/marlin.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = "m.scale_k or m.k", to = "m.scale_k or 128" },
   { number = "ORC-20", file = "lua/nibble/methods/marlin.lua", spec = "spec/methods_wna16_convert_spec.lua",
     from = "m.scales:size(m.scales.ndim - 1) > 1 then", to = "true then" },
+  { number = "ORC-20", file = "lua/nibble/methods/marlin.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = 'if m.activations == "int8" and', to = "if m.activations and" },
+  { number = "ORC-21", file = "lua/nibble/methods/wna16_convert.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = "activations = activations, any_width", to = "in_place = true, activations = activations, any_width" },
 }

@@ -42,7 +42,7 @@ return {
     to = "nb_code_values(dtype)[b] * scale * up" },
   { number = "CTM-FP8-12", file = "lua/nibble/backends/vllm_0_33_moe.lua", spec = "spec/backends_moe_spec.lua",
     from = '{ when = { sm90_block, { "expert_parallel" } }, "FLASHINFER_CUTLASS" },', to = "" },
-  { number = "CTM-FP8-13", file = "lua/nibble/methods/moe_common.lua", spec = "spec/methods_ct_fp8_moe_spec.lua",
+  { number = "CTM-FP8-01", file = "lua/nibble/methods/moe_common.lua", spec = "spec/methods_ct_fp8_moe_spec.lua",
     from = "local why = self.kernels.refuses(name, self.scheme, self.switches)", to = "local why" },
   { number = "CTM-FP8-14", file = "lua/nibble/methods/ct_fp8_moe.lua", spec = "spec/methods_ct_fp8_moe_spec.lua",
     from = "out.per_token, out.per_channel = token, token", to = "out.per_token, out.per_channel = token, false" },

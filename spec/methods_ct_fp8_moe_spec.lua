@@ -323,7 +323,7 @@ describe("ct_fp8_moe", function()
     assert.error_matches(function() trtllm:apply_monolithic(T, x, logits) end, "apply_monolithic before the weights are processed")
     assert(trtllm:process(T))
     local once = trtllm:apply_monolithic(T, x, logits)
-    local twice = trtllm:apply_monolithic(T, x, logits, { routed_scale = 2 })
+    local twice = trtllm:apply_monolithic(T, x, logits, { scale = 2 })
     assert.is_true(nb.compare(once, twice:map(function(v) return v / 2 end)).max_abs < 1e-6)
     local none, N = loaded { strategy = "block", backend = "NONE" }
     assert(none:process(N))

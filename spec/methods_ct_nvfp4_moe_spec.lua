@@ -297,7 +297,7 @@ describe("ct_nvfp4_moe", function()
     assert.matches("hidden size 96 is not a multiple of 64", select(2, odd:process(O)))
   end)
 
-  it("CTM-NVFP4-18, CTM-SEL-05: modular and monolithic; each form equals the dequantized weights, on all ranks", function()
+  it("CTM-NVFP4-14, CTM-NVFP4-18, CTM-SEL-05: modular and monolithic; each form equals the dequantized weights, on all ranks", function()
     for _, backend in ipairs(kernels.names) do
       assert.is_true(error_of { backend = backend } < 1e-5)
       assert.is_true(error_of({ backend = backend, e = 4 }, 2, 2) < 1e-5)

@@ -323,8 +323,8 @@ describe("ct_wna16_moe", function()
     local logits = support.floats(5, 4, 8, 3)
     local moe = require "nibble.moe"
     for _, router in ipairs { { routing = "default" }, { routing = "renormalize" },
-      { routing = "deepseek_v3", groups = 2, top_groups = 1, score_bias = support.floats(1, 4, 2):reshape { 4 } } } do
-      local bias = router.score_bias and router.score_bias:cast("bf16"):cast "f32"
+      { routing = "deepseek_v3", groups = 2, top_groups = 1, bias = support.floats(1, 4, 2):reshape { 4 } } } do
+      local bias = router.bias and router.bias:cast("bf16"):cast "f32"
       local weights, ids = moe.route(logits, { top = 2, scoring = bias and "sigmoid" or "softmax",
         normalize = router.routing ~= "default", groups = router.groups, top_groups = router.top_groups, bias = bias })
       local want = support.reference(x:cast "f32", weights, ids, support.weights(experts))

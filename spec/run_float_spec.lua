@@ -1,5 +1,5 @@
 -- Runs into float and activation schemes: written, proven, read back as they were meant; the first pass over a weight;
--- scales of inputs (FORMATS 4; CTM-NVFP4-08).
+-- scales of inputs (FORMATS 4).
 local nb = require "nibble"
 local checkpoint = require "nibble.checkpoint"
 local files = require "spec.support.files"
@@ -69,7 +69,7 @@ describe("a run into", function()
     assert.is_truthy(model)
   end)
 
-  it("CTM-NVFP4-08: fused siblings get one global scale, from the largest of them all", function()
+  it("fused siblings get one global scale, from the largest of them all", function()
     local out, source = run { scheme = "NVFP4A16" }
     local function global(name) return nb.formats.quantized(out, name).global:get(1) end
     local layer = "model.layers.1."

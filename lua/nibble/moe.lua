@@ -305,13 +305,13 @@ end
 -- weights, ids)). (FWD-12)
 function M.kind(method) return method.monolithic and "monolithic" or "modular" end
 
---- moe.expect(method, kind): an error at the caller's caller unless the method is of that kind. (FWD-12)
-function M.expect(method, kind)
+--- moe.expect(method, kind [, L]): an error at the caller's caller unless the method is of that kind. (FWD-12)
+function M.expect(method, kind, L)
   if M.kind(method) == kind then return end
-  if kind == "modular" then
-    fail(3, "%s is monolithic, it routes by itself: call apply_monolithic with the router's logits", method.name)
-  end
-  fail(3, "%s is modular: call apply with the router's weights and ids", method.name)
+  local who = (L and ("layer %s: "):format(L.name) or "") .. method.name
+    .. (method.backend and " with the backend " .. method.backend or "")
+  if kind == "modular" then fail(3, "%s routes by itself; call apply_monolithic with the router's logits", who) end
+  fail(3, "%s takes routed tokens; call apply with the router's weights and ids", who)
 end
 
 --- moe.check_marlin(x, w13, w2, weights, bits): what Marlin's experts ask of their operands. (FWD-04)

@@ -185,7 +185,7 @@ local function check_fused(jobs, groups)
 end
 
 -- NVFP4's global scale belongs to what consumers load as one matrix: job.shares lists the names of the modules
--- whose largest magnitude decides it (CTM-NVFP4-08).
+-- whose largest magnitude decides it.
 local function share_globals(jobs, groups)
   local by_name = {}
   for _, job in ipairs(jobs) do

@@ -18,7 +18,7 @@ local documented = { conch = true, exllama = true, marlin = true }
 -- What consumers call Marlin's dense kernel.
 local is_marlin = { marlin = true, awq_marlin = true }
 
-local tell = linear.teller "AWQMarlinLinearMethod"
+local tell = require("nibble.methods.tell").teller "AWQMarlinLinearMethod"
 
 --- standard(qweight, qzeros, bits) -> qweight i32 [K/8, N], qzeros i32 [N/8, G]
 -- AWQ words in the packing that all kernels start from: word (r,n), slot u = code (8r+u, n); zero-points packed along

@@ -7,7 +7,7 @@ local layout = require "nibble.layout"
 local tensor = require "nibble.tensor"
 
 local M = {}
-local Method = common.class "ct_fp8_moe"
+local Method = common.class("ct_fp8_moe", kernels, "FP8 experts")
 
 local weight_keys = { tensor = "fp8 static tensor", channel = "fp8 static channel", block = "fp8 static block 128x128" }
 
@@ -58,13 +58,6 @@ local function run_activations(s, switches)
   return { type = "float", bits = 8, symmetric = true, strategy = "group", group = a.group or 128, dynamic = true }
 end
 
-local function set_backend(method, name)
-  local why = kernels.refuses(name, method.scheme, method.switches)
-  if why then return nil, why, "eunsupported" end
-  method.backend, method.monolithic = name, kernels.forms[name].monolithic or false
-  return true
-end
-
 --- new(scheme [, options]) -> method | nil, msg, code
 -- scheme: type "float", bits 8, strategy "tensor", "channel" or "block" (block = {bn, bk}), activations likewise, or
 -- none for weight-only kernels. options: backend = one of fp8_kernels.names, or nil: the oracle is asked when the
@@ -83,7 +76,7 @@ function M.new(scheme, options)
   method.supports_eplb = true
   local wanted = method.options.backend
   if wanted and wanted ~= "auto" then
-    local ok, msg, code = set_backend(method, common.backend_of(kernels.names, wanted, "ct_fp8_moe"))
+    local ok, msg, code = method:set_backend(common.backend_of(kernels.names, wanted, "ct_fp8_moe"))
     if not ok then return nil, msg, code end
   end
   return method
@@ -111,16 +104,8 @@ end
 --- method:create(L) -> true | nil, msg, code: chooses the backend where none was named, registers the parameters.
 -- (CTM-FP8-04 to CTM-FP8-07)
 function Method:create(L)
-  if not self.backend then
-    local ok, msg, code = self:choose(L)
-    if not ok then return nil, msg, code end
-    if not kernels.forms[self.backend] then
-      return nil, ("layer %s: the oracle chose %s, whose form of FP8 experts nibble doesn't have; name one of %s")
-        :format(L.name, self.backend, table.concat(kernels.names, ", ")), "eunsupported"
-    end
-    ok, msg, code = set_backend(self, self.backend)
-    if not ok then return nil, msg, code end
-  end
+  local ok, msg, code = self:choose(L)
+  if not ok then return nil, msg, code end
   local fault = self.block and block_fault(self, L)
   if fault then return nil, fault, "eunsupported" end
   local s13, s2 = scale_shapes(self, L)
@@ -187,13 +172,7 @@ function steps.requantize(method, L, m)
   return true
 end
 
--- (4) the kernel's form.
-function steps.convert(method, L, m)
-  local size, msg, code = kernels.convert(method, L, m)
-  if not size then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  L.i_kernel = size
-  return true
-end
+steps.convert = Method.to_kernel -- (4)
 
 function steps.replace(_, L, m)
   for _, w in ipairs { "w13", "w2" } do
@@ -212,11 +191,8 @@ function Method:process(L)
     m[w], m[w .. "_scale"] = L:get(w .. "_weight"), L:get(w .. "_weight_scale")
     m[w .. "_input_scale"] = L:get(w .. "_input_scale")
   end
-  for _, name in ipairs { "fnuz", "input", "requantize", "convert", "replace" } do
-    if self.options.say then self.options.say(name) end
-    local ok, msg, code = steps[name](self, L, m)
-    if not ok then return nil, msg, code end
-  end
+  local ok, msg, code = self:run_steps(steps, { "fnuz", "input", "requantize", "convert", "replace" }, L, m)
+  if not ok then return nil, msg, code end
   L.quant = self:quant(L)
   L.state, L.method = "ready", L.quant and self or nil
   return true
@@ -249,28 +225,13 @@ end
 
 -- ---- running -----------------------------------------------------------------------------------
 
-local function expect_kernel(method, L, what)
-  if method.backend == "NONE" then
+--- method:ready(L, what): an error unless the layer is processed and has a kernel; apply and apply_monolithic are
+-- moe_common's. (CTM-FP8-16)
+function Method:ready(L, what)
+  if self.backend == "NONE" then
     error(("layer %s: %s: no backend takes these FP8 experts, so there is no kernel"):format(L.name, what), 3)
   end
-  method:ready(L, what)
-end
-
---- method:apply(L, x, weights, ids [, o]) -> y [T,H] [, shared]: o as moe_common.forward takes it. On a monolithic
--- kernel and before the processing an error. (CTM-FP8-16)
-function Method:apply(L, x, weights, ids, o)
-  self:expect_modular(L)
-  expect_kernel(self, L, "apply")
-  return common.forward(L, x, weights, ids, o, kernels.products(self, L))
-end
-
---- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] [, shared]: o: what moe_common.route takes, and the rest of
--- apply's. (CTM-FP8-16)
-function Method:apply_monolithic(L, x, logits, o)
-  self:expect_monolithic(L)
-  expect_kernel(self, L, "apply_monolithic")
-  local weights, ids = common.route(L, logits, o)
-  return common.forward(L, x, weights, ids, o, kernels.products(self, L))
+  return common.Base.ready(self, L, what)
 end
 
 return M

@@ -7,7 +7,7 @@ local common = require "nibble.methods.moe_common"
 local kernels = require "nibble.methods.nvfp4_kernels"
 
 local M = {}
-local Method = common.class "ct_nvfp4_moe"
+local Method = common.class("ct_nvfp4_moe", kernels, "NVFP4 experts")
 
 local GROUP = 16
 
@@ -38,14 +38,9 @@ local function one_of(set, value, what, names)
   return value
 end
 
-local function set_backend(method, name)
-  local form = kernels.forms[name]
-  if not method.scheme.activations and not form.weight_only and not form.float_input then
-    return nil, ("%s takes NVFP4 activations, and these weights are to run with 16-bit ones; MARLIN does that"):format(
-      name), "eunsupported"
-  end
-  method.backend, method.monolithic, method.global_scale_factor = name, form.monolithic or false, form.global or false
-  return true
+function Method:set_backend(name)
+  self.global_scale_factor = kernels.forms[name].global or false
+  return common.Base.set_backend(self, name)
 end
 
 --- new(scheme [, options]) -> method | nil, msg, code
@@ -64,7 +59,7 @@ function M.new(scheme, options)
   method.reduction = one_of(reductions, o.input_reduction or "max", "input_reduction", "max or per_expert")
   method.mismatch = one_of(mismatches, o.mismatch or "gate", "mismatch", "gate or rescale")
   if o.backend and o.backend ~= "auto" then
-    local set, msg, code = set_backend(method, common.backend_of(kernels.names, o.backend, "ct_nvfp4_moe"))
+    local set, msg, code = method:set_backend(common.backend_of(kernels.names, o.backend, "ct_nvfp4_moe"))
     if not set then return nil, msg, code end
   end
   return method
@@ -77,15 +72,6 @@ local function weight_only(method)
   return kernels.forms[method.backend].weight_only or not method.scheme.activations
 end
 
-local function choose(method, L)
-  if method.backend then return true end
-  local ok, msg, code = method:choose(L)
-  if not ok then return nil, msg, code end
-  if kernels.forms[method.backend] then return set_backend(method, method.backend) end
-  return nil, ("layer %s: the oracle chose %s, whose form of NVFP4 experts nibble doesn't have; name one of %s"):format(
-    L.name, method.backend, table.concat(kernels.names, ", ")), "eunsupported"
-end
-
 --- method:create(L) -> true | nil, msg, code: chooses the backend where none was named, registers the parameters.
 -- (CTM-NVFP4-03 to CTM-NVFP4-06)
 function Method:create(L)
@@ -95,7 +81,7 @@ function Method:create(L)
         "eunsupported"
     end
   end
-  local ok, msg, code = choose(self, L)
+  local ok, msg, code = self:choose(L)
   if not ok then return nil, msg, code end
   local function register(name, dtype, shape, method)
     common.register(L, name, { dtype = dtype, shape = shape, scale_method = method })
@@ -225,13 +211,7 @@ function steps.bias(method, L, m)
   return true
 end
 
--- (5) the kernel's form.
-function steps.convert(method, L, m)
-  local size, msg, code = kernels.convert(method, L, m)
-  if not size then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  L.i_kernel = size
-  return true
-end
+steps.convert = Method.to_kernel -- (5)
 
 -- (6), (7)
 function steps.publish(_, L, m)
@@ -250,15 +230,13 @@ end
 function Method:process(L)
   self:unprocessed(L)
   local m = {}
-  for _, name in ipairs { "check", "rename", "compare", "invert", "inputs", "bias", "convert", "publish" } do
-    if self.options.say then self.options.say(name) end
-    local ok, msg, code = steps[name](self, L, m)
-    if not ok then
-      for _, w in ipairs { "w13", "w2" } do -- as it was
-        if m[w .. "_packed"] then L:replace(w .. "_weight_packed", m[w .. "_packed"]) end
-      end
-      return nil, msg, code
+  local ok, msg, code = self:run_steps(steps, { "check", "rename", "compare", "invert", "inputs", "bias", "convert",
+    "publish" }, L, m)
+  if not ok then
+    for _, w in ipairs { "w13", "w2" } do -- as it was
+      if m[w .. "_packed"] then L:replace(w .. "_weight_packed", m[w .. "_packed"]) end
     end
+    return nil, msg, code
   end
   L.quant = self:quant(L)
   L.state, L.method = "ready", self
@@ -292,23 +270,6 @@ function Method:quant(L)
   return out
 end
 
--- ---- running -----------------------------------------------------------------------------------
-
---- method:apply(L, x, weights, ids [, o]) -> y [T,H] [, shared]: o as moe_common.forward takes it. On a monolithic
--- kernel and before the processing an error. (CTM-NVFP4-18)
-function Method:apply(L, x, weights, ids, o)
-  self:expect_modular(L)
-  self:ready(L, "apply")
-  return common.forward(L, x, weights, ids, o, kernels.products(self, L))
-end
-
---- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] [, shared]: o: what moe_common.route takes, and the rest of
--- apply's. On a modular kernel and before the processing an error. (CTM-NVFP4-18)
-function Method:apply_monolithic(L, x, logits, o)
-  self:expect_monolithic(L)
-  self:ready(L, "apply_monolithic")
-  local weights, ids = common.route(L, logits, o)
-  return common.forward(L, x, weights, ids, o, kernels.products(self, L))
-end
+-- apply and apply_monolithic are moe_common's. (CTM-NVFP4-18)
 
 return M

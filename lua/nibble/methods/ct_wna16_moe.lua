@@ -2,6 +2,7 @@
 -- checkpoints, for Marlin or for FlashInfer's MXINT4 kernel (SYSTEMS 6.4, CTM-WNA16).
 local tensor = require "nibble.tensor"
 local gemm = require "nibble.gemm"
+local moe = require "nibble.moe"
 local scalars = require "nibble.marlin"
 local common = require "nibble.methods.moe_common"
 local marlin = require "nibble.methods.marlin"
@@ -239,41 +240,29 @@ end
 
 -- ---- running -----------------------------------------------------------------------------------
 
--- The two products' descriptions for gemm.marlin.
-local function products(method, L)
+--- method:products(L) -> w13 and w2 for moe.forward, out of the processed words.
+function Method:products(L)
   -- SYSTEMS C-26: a kernel told that K is cut looks for groups by index, which only activation order has.
-  if not L.k_full and not method.sorted then
+  if not L.k_full and not self.sorted then
     error(("layer %s: k_full must be true without activation order in groups, found actorder = %s on %d ranks"):format(
-      L.name, tostring(method.scheme.actorder), L.tp), 3)
+      L.name, tostring(self.scheme.actorder), L.tp), 3)
   end
   local function one(w, k, n, k_full)
-    return { type = method.type, words = L:get(w .. "_weight_packed"), scales = L:get(w .. "_weight_scale"),
-      sorted_g_idx = L:get(w .. "_weight_g_idx"), perm = L:get(w .. "_g_idx_sort_indices"),
-      global = L:get(w .. "_input_global_scale"), group = method.group, k = k, n = n, activations = method.activations,
-      dtype = L.dtype, k_full = k_full }
+    return gemm.marlin_experts { type = self.type, words = L:get(w .. "_weight_packed"),
+      scales = L:get(w .. "_weight_scale"), sorted_g_idx = L:get(w .. "_weight_g_idx"),
+      perm = L:get(w .. "_g_idx_sort_indices"), global = L:get(w .. "_input_global_scale"), group = self.group, k = k,
+      n = n, activations = self.activations, dtype = L.dtype, k_full = k_full }
   end
-  local a, b = one("w13", L.h, L.s * L.i, true), one("w2", L.i, L.h, L.k_full)
-  return { after_w13 = true,
-    w13 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(a, e)) end,
-    w2 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(b, e)) end }
-end
-
---- method:apply(L, x, weights, ids [, o]) -> y [T,H] [, shared]
--- x [T,H] f32, f16 or bf16; weights f32 [T,k]; ids i32 [T,k], global experts from 0. o: router_weight_on_input,
--- inplace, shared_input. Reads the processed words. With FlashInfer's kernel an error. (CTM-WNA16-13)
-function Method:apply(L, x, weights, ids, o)
-  self:expect_modular(L)
-  self:ready(L, "apply")
-  return common.forward(L, x, weights, ids, o, products(self, L))
+  return { after_w13 = true, w13 = one("w13", L.h, L.s * L.i, true), w2 = one("w2", L.i, L.h, L.k_full) }
 end
 
 --- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] bf16
 -- x bf16 [T,H], logits [T,E] of all experts. o: as moe_common.route takes it. With Marlin an error. (CTM-WNA16-14)
 function Method:apply_monolithic(L, x, logits, o)
-  self:expect_monolithic(L)
+  moe.expect(self, "monolithic", L)
   self:ready(L, "apply_monolithic")
   mxint4.check(x, L)
-  local weights, ids = common.route(L, logits, o)
+  local weights, ids = common.route(L, logits, o, "bf16")
   return (common.forward(L, x, weights, ids, { inplace = false }, mxint4.products(L)))
 end
 

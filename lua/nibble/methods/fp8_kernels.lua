@@ -5,7 +5,6 @@
 --   marlin    words and exponent-folded scales, for 16-bit activations (SYSTEMS 6.3, CTM-FP8-12, CTM-FP8-17)
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
-local act = require "nibble.act"
 local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
 local common = require "nibble.methods.moe_common"
@@ -193,13 +192,10 @@ end
 function products.marlin(method, L)
   local group = method.block and method.block[2] or -1
   local function one(w, k, n)
-    return { type = "float8_e4m3fn", words = L:get(w .. "_weight"), scales = L:get(w .. "_weight_scale"), group = group,
-      k = k, n = n, dtype = L.dtype }
+    return gemm.marlin_experts { type = "float8_e4m3fn", words = L:get(w .. "_weight"),
+      scales = L:get(w .. "_weight_scale"), group = group, k = k, n = n, dtype = L.dtype }
   end
-  local a, b = one("w13", L.h, L.s * L.i_kernel), one("w2", L.i_kernel, L.h)
-  return { after_w13 = true,
-    w13 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(a, e)) end,
-    w2 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(b, e)) end }
+  return { after_w13 = true, w13 = one("w13", L.h, L.s * L.i_kernel), w2 = one("w2", L.i_kernel, L.h) }
 end
 
 -- Activations as the kernel sees them. e4m3fnuz' grid is e4m3's with half the scale.
@@ -211,10 +207,7 @@ local function quantizer(method, L)
     local s = L:get(w .. "_input_scale")
     scales[w] = s and s:get(1) / (method.options.fnuz and 2 or 1)
   end
-  return function(t, w)
-    local out, msg = act.quantize_dequantize(t, a, { scale = scales[w] })
-    return out or error(("layer %s: %s"):format(L.name, msg), 0)
-  end
+  return function(t, w) return common.quantize(L, t, a, { scale = scales[w] }) end
 end
 
 --- products(method, L) -> w13, w2 and quantize for moe.forward, reading the processed form.

@@ -7,7 +7,6 @@
 -- (SYSTEMS 6.1, CTM-NVFP4-12 to CTM-NVFP4-16)
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
-local act = require "nibble.act"
 local compute = require "nibble.compute"
 local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
@@ -30,6 +29,13 @@ M.forms = {
 --- names: the backends above, in the reference's order of priority.
 M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "MARLIN",
   "EMULATION", "FLASHINFER_B12X", "NIBBLE" }
+
+--- refuses(backend, scheme) -> nil, or why the backend can't take these weights.
+function M.refuses(backend, scheme)
+  local form = M.forms[backend]
+  if scheme.activations or form.weight_only or form.float_input then return end
+  return ("%s takes NVFP4 activations, and these weights are to run with 16-bit ones; MARLIN does that"):format(backend)
+end
 
 -- ---- input scales ------------------------------------------------------------------------------
 
@@ -206,13 +212,11 @@ end
 
 function products.marlin(L)
   local function one(w, k, n)
-    return { type = "float4_e2m1f", words = L:get(w .. "_weight"), scales = L:get(w .. "_weight_scale"), group = GROUP,
-      global = L:get(w .. "_weight_scale_2"), bias = L:get(w .. "_bias"), k = k, n = n, dtype = L.dtype }
+    return gemm.marlin_experts { type = "float4_e2m1f", words = L:get(w .. "_weight"),
+      scales = L:get(w .. "_weight_scale"), global = L:get(w .. "_weight_scale_2"), bias = L:get(w .. "_bias"),
+      group = GROUP, k = k, n = n, dtype = L.dtype }
   end
-  local a, b = one("w13", L.h, L.s * L.i_kernel), one("w2", L.i_kernel, L.h)
-  return { after_w13 = true,
-    w13 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(a, e)) end,
-    w2 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(b, e)) end }
+  return { after_w13 = true, w13 = one("w13", L.h, L.s * L.i_kernel), w2 = one("w2", L.i_kernel, L.h) }
 end
 
 -- The activations' global factor is the reciprocal of the input scale; emulation holds it already. (CTM-NVFP4-13)
@@ -221,8 +225,7 @@ local function quantizer(method, L)
   if form.weight_only or not a then return nil end
   return function(t, w, e)
     local s = L:get(w .. "_input_scale"):get(e + 1)
-    local out, msg = act.quantize_dequantize(t, a, { global = form.emulated and s or 1 / s })
-    return out or error(("layer %s: %s"):format(L.name, msg), 0)
+    return common.quantize(L, t, a, { global = form.emulated and s or 1 / s })
   end
 end
 

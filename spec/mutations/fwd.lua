@@ -1,0 +1,30 @@
+-- Ways to break the forward pass of experts, each with the requirement whose spec must notice:
+-- `make coverage-systems BREAK=1` does them in copies of the tree.
+-- {number=, file=, spec=, from= (plain text that is there), to=}
+return {
+  { number = "FWD-01", file = "lua/nibble/moe.lua", spec = "spec/moe_spec.lua",
+    from = "compute.scatter_add(sum, y, part, not on_input and w or nil, dtype)",
+    to = "compute.scatter_add(sum, y, part, nil, dtype)" },
+  { number = "FWD-02", file = "lua/nibble/moe.lua", spec = "spec/moe_spec.lua",
+    from = "not on_input and w or nil, dtype)", to = "w, dtype)" },
+  { number = "FWD-03", file = "lua/nibble/moe.lua", spec = "spec/moe_spec.lua",
+    from = "{ map = o.expert_map, skip = not o.strict }", to = "{ skip = not o.strict }" },
+  { number = "FWD-04", file = "lua/nibble/moe.lua", spec = "spec/moe_spec.lua",
+    from = "w13:size(2) * 16 ~= hidden", to = "false" },
+  { number = "FWD-05", file = "lua/nibble/moe_tokens.lua", spec = "spec/moe_route_spec.lua",
+    from = "rows / blocks[i] < 0.9", to = "rows / blocks[i] <= 1" },
+  { number = "FWD-06", file = "lua/nibble/moe.lua", spec = "spec/moe_activation_spec.lua",
+    from = "limit = 7, alpha = 1.702, beta = 1 }", to = "limit = 7, alpha = 1.702, beta = 0 }" },
+  { number = "FWD-08", file = "core/compute/moe.c", spec = "spec/moe_route_spec.lua",
+    from = "out[i] = (int32_t)n;", to = "out[i] = (int32_t)n + 1;" },
+  { number = "FWD-09", file = "lua/nibble/moe.lua", spec = "spec/moe_spec.lua",
+    from = "r < n and e or -1", to = "e" },
+  { number = "FWD-10", file = "lua/nibble/moe.lua", spec = "spec/moe_spec.lua",
+    from = 'if o.quantize then a = o.quantize(a, "w2", e) end', to = "" },
+  { number = "FWD-11", file = "lua/nibble/moe_tokens.lua", spec = "spec/moe_route_spec.lua",
+    from = "{ pairs_ * math.max(2 * I, H) }", to = "{ pairs_ * 2 * I }" },
+  { number = "FWD-13", file = "lua/nibble/methods/layer.lua", spec = "spec/methods_layer_spec.lua",
+    from = "if p.transposed then dim = 1 - dim end", to = "" },
+  { number = "FWD-14", file = "lua/nibble/moe.lua", spec = "spec/moe_spec.lua",
+    from = "local out = o.inplace and x or", to = "local out =" },
+}

@@ -31,5 +31,5 @@ return {
   { number = "INC-20", file = "lua/nibble/backends/decide.lua", spec = "spec/backends_tables_spec.lua",
     from = "if not t.details then", to = "if true then" },
   { number = "INC-20", file = "lua/nibble/methods/inc_config.lua", spec = "spec/method_configs_spec.lua",
-    from = "layer.name, backend, r.bits", to = 'layer.name, "auto", r.bits' },
+    from = "layer.name, tostring(backend), r.bits", to = 'layer.name, "auto", r.bits' },
 }

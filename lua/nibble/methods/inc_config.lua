@@ -189,7 +189,7 @@ end
 -- Every refusal names layer, backend, bits, symmetry and group. (INC-20)
 local function refuse(layer, r, backend, requirement, why)
   return { action = "refuse", requirement = requirement, reason = ("%s (backend %s, %d bits, %s, group %s): %s"):format(
-    layer.name, backend, r.bits, r.sym and "symmetric" or "asymmetric", tostring(r.group), why) }
+    layer.name, tostring(backend), r.bits, r.sym and "symmetric" or "asymmetric", tostring(r.group), why) }
 end
 
 -- The consumers whose tables know a platform's rules, and the methods that their backends stand for.
@@ -255,12 +255,12 @@ function config_mt.__index.method(c, layer, options)
   end
   local backend = o.backend or c.backend
   if not contains(M.backends, backend) and not contains(M.kernels, backend) then
-    return nil, ("%s: backend = %s; expected %s, or %s on the XPU"):format(layer.name, tostring(backend),
-      table.concat(M.backends, ", "), table.concat(M.kernels, ", ")), "einval"
+    return nil, refuse(layer, r, backend, "INC-18", ("unknown backend; expected %s, or %s on the XPU"):format(
+      table.concat(M.backends, ", "), table.concat(M.kernels, ", "))).reason, "einval"
   end
   if not platforms[o.platform or "cuda"] then
-    return nil, ("%s: INC has no method on %s; known: cpu, cuda, rocm, xpu"):format(layer.name, tostring(o.platform)),
-      "eunsupported"
+    return nil, refuse(layer, r, backend, "INC-18", ("INC has no method on %s; known: cpu, cuda, rocm, xpu"):format(
+      tostring(o.platform))).reason, "eunsupported"
   end
   local out = by_table(c, layer, r, backend, o)
   out.resolved = r

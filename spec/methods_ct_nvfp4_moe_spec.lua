@@ -90,7 +90,7 @@ describe("ct_nvfp4_moe", function()
       assert.equal(name:match "^FLASHINFER" ~= nil, new({ backend = name }).global_scale_factor)
     end
     assert.matches("VLLM_CUTLASS takes NVFP4 activations.*MARLIN does that", select(2, new { a16 = true }))
-    assert.error_matches(function() new { backend = "TRITON" } end, "unknown backend TRITON: expected FLASHINFER_TRTLLM")
+    assert.error_matches(function() new { backend = "TRITON" } end, "ct_nvfp4_moe: unknown backend TRITON: expected FLASHINFER_TRTLLM")
   end)
 
   it("CTM-NVFP4-02: recognizes NVFP4 weights with NVFP4 activations or none, and names others", function()
@@ -157,7 +157,7 @@ describe("ct_nvfp4_moe", function()
       local ok, msg, code = method:process(L)
       assert.is_nil(ok)
       assert.equal("eformat", code)
-      assert.matches(name .. " of expert 2 is .* expected a finite number other than 0", msg)
+      assert.matches("^layer mlp%.experts: " .. name .. " of expert 2 is %-?[0inaf]+, expected a finite number other than 0", msg)
       assert.is_truthy(L:get "w13_weight_packed")
     end
     local a16, A = loaded { a16 = true, backend = "MARLIN" }
@@ -194,7 +194,7 @@ describe("ct_nvfp4_moe", function()
     assert.equal(experts[1].file.w1.weight_scale:get(1), L:get "w13_weight_scale"[1]:get { 1, 1 })
     local cut = { up_global = 0.01, backend = "EMULATION", options = { mismatch = "rescale" } }
     method = processed(cut, {}, experts_of(cut))
-    assert.matches("up projection pass 448 when rescaled, and are cut there", method.messages[1].text)
+    assert.matches("layer mlp.experts: block scales of expert 0's up projection pass 448 when rescaled, and are cut there", method.messages[1].text)
     assert.error_matches(function() new { options = { mismatch = "up" } } end, "mismatch must be gate or rescale, found up")
   end)
 
@@ -228,7 +228,7 @@ describe("ct_nvfp4_moe", function()
     assert.same({ 2, 4 }, reduced("EMULATION", "per_expert"))
     local o = { backend = "EMULATION", input = function(seed) return 64 * math.floor(seed / 10) end }
     local method, L = processed(o)
-    assert.matches("input global scales differ, and emulation takes the largest factor for all", method.messages[1].text)
+    assert.matches("layer mlp.experts: the experts' input global scales differ, and emulation takes the largest factor for all", method.messages[1].text)
     assert.same({ 64, 64, 64 }, L:get "w13_input_scale":totable())
     o.factor = function() return 64 end
     assert.is_true(error_of(o) < 1e-5)
@@ -273,10 +273,10 @@ describe("ct_nvfp4_moe", function()
     local ok, msg, code = small:process(S)
     assert.is_nil(ok)
     assert.equal("eunsupported", code)
-    assert.matches("VLLM_CUTLASS: gate and up of 192 rows together would have to be filled up to 256", msg)
+    assert.matches("layer mlp.experts: VLLM_CUTLASS: gate and up of 192 rows together would have to be filled up to 256", msg)
     assert.is_truthy(S:get "w13_weight_packed")
     local tiles, T = loaded { backend = "FLASHINFER_TRTLLM", h = 64 }
-    assert.matches("hidden size 64 is not a multiple of 128", select(2, tiles:process(T)))
+    assert.matches("FLASHINFER_TRTLLM: the hidden size 64 is not a multiple of 128", select(2, tiles:process(T)))
   end)
 
   it("CTM-NVFP4-15, CTM-NVFP4-16: Marlin: warns once, refuses 8-bit activations and negative scales, fills up I", function()
@@ -292,7 +292,7 @@ describe("ct_nvfp4_moe", function()
     local negative, N = loaded { backend = "MARLIN" }
     N:get("w2_weight_scale"):set(1, -1)
     negative:process(N)
-    assert.matches("w2 has negative block scales, which Marlin's form can't hold", negative.messages[2].text)
+    assert.matches("layer mlp.experts: w2 has negative block scales, which Marlin's form can't hold", negative.messages[2].text)
     local odd, O = loaded { backend = "MARLIN", h = 96 }
     assert.matches("hidden size 96 is not a multiple of 64", select(2, odd:process(O)))
   end)
@@ -308,11 +308,13 @@ describe("ct_nvfp4_moe", function()
     local method, L = loaded {}
     local x = support.floats(2, H, 1)
     local weights, ids = support.routed(2, 2, E)
-    assert.error_matches(function() method:apply(L, x, weights, ids) end, "apply before the weights are processed")
-    assert.error_matches(function() method:apply_monolithic(L, x, x) end, "backend VLLM_CUTLASS takes routed tokens; call apply")
+    assert.error_matches(function() method:apply(L, x, weights, ids) end, "layer mlp.experts: apply before the weights are processed")
+    assert.error_matches(function() method:apply_monolithic(L, x, x) end,
+      "layer mlp.experts: ct_nvfp4_moe with the backend VLLM_CUTLASS takes routed tokens; call apply")
     assert.error_matches(function() method:prepare_finalize() end, "ct_nvfp4_moe sets up its own kernel")
     local trtllm, T = loaded { backend = "FLASHINFER_TRTLLM" }
-    assert.error_matches(function() trtllm:apply(T, x, weights, ids) end, "routes by itself; call apply_monolithic")
+    assert.error_matches(function() trtllm:apply(T, x, weights, ids) end,
+      "layer mlp.experts: ct_nvfp4_moe with the backend FLASHINFER_TRTLLM routes by itself; call apply_monolithic")
     assert.error_matches(function() trtllm:apply_monolithic(T, x, support.floats(2, E, 1)) end, "before the weights are processed")
     assert(method:process(L))
     L.options.shared_experts = function(t) return t end

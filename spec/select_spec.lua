@@ -382,7 +382,8 @@ describe("other systems", function()
     assert.same({ "method", "inc_ark", "ark" }, outcome(s, "model.layers.0.self_attn.o_proj"))
     s = selection(dir, { consumer = "inc-xpu", device = "xpu", backend = "ark" })
     local d = s:of "model.layers.0.self_attn.o_proj"
-    assert.matches("model.layers.0.self_attn.o_proj (backend ark, 4 bits, symmetric, group 128): ARK was asked for", d.reason, 1, true)
+    assert.matches("model.layers.0.self_attn.o_proj (backend ark, 4 bits, symmetric, group 128): ark: needs the package",
+      d.reason, 1, true)
     local ok, msg = select_m.new(assert(nb.open(dir)), { consumer = "inc-xpu", device = "sm_80" })
     assert.is_nil(ok)
     assert.equal("inc-xpu is on xpu only, and the device is sm_80", msg)

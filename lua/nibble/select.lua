@@ -12,6 +12,7 @@ local kernels = require "nibble.select.kernels"
 local scheme_m = require "nibble.scheme"
 local formats = require "nibble.formats"
 local text = require "nibble.text"
+local decision = require("nibble.methods.config").decision
 
 local M = {}
 
@@ -163,11 +164,6 @@ end
 
 -- ---- one layer -----------------------------------------------------------------------------------
 
-local function decision(action, method, requirement, fmt, ...)
-  return { action = action, method = method, requirement = requirement,
-    reason = select("#", ...) > 0 and fmt:format(...) or fmt }
-end
-
 -- What the recipe says of a layer: every module of it must be told the same.
 local function wishes_of(s, layer)
   local wishes, by = nil, nil
@@ -244,9 +240,7 @@ end
 function methods.options(s)
   return { fused = s.fused, mode = s.skip_mode, platform = s.platform, capability = s.capability,
     policy = s.target.policy or s.rule.policy, actorder = s.actorder,
-    backend = s.class == "inc" and s.target.backend or nil,
-    ark = s.target.packages and s.target.packages.auto_round_kernel ~= nil
-      and { available = s.target.packages.auto_round_kernel, error = "it is not installed" } or nil }
+    backend = s.class == "inc" and s.target.backend or nil, packages = s.target.packages }
 end
 
 local takes = { linear = true, lm_head = true, moe = true }

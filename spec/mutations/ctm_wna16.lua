@@ -8,4 +8,7 @@ return {
     from = "at % 2 == 0 and half + at / 2 or (at - 1) / 2", to = "at % 2 == 0 and at / 2 or half + (at - 1) / 2" },
   { number = "CTM-WNA16-09", file = "lua/nibble/methods/ct_wna16_moe.lua", spec = "spec/methods_ct_wna16_moe_spec.lua",
     from = "out.sorted_g_idx or tensor.new", to = "tensor.new" },
+  { number = "CTM-WNA16-09", file = "lua/nibble/methods/marlin.lua", spec = "spec/methods_ct_wna16_moe_spec.lua",
+    from = "m.fold, m.scales = true, layout.marlin.multiply_scales(m.scales, 512)",
+    to = "m.fold, m.scales = true, layout.marlin.multiply_scales(m.scales, 256)" },
 }

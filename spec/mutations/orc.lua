@@ -17,4 +17,6 @@ return {
     to = '{ "act_order", "codes", "repack", "scales", "int8", "bias" }' },
   { number = "ORC-17", file = "lua/nibble/methods/wna16_convert.lua", spec = "spec/methods_wna16_convert_spec.lua",
     from = "if switches.unsorted_g_idx then", to = "if not switches.unsorted_g_idx then" },
+  { number = "ORC-20", file = "lua/nibble/methods/marlin.lua", spec = "spec/methods_wna16_convert_spec.lua",
+    from = "m.scales:size(m.scales.ndim - 1) > 1 then", to = "true then" },
 }

@@ -2,6 +2,7 @@
 -- C-01, C-05, and what llama.cpp and nibble itself take.
 local nb = require "nibble"
 local marlin = require "nibble.marlin"
+local methods = require "nibble.methods"
 local backends = require "nibble.backends"
 local support = require "spec.support.backends"
 local with, why, chosen = support.with, support.why, support.chosen
@@ -319,6 +320,20 @@ describe("the other consumers", function()
     assert.matches("reference: needs the CPU, found CUDA", msg)
     _, msg = chosen(with(base, { weight = { type = "int", bits = 4, format = "gguf", ggml = "Q4_0" } }))
     assert.matches("takes no GGUF weights", msg)
+  end)
+
+  it("nibble's table names the methods that run layers, in the order in which they are tried", function()
+    local found = { linear = {}, moe = {} }
+    for _, t in ipairs(backends.consumer("nibble").tables) do
+      for _, b in ipairs(t.backends) do
+        if b.name ~= "reference" then table.insert(found[t.kind], b.name) end
+      end
+    end
+    assert.same({ linear = methods.candidates "linear", moe = methods.candidates "moe" }, found)
+    local base = linear { consumer = "nibble", device = "cpu" }
+    assert.equal("inc", chosen(with(base, { weight = weight { format = "gptq" } })))
+    assert.equal("reference", chosen(with(base, { weight = weight { format = "gptq", actorder = "group" } })))
+    assert.equal("gptq_marlin_moe", chosen(experts { consumer = "nibble", device = "cpu", weight = weight { format = "gptq" } }))
   end)
 
   it("lists rows in words for every consumer", function()

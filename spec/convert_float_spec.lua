@@ -3,7 +3,7 @@ local nb = require "nibble"
 local checkpoint = require "nibble.checkpoint"
 local editor = require "spec.support.editor"
 local files = require "spec.support.files"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 
 local MODEL = "spec/models/parity/llama"
 local root, made = nil, 0

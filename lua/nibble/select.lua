@@ -12,6 +12,7 @@ local kernels = require "nibble.select.kernels"
 local scheme_m = require "nibble.scheme"
 local formats = require "nibble.formats"
 local text = require "nibble.text"
+local decision = require("nibble.methods.config").decision
 
 local M = {}
 
@@ -162,11 +163,6 @@ function M.new(from, target)
 end
 
 -- ---- one layer -----------------------------------------------------------------------------------
-
-local function decision(action, method, requirement, fmt, ...)
-  return { action = action, method = method, requirement = requirement,
-    reason = select("#", ...) > 0 and fmt:format(...) or fmt }
-end
 
 -- What the recipe says of a layer: every module of it must be told the same.
 local function wishes_of(s, layer)

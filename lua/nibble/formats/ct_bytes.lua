@@ -10,6 +10,7 @@ local nffi = require "nibble.ffi"
 local scheme = require "nibble.scheme"
 local text = require "nibble.text"
 local common = require "nibble.formats.common"
+local config = require "nibble.formats.ct_config"
 local scales = require "nibble.formats.ct_scales"
 local C, must = nffi.C, nffi.must
 local fail, expect = common.fail, common.expect
@@ -52,23 +53,11 @@ local function tensors_fit(module, tensors, s, says)
   return { n = n, k = k }
 end
 
--- The config group that the tensors fit, where none names the module.
-local function fitting_group(st, module, tensors)
-  local fitting = {}
-  for _, candidate in ipairs(st.groups) do
-    if tensors_fit(module, tensors, candidate.scheme, "") then fitting[#fitting + 1] = candidate end
-  end
-  if #fitting == 1 then
-    return fitting[1], ("no target of the config names it; config group %s fits its tensors"):format(fitting[1].name)
-  end
-  return nil, ("%d config groups fit its tensors"):format(#fitting)
-end
-
 --- probe(ck, module, tensors, settings, group, key) -> what its record has in common with others' | nil, msg, code
 function M.probe(_, module, tensors, st, g, key)
   if g and g.seen[key] then return g.seen[key] end
   local note
-  if not g then g, note = fitting_group(st, module, tensors) end
+  if not g then g, note = config.fitting(st, function(s) return tensors_fit(module, tensors, s, "") end) end
   if not g then
     return fail("eformat", "%s: no target of %s's config groups names it, and %s", module, st.where, note)
   end

@@ -185,4 +185,17 @@ function M.config(records, opts)
   }
 end
 
+--- fitting(settings, fits) -> the config group of a module that no target names, a note that says so | nil, why
+-- fits(scheme): whether the module's tensors are those of a group's scheme; exactly one group's must be.
+function M.fitting(st, fits)
+  local fitting = {}
+  for _, candidate in ipairs(st.groups) do
+    if fits(candidate.scheme) then fitting[#fitting + 1] = candidate end
+  end
+  if #fitting == 1 then
+    return fitting[1], ("no target of the config names it; config group %s fits its tensors"):format(fitting[1].name)
+  end
+  return nil, ("%d config groups fit its tensors"):format(#fitting)
+end
+
 return M

@@ -42,17 +42,11 @@ local function shapes_fit(module, tensors, s, n, k, says)
   return ok, msg, code
 end
 
--- The config group whose scheme the tensors fit, where none names the module, and a note that says so.
+-- The config group whose scheme the tensors fit, and a note that says so.
 local function fitting_group(st, module, tensors, n, k)
-  local fitting = {}
-  for _, candidate in ipairs(st.groups) do
-    local s = candidate.scheme
-    if s.type == "int" and shapes_fit(module, tensors, s, n, k, scheme.describe(s)) then fitting[#fitting + 1] = candidate end
-  end
-  if #fitting == 1 then
-    return fitting[1], ("no target of the config names it; config group %s fits its tensors"):format(fitting[1].name)
-  end
-  return nil, ("%d config groups fit its tensors"):format(#fitting)
+  return config.fitting(st, function(s)
+    return s.type == "int" and shapes_fit(module, tensors, s, n, k, scheme.describe(s))
+  end)
 end
 
 -- Where the shapes alone say n and k: rows of packed words, and whole groups of columns that fill them.

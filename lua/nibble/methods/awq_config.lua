@@ -7,6 +7,8 @@ local marlin = require "nibble.marlin"
 local match = require "nibble.match"
 local common = require "nibble.methods.config"
 
+local decision = common.decision
+
 local M = { pack_factor = 8 }
 
 -- name: of the method; class: of its printable form; choices: what a user may have said for it to take over,
@@ -162,10 +164,6 @@ function M.override(config, choice, options)
 end
 
 -- ---- which method a layer gets --------------------------------------------------------
-
-local function decision(action, method, requirement, fmt, ...)
-  return { action = action, method = method, requirement = requirement, reason = fmt:format(...) }
-end
 
 -- Whether Marlin's kernels take the layer's shape. -> true | false, reason
 local function fits(c, layer, o)

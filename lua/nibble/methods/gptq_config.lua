@@ -6,6 +6,8 @@ local match = require "nibble.match"
 local overrides = require "nibble.formats.overrides"
 local common = require "nibble.methods.config"
 
+local decision = common.decision
+
 local M = {
   name = "auto_gptq", files = { "quantize_config.json" }, activations = { "f16", "bf16" }, min_capability = 75,
   types = { [4] = "uint4b8", [8] = "uint8b128" },
@@ -101,10 +103,6 @@ local function rule_of(c, name, fused)
     end
   end
   return first
-end
-
-local function decision(action, method, requirement, fmt, ...)
-  return { action = action, method = method, requirement = requirement, reason = fmt:format(...) }
 end
 
 --- config:method(layer [, {fused =, platform =, capability =}]) -> {action, method, reason, requirement, type =,

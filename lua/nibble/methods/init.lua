@@ -5,19 +5,19 @@ local text = require "nibble.text"
 
 local M = {}
 
--- Name -> the kinds of layer, in the order of M.names().
+-- In the order in which they are tried. named: only where it is asked for (pymllm's is the same as awq_marlin).
 local list = {
   { name = "awq_marlin", kind = "linear", title = "AWQ on Marlin, dense" },
   { name = "awq", kind = "linear", title = "AWQ without Marlin, dense" },
-  { name = "pymllm", kind = "linear", title = "pymllm's AWQ on Marlin, dense" },
+  { name = "pymllm", kind = "linear", named = true, title = "pymllm's AWQ on Marlin, dense" },
   { name = "inc", kind = "linear", title = "AutoRound (INC) W4A16, dense" },
   { name = "awq_marlin_moe", kind = "moe", title = "AWQ on Marlin, experts" },
   { name = "gptq_marlin_moe", kind = "moe", title = "GPTQ on Marlin, experts" },
   { name = "moe_wna16", kind = "moe", title = "AWQ and GPTQ in the generic kernels' bytes, experts" },
   { name = "ct_wna16_moe", kind = "moe", title = "compressed-tensors integers on Marlin, experts" },
+  { name = "w4a8_moe", kind = "moe", title = "compressed-tensors W4A8-int8 on the CPU, experts" },
   { name = "ct_fp8_moe", kind = "moe", title = "compressed-tensors FP8, experts" },
   { name = "ct_nvfp4_moe", kind = "moe", title = "compressed-tensors NVFP4, experts" },
-  { name = "w4a8_moe", kind = "moe", title = "compressed-tensors W4A8-int8 on the CPU, experts" },
 }
 
 local by_name = {}
@@ -112,15 +112,15 @@ function M.config(name, rec, o)
   return takes[name](rec, s)
 end
 
--- The order in which they are tried; pymllm's is the same as awq_marlin and runs only when it is named.
-local order = { linear = { "awq_marlin", "awq", "inc" },
-  moe = { "awq_marlin_moe", "gptq_marlin_moe", "moe_wna16", "ct_wna16_moe", "w4a8_moe", "ct_fp8_moe", "ct_nvfp4_moe" } }
-
 --- candidates(kind [, wanted]) -> names to try for a layer, in order
 -- wanted: nil or "auto": all; else one name, alone where it is of that kind.
 function M.candidates(kind, wanted)
-  if wanted == nil or wanted == "auto" then return order[kind] end
-  return by_name[wanted] and by_name[wanted].kind == kind and { wanted } or {}
+  local out = {}
+  for _, entry in ipairs(list) do
+    local tried = wanted == entry.name or (wanted == nil or wanted == "auto") and not entry.named
+    if entry.kind == kind and tried then out[#out + 1] = entry.name end
+  end
+  return out
 end
 
 return M

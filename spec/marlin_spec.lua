@@ -163,6 +163,15 @@ describe("marlin", function()
     assert.is_nil(ok)
     assert.matches("W8A8 is unsupported: uint8b128 weights with int8", msg)
     assert.equal("eunsupported", code)
+    -- zero-points with 8-bit activations: experts only
+    local zp = { words = nb.tensor("i32", { 128, 8 }), order = "awq", bits = 4, group = 64, zeros = nb.tensor("i32", { 2, 8 }),
+                 scales = nb.tensor("f16", { 2, 64 }):fill(1), activations = "int8" }
+    assert.matches("int8 activations need uint4b8 weights, found uint4", select(2, method.prepare(zp)))
+    for _, name in ipairs { "words", "zeros", "scales" } do
+      local size = zp[name]:size()
+      zp[name] = zp[name]:reshape { 1, size[1], size[2] }
+    end
+    assert.is_truthy(method.prepare(zp))
   end)
 
   it("MRL-22: experts use their own K, so that several groups are always permuted in groups", function()

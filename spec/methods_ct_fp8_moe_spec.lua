@@ -166,6 +166,7 @@ describe("ct_fp8_moe", function()
     assert.same({ { E, 2 }, { E } }, shapes "tensor")
     assert.same({ { E, 2 * I, 1 }, { E, H, 1 } }, shapes "channel")
     assert.same({ { E, 2 * 2, 2 }, { E, 2, 2 } }, shapes("block", { h = 192, i = 256 }))
+    assert.same({ { E, 2 * 3, 2 }, { E, 3, 2 } }, shapes("block", { h = 192, i = 192, block = { 64, 128 } }))
     assert.same({ { E, 1 }, { E } }, shapes("tensor", { gated = false }))
   end)
 

@@ -337,13 +337,14 @@ describe("ct_wna16_moe", function()
     local o = { h = 256, i = 256, options = { backend = "Flashinfer" }, e = 4 }
     local experts = experts_of(o)
     local x = support.floats(5, 256, 3):cast "bf16"
-    local logits = support.floats(5, 4, 8, 3)
+    local given = support.floats(5, 4, 8, 3)
+    local logits
     local moe = require "nibble.moe"
     for _, router in ipairs { { routing = "default" }, { routing = "renormalize" },
       { routing = "deepseek_v3", groups = 2, top_groups = 1, bias = support.floats(1, 4, 2):reshape { 4 } },
       -- rounded to bf16 the third is as large as the first two, which come before it
       { routing = "deepseek_v3", bias = nb.tensor("f32", { 4 }, { 1, 1, 1.001, 0 }), flat = true } } do
-      local logits = router.flat and nb.tensor("f32", { 5, 4 }) or logits
+      logits = router.flat and nb.tensor("f32", { 5, 4 }) or given
       local bias = router.bias and router.bias:cast("bf16"):cast "f32"
       local weights, ids = moe.route(logits, { top = 2, scoring = bias and "sigmoid" or "softmax",
         normalize = router.routing ~= "default", groups = router.groups, top_groups = router.top_groups, bias = bias })

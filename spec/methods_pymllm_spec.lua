@@ -94,6 +94,8 @@ describe("a pymllm AWQ layer", function()
       assert.is_true(ck.product(x, m.w, bias):equal(y:reshape { 6, 128 }))
       assert.is_true(ck.product(x, m.w):equal(method:apply(L, x, false)))
       assert.is_true(y:equal(method:finish(L, y)))
+      local alone = ready(method, m, { bias = true, values = bias, parallel = "row" }) -- nothing to reduce
+      assert.is_true(ck.product(x, m.w, bias):equal(method:apply(alone, x)))
     end
   end)
 

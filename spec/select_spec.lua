@@ -218,7 +218,7 @@ describe("a tiny AWQ checkpoint", function()
     local function with_side(name, quantization) return write(model(skipped), config(nil), { name, quantization }) end
     local side = awq_config { modules_to_not_convert = { "layers.0.self_attn" } }
     side.quant_method = nil
-    for _, name in ipairs { "quantize_config.json", "quant_config.json" } do
+    for _, name in ipairs { "quantize_config.json", "quant_config.json", "quantization_config.json" } do
       local s = selection(with_side(name, side), old)
       assert.equal(name, s.source)
       assert.same({ "method", "awq_marlin", "awq_marlin" }, outcome(s, "model.layers.1.self_attn.o_proj"))

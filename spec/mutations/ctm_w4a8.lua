@@ -8,6 +8,8 @@ return {
     from = 'o.pack and "matmul" or o.matmul and "pack" or "pack and matmul"', to = '"pack and matmul"' },
   { number = "CTM-W4A8-02", file = "lua/nibble/methods/w4a8_moe.lua", spec = "spec/methods_w4a8_moe_spec.lua",
     from = 'if not ok and options.acceleration == "required" then', to = "if not ok then" },
+  { number = "CTM-W4A8-02", file = "lua/nibble/backends/vllm_0_33_moe.lua", spec = "spec/backends_moe_spec.lua",
+    from = '{ "arm_primitives", "torch", requirement = "CTM-W4A8-02" }, ', to = "" },
   { number = "CTM-W4A8-03", file = "core/layout/w4a8.c", spec = "spec/w4a8_spec.lua",
     from = "if (q[i] < -8 || q[i] > 7)", to = "if (q[i] < -8)" },
   { number = "CTM-W4A8-04", file = "lua/nibble/methods/w4a8_moe.lua", spec = "spec/methods_w4a8_moe_spec.lua",

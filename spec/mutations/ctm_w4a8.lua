@@ -50,4 +50,6 @@ return {
     from = "on_input and true or false, true", to = "on_input and true or false, false" },
   { number = "CTM-W4A8-14", file = "core/compute/w4a8_avx2.c", spec = "spec/w4a8_spec.lua",
     from = "WIDEN = 4 }", to = "WIDEN = 8 }" },
+  { number = "CTM-W4A8-15", file = "core/compute/w4a8.c", spec = "spec/w4a8_spec.lua",
+    from = "(w[4 * o + j] >> 4) * q[4 + j]", to = "(w[4 * o + j] >> 4) * q[j]" },
 }

@@ -116,6 +116,8 @@ return {
     from = "return c + z <= 15 ? c + z : 15 - c;", to = "return c + z < 15 ? c + z : 15 - c;" },
   { number = "MRL-42", file = "core/layout/marlin_numeric.c", spec = "spec/layout_numeric_spec.lua",
     from = "v16 zero = (v16){0} + (char)0x88;", to = "v16 zero = (v16){0} + (char)0x77;" },
+  { number = "MRL-43", file = "core/layout/marlin_numeric.c", spec = "spec/layout_numeric_spec.lua",
+    from = "(~above & (15 - q))", to = "(~above & (14 - q))" },
   { number = "MRL-44", file = "core/layout/marlin_numeric.c", spec = "spec/layout_numeric_spec.lua",
     from = "if (*k / *groups % 8)", to = "if (false)" },
   { number = "MRL-44", file = "core/layout/marlin_numeric.c", spec = "spec/layout_numeric_spec.lua",

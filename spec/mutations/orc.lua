@@ -12,6 +12,8 @@ return {
   { number = "ORC-03", file = "lua/nibble/backends/document_era.lua", spec = "spec/backends_moe_spec.lua",
     from = 'class = "BatchedMarlinExperts", format = "batched"',
     to = 'class = "BatchedMarlinExperts", format = "standard"' },
+  { number = "ORC-04", file = "lua/nibble/backends/query.lua", spec = "spec/backends_moe_spec.lua",
+    from = 'if not a then return "none" end', to = 'if not a then return "int8 token" end' },
   { number = "ORC-05", file = "lua/nibble/backends/init.lua", spec = "spec/backends_spec.lua",
     from = "if seen[message] then return end", to = "" },
   { number = "ORC-05", file = "lua/nibble/backends/init.lua", spec = "spec/backends_spec.lua",

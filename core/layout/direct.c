@@ -211,8 +211,6 @@ static int check_tile(const job *x, int64_t r, int64_t n, int64_t tile_k, int64_
   int layout = source.layout;
   int64_t rows = rows_of(layout, tile_k, tile_n), width = words_of(layout, tile_k, tile_n);
   job back = {.to = {layout, words, width}, .from = part_of(x->to, r, n), .k = tile_k, .n = tile_n};
-  for (int64_t i = 0; i < rows; i++) /* asked for while the way back computes */
-    for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(source.words + i * source.ld + j);
   NB_TRY(move(&back));
   for (int64_t i = 0; i < rows; i++)
     if (memcmp(words + i * width, source.words + i * source.ld, (size_t)width * sizeof *words) != 0) return 0;

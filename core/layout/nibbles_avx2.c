@@ -124,6 +124,25 @@ void nb_words_transpose_avx2(uint32_t *to, int64_t to_ld, const uint32_t *from, 
   if (stream) _mm_sfence();
 }
 
+/* ---- halves of words ------------------------------------------------------------ */
+
+void nb_halves_transpose_avx2(uint16_t *to, int64_t to_ld, const uint16_t *from, int64_t from_ld,
+                              int64_t rows, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += 8, to += 8 * to_ld)
+    for (int64_t r = 0; r < rows; r += 16) {
+      const uint16_t *at = from + r * from_ld + c;
+      v8 x[8], y[8];
+      UNROLL for (int i = 0; i < 8; i++) x[i] = nb_v8_load2(at + i * from_ld, at + (i + 8) * from_ld);
+      UNROLL for (int i = 0; i < 4; i++) { /* words of two rows: columns 0 to 3, then 4 to 7 */
+        y[i] = _mm256_unpacklo_epi16(x[2 * i], x[2 * i + 1]);
+        y[i + 4] = _mm256_unpackhi_epi16(x[2 * i], x[2 * i + 1]);
+      }
+      nb_words_4x4(y);
+      nb_words_4x4(y + 4);
+      UNROLL for (int i = 0; i < 8; i++) nb_v8_store(to + i * to_ld + r, y[i]);
+    }
+}
+
 /* ---- nibbles: `octets` times eight rows of `words` words, turned ------------------ */
 
 enum {

@@ -52,6 +52,9 @@ int nb_expect(const nb_tensor *t, const char *what, int dtype, int ndim, const i
     if (nb_rc_ < 0) return nb_rc_; \
   } while (0)
 
+/* From now on jobs that this thread begins have so many threads; 0: as others have. */
+void nb_threads_here(int n);
+
 /* ---- hashes by pages (hash.c): what nb_tensor_hash is made of ------------- */
 
 enum { NB_HASH_PAGE = 4096 };

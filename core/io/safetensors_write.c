@@ -45,6 +45,7 @@ struct nb_writer {
   w_file *files;
   st_pair *metadata;
   nb_queue *queue;
+  nb_repacking *running;
   nb_tensor scratch;
   bool begun, finished;
 };
@@ -427,8 +428,16 @@ int nb_writer_place(nb_place *out, nb_writer *w, const char *name, int64_t name_
                     .like = &x->like,
                     .put = &x->put,
                     .begin = x->begin,
+                    .running = &w->running,
                     .scratch = &w->scratch};
   return NB_OK;
+}
+
+nb_repacking **nb_writer_running(nb_writer *w) { return &w->running; }
+
+static void end_running(nb_writer *w) {
+  nb_repacking_end(w->running);
+  w->running = NULL;
 }
 
 /* ---- the end ------------------------------------------------------------------------------ */
@@ -447,6 +456,7 @@ static int check_complete(const nb_writer *w) {
 
 int nb_writer_finish(nb_writer *w) {
   if (!w->queue) return not_open();
+  if (w->running) return nb_fail(NB_EINVAL, "writer: the result of the last repack was not taken");
   NB_TRY(nb_queue_flush(w->queue)); /* a failed put is why bytes are missing: it speaks first */
   NB_TRY(check_complete(w));
   for (int64_t i = 0; i < w->file_count; i++)
@@ -465,6 +475,7 @@ int nb_writer_finish(nb_writer *w) {
 
 int nb_writer_abort(nb_writer *w) {
   if (w->finished) return nb_fail(NB_EINVAL, "writer: it has finished; its files are complete");
+  end_running(w);
   nb_queue_free(w->queue);
   w->queue = NULL;
   close_files(w);
@@ -476,6 +487,7 @@ int nb_writer_abort(nb_writer *w) {
 
 void nb_writer_close(nb_writer *w) {
   if (!w) return;
+  end_running(w);
   nb_queue_free(w->queue);
   close_files(w);
   nb_tensor_release(&w->scratch);

@@ -10,6 +10,8 @@ typedef struct nb_sink {
   int fd;
   const char *path;
   int64_t dirty_from, dirty_to, dirty_bytes;
+  struct nb_sink *next_due;
+  bool due;
 } nb_sink;
 
 typedef struct nb_queue nb_queue;

@@ -87,6 +87,16 @@ static int check_strip(const nb_tensor *tile, const nb_tensor *whole, int64_t co
   return element_bytes(bytes, whole, what);
 }
 
+void nb_transpose_words_alone(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld,
+                              int64_t rows, int64_t cols) {
+  bool fast = nb_cpu() & NB_CPU_AVX2;
+  for (int64_t i = 0; i < rows; i += NB_STRIP) {
+    int64_t r = NB_MIN(NB_STRIP, rows - i);
+    if (fast) panel32(to + i, to_ld, from + i * from_ld, from_ld, r, cols, false);
+    else transpose32(to + i, to_ld, from + i * from_ld, from_ld, r, cols);
+  }
+}
+
 int nb_transpose_words(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
                        int64_t cols) {
   return transpose(to, to_ld, from, from_ld, rows, cols, 4);

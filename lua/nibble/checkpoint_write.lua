@@ -100,16 +100,37 @@ function Writer.put(w, name, t, row0)
   return check(C.nb_writer_put(open_handle(w), name, #name, t, (row0 or 1) - 1), true)
 end
 
+local Repack = {}
+Repack.__index = Repack
 local hex = ffi.new "char[33]"
 
---- w:repack(name, words, way) -> hash, proven | nil, msg, code
+-- Takes the result of the repack that runs, if one does.
+local function settle(w)
+  local r = w.running
+  if not r then return end
+  w.running = nil
+  r.done = true
+  local rc, msg, code = check(C.nb_writer_repacked(hex, open_handle(w)))
+  if rc then r.hash, r.proven = ffi.string(hex), rc == 1 else r.msg, r.code = msg, code end
+end
+
+--- w:repack(name, words, way) -> repack
 -- The tensor becomes what a direct repack (C.NB_AWQ_TO_CT, …) makes of words: made, written, read back from the
--- file, taken the way back and compared with words, strip by strip. hash: of what the file holds (as
--- C.nb_tensor_hash gives it); proven: whether all of it went back to words.
+-- file, taken the way back and compared with words, strip by strip, by threads that go on with it after this has
+-- returned. One repack runs at a time: another one waits for it.
 function Writer.repack(w, name, words, way)
-  local proven, msg, code = check(C.nb_writer_repack(hex, open_handle(w), name, #name, words, way))
-  if not proven then return nil, msg, code end
-  return ffi.string(hex), proven == 1
+  settle(w)
+  nffi.must(C.nb_writer_repack(open_handle(w), name, #name, words, way))
+  w.running = setmetatable({ writer = w }, Repack)
+  return w.running
+end
+
+--- repack:result() -> hash, proven | nil, msg, code: waits for it.
+-- hash: of what the file holds (as C.nb_tensor_hash gives it); proven: whether all of it went back to words.
+function Repack.result(r)
+  if not r.done then settle(r.writer) end
+  if not r.hash then return nil, r.msg, r.code end
+  return r.hash, r.proven
 end
 
 --- w:flush() -> true | nil, msg, code: all that was put is in the page cache (safe from kill -9).

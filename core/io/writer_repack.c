@@ -83,7 +83,7 @@ static void touch(const nb_repacking *x, int number) {
 
 static void work(nb_repacking *x, int number) {
   char *memory = (char *)x->place.scratch->data + number * x->strip_rows * x->row_bytes;
-  nb_threads_here(1);
+  nb_threads_here(1); /* to itself */
   touch(x, number);
   while (!atomic_load(&x->failed)) {
     int64_t row = atomic_fetch_add(&x->next, x->strip_rows);
@@ -98,7 +98,6 @@ static void work(nb_repacking *x, int number) {
     x->result = NB_MIN(x->result, rc);
     pthread_mutex_unlock(&x->lock);
   }
-  nb_threads_here(0);
 }
 
 static void *run(void *arg) {
@@ -118,6 +117,7 @@ static void begin(nb_repacking *x) {
     if (pthread_create(&w->thread, NULL, run, w) == 0) x->begun++;
   }
   pthread_sigmask(SIG_SETMASK, &old, NULL);
+  if (x->begun > 0) nb_threads_here(NB_MAX(1, nb_threads() - x->begun)); /* until the result is taken */
 }
 
 static void join(nb_repacking *x) {
@@ -128,6 +128,7 @@ void nb_repacking_end(nb_repacking *x) {
   if (!x) return;
   atomic_store(&x->failed, true);
   join(x);
+  nb_threads_here(0);
   pthread_mutex_destroy(&x->lock);
   nb_tensor_release(&x->words);
   free(x->pages);

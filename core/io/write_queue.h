@@ -5,13 +5,11 @@
 #include "base.h"
 
 /* A file that blocks go to. [dirty_from, dirty_to): written, and the system not
- * yet asked to put it on the disk; under the queue's lock. */
+ * yet asked to put it on the disk; only the queue's thread touches these. */
 typedef struct nb_sink {
   int fd;
   const char *path;
   int64_t dirty_from, dirty_to, dirty_bytes;
-  struct nb_sink *next_due;
-  bool due;
 } nb_sink;
 
 typedef struct nb_queue nb_queue;

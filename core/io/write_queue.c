@@ -15,7 +15,7 @@
 #include <time.h>
 
 /* Writes are small: above a megabyte the page cache takes huge pages, which are several times slower to get. */
-enum { QUEUE_BYTES = 64 << 20, WRITE_BYTES = 256 << 10, WRITEBACK_BYTES = 32 << 20 };
+enum { QUEUE_BYTES = 64 << 20, WRITE_BYTES = 256 << 10, WRITEBACK_BYTES = 32 << 20, SYNC_BYTES = 4 << 20 };
 
 typedef struct block {
   struct block *next;
@@ -184,7 +184,7 @@ int nb_queue_write(nb_queue *q, nb_sink *sink, const void *data, int64_t bytes, 
   nb_hold_sigxfsz(&held);
   int rc = write_pieces(q, sink, NULL, data, bytes, offset);
   nb_release_sigxfsz(&held);
-  int64_t from = offset / WRITE_BYTES * WRITE_BYTES, to = (offset + bytes) / WRITE_BYTES * WRITE_BYTES;
+  int64_t from = offset / SYNC_BYTES * SYNC_BYTES, to = (offset + bytes) / SYNC_BYTES * SYNC_BYTES;
   if (rc == NB_OK && to > from) sync_file_range(sink->fd, from, to - from, SYNC_FILE_RANGE_WRITE);
   return rc;
 }

@@ -236,21 +236,35 @@ static bool check_tile(const job *x, int64_t r, int64_t n, int64_t tile_k, int64
   return true;
 }
 
+/* The same without a place for the words that come back, where the kernel can compare them itself. */
+static bool compares(const job *x) {
+  return x->from.layout == AWQ && x->to.layout == CT && x->k % 128 == 0 && x->n % 64 == 0 &&
+         (nb_cpu() & NB_CPU_AVX2);
+}
+
+static bool compare_tile(const job *x, int64_t r, int64_t n, int64_t tile_k, int64_t tile_n) {
+  matrix awq = part_of(x->from, r, n), ct = part_of(x->to, r, n);
+  return nb_ct_is_awq4_avx2(awq.words, awq.ld, ct.words, ct.ld, tile_k / 8, tile_n / 8);
+}
+
 int nb_repack_check(const nb_tensor *rows, const nb_tensor *words, int way, int64_t row0) {
   job x;
   NB_TRY(job_of(&x, rows, words, way, row0));
   if (x.k % 8)
     return nb_fail(NB_EINVAL, "%s: k = %lld leaves a part of a word that the way back doesn't see",
                    ways[way].what, (long long)x.k);
-  int64_t dr = x.from.layout == CT ? NB_STRIP : 16, dn = TILE_WORDS / dr;
-  bool same = true;
+  bool direct = compares(&x), same = true;
+  int64_t dr = direct ? 16 * NB_STRIP : x.from.layout == CT ? NB_STRIP : 16;
+  int64_t dn = direct ? 8 * NB_STRIP : TILE_WORDS / dr;
   int stopped = 0;
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(nb_threads()) reduction(&& : same) \
     reduction(| : stopped) if (x.k * x.n > 8 * TILE_WORDS)
   for (int64_t r = 0; r < x.k / 8; r += dr)
     for (int64_t n = 0; n < x.n; n += dn) {
+      int64_t tile_k = NB_MIN(8 * dr, x.k - 8 * r), tile_n = NB_MIN(dn, x.n - n);
       if (nb_stop_requested()) stopped = 1;
-      else same = same && check_tile(&x, r, n, NB_MIN(8 * dr, x.k - 8 * r), NB_MIN(dn, x.n - n));
+      else if (direct) same = same && compare_tile(&x, r, n, tile_k, tile_n);
+      else same = same && check_tile(&x, r, n, tile_k, tile_n);
     }
   return stopped ? nb_fail_stopped() : same;
 }

@@ -35,6 +35,9 @@ void nb_awq4_to_ct_avx2(uint32_t *ct, int64_t ct_ld, const uint32_t *awq, int64_
                         int64_t nw, bool stream);
 void nb_ct_to_awq4_avx2(uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw,
                         int64_t nw, bool stream);
+/* Whether the AWQ words are already what nb_ct_to_awq4_avx2 would make of ct. */
+bool nb_ct_is_awq4_avx2(const uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw,
+                        int64_t nw);
 /* to [cols,rows] = from [rows,cols], words; rows a multiple of 8 and at most
  * NB_STRIP, cols a multiple of 4. */
 void nb_words_transpose_avx2(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,

@@ -45,8 +45,7 @@ struct nb_writer {
   w_file *files;
   st_pair *metadata;
   nb_queue *queue;
-  nb_repacking *running;
-  nb_tensor scratch;
+  nb_repackers *repackers;
   bool begun, finished;
 };
 
@@ -428,16 +427,15 @@ int nb_writer_place(nb_place *out, nb_writer *w, const char *name, int64_t name_
                     .like = &x->like,
                     .put = &x->put,
                     .begin = x->begin,
-                    .running = &w->running,
-                    .scratch = &w->scratch};
+                    .repackers = &w->repackers};
   return NB_OK;
 }
 
-nb_repacking **nb_writer_running(nb_writer *w) { return &w->running; }
+nb_repackers *nb_writer_repackers(const nb_writer *w) { return w->repackers; }
 
-static void end_running(nb_writer *w) {
-  nb_repacking_end(w->running);
-  w->running = NULL;
+static void end_repackers(nb_writer *w) {
+  nb_repackers_free(w->repackers);
+  w->repackers = NULL;
 }
 
 /* ---- the end ------------------------------------------------------------------------------ */
@@ -456,7 +454,6 @@ static int check_complete(const nb_writer *w) {
 
 int nb_writer_finish(nb_writer *w) {
   if (!w->queue) return not_open();
-  if (w->running) return nb_fail(NB_EINVAL, "writer: the result of the last repack was not taken");
   NB_TRY(nb_queue_flush(w->queue)); /* a failed put is why bytes are missing: it speaks first */
   NB_TRY(check_complete(w));
   for (int64_t i = 0; i < w->file_count; i++)
@@ -466,6 +463,7 @@ int nb_writer_finish(nb_writer *w) {
     if (rename(w->files[i].partial, w->files[i].path) < 0)
       return nb_fail_errno(NB_EIO, "cannot rename %s to %s", w->files[i].partial, w->files[i].path);
   NB_TRY(nb_fsync_folder(w->files[0].path));
+  end_repackers(w); /* of complete tensors the results are taken */
   nb_queue_free(w->queue);
   w->queue = NULL;
   w->finished = true;
@@ -475,7 +473,7 @@ int nb_writer_finish(nb_writer *w) {
 
 int nb_writer_abort(nb_writer *w) {
   if (w->finished) return nb_fail(NB_EINVAL, "writer: it has finished; its files are complete");
-  end_running(w);
+  end_repackers(w);
   nb_queue_free(w->queue);
   w->queue = NULL;
   close_files(w);
@@ -487,10 +485,9 @@ int nb_writer_abort(nb_writer *w) {
 
 void nb_writer_close(nb_writer *w) {
   if (!w) return;
-  end_running(w);
+  end_repackers(w);
   nb_queue_free(w->queue);
   close_files(w);
-  nb_tensor_release(&w->scratch);
   for (int64_t i = 0; i < w->file_count; i++) {
     free(w->files[i].name);
     free(w->files[i].path);

@@ -4,39 +4,49 @@
  *   source ──repack──▶ strip ──write──▶ page cache ──read──▶ strip ──▶ hash
  *      └────────────────── the same? ◀── the way back ─────────┘
  *
- * Every thread takes strip after strip; nothing of the tensor's size is ever held. All
- * threads but the caller's begin at once, so that it can see to the scales meanwhile;
- * it takes its part of the strips when it comes for the result. */
+ * Nothing of the tensor's size is ever held. Helpers, one thread less than jobs may
+ * have, take strip after strip while the caller sees to scales and zero-points; it
+ * takes its part when it begins the next tensor or comes for a result. */
 #include "writer.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
 
 /* A strip's rows: enough that the source's columns for it are whole runs of cache lines. */
 enum { STRIP_BYTES = 1 << 20, MIN_ROWS = 64, MAX_ROWS = 512 };
 
-typedef struct worker {
-  nb_repacking *of;
-  pthread_t thread;
-  int number;
-} worker;
-
-struct nb_repacking {
+/* One tensor; what is below the line changes under the lock. */
+typedef struct repacking {
+  struct repacking *next;
   nb_place place;
   nb_tensor words;
   nb_digest *pages;
   int64_t rows, row_bytes, strip_rows;
-  int way, threads, begun; /* begun: how many of the threads */
-  _Atomic int64_t next;    /* the next strip's first row */
-  _Atomic bool failed;
-  pthread_mutex_t lock; /* of what follows */
-  int result;           /* 1 so far, 0, or the first failure with its sentence */
+  int way;
+  /* ---- */
+  int64_t taken; /* rows */
+  int working;   /* strips */
+  int result;    /* 1 so far, 0, or the first failure with its sentence */
   char sentence[1024];
-  worker workers[];
+} repacking;
+
+typedef struct helper {
+  struct nb_repackers *of;
+  pthread_t thread;
+  nb_tensor memory;
+} helper;
+
+struct nb_repackers {
+  pthread_mutex_t lock;
+  pthread_cond_t more, less; /* strips to take; a strip was done */
+  repacking *first, **last;  /* in the order begun, until the result is taken */
+  nb_tensor memory;          /* the caller's */
+  bool closing;
+  int count;
+  helper helpers[];
 };
 
 /* ---- one strip -------------------------------------------------------------------- */
@@ -54,94 +64,140 @@ static int read_back(const nb_sink *sink, char *data, int64_t bytes, int64_t off
   return NB_OK;
 }
 
+static int room(nb_tensor *memory, int64_t bytes) {
+  if (memory->buf && nb_tensor_bytes(memory) >= bytes) return NB_OK;
+  nb_tensor_release(memory);
+  return nb_tensor_new(memory, NB_U8, 1, NB_SHAPE(bytes));
+}
+
 /* Rows row.. of the tensor: 1 when they went back to the source's words, 0 when not. */
-static int strip(const nb_repacking *x, char *memory, int64_t row) {
+static int strip(const repacking *x, nb_tensor *memory, int64_t row) {
   const nb_place *p = &x->place;
   if (nb_stop_requested()) return nb_fail_stopped();
+  NB_TRY(room(memory, x->strip_rows * x->row_bytes));
   nb_tensor rows = *p->like;
-  rows.data = memory;
+  rows.data = memory->data;
   rows.shape[0] = NB_MIN(x->strip_rows, x->rows - row);
   int64_t bytes = rows.shape[0] * x->row_bytes, at = row * x->row_bytes;
   NB_TRY(nb_repack_rows(&rows, &x->words, x->way, row));
-  NB_TRY(nb_queue_write(p->queue, p->sink, memory, bytes, p->begin + at));
-  NB_TRY(read_back(p->sink, memory, bytes, p->begin + at));
-  nb_hash_pages(x->pages + at / NB_HASH_PAGE, memory, bytes);
+  NB_TRY(nb_queue_write(p->queue, p->sink, rows.data, bytes, p->begin + at));
+  NB_TRY(read_back(p->sink, rows.data, bytes, p->begin + at));
+  nb_hash_pages(x->pages + at / NB_HASH_PAGE, rows.data, bytes);
   return nb_repack_check(&rows, &x->words, x->way, row);
 }
 
-/* ---- the threads ------------------------------------------------------------------- */
-
-/* A thread's share of the source's pages, mapped one after another: all threads meet
- * each page in their first strips, and two that map the same one hinder each other. */
-static void touch(const nb_repacking *x, int number) {
+/* Maps the source's pages one after another, before several threads meet the same ones
+ * in their first strips and hinder each other. */
+static void touch(const repacking *x) {
   enum { AROUND = 64 << 10 }; /* what Linux maps around a page that is read, where it is at hand */
-  int64_t blocks = nb_tensor_bytes(&x->words) / AROUND, others = x->threads - 1;
-  if (!nb_buf_is_mapped(x->words.buf) || number == 0) return;
-  for (int64_t i = blocks * (number - 1) / others; i < blocks * number / others; i++)
-    (void)*((const volatile char *)x->words.data + i * AROUND);
+  if (!nb_buf_is_mapped(x->words.buf)) return;
+  for (int64_t at = 0; at < nb_tensor_bytes(&x->words); at += AROUND)
+    (void)*((const volatile char *)x->words.data + at);
 }
 
-static void work(nb_repacking *x, int number) {
-  char *memory = (char *)x->place.scratch->data + number * x->strip_rows * x->row_bytes;
+/* ---- who takes strips ---------------------------------------------------------------
+ * All with the lock held, which is let go while a strip is worked on. */
+
+static bool has_strips(const repacking *x) { return x->taken < x->rows && x->result >= 0; }
+
+static repacking *with_strips(const nb_repackers *r) {
+  repacking *x = r->first;
+  while (x && !has_strips(x)) x = x->next;
+  return x;
+}
+
+static void work_on(nb_repackers *r, repacking *x, nb_tensor *memory, bool helps) {
+  int64_t row = x->taken;
+  x->taken += x->strip_rows;
+  x->working++;
+  pthread_mutex_unlock(&r->lock);
+  if (helps && row == 0) touch(x);
+  int rc = strip(x, memory, row);
+  pthread_mutex_lock(&r->lock);
+  if (rc < 0 && x->result >= 0) snprintf(x->sentence, sizeof x->sentence, "%s", nb_error());
+  if (x->result >= 0) x->result = NB_MIN(x->result, rc);
+  x->working--;
+  pthread_cond_broadcast(&r->less);
+}
+
+static void *help(void *arg) {
+  helper *me = arg;
+  nb_repackers *r = me->of;
   nb_threads_here(1); /* to itself */
-  touch(x, number);
-  while (!atomic_load(&x->failed)) {
-    int64_t row = atomic_fetch_add(&x->next, x->strip_rows);
-    if (row >= x->rows) break;
-    int rc = strip(x, memory, row);
-    if (rc == 1) continue;
-    pthread_mutex_lock(&x->lock);
-    if (rc < 0 && x->result >= 0) {
-      snprintf(x->sentence, sizeof x->sentence, "%s", nb_error());
-      atomic_store(&x->failed, true);
-    }
-    x->result = NB_MIN(x->result, rc);
-    pthread_mutex_unlock(&x->lock);
+  pthread_mutex_lock(&r->lock);
+  while (!r->closing) {
+    repacking *x = with_strips(r);
+    if (x) work_on(r, x, &me->memory, true);
+    else pthread_cond_wait(&r->more, &r->lock);
   }
-}
-
-static void *run(void *arg) {
-  worker *me = arg;
-  work(me->of, me->number);
+  pthread_mutex_unlock(&r->lock);
   return NULL;
 }
 
-/* All threads but the caller's; one that can't be had is done without. */
-static void begin(nb_repacking *x) {
+/* The caller takes strips as long as there are any. */
+static void take_part(nb_repackers *r) {
+  for (repacking *x; (x = with_strips(r));) work_on(r, x, &r->memory, false);
+}
+
+/* ---- beginning and ending --------------------------------------------------------------- */
+
+/* A helper that can't be had is done without. */
+static void begin_helpers(nb_repackers *r, int count) {
   sigset_t all, old; /* they take no signals: Ctrl-C belongs to the caller */
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
-  for (int i = 1; i < x->threads; i++) {
-    worker *w = &x->workers[x->begun];
-    *w = (worker){.of = x, .number = i};
-    if (pthread_create(&w->thread, NULL, run, w) == 0) x->begun++;
+  for (int i = 0; i < count; i++) {
+    helper *h = &r->helpers[r->count];
+    h->of = r;
+    if (pthread_create(&h->thread, NULL, help, h) == 0) r->count++;
   }
   pthread_sigmask(SIG_SETMASK, &old, NULL);
-  if (x->begun > 0) nb_threads_here(NB_MAX(1, nb_threads() - x->begun)); /* until the result is taken */
 }
 
-static void join(nb_repacking *x) {
-  for (; x->begun > 0; x->begun--) pthread_join(x->workers[x->begun - 1].thread, NULL);
+static int repackers(nb_repackers **out) {
+  int count = nb_threads() - 1;
+  if (*out) return NB_OK;
+  nb_repackers *r = nb_alloc(1, (int64_t)sizeof *r + count * (int64_t)sizeof *r->helpers);
+  if (!r) return NB_ENOMEM;
+  r->last = &r->first;
+  pthread_mutex_init(&r->lock, NULL);
+  pthread_cond_init(&r->more, NULL);
+  pthread_cond_init(&r->less, NULL);
+  begin_helpers(r, count);
+  *out = r;
+  return NB_OK;
 }
 
-void nb_repacking_end(nb_repacking *x) {
-  if (!x) return;
-  atomic_store(&x->failed, true);
-  join(x);
-  nb_threads_here(0);
-  pthread_mutex_destroy(&x->lock);
+static void free_repacking(repacking *x) {
   nb_tensor_release(&x->words);
   free(x->pages);
   free(x);
 }
 
-/* ---- the caller's side --------------------------------------------------------------- */
-
-static int room(nb_tensor *scratch, int64_t bytes) {
-  if (scratch->buf && nb_tensor_bytes(scratch) >= bytes) return NB_OK;
-  nb_tensor_release(scratch);
-  return nb_tensor_new(scratch, NB_U8, 1, NB_SHAPE(bytes));
+void nb_repackers_free(nb_repackers *r) {
+  if (!r) return;
+  pthread_mutex_lock(&r->lock);
+  r->closing = true;
+  pthread_cond_broadcast(&r->more);
+  pthread_mutex_unlock(&r->lock);
+  for (int i = 0; i < r->count; i++) {
+    pthread_join(r->helpers[i].thread, NULL);
+    nb_tensor_release(&r->helpers[i].memory);
+  }
+  while (r->first) {
+    repacking *x = r->first;
+    r->first = x->next;
+    free_repacking(x);
+  }
+  nb_tensor_release(&r->memory);
+  nb_threads_here(0);
+  pthread_mutex_destroy(&r->lock);
+  pthread_cond_destroy(&r->more);
+  pthread_cond_destroy(&r->less);
+  free(r);
 }
+
+/* ---- the caller's side --------------------------------------------------------------- */
 
 static int check_size(const nb_tensor *like, const nb_tensor *words, const char *name, int64_t name_bytes) {
   int64_t bytes = nb_tensor_bytes(like);
@@ -152,53 +208,63 @@ static int check_size(const nb_tensor *like, const nb_tensor *words, const char 
                  nb_tensor_describe(words, b, sizeof b));
 }
 
-static int fill(nb_repacking *x, const nb_tensor *words, int way) {
+static int new_repacking(repacking **out, const nb_place *place, const nb_tensor *words, int way) {
   int64_t bytes = nb_tensor_bytes(words), step = MIN_ROWS;
+  repacking *x = nb_alloc(1, sizeof *x);
+  if (!x) return NB_ENOMEM;
+  x->place = *place;
   x->way = way;
   x->result = 1;
-  x->rows = x->place.like->shape[0];
+  x->rows = place->like->shape[0];
   x->row_bytes = bytes / x->rows;
   while (step * x->row_bytes % NB_HASH_PAGE) step *= 2; /* strips begin on pages of the hash */
   x->strip_rows = NB_MAX(step, NB_MIN(STRIP_BYTES / x->row_bytes, MAX_ROWS) / step * step);
-  x->threads = (int)NB_MIN(x->threads, NB_CEIL(x->rows, x->strip_rows));
-  NB_TRY(nb_tensor_view(&x->words, words, words->dtype, words->ndim, words->shape, 0));
-  if (!(x->pages = nb_alloc(NB_CEIL(bytes, NB_HASH_PAGE), sizeof *x->pages))) return NB_ENOMEM;
-  return room(x->place.scratch, x->threads * x->strip_rows * x->row_bytes);
+  x->pages = nb_alloc(NB_CEIL(bytes, NB_HASH_PAGE), sizeof *x->pages);
+  int rc =
+      x->pages ? nb_tensor_view(&x->words, words, words->dtype, words->ndim, words->shape, 0) : NB_ENOMEM;
+  if (rc < 0) free_repacking(x);
+  else *out = x;
+  return rc;
 }
 
 int nb_writer_repack(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *words, int way) {
   nb_place place;
+  repacking *x = NULL;
   NB_TRY(nb_writer_place(&place, w, name, name_bytes));
   NB_TRY(check_size(place.like, words, name, name_bytes));
-  if (*place.running) return nb_fail(NB_EINVAL, "writer: the result of the last repack was not taken");
-  int threads = nb_threads();
-  nb_repacking *x = nb_alloc(1, (int64_t)sizeof *x + threads * (int64_t)sizeof *x->workers);
-  if (!x) return NB_ENOMEM;
-  pthread_mutex_init(&x->lock, NULL);
-  x->place = place;
-  x->threads = threads;
-  int rc = fill(x, words, way);
-  if (rc < 0) {
-    nb_repacking_end(x);
-    return rc;
-  }
-  *place.running = x;
-  begin(x);
+  NB_TRY(repackers(place.repackers));
+  NB_TRY(new_repacking(&x, &place, words, way));
+  nb_repackers *r = *place.repackers;
+  nb_threads_here(1); /* the others have work, until the last result is taken */
+  pthread_mutex_lock(&r->lock);
+  take_part(r);
+  *r->last = x;
+  r->last = &x->next;
+  if (x->rows <= x->strip_rows) take_part(r); /* not worth waking anyone */
+  else pthread_cond_broadcast(&r->more);
+  pthread_mutex_unlock(&r->lock);
   return NB_OK;
 }
 
 int nb_writer_repacked(char *hash, nb_writer *w) {
-  nb_repacking **running = nb_writer_running(w), *x = *running;
-  if (!x) return nb_fail(NB_EINVAL, "writer: no repack has begun");
-  work(x, 0);
-  join(x);
+  nb_repackers *r = nb_writer_repackers(w);
+  if (!r || !r->first) return nb_fail(NB_EINVAL, "writer: there is no repack whose result was not taken");
+  pthread_mutex_lock(&r->lock);
+  repacking *x = r->first;
+  while (has_strips(x)) work_on(r, x, &r->memory, false);
+  while (x->working > 0) pthread_cond_wait(&r->less, &r->lock);
+  r->first = x->next;
+  pthread_mutex_unlock(&r->lock);
+  if (!r->first) {
+    r->last = &r->first;
+    nb_threads_here(0);
+  }
   int rc = x->result < 0 ? nb_fail(x->result, "%s", x->sentence) : x->result;
   if (rc >= 0) {
     int64_t bytes = nb_tensor_bytes(&x->words);
     nb_hash_of_pages(hash, x->pages, NB_CEIL(bytes, NB_HASH_PAGE));
     *x->place.put += bytes;
   }
-  *running = NULL;
-  nb_repacking_end(x);
+  free_repacking(x);
   return rc;
 }

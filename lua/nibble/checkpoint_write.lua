@@ -75,7 +75,7 @@ function M.writer(options)
   end
   local w = {
     handle = handle, dir = options.dir, bytes = tonumber(C.nb_writer_bytes(handle)), names = options.tensors,
-    files = {}, kept_files = {}, resumed = true,
+    files = {}, kept_files = {}, resumed = true, repacks = {},
   }
   local kept = ffi.new "int[1]"
   for i = 1, tonumber(C.nb_writer_files(handle)) do
@@ -104,31 +104,26 @@ local Repack = {}
 Repack.__index = Repack
 local hex = ffi.new "char[33]"
 
--- Takes the result of the repack that runs, if one does.
-local function settle(w)
-  local r = w.running
-  if not r then return end
-  w.running = nil
-  r.done = true
-  local rc, msg, code = check(C.nb_writer_repacked(hex, open_handle(w)))
-  if rc then r.hash, r.proven = ffi.string(hex), rc == 1 else r.msg, r.code = msg, code end
-end
-
 --- w:repack(name, words, way) -> repack
 -- The tensor becomes what a direct repack (C.NB_AWQ_TO_CT, …) makes of words: made, written, read back from the
 -- file, taken the way back and compared with words, strip by strip, by threads that go on with it after this has
--- returned. One repack runs at a time: another one waits for it.
+-- returned.
 function Writer.repack(w, name, words, way)
-  settle(w)
   nffi.must(C.nb_writer_repack(open_handle(w), name, #name, words, way))
-  w.running = setmetatable({ writer = w }, Repack)
-  return w.running
+  local r = setmetatable({ writer = w }, Repack)
+  table.insert(w.repacks, r)
+  return r
 end
 
 --- repack:result() -> hash, proven | nil, msg, code: waits for it.
 -- hash: of what the file holds (as C.nb_tensor_hash gives it); proven: whether all of it went back to words.
 function Repack.result(r)
-  if not r.done then settle(r.writer) end
+  while not r.done do -- results come in the order of the calls
+    local first = table.remove(r.writer.repacks, 1)
+    first.done = true
+    local rc, msg, code = check(C.nb_writer_repacked(hex, open_handle(r.writer)))
+    if rc then first.hash, first.proven = ffi.string(hex), rc == 1 else first.msg, first.code = msg, code end
+  end
   if not r.hash then return nil, r.msg, r.code end
   return r.hash, r.proven
 end

@@ -4,7 +4,8 @@
 #   make demo       set up, then carry a small model from float to 4 bits and prove it
 #   make test       set up, then the specs        (make asan test: under ASan+UBSan; JIT=off: interpreted)
 #   make lint       formatting, unused names, and which layer may use which
-#   make coverage-systems    which spec shows which requirement of the systems (BREAK=1: break the code, see them fail)
+#   make coverage-systems    which spec shows which requirement of the systems (BREAK=1: break the code, see them fail;
+#                           BREAK=MRL-4 the numbers that match, a Lua pattern)
 #   make bench      speeds here, as a share of this machine's own limits
 #   make install PREFIX=/usr/local
 #
@@ -94,7 +95,8 @@ lint: setup
 # Which spec shows which requirement; BREAK=1 breaks the code and asks that they notice.
 coverage-systems: setup
 	@$(if $(BREAK),$(MAKE) --no-print-directory all >/dev/null)
-	@NIBBLE_BUILD=$(abspath $(BUILD)) luajit scripts/coverage-systems.lua $(if $(BREAK),--break)
+	@NIBBLE_BUILD=$(abspath $(BUILD)) luajit scripts/coverage-systems.lua \
+	  $(if $(BREAK),--break $(if $(filter-out 1,$(BREAK)),'$(BREAK)'))
 
 bench: setup
 	@$(MAKE) --no-print-directory all

@@ -154,6 +154,49 @@ int nb_columns_gather(nb_tensor *dst, const nb_tensor *src, const nb_tensor *ord
  * don't count as resident; the data stay readable. No-op on the heap. */
 void nb_tensor_drop(const nb_tensor *t);
 
+/* ---- elements (element.c) ----------------------------------------------------- */
+
+/* Element i of the flattened tensor, any real dtype (c64: the real part); i must be
+ * inside. set and fill round as nb_cast. */
+double nb_tensor_get(const nb_tensor *t, int64_t i);
+void nb_tensor_set(nb_tensor *t, int64_t i, double v);
+void nb_tensor_fill(nb_tensor *t, double v);
+/* Elements [at, at+n) as double and back; a block begins and ends on a byte. Every
+ * NaN read is the plain one (LuaJIT takes NaNs with other bits for other types). */
+int nb_tensor_load_f64(double *out, const nb_tensor *t, int64_t at, int64_t n);
+int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
+
+/* ---- statistics (stats.c, compare.c) ----------------------------------------
+ * Any real dtype, values as double (64-bit integers beyond 2^53 rounded). Sums in
+ * double over fixed blocks in a fixed order: the same bits for any number of threads. */
+
+/* NaN and infinities are counted and left out of everything else. */
+typedef struct nb_stats {
+  int64_t numel, zeros, nan, inf;
+  double min, max, absmax, mean, std, kurtosis; /* kurtosis: m4 / m2^2, 3 for a normal distribution */
+} nb_stats;
+
+int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
+
+/* counts[i] of the values in [lo + i*w, lo + (i+1)*w), w = (hi-lo)/bins; hi belongs
+ * to the last bin; values outside are not counted. */
+int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
+
+/* sums f64 [k] += the squares of each column of x f32 [m,k], in double; rows in order, so the sums
+ * depend neither on threads nor on how the rows come in batches. */
+int nb_column_squares(nb_tensor *sums, const nb_tensor *x);
+
+typedef struct nb_comparison {
+  int64_t numel, max_at, worst_row; /* 0-based; max_at in the flattened tensor */
+  int64_t odd;                      /* pairs that differ by a NaN or an infinity: in no sum */
+  double error2, a2, b2, dot, max_abs, worst_error2; /* sums of squares and of products */
+} nb_comparison;
+
+/* b against a, of one shape; a row is the last dimension's elements. by_column (may
+ * be NULL): 1 to 64 sums of squared error over equal spans of the columns. */
+int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a,
+                      const nb_tensor *b);
+
 /* ---- content hashes (hash.c): XXH3, 128 bits ------------------------------ */
 
 typedef struct nb_hash nb_hash;
@@ -165,131 +208,6 @@ void nb_hash_free(nb_hash *h);
 /* One tensor's bytes: the hash of the hashes of its pages of 4 KiB, 32 hex digits
  * and a NUL into out. Threads; mapped pages are let go again behind it. */
 int nb_tensor_hash(char *out, const nb_tensor *t);
-
-/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) --------
- * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
- * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
- * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
-
-enum {
-  NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
-  NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
-  /* vLLM's rule: scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1)); and in dtype
-   * arithmetic a zero-point is added after rounding (as in AutoAWQ), not before */
-  NB_RANGE_TIGHT = 2
-};
-
-enum {
-  NB_ARITHMETIC_F32 = 0,  /* float32; codes are found with the scale as stored */
-  NB_ARITHMETIC_DTYPE = 1 /* compressed-tensors' way: each operation is rounded to the weight's dtype */
-};
-
-typedef struct nb_rtn_options {
-  int32_t bits;      /* 2 to 8 */
-  int32_t symmetric; /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
-  /* columns a group; -1: the whole row; 0: the whole tensor, its scale repeated in each of [n,1] */
-  int64_t group;
-  int32_t range;      /* NB_RANGE_*: the scale of a symmetric grid */
-  int32_t arithmetic; /* NB_ARITHMETIC_* */
-} nb_rtn_options;
-
-/* Round to nearest: codes u8 [n,k], scales f32|bf16|f16 [n,G], zeros u8 [n,G]
- * (NULL when symmetric) from w f32|bf16|f16 [n,k]. Exact in every path: the bytes
- * depend neither on threads nor on the instruction set. K must be a multiple of
- * the group (FORMATS 4). A group of zeros gets the scale dtype's epsilon, as
- * compressed-tensors stores it; a scale too small for its dtype becomes the
- * dtype's smallest positive number. NB_EFORMAT: NaN or Inf in w, with row and
- * column; NB_EUNSUPPORTED: a scale too large for its dtype, or bits not 2 to 8. */
-int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
-                    const nb_rtn_options *options);
-
-typedef struct nb_mse_options {
-  nb_rtn_options rtn; /* arithmetic float32; group not 0 */
-  int32_t grid;       /* the finest step is 1/grid of the range */
-  float max_shrink;   /* how much of the range may go, 0 to below 1 */
-  float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
-} nb_mse_options;
-
-/* Clipping by search: each group's range shrinks from where nothing is clipped,
- * first in steps of 4/grid, then around the best in steps of 1/grid, and the one
- * with the least sum of |w - dequantized|^norm is kept; the range that
- * nb_rtn_quantize takes is a candidate, so the sum is never greater. Same
- * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
-int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
-                    const nb_mse_options *options);
-
-/* out f32|bf16|f16 [n,k] = (codes - zeros) * scales: the exact product rounded to
- * float32, then to out's dtype. zeros NULL: 2^(bits-1). g_idx i32 [k] or NULL names
- * each column's group, else columns divide evenly. One scale (numel 1) serves the
- * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
-int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
-                  const nb_tensor *g_idx, int bits);
-
-/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, f8_e4m3fnuz, or u8 with one
- * e2m1 code a byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
- * block of rows x columns. global f32 [1] or NULL: scales are divided by it first (NVFP4).
- * In float32, then rounded to out's dtype. NB_EFORMAT: a global scale of 0, NaN or Inf.
- * (dequant_float.c) */
-int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales,
-                        const nb_tensor *global, int64_t rows, int64_t columns);
-
-/* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
- * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
- * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
-int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
-                  const nb_tensor *g_idx, int bits);
-
-/* ---- quantization onto small floats (quant/float.c) --------------------------- */
-
-enum {
-  NB_FLOAT_CT = 0,  /* compressed-tensors' scales                                           */
-  NB_FLOAT_VLLM = 1 /* vLLM's for activations: NVFP4 by reciprocals, MX so that none clips  */
-};
-
-typedef struct nb_float_options {
-  int64_t rows, columns; /* of the block that one scale serves */
-  int32_t arithmetic;    /* NB_ARITHMETIC_*: quotients (and FP8 scales) rounded to w's dtype, or not */
-  int32_t rule;          /* NB_FLOAT_*: of f8_e4m3 and f8_e8m0 scales */
-  int32_t given;         /* 1: scales are there already; only codes are made */
-  float global;          /* with f8_e4m3 scales: the tensor's own scale, a divisor of theirs */
-} nb_float_options;
-
-/* Round to nearest: codes [n,k] and scales [ceil(n/rows), ceil(k/columns)] from w
- * f32|bf16|f16 [n,k]. Codes f8_e4m3 under scales f32|bf16|f16 = absmax / 448 (FP8) or
- * f8_e8m0 (MXFP8); codes u8, one e2m1 code a byte, under f8_e4m3 = absmax / 6 * global
- * (NVFP4) or f8_e8m0 (MXFP4). The same bytes in every path. A block of zeros gets the
- * scale that compressed-tensors stores: epsilon, 0.125, 2^-127. NB_EFORMAT: NaN or Inf in
- * w; NB_EUNSUPPORTED: a scale too large for its dtype. */
-int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, const nb_float_options *o);
-/* The largest magnitude of w (f32|bf16|f16); NB_EFORMAT names a NaN or Inf. */
-int nb_absmax(float *out, const nb_tensor *w);
-/* The scale of an FP8 block whose largest magnitude is absmax, as stored. */
-float nb_fp8_scale(float absmax, int w_dtype, int s_dtype, int arithmetic);
-/* NVFP4's global scale, 448 * 6 / absmax; 1 where that is infinite. */
-float nb_nvfp4_global(float absmax, int w_dtype, int arithmetic);
-
-typedef struct nb_quant_sums {
-  double error2, weight2; /* sums of squares: of w - dequantized, of w */
-  double max_abs;         /* largest |w - dequantized| */
-  double worst_error2;    /* error2 of the worst row */
-  int64_t worst_row, rows, numel;
-} nb_quant_sums;
-
-/* Adds the error of a quantized weight, or of the next tile of its rows, against
- * w f32|bf16|f16 [n,k] to sums (zeroed before the first). The same sums whatever
- * the threads, as long as the tiles are. */
-int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
-                   const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w);
-
-/* The same of a weight that is dequantized already, f32 [n,k]. */
-int nb_quant_error_of(nb_quant_sums *sums, const nb_tensor *dequantized, const nb_tensor *w);
-
-/* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
- * and scales [n,G] are finite and above 0; names the first that doesn't. */
-int nb_quant_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
-
-/* x rounded to f32, bf16 or f16 and back, as stored scales are. */
-float nb_round_scale(float x, int dtype);
 
 /* ---- processor and threads (cpu.c, thread.c) ------------------------------ */
 
@@ -319,131 +237,6 @@ void nb_threads_set(int n);
 double nb_now(void);
 /* Peak resident memory of this process, bytes. */
 int64_t nb_peak_rss(void);
-
-/* ---- forward pass (core/compute/) -------------------------------------------
- * Activations are float32 [m, features] tensors, m = sequences x length rows.
- * Weights are f32, bf16 or f16 and are widened exactly. No result depends on the
- * number of threads. */
-
-/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (f32, or NULL), float32 accumulation: OpenBLAS
- * over fixed tiles, plain loops without it. */
-int nb_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
-/* Which matrix library products run on, or why none was found. */
-const char *nb_blas_name(void);
-/* Multiply-adds a second, times two, on that many threads: measured, about 50 ms. */
-double nb_peak_flops(int threads);
-
-/* y = weight * x / sqrt(mean(x^2) + eps), over each run of weight's size d; y may be x. */
-int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
-/* Turns the heads of x [m, heads*head_dim] in place; row r stands at position
- * r % length. cosines and sines: f32 [positions, head_dim/2]. */
-int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim, int64_t length);
-/* Causal attention of m/length separate sequences: q and out [m, heads*d], k and v
- * [m, kv_heads*d]. sliding: how many keys a query sees, itself included; 0 = all. */
-int nb_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v, int64_t heads,
-                 int64_t kv_heads, int64_t length, int64_t sliding, double scale);
-
-/* y += x. */
-int nb_add(nb_tensor *y, const nb_tensor *x);
-/* gate = gate / (1 + exp(-gate)) * up. */
-int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
-/* How many values are infinite or NaN; f32, bf16, f16. */
-int64_t nb_count_nonfinite(const nb_tensor *x);
-/* out[i] = table[ids[i]], widened to f32. */
-int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
-/* y[ids[i]] += weights[i] * x[i], the product rounded to dtype (f32, f16 or bf16); weights
- * NULL: 1. ids don't descend; equal ones are added in their order. */
-int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
-                   int dtype);
-/* x[i] *= weights[i], rounded to dtype (f32, f16 or bf16). */
-int nb_scale_rows(nb_tensor *x, const nb_tensor *weights, int dtype);
-
-/* ---- mixture of experts (compute/moe_route.c, moe.c, moe_act.c; SYSTEMS 7) ------ */
-
-enum { NB_ROUTE_SOFTMAX = 0, NB_ROUTE_SIGMOID = 1 };
-
-typedef struct nb_moe_router {
-  int32_t scoring;    /* NB_ROUTE_* */
-  int32_t normalize;  /* the chosen weights sum to 1 */
-  int64_t groups;     /* 0: none; else e/groups experts next to each other */
-  int64_t top_groups; /* of which experts are chosen */
-  float scale;        /* of the weights, at the end */
-} nb_moe_router;
-
-/* The top experts of each row's scores, best first; a tie goes to the lower: experts i32
- * [m, top], weights f32 [m, top] from logits f32 [m, e]. bias f32 [e] or NULL is added for
- * the choice only, not to the weights. A group's score is its best expert's, with a bias the
- * sum of its best two. */
-int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, const nb_tensor *bias,
-                 const nb_moe_router *o);
-/* Pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1]) with their
- * weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. map i32
- * [experts everywhere] or NULL: global id to one of these e, -1 = elsewhere. Ids outside
- * are left out when skip, else an error. */
-int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
-                 const nb_tensor *weights, const nb_tensor *map, int skip);
-/* How many places nb_moe_align may need. */
-int64_t nb_moe_align_capacity(int64_t pairs, int64_t experts, int64_t block);
-/* The flat positions of ids (i32) by expert, each expert's run padded to `block` with the
- * number of pairs: sorted i32 [capacity], block_experts i32 [ceil(capacity/block)] (-1: no
- * expert here), *total places in use. map i32 [experts] as above: the blocks of strangers
- * are marked -1, or with ignore their pairs left out and the others sorted by local id. */
-int nb_moe_align(nb_tensor *sorted, nb_tensor *block_experts, int64_t *total, const nb_tensor *ids,
-                 int64_t block, int64_t experts, const nb_tensor *map, int ignore);
-
-/* Gated kinds take gates and ups: halves of a row, in pairs for swigluoai. */
-enum {
-  NB_MOE_SILU = 0,  /* silu(min(g, limit)) * clamp(u, limit) */
-  NB_MOE_GELU,      /* gelu(g) * u */
-  NB_MOE_GELU_TANH, /* its tanh form */
-  NB_MOE_SWIGLUOAI, /* pairs: gc * sigmoid(alpha gc) * (clamp(u, limit) + beta), gc = min(g, limit) */
-  NB_MOE_SWIGLUOAI_UNINTERLEAVE, /* the same on halves */
-  NB_MOE_SWIGLUSTEP,             /* min(silu(g), limit) * clamp(u, limit) */
-  NB_MOE_SILU_NO_MUL,
-  NB_MOE_GELU_NO_MUL,
-  NB_MOE_GELU_TANH_NO_MUL,
-  NB_MOE_RELU2_NO_MUL, /* max(x, 0)^2 */
-  NB_MOE_KINDS
-};
-
-typedef struct nb_moe_act {
-  int32_t kind, dtype;      /* dtype: input and output are rounded to f16 or bf16; f32: not */
-  float limit, alpha, beta; /* limit: infinity for none */
-} nb_moe_act;
-
-/* out [m,n] = activation of h [m,2n] (ungated: [m,n]); or of gates h [m,n] and ups up [m,n],
- * and then, as for ungated kinds, out may be h. */
-int nb_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
-
-/* ---- 4-bit weights times int8 activations (layout/w4a8.c, compute/w4a8.c; SYSTEMS 6.2) ----
- * Codes are I8 -8..7 [n,k], k even; group divides k, -1: one a row. Scales [n, k/group],
- * bf16, or f32 with group -1; bias f32 [n]. */
-
-/* U8 [n, k/2]: byte (o,c) = code(o,2c)+8 | (code(o,2c+1)+8) << 4; and back. NB_EFORMAT names
- * the first code outside. */
-int nb_w4a8_nibbles(nb_tensor *nibbles, const nb_tensor *codes);
-int nb_w4a8_codes(nb_tensor *codes, const nb_tensor *nibbles);
-/* How many bytes nb_w4a8_pack writes, or an error. */
-int64_t nb_w4a8_bytes(int64_t n, int64_t k, int64_t group);
-/* A matrix as nb_w4a8_gemm reads it: packed U8 [bytes]; and back. bias may be NULL: zeros. */
-int nb_w4a8_pack(nb_tensor *packed, const nb_tensor *nibbles, const nb_tensor *scales, const nb_tensor *bias,
-                 int64_t group);
-int nb_w4a8_unpack(nb_tensor *nibbles, nb_tensor *scales, nb_tensor *bias, const nb_tensor *packed,
-                   int64_t group);
-/* y f32 [m,n] = x [m,k] (f32, f16, bf16) times the packed weight, transposed, + bias: each row of x quantized
- * as nb_act_quant_int8 does, int32 sums within a group, groups in float32. A row with a value that isn't
- * finite gives NaN. The same bits on every instruction set and number of threads. */
-int nb_w4a8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *packed, int64_t group);
-
-/* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
- * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
- * the best token. Logits exist block by block only; sums are in double. */
-int nb_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
-                    const nb_tensor *targets);
-/* The same for two models, and kl f64 [m] = KL(p || q) over the vocabulary, in nats. */
-int nb_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p, nb_tensor *top_q,
-                      const nb_tensor *x_p, const nb_tensor *head_p, const nb_tensor *x_q,
-                      const nb_tensor *head_q, const nb_tensor *targets);
 
 /* ---- JSON (io/json.c) ----------------------------------------------------- */
 
@@ -616,6 +409,57 @@ int nb_file_remove(const char *path);
 /* The file's size and when it last changed, in ns since 1970. */
 int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 
+/* ---- names (natural.c) ------------------------------------------------------------ */
+
+/* order[i] = index of the name that comes i-th in natural order: bytes as bytes, runs of
+ * digits as numbers ("layers.2" before "layers.10"), leading zeroes last of all. */
+int nb_natural_order(int64_t *order, const nb_text *names, int64_t count);
+
+/* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
+ * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,
+ * merges, added tokens, steps. One thread at a time uses one of them. */
+
+typedef struct nb_bpe nb_bpe;
+
+enum { NB_NFC = 1, NB_NFD = 2, NB_NFKC = 3, NB_NFKD = 4 };
+/* What becomes of a pattern's matches. */
+enum {
+  NB_SPLIT_REMOVED = 0,
+  NB_SPLIT_ISOLATED = 1,
+  NB_SPLIT_WITH_PREVIOUS = 2,
+  NB_SPLIT_WITH_NEXT = 3,
+  NB_SPLIT_CONTIGUOUS = 4
+};
+enum {
+  NB_ADDED_SPECIAL = 1,
+  NB_ADDED_LSTRIP = 2,
+  NB_ADDED_RSTRIP = 4,
+  NB_ADDED_SINGLE_WORD = 8,
+  NB_ADDED_NORMALIZED = 16 /* looked for after normalizing, in its normal form */
+};
+enum { NB_DECODE_SKIP_SPECIAL = 1, NB_DECODE_RAW = 2 };
+
+/* NULL when there is no memory. ignore_merges: a word that is in the vocabulary
+ * is one token, whatever the merges say. */
+nb_bpe *nb_bpe_new(int ignore_merges);
+void nb_bpe_free(nb_bpe *b);
+/* Normalizes texts to a form (0: not). */
+int nb_bpe_normal_form(nb_bpe *b, int form);
+/* A vocabulary entry, its bytes spelled in the byte-level alphabet. */
+int nb_bpe_token(nb_bpe *b, const char *text, int64_t bytes, int32_t id);
+/* The next merge by rank: ids left and right become id merged. */
+int nb_bpe_merge(nb_bpe *b, int32_t left, int32_t right, int32_t merged);
+/* A token that is found in the text itself, before everything else. */
+int nb_bpe_added(nb_bpe *b, const char *text, int64_t bytes, int32_t id, int flags);
+/* The next pre-tokenizer step: cut at the matches of a PCRE2 pattern. */
+int nb_bpe_split(nb_bpe *b, const char *pattern, int64_t bytes, int behavior, int invert);
+/* The next pre-tokenizer step: a blank in front, unless there is one. */
+int nb_bpe_prefix_space(nb_bpe *b);
+/* Ids of a UTF-8 text as i32 [n]. plain: special tokens in it are text. */
+int nb_bpe_encode(nb_tensor *ids, nb_bpe *b, const char *text, int64_t bytes, int plain);
+/* The text of ids as u8 [bytes]; ill-formed UTF-8 becomes U+FFFD unless RAW. */
+int nb_bpe_decode(nb_tensor *text, nb_bpe *b, const int32_t *ids, int64_t n, int flags);
+
 /* ---- scales and column groups (layout/scales.c) ---------------------------- */
 
 /* Scales are f16, bf16 or f32; of float codes also f8_e4m3 or f8_e8m0. */
@@ -718,6 +562,28 @@ int nb_transpose(nb_tensor *dst, const nb_tensor *src);
 int nb_transpose_put(nb_tensor *whole, const nb_tensor *tile, int64_t col0);
 int nb_transpose_get(nb_tensor *tile, const nb_tensor *whole, int64_t col0);
 
+/* ---- direct repacks (layout/direct.c) ---------------------------------------
+ * 4-bit words of one format into another's without codes between (FORMATS 10);
+ * the two-step way gives the same words. I32 (or U32):
+ *   awq [k, n/8]    gptq [ceil(k/8), n]    ct [n, ceil(k/8)]
+ * k is the AWQ tensor's; the other's nibbles past k are written 0. Zero-points and
+ * scales are moved by nb_P_unpack_zeros / pack_zeros and nb_transpose. */
+int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq);
+int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct);
+int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq);
+int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
+/* Any bits: the same words, transposed. Needs a trivial g_idx. */
+int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
+int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
+
+enum { NB_AWQ_TO_CT, NB_CT_TO_AWQ, NB_AWQ_TO_GPTQ, NB_GPTQ_TO_AWQ, NB_GPTQ_TO_CT, NB_CT_TO_GPTQ };
+/* Rows row0.. of what the repack makes of words, as many as out has. Where AWQ is
+ * on one side, rows of AWQ begin on a multiple of 8, rows of CT also end on one. */
+int nb_repack_rows(nb_tensor *out, const nb_tensor *words, int way, int64_t row0);
+/* Whether such rows go back to the words they came from, by the repack the other
+ * way: 1 or 0. k must fill its words. */
+int nb_repack_check(const nb_tensor *rows, const nb_tensor *words, int way, int64_t row0);
+
 /* ---- marlin (layout/marlin.c, marlin_scales.c; SYSTEMS 2.3, 2.4) -------------
  * Run-time layout of the Marlin kernels; 4 or 8 bits; a8: activations of one
  * byte. All take one matrix or experts [E,...]. Words are I32 (or U32). */
@@ -779,6 +645,312 @@ int nb_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
 int nb_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 int nb_unswizzle_blockscale(nb_tensor *out, const nb_tensor *swizzled);
 
+/* ---- stacks of expert weights (layout/experts.c, fp8.c) -----------------------
+ * [e,r,c], or one matrix [r,c]; elements of whole bytes; all experts in one call. */
+
+/* Row i of each expert of out = row index[i] (I32, from 0) of that expert of in. */
+int nb_rows_take(nb_tensor *out, const nb_tensor *in, const nb_tensor *index);
+/* out = in with zeros below and, in each of `parts` equal parts of the columns, on the right. */
+int nb_matrix_pad(nb_tensor *out, const nb_tensor *in, int64_t parts);
+/* out's columns are in's column 0 widths[0] times, column 1 widths[1] times, ..., cut at out's width. */
+int nb_columns_repeat(nb_tensor *out, const nb_tensor *in, const int64_t *widths);
+/* Words of eight 4-bit codes, in place: biased by 8 to two's complement, and back. */
+int nb_int4_flip(nb_tensor *words);
+/* Stable: sorted[i] = g_idx[perm[i]], ascending along the last axis; all I32. MRL-32, ORC-17. */
+int nb_groups_sort(nb_tensor *sorted, nb_tensor *perm, const nb_tensor *g_idx);
+
+/* weight f8_e4m3 or f8_e4m3fnuz [e,n,k], scales F32 [e,shards] -> out, max F32 [e]: every shard of
+ * an expert with the largest of its scales, v = f16(w*s), then rounded(v * (1/max)) within the
+ * format's range; the shard that has it already keeps its bytes. widths: each shard's rows, NULL:
+ * equal. A last scale that was never set (-FLT_MAX) leaves the expert as it is. CTM-FP8-11. */
+int nb_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, const nb_tensor *scales,
+                      const int64_t *widths);
+/* f8_e4m3 -> f8_e4m3fnuz: 0x80 becomes 0, other bytes stay, which halves their values; *nans
+ * counts 0x7f and 0xff, NaN before and +-240 after. CTM-FP8-09. */
+int nb_fp8_to_fnuz(nb_tensor *out, int64_t *nans, const nb_tensor *weight);
+
+/* ---- integer quantization (quant/: rtn.c, mse.c, dequant.c, error.c) --------
+ * Codes are unsigned, one a byte: u = q + 2^(bits-1) on a symmetric grid. Scales
+ * and zero-points are [n,G], G groups of `group` consecutive columns; a weight
+ * is (code - zero) * scale, zero = 2^(bits-1) on a symmetric grid. */
+
+enum {
+  NB_RANGE_FULL = 0,   /* scale = absmax / ((2^bits - 1) / 2): compressed-tensors' rule */
+  NB_RANGE_NARROW = 1, /* scale = absmax / (2^(bits-1) - 1): no value is clipped        */
+  /* vLLM's rule: scale = max(max / (2^(bits-1) - 1), -min / 2^(bits-1)); and in dtype
+   * arithmetic a zero-point is added after rounding (as in AutoAWQ), not before */
+  NB_RANGE_TIGHT = 2
+};
+
+enum {
+  NB_ARITHMETIC_F32 = 0,  /* float32; codes are found with the scale as stored */
+  NB_ARITHMETIC_DTYPE = 1 /* compressed-tensors' way: each operation is rounded to the weight's dtype */
+};
+
+typedef struct nb_rtn_options {
+  int32_t bits;      /* 2 to 8 */
+  int32_t symmetric; /* 1: no zero-points; 0: integral zero-points 0 to 2^bits-1 */
+  /* columns a group; -1: the whole row; 0: the whole tensor, its scale repeated in each of [n,1] */
+  int64_t group;
+  int32_t range;      /* NB_RANGE_*: the scale of a symmetric grid */
+  int32_t arithmetic; /* NB_ARITHMETIC_* */
+} nb_rtn_options;
+
+/* Round to nearest: codes u8 [n,k], scales f32|bf16|f16 [n,G], zeros u8 [n,G]
+ * (NULL when symmetric) from w f32|bf16|f16 [n,k]. Exact in every path: the bytes
+ * depend neither on threads nor on the instruction set. K must be a multiple of
+ * the group (FORMATS 4). A group of zeros gets the scale dtype's epsilon, as
+ * compressed-tensors stores it; a scale too small for its dtype becomes the
+ * dtype's smallest positive number. NB_EFORMAT: NaN or Inf in w, with row and
+ * column; NB_EUNSUPPORTED: a scale too large for its dtype, or bits not 2 to 8. */
+int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_rtn_options *options);
+
+typedef struct nb_mse_options {
+  nb_rtn_options rtn; /* arithmetic float32; group not 0 */
+  int32_t grid;       /* the finest step is 1/grid of the range */
+  float max_shrink;   /* how much of the range may go, 0 to below 1 */
+  float norm;         /* the power of the error that is least: 1 to 4; 2: mean squared error */
+} nb_mse_options;
+
+/* Clipping by search: each group's range shrinks from where nothing is clipped,
+ * first in steps of 4/grid, then around the best in steps of 1/grid, and the one
+ * with the least sum of |w - dequantized|^norm is kept; the range that
+ * nb_rtn_quantize takes is a candidate, so the sum is never greater. Same
+ * tensors, same bytes everywhere, same errors as nb_rtn_quantize. */
+int nb_mse_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_mse_options *options);
+
+/* out f32|bf16|f16 [n,k] = (codes - zeros) * scales: the exact product rounded to
+ * float32, then to out's dtype. zeros NULL: 2^(bits-1). g_idx i32 [k] or NULL names
+ * each column's group, else columns divide evenly. One scale (numel 1) serves the
+ * whole tensor. NB_EFORMAT: a g_idx entry without a group. */
+int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+/* out f32|bf16|f16 [n,k] = codes * scales, float codes: f8_e4m3, f8_e4m3fnuz, or u8 with one
+ * e2m1 code a byte. scales f32|bf16|f16|f8_e4m3|f8_e8m0 [ceil(n/rows), ceil(k/columns)]: one for each
+ * block of rows x columns. global f32 [1] or NULL: scales are divided by it first (NVFP4).
+ * In float32, then rounded to out's dtype. NB_EFORMAT: a global scale of 0, NaN or Inf.
+ * (dequant_float.c) */
+int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales,
+                        const nb_tensor *global, int64_t rows, int64_t columns);
+
+/* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
+ * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
+ * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
+int nb_grid_codes(nb_tensor *codes, const nb_tensor *w, const nb_tensor *scales, const nb_tensor *zeros,
+                  const nb_tensor *g_idx, int bits);
+
+/* ---- quantization onto small floats (quant/float.c) --------------------------- */
+
+enum {
+  NB_FLOAT_CT = 0,  /* compressed-tensors' scales                                           */
+  NB_FLOAT_VLLM = 1 /* vLLM's for activations: NVFP4 by reciprocals, MX so that none clips  */
+};
+
+typedef struct nb_float_options {
+  int64_t rows, columns; /* of the block that one scale serves */
+  int32_t arithmetic;    /* NB_ARITHMETIC_*: quotients (and FP8 scales) rounded to w's dtype, or not */
+  int32_t rule;          /* NB_FLOAT_*: of f8_e4m3 and f8_e8m0 scales */
+  int32_t given;         /* 1: scales are there already; only codes are made */
+  float global;          /* with f8_e4m3 scales: the tensor's own scale, a divisor of theirs */
+} nb_float_options;
+
+/* Round to nearest: codes [n,k] and scales [ceil(n/rows), ceil(k/columns)] from w
+ * f32|bf16|f16 [n,k]. Codes f8_e4m3 under scales f32|bf16|f16 = absmax / 448 (FP8) or
+ * f8_e8m0 (MXFP8); codes u8, one e2m1 code a byte, under f8_e4m3 = absmax / 6 * global
+ * (NVFP4) or f8_e8m0 (MXFP4). The same bytes in every path. A block of zeros gets the
+ * scale that compressed-tensors stores: epsilon, 0.125, 2^-127. NB_EFORMAT: NaN or Inf in
+ * w; NB_EUNSUPPORTED: a scale too large for its dtype. */
+int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, const nb_float_options *o);
+/* The largest magnitude of w (f32|bf16|f16); NB_EFORMAT names a NaN or Inf. */
+int nb_absmax(float *out, const nb_tensor *w);
+/* The scale of an FP8 block whose largest magnitude is absmax, as stored. */
+float nb_fp8_scale(float absmax, int w_dtype, int s_dtype, int arithmetic);
+/* NVFP4's global scale, 448 * 6 / absmax; 1 where that is infinite. */
+float nb_nvfp4_global(float absmax, int w_dtype, int arithmetic);
+
+typedef struct nb_quant_sums {
+  double error2, weight2; /* sums of squares: of w - dequantized, of w */
+  double max_abs;         /* largest |w - dequantized| */
+  double worst_error2;    /* error2 of the worst row */
+  int64_t worst_row, rows, numel;
+} nb_quant_sums;
+
+/* Adds the error of a quantized weight, or of the next tile of its rows, against
+ * w f32|bf16|f16 [n,k] to sums (zeroed before the first). The same sums whatever
+ * the threads, as long as the tiles are. */
+int nb_quant_error(nb_quant_sums *sums, const nb_tensor *codes, const nb_tensor *scales,
+                   const nb_tensor *zeros, const nb_tensor *g_idx, int bits, const nb_tensor *w);
+
+/* The same of a weight that is dequantized already, f32 [n,k]. */
+int nb_quant_error_of(nb_quant_sums *sums, const nb_tensor *dequantized, const nb_tensor *w);
+
+/* Fails unless codes u8 [n,k] and zeros u8 [n,G] (or NULL) lie in 0 to 2^bits-1
+ * and scales [n,G] are finite and above 0; names the first that doesn't. */
+int nb_quant_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, int bits);
+
+/* x rounded to f32, bf16 or f16 and back, as stored scales are. */
+float nb_round_scale(float x, int dtype);
+
+/* ---- MX block scales (quant/mx.c) ---------------------------------------------- */
+
+/* scales (f8_e8m0) of blocks whose largest magnitudes are amax (same shape, any real
+ * dtype of whole bytes), for elements of 4 (f4) or 8 (f8_e4m3) bits, as
+ * compressed-tensors' generate_mx_scales; not finite: 255, e8m0's NaN. */
+int nb_mx_scales(nb_tensor *scales, const nb_tensor *amax, int bits);
+
+/* ---- activations as a quantized layer sees them (quant/activations.c) ------------ */
+
+typedef struct nb_act_options {
+  int32_t is_float; /* 0: integers of `bits` (2 to 8); 1: f4 (bits 4) or f8_e4m3 (bits 8) */
+  int32_t bits;
+  int32_t symmetric;   /* 0: integers with a zero-point */
+  int32_t dynamic;     /* 1: scales from x; 0: `scale` and `zero_point` as given */
+  int32_t scale_dtype; /* of dynamic scales: NB_F32, NB_F8_E4M3 (times global) or NB_F8_E8M0 */
+  int32_t dtype;       /* x is rounded to it first: NB_F32 (not), NB_BF16 or NB_F16 */
+  int64_t group;       /* columns that share a scale; -1: a row does (a token); 0: `span` rows do */
+  int64_t span;        /* rows of a tensor, for group 0: every so many begin anew; 0: all rows */
+  float scale, zero_point, global;
+} nb_act_options;
+
+/* out = x quantized and dequantized again, f32 [m,k] both; out may be x. float32 in
+ * compressed-tensors' order of operations:
+ *   scale = absmax * 2 / (qmax - qmin), or (max - min) / (qmax - qmin) where 0 belongs to
+ *   the range; e4m3: round(global * scale) / global; e8m0: as nb_mx_scales; 0 becomes epsilon
+ *   out   = (round(clamp(x / scale + zero)) - zero) * scale
+ * NaN and infinities of x come out as NaN, in all that shares their scale. */
+int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+/* lohi[0] becomes the smallest of itself and x's values (f32), lohi[1] the largest. NB_EFORMAT:
+ * NaN or an infinity in x. */
+int nb_act_extent(float lohi[2], const nb_tensor *x);
+
+/* ---- forward pass (core/compute/) -------------------------------------------
+ * Activations are float32 [m, features] tensors, m = sequences x length rows.
+ * Weights are f32, bf16 or f16 and are widened exactly. No result depends on the
+ * number of threads. */
+
+/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (f32, or NULL), float32 accumulation: OpenBLAS
+ * over fixed tiles, plain loops without it. */
+int nb_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+/* Which matrix library products run on, or why none was found. */
+const char *nb_blas_name(void);
+/* Multiply-adds a second, times two, on that many threads: measured, about 50 ms. */
+double nb_peak_flops(int threads);
+
+/* y = weight * x / sqrt(mean(x^2) + eps), over each run of weight's size d; y may be x. */
+int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
+/* Turns the heads of x [m, heads*head_dim] in place; row r stands at position
+ * r % length. cosines and sines: f32 [positions, head_dim/2]. */
+int nb_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim, int64_t length);
+/* Causal attention of m/length separate sequences: q and out [m, heads*d], k and v
+ * [m, kv_heads*d]. sliding: how many keys a query sees, itself included; 0 = all. */
+int nb_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v, int64_t heads,
+                 int64_t kv_heads, int64_t length, int64_t sliding, double scale);
+
+/* y += x. */
+int nb_add(nb_tensor *y, const nb_tensor *x);
+/* gate = gate / (1 + exp(-gate)) * up. */
+int nb_swiglu(nb_tensor *gate, const nb_tensor *up);
+/* How many values are infinite or NaN; f32, bf16, f16. */
+int64_t nb_count_nonfinite(const nb_tensor *x);
+/* out[i] = table[ids[i]], widened to f32. */
+int nb_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
+/* y[ids[i]] += weights[i] * x[i], the product rounded to dtype (f32, f16 or bf16); weights
+ * NULL: 1. ids don't descend; equal ones are added in their order. */
+int nb_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                   int dtype);
+/* x[i] *= weights[i], rounded to dtype (f32, f16 or bf16). */
+int nb_scale_rows(nb_tensor *x, const nb_tensor *weights, int dtype);
+
+/* ---- mixture of experts (compute/moe_route.c, moe.c, moe_act.c; SYSTEMS 7) ------ */
+
+enum { NB_ROUTE_SOFTMAX = 0, NB_ROUTE_SIGMOID = 1 };
+
+typedef struct nb_moe_router {
+  int32_t scoring;    /* NB_ROUTE_* */
+  int32_t normalize;  /* the chosen weights sum to 1 */
+  int64_t groups;     /* 0: none; else e/groups experts next to each other */
+  int64_t top_groups; /* of which experts are chosen */
+  float scale;        /* of the weights, at the end */
+} nb_moe_router;
+
+/* The top experts of each row's scores, best first; a tie goes to the lower: experts i32
+ * [m, top], weights f32 [m, top] from logits f32 [m, e]. bias f32 [e] or NULL is added for
+ * the choice only, not to the weights. A group's score is its best expert's, with a bias the
+ * sum of its best two. */
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, const nb_tensor *bias,
+                 const nb_moe_router *o);
+/* Pairs by expert: those of expert x are rows[offsets[x] .. offsets[x+1]) with their
+ * weights, rows ascending. rows i32, row_weights f32 [m*top]; offsets i32 [e+1]. map i32
+ * [experts everywhere] or NULL: global id to one of these e, -1 = elsewhere. Ids outside
+ * are left out when skip, else an error. */
+int nb_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *experts,
+                 const nb_tensor *weights, const nb_tensor *map, int skip);
+/* How many places nb_moe_align may need. */
+int64_t nb_moe_align_capacity(int64_t pairs, int64_t experts, int64_t block);
+/* The flat positions of ids (i32) by expert, each expert's run padded to `block` with the
+ * number of pairs: sorted i32 [capacity], block_experts i32 [ceil(capacity/block)] (-1: no
+ * expert here), *total places in use. map i32 [experts] as above: the blocks of strangers
+ * are marked -1, or with ignore their pairs left out and the others sorted by local id. */
+int nb_moe_align(nb_tensor *sorted, nb_tensor *block_experts, int64_t *total, const nb_tensor *ids,
+                 int64_t block, int64_t experts, const nb_tensor *map, int ignore);
+
+/* Gated kinds take gates and ups: halves of a row, in pairs for swigluoai. */
+enum {
+  NB_MOE_SILU = 0,  /* silu(min(g, limit)) * clamp(u, limit) */
+  NB_MOE_GELU,      /* gelu(g) * u */
+  NB_MOE_GELU_TANH, /* its tanh form */
+  NB_MOE_SWIGLUOAI, /* pairs: gc * sigmoid(alpha gc) * (clamp(u, limit) + beta), gc = min(g, limit) */
+  NB_MOE_SWIGLUOAI_UNINTERLEAVE, /* the same on halves */
+  NB_MOE_SWIGLUSTEP,             /* min(silu(g), limit) * clamp(u, limit) */
+  NB_MOE_SILU_NO_MUL,
+  NB_MOE_GELU_NO_MUL,
+  NB_MOE_GELU_TANH_NO_MUL,
+  NB_MOE_RELU2_NO_MUL, /* max(x, 0)^2 */
+  NB_MOE_KINDS
+};
+
+typedef struct nb_moe_act {
+  int32_t kind, dtype;      /* dtype: input and output are rounded to f16 or bf16; f32: not */
+  float limit, alpha, beta; /* limit: infinity for none */
+} nb_moe_act;
+
+/* out [m,n] = activation of h [m,2n] (ungated: [m,n]); or of gates h [m,n] and ups up [m,n],
+ * and then, as for ungated kinds, out may be h. */
+int nb_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
+
+/* ---- 4-bit weights times int8 activations (layout/w4a8.c, compute/w4a8.c; SYSTEMS 6.2) ----
+ * Codes are I8 -8..7 [n,k], k even; group divides k, -1: one a row. Scales [n, k/group],
+ * bf16, or f32 with group -1; bias f32 [n]. */
+
+/* U8 [n, k/2]: byte (o,c) = code(o,2c)+8 | (code(o,2c+1)+8) << 4; and back. NB_EFORMAT names
+ * the first code outside. */
+int nb_w4a8_nibbles(nb_tensor *nibbles, const nb_tensor *codes);
+int nb_w4a8_codes(nb_tensor *codes, const nb_tensor *nibbles);
+/* How many bytes nb_w4a8_pack writes, or an error. */
+int64_t nb_w4a8_bytes(int64_t n, int64_t k, int64_t group);
+/* A matrix as nb_w4a8_gemm reads it: packed U8 [bytes]; and back. bias may be NULL: zeros. */
+int nb_w4a8_pack(nb_tensor *packed, const nb_tensor *nibbles, const nb_tensor *scales, const nb_tensor *bias,
+                 int64_t group);
+int nb_w4a8_unpack(nb_tensor *nibbles, nb_tensor *scales, nb_tensor *bias, const nb_tensor *packed,
+                   int64_t group);
+/* y f32 [m,n] = x [m,k] (f32, f16, bf16) times the packed weight, transposed, + bias: each row of x quantized
+ * as nb_act_quant_int8 does, int32 sums within a group, groups in float32. A row with a value that isn't
+ * finite gives NaN. The same bits on every instruction set and number of threads. */
+int nb_w4a8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *packed, int64_t group);
+
+/* For last hidden states x [m, k] and the output layer head [vocab, k]: nll f64 [m]
+ * = -log softmax(x head^T)[targets] (0 where the target is negative) and top i32 [m],
+ * the best token. Logits exist block by block only; sums are in double. */
+int nb_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
+                    const nb_tensor *targets);
+/* The same for two models, and kl f64 [m] = KL(p || q) over the vocabulary, in nats. */
+int nb_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p, nb_tensor *top_q,
+                      const nb_tensor *x_p, const nb_tensor *head_p, const nb_tensor *x_q,
+                      const nb_tensor *head_q, const nb_tensor *targets);
+
 /* ---- Marlin's product on the CPU (compute/marlin.c; SYSTEMS MRL-51) ----------- */
 
 /* What a code is worth: code - zero-point (2^(bits-1) without zeros); the same after
@@ -810,171 +982,6 @@ enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
-
-/* ---- stacks of expert weights (layout/experts.c, fp8.c) -----------------------
- * [e,r,c], or one matrix [r,c]; elements of whole bytes; all experts in one call. */
-
-/* Row i of each expert of out = row index[i] (I32, from 0) of that expert of in. */
-int nb_rows_take(nb_tensor *out, const nb_tensor *in, const nb_tensor *index);
-/* out = in with zeros below and, in each of `parts` equal parts of the columns, on the right. */
-int nb_matrix_pad(nb_tensor *out, const nb_tensor *in, int64_t parts);
-/* out's columns are in's column 0 widths[0] times, column 1 widths[1] times, ..., cut at out's width. */
-int nb_columns_repeat(nb_tensor *out, const nb_tensor *in, const int64_t *widths);
-/* Words of eight 4-bit codes, in place: biased by 8 to two's complement, and back. */
-int nb_int4_flip(nb_tensor *words);
-/* Stable: sorted[i] = g_idx[perm[i]], ascending along the last axis; all I32. MRL-32, ORC-17. */
-int nb_groups_sort(nb_tensor *sorted, nb_tensor *perm, const nb_tensor *g_idx);
-
-/* weight f8_e4m3 or f8_e4m3fnuz [e,n,k], scales F32 [e,shards] -> out, max F32 [e]: every shard of
- * an expert with the largest of its scales, v = f16(w*s), then rounded(v * (1/max)) within the
- * format's range; the shard that has it already keeps its bytes. widths: each shard's rows, NULL:
- * equal. A last scale that was never set (-FLT_MAX) leaves the expert as it is. CTM-FP8-11. */
-int nb_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, const nb_tensor *scales,
-                      const int64_t *widths);
-/* f8_e4m3 -> f8_e4m3fnuz: 0x80 becomes 0, other bytes stay, which halves their values; *nans
- * counts 0x7f and 0xff, NaN before and +-240 after. CTM-FP8-09. */
-int nb_fp8_to_fnuz(nb_tensor *out, int64_t *nans, const nb_tensor *weight);
-
-/* ---- activations as a quantized layer sees them (quant/activations.c) ------------ */
-
-typedef struct nb_act_options {
-  int32_t is_float; /* 0: integers of `bits` (2 to 8); 1: f4 (bits 4) or f8_e4m3 (bits 8) */
-  int32_t bits;
-  int32_t symmetric;   /* 0: integers with a zero-point */
-  int32_t dynamic;     /* 1: scales from x; 0: `scale` and `zero_point` as given */
-  int32_t scale_dtype; /* of dynamic scales: NB_F32, NB_F8_E4M3 (times global) or NB_F8_E8M0 */
-  int32_t dtype;       /* x is rounded to it first: NB_F32 (not), NB_BF16 or NB_F16 */
-  int64_t group;       /* columns that share a scale; -1: a row does (a token); 0: `span` rows do */
-  int64_t span;        /* rows of a tensor, for group 0: every so many begin anew; 0: all rows */
-  float scale, zero_point, global;
-} nb_act_options;
-
-/* out = x quantized and dequantized again, f32 [m,k] both; out may be x. float32 in
- * compressed-tensors' order of operations:
- *   scale = absmax * 2 / (qmax - qmin), or (max - min) / (qmax - qmin) where 0 belongs to
- *   the range; e4m3: round(global * scale) / global; e8m0: as nb_mx_scales; 0 becomes epsilon
- *   out   = (round(clamp(x / scale + zero)) - zero) * scale
- * NaN and infinities of x come out as NaN, in all that shares their scale. */
-int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
-
-/* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
- * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,
- * merges, added tokens, steps. One thread at a time uses one of them. */
-
-typedef struct nb_bpe nb_bpe;
-
-enum { NB_NFC = 1, NB_NFD = 2, NB_NFKC = 3, NB_NFKD = 4 };
-/* What becomes of a pattern's matches. */
-enum {
-  NB_SPLIT_REMOVED = 0,
-  NB_SPLIT_ISOLATED = 1,
-  NB_SPLIT_WITH_PREVIOUS = 2,
-  NB_SPLIT_WITH_NEXT = 3,
-  NB_SPLIT_CONTIGUOUS = 4
-};
-enum {
-  NB_ADDED_SPECIAL = 1,
-  NB_ADDED_LSTRIP = 2,
-  NB_ADDED_RSTRIP = 4,
-  NB_ADDED_SINGLE_WORD = 8,
-  NB_ADDED_NORMALIZED = 16 /* looked for after normalizing, in its normal form */
-};
-enum { NB_DECODE_SKIP_SPECIAL = 1, NB_DECODE_RAW = 2 };
-
-/* NULL when there is no memory. ignore_merges: a word that is in the vocabulary
- * is one token, whatever the merges say. */
-nb_bpe *nb_bpe_new(int ignore_merges);
-void nb_bpe_free(nb_bpe *b);
-/* Normalizes texts to a form (0: not). */
-int nb_bpe_normal_form(nb_bpe *b, int form);
-/* A vocabulary entry, its bytes spelled in the byte-level alphabet. */
-int nb_bpe_token(nb_bpe *b, const char *text, int64_t bytes, int32_t id);
-/* The next merge by rank: ids left and right become id merged. */
-int nb_bpe_merge(nb_bpe *b, int32_t left, int32_t right, int32_t merged);
-/* A token that is found in the text itself, before everything else. */
-int nb_bpe_added(nb_bpe *b, const char *text, int64_t bytes, int32_t id, int flags);
-/* The next pre-tokenizer step: cut at the matches of a PCRE2 pattern. */
-int nb_bpe_split(nb_bpe *b, const char *pattern, int64_t bytes, int behavior, int invert);
-/* The next pre-tokenizer step: a blank in front, unless there is one. */
-int nb_bpe_prefix_space(nb_bpe *b);
-/* Ids of a UTF-8 text as i32 [n]. plain: special tokens in it are text. */
-int nb_bpe_encode(nb_tensor *ids, nb_bpe *b, const char *text, int64_t bytes, int plain);
-/* The text of ids as u8 [bytes]; ill-formed UTF-8 becomes U+FFFD unless RAW. */
-int nb_bpe_decode(nb_tensor *text, nb_bpe *b, const int32_t *ids, int64_t n, int flags);
-
-/* ---- direct repacks (layout/direct.c) ---------------------------------------
- * 4-bit words of one format into another's without codes between (FORMATS 10);
- * the two-step way gives the same words. I32 (or U32):
- *   awq [k, n/8]    gptq [ceil(k/8), n]    ct [n, ceil(k/8)]
- * k is the AWQ tensor's; the other's nibbles past k are written 0. Zero-points and
- * scales are moved by nb_P_unpack_zeros / pack_zeros and nb_transpose. */
-int nb_awq_to_ct(nb_tensor *out, const nb_tensor *awq);
-int nb_ct_to_awq(nb_tensor *out, const nb_tensor *ct);
-int nb_awq_to_gptq(nb_tensor *out, const nb_tensor *awq);
-int nb_gptq_to_awq(nb_tensor *out, const nb_tensor *gptq);
-/* Any bits: the same words, transposed. Needs a trivial g_idx. */
-int nb_gptq_to_ct(nb_tensor *out, const nb_tensor *gptq);
-int nb_ct_to_gptq(nb_tensor *out, const nb_tensor *ct);
-
-enum { NB_AWQ_TO_CT, NB_CT_TO_AWQ, NB_AWQ_TO_GPTQ, NB_GPTQ_TO_AWQ, NB_GPTQ_TO_CT, NB_CT_TO_GPTQ };
-/* Rows row0.. of what the repack makes of words, as many as out has. Where AWQ is
- * on one side, rows of AWQ begin on a multiple of 8, rows of CT also end on one. */
-int nb_repack_rows(nb_tensor *out, const nb_tensor *words, int way, int64_t row0);
-/* Whether such rows go back to the words they came from, by the repack the other
- * way: 1 or 0. k must fill its words. */
-int nb_repack_check(const nb_tensor *rows, const nb_tensor *words, int way, int64_t row0);
-
-/* ---- statistics (stats.c, compare.c) ----------------------------------------
- * Any real dtype, values as double (64-bit integers beyond 2^53 rounded). Sums in
- * double over fixed blocks in a fixed order: the same bits for any number of threads. */
-
-/* NaN and infinities are counted and left out of everything else. */
-typedef struct nb_stats {
-  int64_t numel, zeros, nan, inf;
-  double min, max, absmax, mean, std, kurtosis; /* kurtosis: m4 / m2^2, 3 for a normal distribution */
-} nb_stats;
-
-int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
-
-/* counts[i] of the values in [lo + i*w, lo + (i+1)*w), w = (hi-lo)/bins; hi belongs
- * to the last bin; values outside are not counted. */
-int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
-
-typedef struct nb_comparison {
-  int64_t numel, max_at, worst_row; /* 0-based; max_at in the flattened tensor */
-  int64_t odd;                      /* pairs that differ by a NaN or an infinity: in no sum */
-  double error2, a2, b2, dot, max_abs, worst_error2; /* sums of squares and of products */
-} nb_comparison;
-
-/* b against a, of one shape; a row is the last dimension's elements. by_column (may
- * be NULL): 1 to 64 sums of squared error over equal spans of the columns. */
-int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a,
-                      const nb_tensor *b);
-
-/* ---- elements (element.c) ----------------------------------------------------- */
-
-/* Element i of the flattened tensor, any real dtype (c64: the real part); i must be
- * inside. set and fill round as nb_cast. */
-double nb_tensor_get(const nb_tensor *t, int64_t i);
-void nb_tensor_set(nb_tensor *t, int64_t i, double v);
-void nb_tensor_fill(nb_tensor *t, double v);
-/* Elements [at, at+n) as double and back; a block begins and ends on a byte. Every
- * NaN read is the plain one (LuaJIT takes NaNs with other bits for other types). */
-int nb_tensor_load_f64(double *out, const nb_tensor *t, int64_t at, int64_t n);
-int nb_tensor_store_f64(nb_tensor *t, int64_t at, const double *in, int64_t n);
-
-/* ---- MX block scales (quant/mx.c) ---------------------------------------------- */
-
-/* scales (f8_e8m0) of blocks whose largest magnitudes are amax (same shape, any real
- * dtype of whole bytes), for elements of 4 (f4) or 8 (f8_e4m3) bits, as
- * compressed-tensors' generate_mx_scales; not finite: 255, e8m0's NaN. */
-int nb_mx_scales(nb_tensor *scales, const nb_tensor *amax, int bits);
-
-/* ---- names (natural.c) ------------------------------------------------------------ */
-
-/* order[i] = index of the name that comes i-th in natural order: bytes as bytes, runs of
- * digits as numbers ("layers.2" before "layers.10"), leading zeroes last of all. */
-int nb_natural_order(int64_t *order, const nb_text *names, int64_t count);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

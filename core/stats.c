@@ -135,3 +135,19 @@ int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_ten
   free(own);
   return stopped ? nb_fail_stopped() : NB_OK;
 }
+
+/* ---- columns ---------------------------------------------------------------------- */
+
+int nb_column_squares(nb_tensor *sums, const nb_tensor *x) {
+  NB_TRY(nb_expect(x, "column squares: x", NB_F32, 2, NB_SHAPE(-1, -1)));
+  int64_t m = x->shape[0], k = x->shape[1], block = 512, blocks = NB_CEIL(k, block);
+  NB_TRY(nb_expect(sums, "column squares: sums", NB_F64, 1, NB_SHAPE(k)));
+  double *to = sums->data;
+  const float *from = x->data;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (m * k > 1 << 18)
+  for (int64_t b = 0; b < blocks; b++)
+    for (int64_t r = 0; r < m; r++)
+      for (int64_t c = b * block; c < NB_MIN(k, (b + 1) * block); c++)
+        to[c] += (double)from[r * k + c] * from[r * k + c];
+  return NB_OK;
+}

@@ -1,8 +1,9 @@
 -- coverage-systems: which spec shows which requirement of the systems. `luajit scripts/coverage-systems.lua`
 -- prints a line for each number of spec/systems.txt: its subject and the tests that cite it in their name
 -- ("MRL-42 to MRL-44" cites all three). Exit status 1 when one has none.
--- `--break` breaks the code in the ways that spec/mutations.lua lists, one after the other in a copy of the tree,
--- and asks that a test that cites the requirement fails each time.
+-- `--break [PATTERN]` breaks the code in the ways that spec/mutations/ lists (whose number matches the Lua pattern),
+-- one after the other in copies of the tree, one copy for each core, and asks that a test that cites the
+-- requirement fails each time. Exit status 1 when one is not noticed.
 
 -- ---- the requirements and who cites them ----------------------------------------------
 
@@ -73,7 +74,14 @@ end
 -- ---- breaking the code ------------------------------------------------------------------
 
 local function run(command)
-  local f = io.popen(command .. " 2>&1")
+  local f = io.popen("{ " .. command .. "; } 2>&1")
+  local text = f:read "*a"
+  f:close()
+  return (text:gsub("%s+$", ""))
+end
+
+local function read(path)
+  local f = assert(io.open(path))
   local text = f:read "*a"
   f:close()
   return text
@@ -85,41 +93,79 @@ local function write(path, text)
   f:close()
 end
 
--- Does a test that cites the number fail in busted's report?
-local function noticed(text, number)
-  for name in text:gmatch "[^\n]+" do
+-- The mutations whose number matches, in the order of the files: each {number=, file=, from=, to=, spec=}.
+local function mutations(pattern)
+  local out = {}
+  for path in run "ls spec/mutations/*.lua":gmatch "[^\n]+" do
+    for _, m in ipairs(dofile(path)) do
+      if m.number:find(pattern) then out[#out + 1] = m end
+    end
+  end
+  return out
+end
+
+-- Does a test that cites the number fail?
+local function noticed(tap, number)
+  for name in tap:gmatch "not ok %d+ %- ([^\n]+)" do
     for _, n in ipairs(numbers_in(name)) do if n == number then return true end end
   end
   return false
 end
 
-local function break_all()
-  local dir = run "mktemp -d":gsub("%s+$", "")
-  run(("cp -r lua spec core recipes scripts Makefile .busted '%s/'"):format(dir))
-  run(("cp -r '%s' '%s/build'"):format(os.getenv "NIBBLE_BUILD" or "build", dir))
-  local survived, count = 0, 0
-  for _, m in ipairs(dofile "spec/mutations.lua") do
-    count = count + 1
-    local f = assert(io.open(m.file))
-    local source = f:read "*a"
-    f:close()
+-- One worker: every `step`-th mutation from `first` on, in a copy of the tree. Native code is built before a spec
+-- runs whenever its sources changed, so a repaired file is compiled together with the next one broken.
+local function worker(pattern, first, step)
+  local dir = run "mktemp -d"
+  run(("cp -rp lua spec core recipes scripts Makefile .busted '%s/'"):format(dir))
+  run(("cp -rp '%s' '%s/build'"):format(os.getenv "NIBBLE_BUILD" or "build", dir))
+  local stale = false
+  local list = mutations(pattern)
+  for i = first, #list, step do
+    local m = list[i]
+    local source = read(m.file)
     local at, to = source:find(m.from, 1, true)
-    assert(at, ("%s: %q is not in %s any more"):format(m.number, m.from, m.file))
-    write(dir .. "/" .. m.file, source:sub(1, at - 1) .. m.to .. source:sub(to + 1))
-    local native = m.file:match "^core/"
-    local built = native and run(("make -C '%s' build/libnibble.so"):format(dir)) or ""
-    local text = run(("cd '%s' && NIBBLE_BUILD=build busted %s"):format(dir, m.spec))
-    local failed = not built:find "error:" and noticed(text:match "\n(Failure.*)" or text:match "\n(Error.*)" or "", m.number)
-    if not failed then survived = survived + 1 end
-    print(("%-13s %-44s %s"):format(m.number, m.file, failed and "noticed by " .. m.spec or "NOT NOTICED by " .. m.spec))
-    write(dir .. "/" .. m.file, source)
-    if native then run(("make -C '%s' build/libnibble.so"):format(dir)) end
+    local verdict
+    if not at then
+      verdict = "NOT NOTICED: the text to break is gone: " .. m.from
+    else
+      write(dir .. "/" .. m.file, source:sub(1, at - 1) .. m.to .. source:sub(to + 1))
+      local native = m.file:match "^core/" ~= nil
+      local built = (native or stale) and run(("make -C '%s' BUILD=build build/libnibble.so"):format(dir)) or ""
+      local tap = run(("cd '%s' && NIBBLE_BUILD=build timeout 300 busted -o TAP %s"):format(dir, m.spec))
+      local fails = not built:find "error:" and noticed(tap, m.number)
+      verdict = (fails and "noticed by " or "NOT NOTICED by ") .. m.spec
+      write(dir .. "/" .. m.file, source)
+      stale = native
+    end
+    print(("%-13s %-44s %s"):format(m.number, m.file, verdict))
+    io.stdout:flush()
   end
   run(("rm -rf '%s'"):format(dir))
-  print(("broken %d times, noticed %d times"):format(count, count - survived))
-  return survived == 0
 end
 
+local function break_all(pattern)
+  local cores = tonumber(run "nproc") or 1
+  local workers = {}
+  for i = 1, cores do
+    workers[i] = ("OMP_NUM_THREADS=1 luajit '%s' --worker '%s' %d %d &"):format(arg[0], pattern, i, cores)
+  end
+  local f = io.popen(table.concat(workers, " ") .. " wait")
+  local count, survived = 0, 0
+  for line in f:lines() do
+    print(line)
+    count = count + 1
+    if not line:find(" noticed by ", 1, true) then survived = survived + 1 end
+  end
+  f:close()
+  local expected = #mutations(pattern)
+  print(("broken %d times, noticed %d times"):format(expected, count - survived))
+  return expected > 0 and count == expected and survived == 0
+end
+
+if arg[1] == "--worker" then
+  worker(arg[2], tonumber(arg[3]), tonumber(arg[4]))
+  os.exit(0)
+end
 local ok
-if arg[1] == "--break" then ok = break_all() else ok = report() end
+if arg[1] == "--break" then ok = break_all(arg[2] or "") else ok = report() end
 os.exit(ok and 0 or 1)

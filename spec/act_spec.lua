@@ -144,6 +144,14 @@ describe("act.quantize_dequantize", function()
     check({ type = "float", bits = 8, symmetric = true, strategy = "group", group = 128, dynamic = true }, nil, 3, 384)
   end)
 
+  it("C-16: a dynamic scale by tensor is one scale, never groups of 128, whatever kernels are selected by", function()
+    local x = random(2, 256, 4)
+    x:set(256, 300)
+    local y = assert(act.quantize_dequantize(x, forms[9][2]))
+    local scale = ffi.new("float[1]", 300 / 448)[0]
+    for i = 1, 512 do assert.equal(f32(small(f32(x:get(i) / scale), grids[8]) * scale), y:get(i)) end
+  end)
+
   it("starts a new tensor after each span of rows", function()
     check(forms[9][2], { span = 3 })
     check(forms[6][2], { span = 7 })

@@ -48,4 +48,52 @@ describe("actorder", function()
     end
     assert.has_error(function() w:quantize { scheme = "W4A16", group = 8, actorder = "group" } end)
   end)
+
+  it("sums the squares of columns in double, whatever the batches", function()
+    local x = numbers(40, 600)
+    local whole, parts = nb.tensor("f64", { 600 }), nb.tensor("f64", { 600 })
+    assert.equal(0, C.nb_column_squares(whole, x))
+    assert.equal(0, C.nb_column_squares(parts, x:rows(1, 13)))
+    assert.equal(0, C.nb_column_squares(parts, x:rows(14, 40)))
+    assert.is_true(whole:equal(parts))
+    local sum = 0
+    for r = 1, 40 do sum = sum + x:get { r, 600 } ^ 2 end
+    assert.equal(sum, whole:get(600))
+    assert.is_true(C.nb_column_squares(nb.tensor("f64", { 599 }), x) < 0)
+  end)
+
+  describe("in a run", function()
+    local dir = os.tmpname()
+    os.remove(dir)
+    teardown(function() os.execute(("rm -rf %q"):format(dir)) end)
+    local recipe = { name = "ao", scheme = "W4A16", group = 64, actorder = "group", lm_head = false }
+
+    it("needs a text, and says so before anything is written", function()
+      local plan = assert(nb.plan(recipe, assert(nb.open "spec/models/tiny-moe")))
+      assert.matches("orders columns by their inputs: running needs a text", plan.notes[1])
+      local ok, msg, code = plan:run(dir)
+      assert.is_nil(ok)
+      assert.equal("einval", code)
+      assert.matches("W4A16 g64 sym actorder needs how large the layer's inputs are, which comes from calibration", msg)
+      assert.is_nil(io.open(dir .. "/config.json"))
+    end)
+
+    it("writes the columns' groups; the experts' Marlin kernels read them, with the same loss (CTM-WNA16-15)", function()
+      recipe.calibrate = { ids = "spec/models/eval/calib.safetensors", samples = 2, length = 256 }
+      assert(assert(nb.plan(recipe, assert(nb.open "spec/models/tiny-moe"))):run(dir))
+      local ck = assert(nb.open(dir))
+      local q = assert(ck:tensor "model.layers.0.self_attn.q_proj.weight_g_idx")
+      assert.is_true(q:equal(assert(ck:tensor "model.layers.0.self_attn.k_proj.weight_g_idx")))
+      local counts = {}
+      for _, g in ipairs(q:totable()) do counts[g + 1] = (counts[g + 1] or 0) + 1 end
+      assert.same({ 64, 64, 64, 64 }, counts)
+      local function eval(through)
+        return assert(nb.eval.run { model = ck, ids = "spec/models/eval/test_tokens.safetensors", context = 256, windows = 1,
+          through = through })
+      end
+      local reference, r = eval "reference", eval "auto"
+      assert.same({ "ct_wna16_moe 3 moe", "reference 12 linear" }, { unpack(r.through) })
+      assert.is_true(math.abs(r.nll - reference.nll) < 2e-6)
+    end)
+  end)
 end)

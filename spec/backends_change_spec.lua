@@ -1,6 +1,6 @@
 -- The smallest change that the oracle offers does what it says: it is made by its words, and the table asked again.
 local backends = require "nibble.backends"
-local support = require "spec.backends_support"
+local support = require "spec.support.backends"
 local with, weight, linear = support.with, support.weight, support.linear
 
 -- The query with a change made by its words alone, as a person would.

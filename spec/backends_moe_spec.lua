@@ -2,7 +2,7 @@
 -- CTM-W4A8-01, -02, -09, -10, CTM-WNA16-01, -02, -11, C-08.
 local marlin = require "nibble.marlin"
 local backends = require "nibble.backends"
-local support = require "spec.backends_support"
+local support = require "spec.support.backends"
 local with, why, chosen, weight, experts = support.with, support.why, support.chosen, support.weight, support.experts
 
 describe("WNA16 MoE", function()
@@ -292,6 +292,14 @@ describe("FP8 MoE", function()
     end
     assert.equal("BATCHED_VLLM_CUTLASS", chosen(with(channel, { device = "sm_90", format = "batched",
       backend = "cutlass" })))
+    -- Every word stands for its backend, which is checked alone.
+    for word, backend in pairs { triton = "TRITON", deep_gemm = "DEEPGEMM", cutlass = "VLLM_CUTLASS", marlin = "MARLIN",
+      flashinfer_trtllm = "FLASHINFER_TRTLLM", flashinfer_cutlass = "FLASHINFER_CUTLASS", aiter = "AITER",
+      humming = "HUMMING", hpc = "HPC" } do
+      local name, msg, r = chosen(with(block, { device = "sm_90", backend = word }))
+      assert.equal(backend, name or msg:match "^the FP8 MoE backend (%S+) does not support")
+      assert.equal(name and 0 or nil, r and #r.rejected)
+    end
     local name, msg = chosen(with(block, { device = "sm_90", backend = "cutlass" }))
     assert.is_nil(name)
     assert.matches("^the FP8 MoE backend VLLM_CUTLASS does not support this deployment: it takes fp8 channel x "

@@ -234,6 +234,10 @@ describe("backends: the engine", function()
     local r = assert(backends.select(query { disabled = { "AModular", "a" } }))
     assert.equal("C", r.backend)
     assert.equal("is disabled by name", r.rejected[2].reason)
+    for _, name in ipairs { "a", "A" } do -- its name takes all classes out
+      r = assert(backends.select(query { disabled = { name } }))
+      assert.same({ "is disabled by name", "is disabled by name" }, { r.rejected[1].reason, r.rejected[2].reason })
+    end
   end)
 
   it("ORC-21: the query is never changed", function()

@@ -2,8 +2,9 @@
 -- C-01, C-05, and what llama.cpp and nibble itself take.
 local nb = require "nibble"
 local marlin = require "nibble.marlin"
+local methods = require "nibble.methods"
 local backends = require "nibble.backends"
-local support = require "spec.backends_support"
+local support = require "spec.support.backends"
 local with, why, chosen = support.with, support.why, support.chosen
 local weight, linear, experts = support.weight, support.linear, support.experts
 
@@ -217,7 +218,7 @@ describe("the other consumers", function()
     local told = {}
     local r = assert(backends.select(base, { log = function(level, m) told[#told + 1] = level .. " " .. m end }))
     assert.equal("w4a16", r.backend)
-    assert.matches("debug w4a16: ARK is not there: the default XPU path", table.concat(told, "\n"))
+    assert.matches("debug w4a16: the XPU's own path, where ARK is not", table.concat(told, "\n"))
     assert.equal("ark", chosen(with(base, ark, { weight = weight { bits = 2 } })))
     local _, msg = chosen(with(base, { weight = weight { bits = 2 } }))
     assert.matches("ark: needs the package auto_round_kernel", msg)
@@ -311,7 +312,7 @@ describe("the other consumers", function()
     end
     assert.equal("reference", chosen(with(base, { weight = weight { bits = 3 } })))
     assert.equal("reference", chosen(with(base, { weight = { type = "float", bits = 8, strategy = "channel" } })))
-    assert.equal("nvfp4_moe", chosen(experts { consumer = "nibble", device = "cpu",
+    assert.equal("ct_nvfp4_moe", chosen(experts { consumer = "nibble", device = "cpu",
       weight = { type = "float", bits = 4, group = 16 } }))
     assert.equal("w4a8_moe", chosen(experts { consumer = "nibble", device = "cpu",
       activation = { type = "int", bits = 8, strategy = "token" } }))
@@ -319,6 +320,20 @@ describe("the other consumers", function()
     assert.matches("reference: needs the CPU, found CUDA", msg)
     _, msg = chosen(with(base, { weight = { type = "int", bits = 4, format = "gguf", ggml = "Q4_0" } }))
     assert.matches("takes no GGUF weights", msg)
+  end)
+
+  it("nibble's table names the methods that run layers, in the order in which they are tried", function()
+    local found = { linear = {}, moe = {} }
+    for _, t in ipairs(backends.consumer("nibble").tables) do
+      for _, b in ipairs(t.backends) do
+        if b.name ~= "reference" then table.insert(found[t.kind], b.name) end
+      end
+    end
+    assert.same({ linear = methods.candidates "linear", moe = methods.candidates "moe" }, found)
+    local base = linear { consumer = "nibble", device = "cpu" }
+    assert.equal("inc", chosen(with(base, { weight = weight { format = "gptq" } })))
+    assert.equal("reference", chosen(with(base, { weight = weight { format = "gptq", actorder = "group" } })))
+    assert.equal("gptq_marlin_moe", chosen(experts { consumer = "nibble", device = "cpu", weight = weight { format = "gptq" } }))
   end)
 
   it("lists rows in words for every consumer", function()

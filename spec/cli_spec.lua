@@ -1,22 +1,22 @@
 -- The command line: what it prints where, its statuses, its suggestions (DESIGN 5).
 local nb = require "nibble"
-local process = dofile "spec/process.lua"
+local command = require "spec.support.command"
 
 local MODEL = "spec/models/tiny-llama"
 
-local function ok(args, options)
-  local status, out, err = process.run(args, options)
-  assert.equal(0, status, err)
-  return out, err
+local function ok(args)
+  local r = command.run(args)
+  assert.equal(0, r.status, r.err)
+  return r.out, r.err
 end
 
 -- A mistake: status 2, nothing on stdout, one line on stderr.
-local function refused(expected, args, options)
-  local status, out, err = process.run(args, options)
-  assert.equal(2, status, err)
-  assert.equal("", out)
-  assert.matches("^nibble: [^\n]*\n$", err)
-  assert.matches(expected, err)
+local function refused(expected, args)
+  local r = command.run(args)
+  assert.equal(2, r.status, r.err)
+  assert.equal("", r.out)
+  assert.matches("^nibble: [^\n]*\n$", r.err)
+  assert.matches(expected, r.err)
 end
 
 describe("command line", function()
@@ -89,8 +89,8 @@ describe("command line", function()
     assert.equal("table\tfunction\n", (ok { "-e", "print(type(nibble), type(open))" }))
     refused("^nibble: %-e:1: unexpected symbol near '%)'", { "-e", ")" })
     refused("^nibble: %-e:1: boom", { "-e", "error 'boom'" })
-    local _, _, err = process.run({ "-e", "error 'boom'" }, { env = "NIBBLE_DEBUG=1" })
-    assert.matches("stack traceback", err)
+    local r = command.run({ "-e", "error 'boom'" }, { before = "NIBBLE_DEBUG=1" })
+    assert.matches("stack traceback", r.err)
   end)
 
   it("runs scripts with their arguments and the module", function()
@@ -99,9 +99,9 @@ describe("command line", function()
     f:write 'local a = ...\nprint(nibble.version, arg[0]:match "%.lua$", arg[2], a)\nif a == "fail" then error "no" end'
     f:close()
     assert.equal(nb.version .. "\t.lua\ttwo\tone\n", (ok { path .. ".lua", "one", "two" }))
-    local status, _, err = process.run { path .. ".lua", "fail" }
-    assert.equal(2, status)
-    assert.matches(":3: no\n$", err)
+    local r = command.run { path .. ".lua", "fail" }
+    assert.equal(2, r.status)
+    assert.matches(":3: no\n$", r.err)
     os.remove(path)
     os.remove(path .. ".lua")
     refused("cannot open none.lua", { "none.lua" })
@@ -110,7 +110,7 @@ describe("command line", function()
   it("says when its output cannot be written", function()
     if not io.open "/dev/full" then return pending "/dev/full is not here" end
     local err = os.tmpname()
-    local status = os.execute(("%s inspect %s >/dev/full 2>%s"):format(process.nibble, MODEL, err))
+    local status = os.execute(("%s inspect %s >/dev/full 2>%s"):format(command.program, MODEL, err))
     local f = assert(io.open(err))
     assert.equal("nibble: cannot write the output: No space left on device\n", f:read "*a")
     f:close()
@@ -127,14 +127,14 @@ describe("command line", function()
   end)
 
   it("ends with 130 and says so when it is interrupted", function()
-    local status, _, err = process.run { "-e", 'error("interrupted", 0)' }
-    assert.equal(130, status)
-    assert.equal("nibble: interrupted\n", err)
+    local r = command.run { "-e", 'error("interrupted", 0)' }
+    assert.equal(130, r.status)
+    assert.equal("nibble: interrupted\n", r.err)
     local sleepy = 'local ffi = require "ffi" ffi.cdef "int raise(int);" ffi.C.raise(2) '
       .. 'jit.off() for i = 1, 1e8 do local x = i end'
-    status, _, err = process.run { "-e", sleepy }
-    assert.equal(130, status)
-    assert.equal("nibble: interrupted\n", err)
+    r = command.run { "-e", sleepy }
+    assert.equal(130, r.status)
+    assert.equal("nibble: interrupted\n", r.err)
   end)
 
   it("reports progress on a line per 10 % where stderr is no terminal", function()

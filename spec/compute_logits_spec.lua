@@ -2,14 +2,8 @@
 -- sums over whole rows of logits in Lua.
 local nb = require "nibble"
 local C = require("nibble.ffi").C
+local random = require("spec.support.numbers").random
 local compute = nb.compute
-
-local function random(shape, seed, scale)
-  math.randomseed(seed)
-  local t = nb.tensor("f32", shape)
-  for i = 1, t:numel() do t:set(i, (math.random() - 0.5) * (scale or 2)) end
-  return t
-end
 
 -- From a row of logits: log-sum-exp, and the first best place (0-based).
 local function row_of(logits, row, vocab)

@@ -2,30 +2,9 @@
 -- portable and the vector path giving the same bits.
 local nb = require "nibble"
 local C = require("nibble.ffi").C
+local numbers = require "spec.support.numbers"
 local compute = nb.compute
-
-local function random(shape, seed, scale)
-  math.randomseed(seed)
-  local t = nb.tensor("f32", shape)
-  for i = 1, t:numel() do t:set(i, (math.random() - 0.5) * (scale or 2)) end
-  return t
-end
-
--- make(…) on each path; the tensors must have the same bytes; the last is returned.
--- Tensors are handed over and not captured: a compiled trace keeps a closure's.
-local function on_each_path(make, ...)
-  C.nb_cpu_limit(0)
-  local portable = make(...)
-  C.nb_cpu_limit(-1)
-  local here = make(...)
-  assert.is_true(portable:equal(here), "the paths differ")
-  return here
-end
-
-local function near(want, found, bound)
-  local off = math.abs(want - found)
-  if off > bound * math.max(1, math.abs(want)) or off ~= off then error(("%.9g, expected %.9g"):format(found, want), 2) end
-end
+local random, on_each_path, near = numbers.random, numbers.on_each_path, numbers.near
 
 describe("compute.rmsnorm", function()
   for _, s in ipairs { { 1, 1 }, { 3, 7 }, { 130, 16 }, { 2, 133 } } do

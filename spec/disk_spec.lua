@@ -15,7 +15,7 @@ local function digest(dir)
 end
 
 local function fails_for_room(dir, before, words)
-  local r = command.run(arguments .. dir, before)
+  local r = command.run(arguments .. dir, { before = before })
   assert.equal(2, r.status, r.err)
   assert.equal("", r.out)
   assert.equal(1, #r.lines, r.err)

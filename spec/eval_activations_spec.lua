@@ -5,7 +5,7 @@ local act = require "nibble.act"
 local compute = require "nibble.compute"
 local formats = require "nibble.formats"
 local files = require "spec.support.files"
-local process = dofile "spec/process.lua"
+local command = require "spec.support.command"
 
 local IDS = "spec/models/eval/test_tokens.safetensors"
 local root
@@ -203,13 +203,12 @@ describe("eval", function()
     assert.equal("[]", nb.json.encode(none.inputs))
     assert.is_true(stored.nll ~= none.nll and math.abs(stored.nll - none.nll) < 0.01)
     assert.error_matches(function() run "some" end, 'activations = "some", expected stored or none')
-    local status, out = process.run { "eval", made["tiny-llama"], "--ids", IDS, "--context", "256", "--windows", "1",
+    local r = command.run { "eval", made["tiny-llama"], "--ids", IDS, "--context", "256", "--windows", "1",
       "--activations", "none", "--json" }
-    assert.equal(0, status)
-    assert.equal("none", nb.json.decode(out).activations)
-    local err
-    status, out, err = process.run { "eval", made["tiny-llama"], "--ids", IDS, "--activations", "non" }
-    assert.same({ 2, "" }, { status, out })
-    assert.matches('%-%-activations is stored or none, found "non"; did you mean "none"', err)
+    assert.equal(0, r.status)
+    assert.equal("none", nb.json.decode(r.out).activations)
+    r = command.run { "eval", made["tiny-llama"], "--ids", IDS, "--activations", "non" }
+    assert.same({ 2, "" }, { r.status, r.out })
+    assert.matches('%-%-activations is stored or none, found "non"; did you mean "none"', r.err)
   end)
 end)

@@ -1,6 +1,6 @@
 -- AWQ: gemm, gemv and gemv_fast, config keys, contradictions, the config written (FORMATS 2, AWQ-01..03, AWQ-11).
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local nffi = require "nibble.ffi"
 local formats, scheme = nb.formats, nb.scheme
 local awq = formats.get "awq"

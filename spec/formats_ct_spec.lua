@@ -1,6 +1,6 @@
 -- compressed-tensors: config groups, targets, legacy files, contradictions, the config written (FORMATS 4).
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 local ct = require "nibble.formats.compressed_tensors"
 
@@ -171,14 +171,12 @@ describe("compressed-tensors", function()
     assert.matches("the config says symmetric, but the zero%-point of row %d+, group %d is %d+ and not 8", msg)
   end)
 
-  it("recognizes the formats it can't read yet", function()
+  it("recognizes the formats it can't read", function()
     for format, tensors in pairs {
-      ["int-quantized"] = { ["m.weight"] = nb.tensor("i8", { 8, 8 }), ["m.weight_scale"] = nb.tensor("f32", { 8, 1 }) },
-      ["float-quantized"] = { ["m.weight"] = nb.tensor("f8_e4m3", { 8, 8 }), ["m.weight_scale"] = nb.tensor("f32", { 1 }) },
-      ["nvfp4-pack-quantized"] = { ["m.weight_packed"] = nb.tensor("u8", { 8, 8 }), ["m.weight_scale"] = nb.tensor("f8_e4m3", { 8, 1 }) },
+      ["marlin-24"] = { ["m.weight_packed"] = nb.tensor("i32", { 8, 8 }), ["m.weight_scale"] = nb.tensor("f32", { 8, 1 }) },
+      ["sparse-bitmask"] = { ["m.weight"] = nb.tensor("f8_e4m3", { 8, 8 }), ["m.weight_scale"] = nb.tensor("f32", { 1 }) },
     } do
-      local ck = support.checkpoint(tensors, config({ group_0 = args { targets = { "Linear" },
-        weights = { num_bits = 4, type = "float", strategy = "tensor_group", group_size = 16 } } }, { format = format }))
+      local ck = support.checkpoint(tensors, config({ group_0 = args { targets = { "Linear" }, weights = W4 } }, { format = format }))
       local w, msg, code = formats.weight(ck, "m")
       assert.is_nil(w)
       assert.equal("eunsupported", code)

@@ -1,7 +1,7 @@
 -- Formats through files: written by the streaming writer tile by tile, opened again, equal.
 local nb = require "nibble"
 local checkpoint = require "nibble.checkpoint"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 
 local dir

@@ -1,6 +1,6 @@
 -- GPTQ v1, v2 and AutoRound: zero-points, act-order, overrides, contradictions, the config written (FORMATS 3, 8).
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 local gptq = formats.get "gptq"
 

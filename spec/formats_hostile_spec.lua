@@ -1,6 +1,6 @@
 -- A checkpoint is hostile input: whatever its config and headers say, the answer is a sentence, never a crash.
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 
 local odd = { nb.json.null, "x", "", -1, 0, 0.5, 1e18, 0 / 0, true, false, {}, nb.json.array {}, nb.json.array { 1 },
@@ -84,7 +84,10 @@ end
 
 local cases = {
   { "compressed-tensors", "W4A16 g32 asym actorder" }, { "gptq", "W4A16 g32 asym actorder" }, { "gptq_v2", "W3A16 g32 sym" },
-  { "awq", "W4A16 g32 asym" }, { "fp8", "FP8_BLOCK block16x16 act:fp8:g16" }, { "fp8", "FP8" }, { "modelopt", "NVFP4" },
+  { "awq", "W4A16 g32 asym" }, { "compressed-tensors", "NVFP4" }, { "compressed-tensors", "MXFP4" },
+  { "compressed-tensors", "FP8_BLOCK block16x32" }, { "compressed-tensors", "FP8" },
+  { "compressed-tensors", "W4A8 g32 asym act:int8:tensor:static:asym" },
+  { "fp8", "FP8_BLOCK block16x16 act:fp8:g16" }, { "fp8", "FP8" }, { "modelopt", "NVFP4" },
   { "modelopt", "FP8_BLOCK" }, { "mxfp4", "fused experts", fresh = fused_experts },
 }
 

@@ -1,7 +1,7 @@
 -- ModelOpt's exports: every quant_algo written and read back, both places of the config, the two ways of keeping a
 -- global scale, and what is said of those that contradict their tensors.
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local floats = require "nibble.formats.floats"
 local files = require "spec.support.files"
 local formats, scheme = nb.formats, nb.scheme

@@ -2,7 +2,7 @@
 -- tensors that don't fit.
 local nb = require "nibble"
 local files = require "spec.support.files"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats = nb.formats
 
 local CONFIG = { quant_method = "mxfp4", modules_to_not_convert = nb.json.array { "model.layers.*.self_attn", "lm_head" } }

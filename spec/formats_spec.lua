@@ -1,6 +1,6 @@
 -- The registry, module records, and what every format shares: detection, natural order, bad scales.
 local nb = require "nibble"
-local support = require "spec.formats_support"
+local support = require "spec.support.formats"
 local formats, scheme = nb.formats, nb.scheme
 
 local function f16(shape) return nb.tensor("f16", shape) end

@@ -6,25 +6,10 @@ local quantized = require "nibble.quantized"
 local method = require "nibble.methods.marlin"
 local method_float = require "nibble.methods.marlin_float"
 local C = require("nibble.ffi").C
+local awq = require "spec.support.awq"
 local layout = nb.layout
 
-local function each(t, f)
-  for i = 1, t:numel() do t:set(i, f(i)) end
-  return t
-end
-
-local function codes(n, k, bits) return each(nb.tensor("u8", { n, k }), function() return math.random(0, 2 ^ bits - 1) end) end
-
-local function floats(dtype, shape, from, to)
-  return each(nb.tensor(dtype, shape), function() return from + math.random() * (to - from) end)
-end
-
--- Powers of two: products with them are exact.
-local function powers(dtype, shape)
-  return each(nb.tensor(dtype, shape), function() return 2 ^ -math.random(0, 4) end)
-end
-
-local function whole(shape) return each(nb.tensor("f32", shape), function() return math.random(-4, 4) end) end
+local each, codes, floats, powers, whole = awq.each, awq.codes, awq.floats, awq.powers, awq.whole
 
 -- A quantized weight [n,k], its words in GPTQ order, and scales [G,n], zeros as Marlin's preparation takes them.
 local function weight(o)

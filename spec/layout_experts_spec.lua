@@ -92,6 +92,13 @@ describe("fp8 shards", function()
     assert.is_true(out[3]:equal(w[3]))
   end)
 
+  it("CTM-FP8-11: the product with the shard's scale is rounded to f16 before the division", function()
+    -- 1 times 1.0625 + 2^-13 is 1.0625 in f16, by 2 a tie that goes to 0.5; unrounded it would be 0.5625.
+    local w = nb.tensor("u8", { 1, 2, 8 }):fill(0x38):as("f8_e4m3", { 1, 2, 8 })
+    local out = fp8.requantize_experts(w, nb.tensor("f32", { 1, 2 }, { 1.0625 + 2 ^ -13, 2 })):as "u8"
+    assert.same({ 0x30, 0x38 }, { out:get(1), out:get(9) })
+  end)
+
   it("CTM-FP8-11: refuses shards that don't make up the weight", function()
     local w = nb.tensor("f8_e4m3", { 4, 8 })
     assert.error_matches(function() fp8.requantize(w, nb.tensor("f32", { 3 })) end,

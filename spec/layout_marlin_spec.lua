@@ -139,11 +139,14 @@ describe("marlin weights", function()
     end
   end)
 
-  it("gives the same words for any number of threads and instruction set", function()
+  it("MRL-30, MRL-32, MRL-33: the same words for any number of threads and instruction set", function()
     for _, case in ipairs(CASES) do
       local words = layout.pack.rows(codes_kn(512, 256, case[1]), case[1])
       local awq = layout.awq.pack(layout.transpose(codes_kn(512, 256, case[1])), case[1])
       local want = marlin.repack(words, case[1], case[2])
+      local perm = nb.tensor("i32", { 512 })
+      for i = 0, 511 do perm:set(i + 1, (i * 37 + 11) % 512) end
+      local turned = not case[2] and marlin.repack(words, case[1], false, perm)
       for _, limit in ipairs { 0, 1, -1 } do
         nffi.C.nb_cpu_limit(limit)
         for threads = 1, 3 do
@@ -151,6 +154,7 @@ describe("marlin weights", function()
           assert.is_true(marlin.repack(words, case[1], case[2]):equal(want))
           assert.is_true(marlin.awq_repack(awq, case[1], case[2]):equal(want))
           assert.is_true(marlin.unpack(want, case[1], case[2]):equal(words))
+          assert.is_true(not turned or marlin.repack(words, case[1], false, perm):equal(turned))
         end
       end
       nffi.C.nb_cpu_limit(-1)

@@ -1,5 +1,6 @@
 -- Numbers for 8-bit activations, activation quantization, scale folding (MRL-40 to MRL-48), AWQ to GPTQ (INC-11).
 local nb = require "nibble"
+local nffi = require "nibble.ffi"
 local bit = require "bit"
 local layout = nb.layout
 local marlin = layout.marlin
@@ -24,10 +25,31 @@ describe("int8 scales", function()
     assert.equal(2 / 4096, global)
   end)
 
+  it("MRL-40: the largest is of all experts together", function()
+    local s = bits16("f16", { 2, 1, 2 }, { 0x3c00, 0x3800, 0x3400, 0x4000 })
+    local out, global = marlin.int8_scales(s)
+    assert.same({ 2, 1, 2 }, out:size())
+    assert.same({ 2048, 1024, 512, 4096 }, words16(out))
+    assert.equal(2 / 4096, global)
+  end)
+
   it("MRL-41: rounds in the scales' dtype", function()
     -- bf16 1.0078125 / 2 * 4096 = 2064; bf16 has steps of 16 there
     local out = marlin.int8_scales(bits16("bf16", { 2 }, { 0x3f81, 0x4000 }))
     assert.same({ 2064, 4096 }, words16(out))
+    -- 1.0078125 / 1.9921875 = 0.50588, in bf16 0.5078125: 2080, where float32 has 2072
+    assert.same({ 2080, 4096 }, words16(marlin.int8_scales(bits16("bf16", { 2 }, { 0x3f81, 0x3fff }))))
+    -- f16 too, and never above half a step of float32's
+    for _, dtype in ipairs { "f16", "bf16" } do
+      local s = nb.tensor("f32", { 64 })
+      for i = 1, 64 do s:set(i, 0.37 + i * 0.0131) end
+      s = s:cast(dtype)
+      local got, max = marlin.int8_scales(s):as "u16", s:stats().max
+      for i = 1, 64 do
+        assert.is_true(math.abs(got:get(i) - s:get(i) / max * 4096) <= (dtype == "f16" and 2.5 or 16.5))
+      end
+      assert.equal(4096, got:stats().max)
+    end
   end)
 
   it("refuses what has no largest positive scale", function()
@@ -74,9 +96,19 @@ describe("fp8 preprocess", function()
     end
     assert.equal(want, out:get(7))
     assert.is_true(marlin.repack(out, 4, true):equal(marlin.fp8_preprocess(marlin.repack(words, 4, true))))
+    nffi.C.nb_cpu_limit(0)
+    assert.is_true(marlin.fp8_preprocess(words):equal(out))
+    nffi.C.nb_cpu_limit(-1)
     local copy = words:clone()
     assert.is_true(marlin.fp8_preprocess(copy, nil, { in_place = true }):equal(out))
     assert.is_true(copy:equal(out))
+  end)
+
+  it("MRL-43: the byte n, 0 to 16, read as e4m3 is n * 2^-9, which 512 times the scale makes n", function()
+    local bytes = nb.tensor("u8", { 17 })
+    for n = 0, 16 do bytes:set(n + 1, n) end
+    local read = bytes:as("f8_e4m3"):cast "f32"
+    for n = 0, 16 do assert.equal(n, read:get(n + 1) * 512) end
   end)
 
   it("MRL-44: each failed precondition names its quantity", function()
@@ -137,6 +169,9 @@ describe("scale folding", function()
     -- bf16 scales below 448 are raised by a power of two
     local _, raised = marlin.nvfp4_scales(bits16("bf16", { 1, 4 }, { 0x3f80, 0x4000, 0x4080, 0x4100 }))
     assert.equal(32, raised)
+    -- 2^-7 times 128 is 1, below 2: 0; 2^-6 is the smallest that stays
+    out = marlin.nvfp4_scales(bits16("f16", { 1, 4 }, { 0x2000, 0x2400, 0x0001, 0 }))
+    assert.same({ 0, 0, 16 * 8, 0 }, out:as("u8"):totable())
     assert.error_matches(function() marlin.nvfp4_scales(nb.tensor("f16", { 1, 6 })) end,
       "N = 6 is not a multiple of 4")
   end)
@@ -146,9 +181,17 @@ describe("scale folding", function()
     for i = 1, s:numel() do s:set(i, i % 255 + 1) end
     local out = marlin.swizzle_blockscale(s)
     assert.same({ 256, 8 }, out:size())
-    local m, k = 129, 5
-    local at = (((1 * 2 + 1) * 32 + 1) * 4 + 0) * 4 + 1
-    assert.equal(s:get(m * 6 + k + 1), out:get(at + 1))
+    local left = out:numel()
+    for m = 0, 129 do
+      for k = 0, 5 do
+        local f = math.floor
+        local at = (((f(m / 128) * 2 + f(k / 4)) * 32 + m % 32) * 4 + f(m % 128 / 32)) * 4 + k % 4
+        assert.equal(s:get(m * 6 + k + 1), out:get(at + 1))
+        left = left - 1
+      end
+    end
+    for i = 1, out:numel() do if out:get(i) == 0 then left = left - 1 end end
+    assert.equal(0, left) -- all the others are 0
   end)
 end)
 

@@ -112,6 +112,10 @@ describe("packing", function()
       assert.is_true(layout.gptq.unpack(w, bits, 32):equal(c))
       assert.is_true(layout.ct.unpack(layout.ct.pack(c, bits), bits, 32):equal(c))
       if bits > 2 then assert.is_true(layout.awq.unpack(layout.awq.pack(c, bits), bits, 32):equal(c)) end
+      -- and nothing of it runs over into the next word
+      for i = 0, 1023 do c:set(i + 1, i % (32 / bits) == 32 / bits - 1 and 2 ^ (bits - 1) or 0) end
+      assert.is_true(layout.gptq.unpack(layout.gptq.pack(c, bits), bits, 32):equal(c))
+      assert.is_true(layout.ct.unpack(layout.ct.pack(c, bits), bits, 32):equal(c))
     end
   end)
 

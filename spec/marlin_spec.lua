@@ -47,29 +47,44 @@ describe("marlin", function()
     assert.is_false(ok)
     assert.matches("group size 16: %-1, 32, 64, 128", why)
     assert.is_false(marlin.check_supported("uint4b8", nil, false, 80))
-    assert.error_matches(function() marlin.verify_supported("uint4b8", 16, false, 80) end, "group size 16")
+    assert.has_error(function() marlin.verify_supported("uint4b8", 16, false, 80) end, why)
     assert.is_true(marlin.check_supported("uint4b8", 128, false, 75))
   end)
 
   it("MRL-06: the pymllm policy needs SM 80 and takes uint8", function()
     marlin.policy = "pymllm"
     local ok, why = marlin.supported("uint4", 128, true, 75)
-    local eight = marlin.supported("uint8", 128, true, 80)
+    local eight, other = marlin.supported("uint8", 128, true, 80), marlin.supported("uint4b8", 128, false, 80)
+    local group, list = marlin.supported("uint4", 256, true, 80)
     marlin.policy = "vllm"
     assert.is_false(ok)
-    assert.matches("found SM 75", why)
+    assert.matches("SM 80 or above, found SM 75", why)
     assert.is_true(eight)
+    assert.is_true(other) -- types are not checked
+    assert.is_false(group)
+    assert.matches("group size 256: %-1, 32, 64, 128", list)
+    assert.is_false(marlin.supported("uint8", 128, true, 80))
+    assert.is_true(marlin.supported("uint8", 128, true, 80, "cuda", "pymllm"))
   end)
 
   it("MRL-05, MRL-07: shapes, in their order, with the numbers", function()
     local function why(...) return select(2, ...) end
-    assert.matches("N = 96 is not a multiple of 64", why(marlin.supports_shape(96, 64, 128, 128)))
-    assert.matches("K = 64 is not a multiple of 128", why(marlin.supports_shape(64, 64, 128, 128)))
+    local advice = ": use a smaller tensor%-parallel size or the method without Marlin"
+    assert.matches("N = 96 is not a multiple of 64" .. advice, why(marlin.supports_shape(96, 64, 256, 96)))
+    assert.matches("K = 64 is not a multiple of 128" .. advice, why(marlin.supports_shape(64, 64, 256, 96)))
     assert.matches("K = 256 is not a multiple of the group size 96", why(marlin.supports_shape(64, 256, 256 * 2, 96)))
     assert.is_true(marlin.supports_shape(64, 128, 128, 128))
+    -- The group counts only below the whole K.
+    assert.is_true(marlin.supports_shape(64, 128, 192, 192))
+    assert.is_false(marlin.supports_shape(64, 128, 193, 192))
+    assert.is_true(marlin.supports_shape(64, 128, 256, -1))
     assert.matches("ROCm", why(marlin.supports_moe(128, 64, 64, { platform = "rocm" })))
     assert.matches("hidden size 192", why(marlin.supports_moe(192, 64, 64)))
     assert.matches("intermediate size 64 is not a multiple of 128", why(marlin.supports_moe(128, 64, 128)))
+    assert.matches("group size 16: %-1, 32, 64, 128", why(marlin.supports_moe(128, 64, 16)))
+    assert.matches("intermediate size 32 is not a multiple of 64", why(marlin.supports_moe(128, 32, -1)))
+    assert.is_true(marlin.supports_moe(128, 64, 32))
+    assert.is_true(marlin.supports_moe(128, 64, 32, { router_weight_on_input = false, activation = "silu" }))
     assert.matches("router", why(marlin.supports_moe(128, 64, 64, { router_weight_on_input = true })))
     assert.matches("gelu", why(marlin.supports_moe(128, 64, 64, { activation = "gelu" })))
   end)
@@ -83,7 +98,9 @@ describe("marlin", function()
   it("MRL-46, MRL-47: activation dtypes and what goes with them", function()
     assert.equal("none", marlin.activation_dtype(nil, 90))
     assert.equal("int8", marlin.activation_dtype("INT8", 75))
-    assert.equal("fp8", marlin.activation_dtype("fp8", 120))
+    assert.equal("none", marlin.activation_dtype("int4", 90))
+    for _, sm in ipairs { 89, 120, 121 } do assert.equal("fp8", marlin.activation_dtype("fp8", sm)) end
+    assert.is_nil(marlin.activation_dtype("fp8", nil))
     local got, msg, code = marlin.activation_dtype("fp8", 90)
     assert.is_nil(got)
     assert.matches("SM 89 or SM 12x, found SM 90; int8", msg)
@@ -102,7 +119,28 @@ describe("marlin", function()
     local ok, msg = marlin.check_workspace(marlin.workspace(100), { sms = 132 })
     assert.is_nil(ok)
     assert.matches("has 100 words, the kernel needs 132", msg)
+    -- A mixture's: never more than 4 blocks a multiprocessor.
+    local moe = { sms = 132, n = 8192, sorted_ids = 1024, block_m = 16 }
+    assert.is_true(marlin.check_workspace(marlin.workspace(132, 4), moe))
+    assert.matches("has 527 words, the kernel needs 528", select(2, marlin.check_workspace(marlin.workspace(527), moe)))
+    assert.matches("has 63 words, the kernel needs 64", select(2, marlin.check_workspace(marlin.workspace(63),
+      { sms = 132, n = 1024, sorted_ids = 64, block_m = 16 })))
     assert.is_true(marlin.check_workspace(marlin.workspace(64), { sms = 132, n = 1024, sorted_ids = 64, block_m = 16 }))
+  end)
+
+  it("MRL-08: the cheaper padding, by area and then by the sum; a mixture's intermediate size alone", function()
+    local function size(...) return { marlin.padded_size(...) } end
+    assert.same({ 64, 128 }, size(64, 128, 64))
+    assert.same({ 64, 128 }, size(1, 1, 64))      -- areas the same, sums too: the first
+    assert.same({ 128, 64 }, size(128, 64, 64))   -- nothing to fill up
+    assert.same({ 128, 192 }, size(72, 192, 64))  -- 128 x 192 before 128 x 256
+    assert.same({ 64, 256 }, size(64, 192, 64))
+    assert.same({ 64, 384 }, size(64, 200, 96))   -- lcm(128, 96) = 384
+    assert.same({ 128, 192 }, size(100, 192, 96)) -- lcm(64, 96) = 192
+    assert.same({ 128, 192 }, size(64, 192, 96))  -- 64 x 384 has the same area and a larger sum
+    assert.same({ 256, 320 }, size(256, 300, -1)) -- one group divides every K
+    assert.same({ 128, 192, 192 }, { marlin.padded_intermediate(72, -1), marlin.padded_intermediate(100, 96),
+      marlin.padded_intermediate(192, 64) })
   end)
 
   it("MRL-08: a padded layer unpacks to the codes and zeros beside them", function()
@@ -125,6 +163,15 @@ describe("marlin", function()
     assert.is_nil(ok)
     assert.matches("W8A8 is unsupported: uint8b128 weights with int8", msg)
     assert.equal("eunsupported", code)
+    -- zero-points with 8-bit activations: experts only
+    local zp = { words = nb.tensor("i32", { 128, 8 }), order = "awq", bits = 4, group = 64, zeros = nb.tensor("i32", { 2, 8 }),
+                 scales = nb.tensor("f16", { 2, 64 }):fill(1), activations = "int8" }
+    assert.matches("int8 activations need uint4b8 weights, found uint4", select(2, method.prepare(zp)))
+    for _, name in ipairs { "words", "zeros", "scales" } do
+      local size = zp[name]:size()
+      zp[name] = zp[name]:reshape { 1, size[1], size[2] }
+    end
+    assert.is_truthy(method.prepare(zp))
   end)
 
   it("MRL-22: experts use their own K, so that several groups are always permuted in groups", function()

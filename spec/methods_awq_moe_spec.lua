@@ -4,8 +4,8 @@ local nb = require "nibble"
 local gemm = require "nibble.gemm"
 local on_marlin = require "nibble.methods.awq_marlin_moe"
 local generic = require "nibble.methods.moe_wna16"
-local ck = dofile "spec/support/awq.lua"
-local ex = dofile "spec/support/experts.lua"
+local ck = require "spec.support.awq"
+local ex = require "spec.support.awq_experts"
 local layout = nb.layout
 
 local function marlin(group, options) return assert(on_marlin.new({ bits = 4, group = group, zero_point = true }, options)) end

@@ -5,7 +5,7 @@ local layer = require "nibble.methods.layer"
 local awq = require "nibble.methods.awq"
 local awq_marlin = require "nibble.methods.awq_marlin"
 local prepare = require "nibble.methods.marlin".prepare
-local ck = dofile "spec/support/awq.lua"
+local ck = require "spec.support.awq"
 local layout = nb.layout
 
 local function load(L, m, bias)
@@ -205,7 +205,8 @@ describe("a dense AWQ layer on Marlin", function()
       assert.equal("a kernel for AWQ-20", L.kernel)
       assert.equal("machete", L.rejected[1].backend)
     end
-    assert.same({ 256, 64, 512, 64, "f16" }, { seen.k, seen.n, seen.k_full, seen.n_full, seen.input })
+    assert.same({ 256, 64, 512, 64, "f16" }, { seen.k, seen.n, seen.k_full, seen.n_full, seen.dtype })
+    assert.is_nil(seen.input) -- the params' dtype
     assert.same({ "uint4", 64, true }, { seen.weight.type, seen.weight.group, seen.weight.zero_points })
     assert.is_nil(seen.actorder)
     assert.same({ "info: Using a kernel for AWQ-20 for AWQMarlinLinearMethod" }, said)
@@ -233,6 +234,40 @@ describe("a dense AWQ layer on Marlin", function()
     assert.is_nil(only)
     assert(new(64, { choose = choose, compat = { documented_kernels_only = true } }):create(layer.new(L)))
     assert.same({ conch = true, exllama = true, marlin = true }, only)
+  end)
+
+  it("AWQ-20, AWQ-21: by a consumer's table: the first kernel that can, and why not those before it", function()
+    local m = ck.matrix { n = 128, k = 256, group = 128 }
+    local x = ck.whole { 2, 256 }
+    local function by(consumer, device, compat)
+      local method = new(128, { consumer = consumer, device = device, compat = compat })
+      local L = made(method, m)
+      assert(method:process(L))
+      assert.is_true(ck.product(x, m.w):equal(method:apply(L, x)))
+      return L
+    end
+    local L = by("vllm-0.33", "sm_80")
+    assert.equal("marlin", L.kernel)
+    assert.same({ "cutlass_w4a8", "needs SM 90, found SM 80", "machete", "needs SM 90, found SM 80" },
+      { L.rejected[1].backend, L.rejected[1].reason, L.rejected[2].backend, L.rejected[2].reason })
+    L = by("vllm-0.33", "sm_90")
+    assert.equal("machete", L.kernel)
+    assert.same({ 32, 128 }, L:get("qweight"):size()) -- the standard packing
+    L = by("document-era", "sm_80")
+    assert.same({ "awq_marlin", 16, 256 }, { L.kernel, L:get("qweight"):size(1), L:get("qweight"):size(2) }) -- Marlin's words
+    -- the kernels of the peer's text alone (SYSTEMS C-23)
+    assert.equal("marlin", by("vllm-0.33", "sm_90", { documented_kernels_only = true }).kernel)
+    local ok, msg = new(128, { consumer = "document-era", device = "rocm" }):create(layer.new { name = "o", k = 128, n = 64 })
+    assert.is_nil(ok)
+    assert.matches("layer o: falling back to the unoptimized AWQ kernels for layer o: awq_marlin: needs CUDA or the CPU, found ROCm", msg)
+  end)
+
+  it("AWQ-24: a layer is processed once", function()
+    local m = ck.matrix { n = 64, k = 128, group = 32 }
+    local method = new(32)
+    local L = made(method, m)
+    assert(method:process(L))
+    assert.error_matches(function() method:process(L) end, "layer proj was processed, or interrupted while it was: load it again")
   end)
 
   it("AWQ-27: 8-bit activations are refused for dense layers (SYSTEMS C-11)", function()

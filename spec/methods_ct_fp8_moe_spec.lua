@@ -2,18 +2,18 @@
 local nb = require "nibble"
 local nffi = require "nibble.ffi"
 local act = require "nibble.act"
-local layer = require "nibble.methods.layer"
 local ct = require "nibble.methods.ct_fp8_moe"
-local support = dofile "spec/experts_support.lua"
+local support = require "spec.support.experts"
 local layout = nb.layout
 
-local H, I, E = 128, 128, 3
+local H, I, E = support.size, support.size, support.count
 
 local function scheme(strategy, o)
   o = o or {}
   local a = { type = "float", bits = 8, symmetric = true, dynamic = true, strategy = "token" }
   if strategy == "tensor" then a.strategy, a.dynamic = "tensor", o.dynamic or false end
   if strategy == "block" then a.strategy, a.group = "group", o.group or 128 end
+  if o.a16 then a = nil end
   return { type = "float", bits = 8, symmetric = true, strategy = strategy, block = strategy == "block" and (o.block or { 128, 128 }) or nil,
     activations = a }
 end
@@ -35,16 +35,9 @@ local function projection(n, k, o, seed, scale)
 end
 
 local function experts_of(o)
-  local h, i, out = o.h or H, o.i or I, {}
-  for e = 1, o.e or E do
-    local x = { file = {}, float = {} }
-    for j, w in ipairs(o.gated == false and { "w1", "w2" } or { "w1", "w2", "w3" }) do
-      local scale = o.strategy == "tensor" and (w == "w3" and 1 / 256 or 1 / 512) or nil
-      x.file[w], x.float[w] = projection(w == "w2" and h or i, w == "w2" and i or h, o, e * 10 + j, scale)
-    end
-    out[e] = x
-  end
-  return out
+  return support.experts(o, function(n, k, seed, w)
+    return projection(n, k, o, seed, o.strategy == "tensor" and (w == "w3" and 1 / 256 or 1 / 512) or nil)
+  end)
 end
 
 local function new(o)
@@ -53,28 +46,11 @@ local function new(o)
   return ct.new(scheme(o.strategy, o), options)
 end
 
-local function new_layer(o, ranks)
-  local options = { name = "mlp.experts", kind = "moe", dtype = o.dtype or "bf16", experts = o.e or E, hidden = o.h or H,
-    intermediate = o.i or I, top = 2, gated = o.gated, activation = o.activation }
-  for key, value in pairs(ranks or {}) do options[key] = value end
-  return layer.new(options)
-end
-
 local function loaded(o, ranks, experts)
-  local method, L = assert(new(o)), new_layer(o, ranks)
+  local method, L = assert(new(o)), support.layer(o, ranks)
   assert(method:create(L))
-  for e, x in ipairs(experts or experts_of(o)) do
-    for _, w in ipairs { "w1", "w2", "w3" } do
-      if x.file[w] then method:load(L, e - 1, w, x.file[w]) end
-    end
-  end
+  support.load(method, L, experts or experts_of(o))
   return method, L
-end
-
-local function floats(experts)
-  local out = {}
-  for i, x in ipairs(experts) do out[i] = x.float end
-  return out
 end
 
 local weight_only = { MARLIN = true, CPU = true }
@@ -88,8 +64,8 @@ local function error_of(o, tp, ep)
     logits = support.floats(4, o.e or E, 8, 3)
     weights, ids = require("nibble.moe").route(logits, { top = 2, scoring = "softmax" })
   end
-  local quantize = not weight_only[o.backend] and function(row) return act.quantize_dequantize(row, a, { scale = o.static }) end
-  local want = support.reference(x:cast "f32", weights, ids, floats(experts),
+  local quantize = not weight_only[o.backend] and a and function(row) return act.quantize_dequantize(row, a, { scale = o.static }) end
+  local want = support.reference(x:cast "f32", weights, ids, support.weights(experts),
     { quantize = quantize or nil, act = o.activation == "relu2" and function(g) return math.max(g, 0) ^ 2 end or nil })
   local got = support.over_ranks(tp or 1, ep or 1, function(ranks)
     local method, L = loaded(o, ranks, experts)
@@ -115,7 +91,8 @@ describe("ct_fp8_moe", function()
     refused(function(s) s.activations.strategy = "tensor" end, "found weights by channel, activations by tensor")
     refused(function(s) s.strategy = "block" end, "need block = {rows, columns}, found nil")
     refused(function(s) s.bits = 4 end, "8%-bit float weights, found float of 4 bits")
-    refused(function(s) s.activations = nil end, "8%-bit float activations, found none")
+    refused(function(s) s.activations = nil end, "TRITON takes FP8 activations.*MARLIN and CPU do that")
+    refused(function(s) s.strategy, s.activations = "group", nil end, "by tensor, channel or block, found group")
     refused(function(s) s.activations.type = "int" end, "found int of 8 bits")
   end)
 
@@ -142,6 +119,10 @@ describe("ct_fp8_moe", function()
     assert.same({ "fp8 static tensor", "fp8 dynamic group 128", "group" },
       keys("tensor", { dynamic = true, compat = { dynamic_tensor_as_group = true } }))
     assert.same({ "fp8 static block 128x128", "fp8 dynamic group 128", "group" }, keys "block")
+    local s = scheme "block" -- always by groups of 128
+    s.activations.strategy, s.activations.group = "token", nil
+    local m = assert(ct.new(s, { backend = "TRITON" }))
+    assert.same({ "fp8 dynamic group 128", "group", 128 }, { m.activation_key, m.run_activations.strategy, m.run_activations.group })
     assert.same("fp8 static block 128x128", keys("block", { block = { 64, 64 } })[1])
     -- Other blocks need a backend that says so.
     assert.is_truthy(new { strategy = "block", block = { 64, 64 }, backend = "MARLIN" })
@@ -151,12 +132,12 @@ describe("ct_fp8_moe", function()
   end)
 
   it("CTM-FP8-04: e4m3 weights per rank; the parameters' dtype is remembered", function()
-    local L = new_layer({ strategy = "channel", dtype = "f16" }, { tp = 2 })
+    local L = support.layer({ strategy = "channel", dtype = "f16" }, { tp = 2 })
     assert(new({ strategy = "channel" }):create(L))
     assert.same({ "f8_e4m3", E, I, H }, { L:get "w13_weight":type(), unpack(L:get "w13_weight":size()) })
     assert.same({ E, H, I / 2 }, L:get "w2_weight":size())
     assert.equal("f16", L.orig_dtype)
-    local ungated = new_layer { strategy = "channel", gated = false }
+    local ungated = support.layer { strategy = "channel", gated = false }
     assert(new({ strategy = "channel" }):create(ungated))
     assert.same({ E, I, H }, ungated:get "w13_weight":size())
   end)
@@ -164,19 +145,19 @@ describe("ct_fp8_moe", function()
   it("CTM-FP8-05: blocks must divide the intermediate size, along K too where ranks cut it", function()
     local function fails(o, ranks, text)
       local m = new { strategy = "block", block = o.block }
-      local ok, msg, code = m:create(new_layer(o, ranks))
+      local ok, msg, code = m:create(support.layer(o, ranks))
       assert.is_nil(ok)
       assert.equal("eunsupported", code)
       assert.matches(text, msg)
     end
     fails({ i = 192 }, {}, "gate/up output size 192 is not a multiple of the block's 128 rows")
     fails({ i = 192, block = { 32, 128 } }, { tp = 2 }, "down input size 96 is not a multiple of the block's 128 columns")
-    assert.is_true(new({ strategy = "block", block = { 32, 128 } }):create(new_layer { i = 192 }))
+    assert.is_true(new({ strategy = "block", block = { 32, 128 } }):create(support.layer { i = 192 }))
   end)
 
   it("CTM-FP8-06: shapes of the scales, 1 until they are loaded", function()
     local function shapes(strategy, o)
-      local L = new_layer(o or {})
+      local L = support.layer(o or {})
       assert(new({ strategy = strategy, block = o and o.block }):create(L))
       assert.equal(1, L:get "w13_weight_scale":get(1))
       assert.equal(strategy, L:param("w2_weight_scale").scale_method)
@@ -185,13 +166,14 @@ describe("ct_fp8_moe", function()
     assert.same({ { E, 2 }, { E } }, shapes "tensor")
     assert.same({ { E, 2 * I, 1 }, { E, H, 1 } }, shapes "channel")
     assert.same({ { E, 2 * 2, 2 }, { E, 2, 2 } }, shapes("block", { h = 192, i = 256 }))
+    assert.same({ { E, 2 * 3, 2 }, { E, 3, 2 } }, shapes("block", { h = 192, i = 192, block = { 64, 128 } }))
     assert.same({ { E, 1 }, { E } }, shapes("tensor", { gated = false }))
   end)
 
   it("CTM-FP8-07: input scales only when static; w1 and w3 must have the same one", function()
     local method, L = loaded({ strategy = "tensor", static = 0.25 })
     assert.same({ 0.25, 0.25, 0.25 }, L:get "w13_input_scale":totable())
-    local fresh = new_layer {}
+    local fresh = support.layer {}
     assert(method:create(fresh))
     assert.same({ 1, 1, 1 }, fresh:get "w2_input_scale":totable())
     fresh:load_expert("w13_input_scale", nb.tensor("f32", { 1 }, { 0.25 }), "w1", 1)
@@ -212,7 +194,7 @@ describe("ct_fp8_moe", function()
     assert.equal(0, L:get("w2_input_scale").ndim)
     assert.same({ { level = "info", text = "layer mlp.experts: the experts' input scales differ; the largest serves all" } }, method.messages)
     assert.error_matches(function() method:process(L) end, "processed already")
-    assert.error_matches(function() method:process(new_layer {}) end, "not there")
+    assert.error_matches(function() method:process(support.layer {}) end, "not there")
     local over, O = loaded { strategy = "tensor", static = 0.25, options = { reduce_max = function(x) return x * 4 end } }
     assert(over:process(O))
     assert.same({ 1 }, O:get "w2_input_scale":totable())
@@ -292,7 +274,8 @@ describe("ct_fp8_moe", function()
       { strategy = "block" }, { strategy = "block", backend = "MARLIN", i = 256 },
       { strategy = "block", h = 256, i = 256, backend = "FLASHINFER_CUTLASS" },
       { strategy = "block", h = 256, backend = "FLASHINFER_TRTLLM" },
-      { strategy = "block", block = { 32, 64 }, group = 64 },
+      { strategy = "block", block = { 32, 64 }, group = 64 }, { strategy = "block", block = { 32, 64 }, backend = "NIBBLE" },
+      { strategy = "channel", a16 = true, backend = "NIBBLE" }, { strategy = "block", a16 = true, backend = "MARLIN", i = 256 },
     } do
       assert.is_true(error_of(o) < 1e-5)
     end
@@ -324,7 +307,7 @@ describe("ct_fp8_moe", function()
       return (method:apply(L, x, weights, ids))
     end
     local function want(a)
-      return support.reference(x, weights, ids, floats(experts), { quantize = function(row) return act.quantize_dequantize(row, a) end })
+      return support.reference(x, weights, ids, support.weights(experts), { quantize = function(row) return act.quantize_dequantize(row, a) end })
     end
     assert.is_true(support.error(want(scheme("tensor", o).activations), run()) < 2e-3)
     assert.is_true(support.error(want(scheme "block".activations), run { dynamic_tensor_as_group = true }) < 2e-3)
@@ -345,7 +328,7 @@ describe("ct_fp8_moe", function()
     assert.error_matches(function() trtllm:apply_monolithic(T, x, logits) end, "apply_monolithic before the weights are processed")
     assert(trtllm:process(T))
     local once = trtllm:apply_monolithic(T, x, logits)
-    local twice = trtllm:apply_monolithic(T, x, logits, { routed_scale = 2 })
+    local twice = trtllm:apply_monolithic(T, x, logits, { scale = 2 })
     assert.is_true(nb.compare(once, twice:map(function(v) return v / 2 end)).max_abs < 1e-6)
     local none, N = loaded { strategy = "block", backend = "NONE" }
     assert(none:process(N))
@@ -356,7 +339,7 @@ describe("ct_fp8_moe", function()
   it("CTM-FP8-12, CTM-FP8-13: without a name the oracle chooses; a form that isn't here is said", function()
     local function chosen(strategy, options)
       local m = assert(ct.new(scheme(strategy), options))
-      local ok, msg = m:create(new_layer { h = 256, i = 256, e = 8 })
+      local ok, msg = m:create(support.layer { h = 256, i = 256, e = 8 })
       return ok and m.backend or msg, m
     end
     assert.equal("TRITON", (chosen("block", { device = "sm_90" })))
@@ -365,7 +348,7 @@ describe("ct_fp8_moe", function()
     assert.equal("NONE", (chosen("tensor", { device = "cpu" })))
     assert.matches("form of FP8 experts nibble doesn't have; name one of FLASHINFER_TRTLLM",
       (chosen("channel", { device = "rocm", packages = { aiter = true } })))
-    assert.matches("device is not given", (chosen("channel", {})))
+    assert.equal("NIBBLE", (chosen("channel", {})))
     local _, m = chosen("channel", { device = "sm_80" })
     assert.matches("MARLIN", m.messages[#m.messages].text)
   end)
@@ -394,6 +377,7 @@ describe("ct_fp8_moe", function()
     local method, L = loaded(o)
     assert(method:process(L))
     assert.equal(1, #method.messages)
+    assert.equal("warning", method.messages[1].level)
     assert.matches("16%-bit activations", method.messages[1].text)
     assert.same({ E, H / 16, 2 * 128 * 4 }, L:get "w13_weight":size())
     assert.same({ "bf16", E, 1, 2 * 128 }, { L:get "w13_weight_scale":type(), unpack(L:get "w13_weight_scale":size()) })

@@ -2,13 +2,12 @@
 local nb = require "nibble"
 local nffi = require "nibble.ffi"
 local act = require "nibble.act"
-local layer = require "nibble.methods.layer"
 local ct = require "nibble.methods.ct_nvfp4_moe"
 local kernels = require "nibble.methods.nvfp4_kernels"
-local support = dofile "spec/experts_support.lua"
+local support = require "spec.support.experts"
 local layout = nb.layout
 
-local H, I, E = 128, 128, 3
+local H, I, E = support.size, support.size, support.count
 local INPUT = 256 -- input_global_scale
 
 local function scheme(o)
@@ -32,16 +31,9 @@ local function projection(n, k, o, seed, global)
 end
 
 local function experts_of(o)
-  local h, i, out = o.h or H, o.i or I, {}
-  for e = 1, o.e or E do
-    local x = { file = {}, float = {} }
-    for j, w in ipairs(o.gated == false and { "w1", "w2" } or { "w1", "w2", "w3" }) do
-      x.file[w], x.float[w] = projection(w == "w2" and h or i, w == "w2" and i or h, o, e * 10 + j,
-        w == "w3" and o.up_global or w == "w2" and 32 * e or nil)
-    end
-    out[e] = x
-  end
-  return out
+  return support.experts(o, function(n, k, seed, w, e)
+    return projection(n, k, o, seed, w == "w3" and o.up_global or w == "w2" and 32 * e or nil)
+  end)
 end
 
 local function new(o)
@@ -50,25 +42,10 @@ local function new(o)
   return ct.new(scheme(o), options)
 end
 
-local function new_layer(o, ranks)
-  local options = { name = "mlp.experts", kind = "moe", dtype = o.dtype or "bf16", experts = o.e or E, hidden = o.h or H,
-    intermediate = o.i or I, top = 2, gated = o.gated, activation = o.activation, bias = o.bias }
-  for key, value in pairs(ranks or {}) do options[key] = value end
-  return layer.new(options)
-end
-
-local function load_all(method, L, experts)
-  for e, x in ipairs(experts) do
-    for _, w in ipairs { "w1", "w2", "w3" } do
-      if x.file[w] then method:load(L, e - 1, w, x.file[w]) end
-    end
-  end
-end
-
 local function loaded(o, ranks, experts)
-  local method, L = assert(new(o)), new_layer(o, ranks)
+  local method, L = assert(new(o)), support.layer(o, ranks)
   assert(method:create(L))
-  load_all(method, L, experts or experts_of(o))
+  support.load(method, L, experts or experts_of(o))
   return method, L
 end
 
@@ -78,14 +55,8 @@ local function processed(o, ranks, experts)
   return method, L
 end
 
-local function floats(experts)
-  local out = {}
-  for i, x in ipairs(experts) do out[i] = x.float end
-  return out
-end
-
 local function quantizer(o)
-  if o.backend == "MARLIN" then return nil end
+  if o.backend == "MARLIN" or o.a16 then return nil end
   local a = scheme {}.activations
   return function(row, w, e) return act.quantize_dequantize(row, a, { global = o.factor and o.factor(w, e) or INPUT }) end
 end
@@ -99,7 +70,7 @@ local function error_of(o, tp, ep)
     logits = support.floats(4, o.e or E, 8, 3)
     weights, ids = require("nibble.moe").route(logits, { top = 2, scoring = "softmax" })
   end
-  local want = support.reference(x, weights, ids, floats(experts), { quantize = quantizer(o),
+  local want = support.reference(x, weights, ids, support.weights(experts), { quantize = quantizer(o),
     act = o.activation == "relu2" and function(g) return math.max(g, 0) ^ 2 end or nil })
   local got = support.over_ranks(tp or 1, ep or 1, function(ranks)
     local method, L = processed(o, ranks, experts)
@@ -119,7 +90,7 @@ describe("ct_nvfp4_moe", function()
       assert.equal(name:match "^FLASHINFER" ~= nil, new({ backend = name }).global_scale_factor)
     end
     assert.matches("VLLM_CUTLASS takes NVFP4 activations.*MARLIN does that", select(2, new { a16 = true }))
-    assert.error_matches(function() new { backend = "TRITON" } end, "unknown backend TRITON: expected FLASHINFER_TRTLLM")
+    assert.error_matches(function() new { backend = "TRITON" } end, "ct_nvfp4_moe: unknown backend TRITON: expected FLASHINFER_TRTLLM")
   end)
 
   it("CTM-NVFP4-02: recognizes NVFP4 weights with NVFP4 activations or none, and names others", function()
@@ -157,9 +128,11 @@ describe("ct_nvfp4_moe", function()
     local magnitudes = { [0] = 0, 0.5, 1, 1.5, 2, 3, 4, 6 }
     local low = L:get "w13_weight_packed":get(1) % 16
     assert.equal((low >= 8 and -1 or 1) * magnitudes[low % 8], first)
-    local ungated = new_layer { gated = false }
+    local ungated = support.layer { gated = false }
     assert(new({}):create(ungated))
     assert.same({ E, 1 }, ungated:get "w13_weight_global_scale":size())
+    assert.same({ E, I, H / 2 }, ungated:get "w13_weight_packed":size())
+    assert.same({ E, I, H / 16 }, ungated:get "w13_weight_scale":size())
   end)
 
   it("CTM-NVFP4-06: ranks cut I in rows of w13's halves and columns of w2; sizes must hold whole groups", function()
@@ -169,11 +142,11 @@ describe("ct_nvfp4_moe", function()
     assert.is_true(L:get "w13_weight_packed"[3]:rows(1, I / 2):equal(experts[3].file.w1.weight_packed:rows(I / 2 + 1, I)))
     assert.equal(experts[3].file.w2.weight_packed:get { 5, I / 4 + 1 }, L:get "w2_weight_packed"[3]:get { 5, 1 })
     assert.equal(experts[3].file.w2.weight_scale:get { 5, I / 32 + 2 }, L:get "w2_weight_scale"[3]:get { 5, 2 })
-    local ok, msg, code = new({}):create(new_layer { i = 40 })
+    local ok, msg, code = new({}):create(support.layer { i = 40 })
     assert.is_nil(ok)
     assert.equal("eunsupported", code)
     assert.matches("intermediate size 40 is not a multiple of the group of 16", msg)
-    assert.matches("hidden size 72 is not", select(2, new({}):create(new_layer { h = 72 })))
+    assert.matches("hidden size 72 is not", select(2, new({}):create(support.layer { h = 72 })))
   end)
 
   it("CTM-NVFP4-07: the file's global scale divides; zero, missing or infinite ones are refused, nothing changed", function()
@@ -186,7 +159,7 @@ describe("ct_nvfp4_moe", function()
       local ok, msg, code = method:process(L)
       assert.is_nil(ok)
       assert.equal("eformat", code)
-      assert.matches(name .. " of expert 2 is .* expected a finite number other than 0", msg)
+      assert.matches("^layer mlp%.experts: " .. name .. " of expert 2 is %-?[0inaf]+, expected a finite number other than 0", msg)
       assert.is_truthy(L:get "w13_weight_packed")
     end
     local a16, A = loaded { a16 = true, backend = "MARLIN" }
@@ -223,14 +196,14 @@ describe("ct_nvfp4_moe", function()
     assert.equal(experts[1].file.w1.weight_scale:get(1), L:get "w13_weight_scale"[1]:get { 1, 1 })
     local cut = { up_global = 0.01, backend = "EMULATION", options = { mismatch = "rescale" } }
     method = processed(cut, {}, experts_of(cut))
-    assert.matches("up projection pass 448 when rescaled, and are cut there", method.messages[1].text)
+    assert.matches("layer mlp.experts: block scales of expert 0's up projection pass 448 when rescaled, and are cut there", method.messages[1].text)
     assert.error_matches(function() new { options = { mismatch = "up" } } end, "mismatch must be gate or rescale, found up")
   end)
 
   it("CTM-NVFP4-10, CTM-NVFP4-11: without a name the oracle chooses; a form that isn't here is said", function()
     local function chosen(o, L)
       local m = assert(ct.new(scheme(o), o))
-      local ok, msg = m:create(L or new_layer {})
+      local ok, msg = m:create(L or support.layer {})
       return ok and m.backend or msg, m
     end
     assert.equal("VLLM_CUTLASS", (chosen { device = "sm_100", packages = { flashinfer = false } }))
@@ -239,6 +212,7 @@ describe("ct_nvfp4_moe", function()
     assert.matches("MARLIN", m.messages[#m.messages].text)
     assert.equal("FLASHINFER_TRTLLM", (chosen { device = "sm_100", packages = { flashinfer = true } }))
     assert.equal("MARLIN", (chosen { device = "sm_100", choice = "marlin" }))
+    assert.equal("NIBBLE", (chosen {}))
     assert.matches("whose form of NVFP4 experts nibble doesn't have; name one of FLASHINFER_TRTLLM",
       (chosen { device = "sm_100", choice = "flashinfer_cutedsl", packages = { flashinfer = true } }))
     assert.matches("MARLIN: needs SM 75 or above, found SM 70", (chosen { device = "sm_70", a16 = true }))
@@ -256,7 +230,7 @@ describe("ct_nvfp4_moe", function()
     assert.same({ 2, 4 }, reduced("EMULATION", "per_expert"))
     local o = { backend = "EMULATION", input = function(seed) return 64 * math.floor(seed / 10) end }
     local method, L = processed(o)
-    assert.matches("input global scales differ, and emulation takes the largest factor for all", method.messages[1].text)
+    assert.matches("layer mlp.experts: the experts' input global scales differ, and emulation takes the largest factor for all", method.messages[1].text)
     assert.same({ 64, 64, 64 }, L:get "w13_input_scale":totable())
     o.factor = function() return 64 end
     assert.is_true(error_of(o) < 1e-5)
@@ -267,6 +241,9 @@ describe("ct_nvfp4_moe", function()
   end)
 
   it("CTM-NVFP4-13, CTM-NVFP4-17: factors of the kernels, and what each description carries", function()
+    local each = select(2, processed { input = function(seed) return 64 * (seed % 10) end }).quant -- w2's is 128
+    assert.same({ 1 / 64 / 64, 64 }, { each.g1_alphas:get(1), each.a1_gscale:get(1) })
+    assert.same({ 1 / 32 / 128, 128 }, { each.g2_alphas:get(1), each.a2_gscale:get(1) })
     local q = select(2, processed {}).quant
     assert.equal(1 / 64 / INPUT, q.g1_alphas:get(1))
     assert.equal(INPUT, q.a1_gscale:get(2))
@@ -301,10 +278,10 @@ describe("ct_nvfp4_moe", function()
     local ok, msg, code = small:process(S)
     assert.is_nil(ok)
     assert.equal("eunsupported", code)
-    assert.matches("VLLM_CUTLASS: gate and up of 192 rows together would have to be filled up to 256", msg)
+    assert.matches("layer mlp.experts: VLLM_CUTLASS: gate and up of 192 rows together would have to be filled up to 256", msg)
     assert.is_truthy(S:get "w13_weight_packed")
     local tiles, T = loaded { backend = "FLASHINFER_TRTLLM", h = 64 }
-    assert.matches("hidden size 64 is not a multiple of 128", select(2, tiles:process(T)))
+    assert.matches("FLASHINFER_TRTLLM: the hidden size 64 is not a multiple of 128", select(2, tiles:process(T)))
   end)
 
   it("CTM-NVFP4-15, CTM-NVFP4-16: Marlin: warns once, refuses 8-bit activations and negative scales, fills up I", function()
@@ -320,26 +297,29 @@ describe("ct_nvfp4_moe", function()
     local negative, N = loaded { backend = "MARLIN" }
     N:get("w2_weight_scale"):set(1, -1)
     negative:process(N)
-    assert.matches("w2 has negative block scales, which Marlin's form can't hold", negative.messages[2].text)
+    assert.matches("layer mlp.experts: w2 has negative block scales, which Marlin's form can't hold", negative.messages[2].text)
     local odd, O = loaded { backend = "MARLIN", h = 96 }
     assert.matches("hidden size 96 is not a multiple of 64", select(2, odd:process(O)))
   end)
 
-  it("CTM-NVFP4-18, CTM-SEL-05: modular and monolithic; each form equals the dequantized weights, on all ranks", function()
+  it("CTM-NVFP4-13, CTM-NVFP4-14, CTM-NVFP4-18, CTM-SEL-05: modular and monolithic; each form equals the dequantized weights, on all ranks", function()
     for _, backend in ipairs(kernels.names) do
       assert.is_true(error_of { backend = backend } < 1e-5)
       assert.is_true(error_of({ backend = backend, e = 4 }, 2, 2) < 1e-5)
       assert.is_true(error_of { backend = backend, gated = false, activation = "relu2", i = 96 } < 1e-5)
     end
     assert.is_true(error_of { backend = "MARLIN", a16 = true, dtype = "f16" } < 1e-5)
+    assert.is_true(error_of { backend = "NIBBLE", a16 = true } < 1e-5)
     local method, L = loaded {}
     local x = support.floats(2, H, 1)
     local weights, ids = support.routed(2, 2, E)
-    assert.error_matches(function() method:apply(L, x, weights, ids) end, "apply before the weights are processed")
-    assert.error_matches(function() method:apply_monolithic(L, x, x) end, "backend VLLM_CUTLASS takes routed tokens; call apply")
+    assert.error_matches(function() method:apply(L, x, weights, ids) end, "layer mlp.experts: apply before the weights are processed")
+    assert.error_matches(function() method:apply_monolithic(L, x, x) end,
+      "layer mlp.experts: ct_nvfp4_moe with the backend VLLM_CUTLASS takes routed tokens; call apply")
     assert.error_matches(function() method:prepare_finalize() end, "ct_nvfp4_moe sets up its own kernel")
     local trtllm, T = loaded { backend = "FLASHINFER_TRTLLM" }
-    assert.error_matches(function() trtllm:apply(T, x, weights, ids) end, "routes by itself; call apply_monolithic")
+    assert.error_matches(function() trtllm:apply(T, x, weights, ids) end,
+      "layer mlp.experts: ct_nvfp4_moe with the backend FLASHINFER_TRTLLM routes by itself; call apply_monolithic")
     assert.error_matches(function() trtllm:apply_monolithic(T, x, support.floats(2, E, 1)) end, "before the weights are processed")
     assert(method:process(L))
     L.options.shared_experts = function(t) return t end
@@ -359,10 +339,10 @@ describe("ct_nvfp4_moe", function()
     assert.error_matches(function() L:load_expert("w13_weight_packed", experts[1].file.w1.weight_packed, "w1", 0) end,
       'no parameter "w13_weight_packed"')
     local fresh = loaded(o, {}, experts)
-    assert.error_matches(function() fresh:reload(new_layer(o)) end, "reload before the weights are processed")
+    assert.error_matches(function() fresh:reload(support.layer(o)) end, "reload before the weights are processed")
     method:reload(L)
     assert.error_matches(function() method:apply(L, support.floats(1, H, 1), support.routed(1, 1, E)) end, "before the weights")
-    load_all(method, L, { experts[2], experts[1], experts[3] })
+    support.load(method, L, { experts[2], experts[1], experts[3] })
     assert(method:process(L))
     assert.is_true(L:get "w13_weight".data == at[1] and L:get "w13_weight_scale".data == at[2])
     assert.is_true(L:get "w13_weight"[1]:equal(before[2]) and L:get "w13_weight"[3]:equal(before[3]))
@@ -386,7 +366,7 @@ describe("ct_nvfp4_moe", function()
         return (method:apply(L, x, weights, ids))
       end
       local function want(scaled)
-        return support.reference(x, weights, ids, floats(experts), { quantize = quantizer(o), bias = function(e, w)
+        return support.reference(x, weights, ids, support.weights(experts), { quantize = quantizer(o), bias = function(e, w)
           local b = biases[w][e]
           return scaled and w == "w2" and layout.marlin.multiply_scales(b, 1 / (32 * e)) or b
         end })

@@ -1,11 +1,10 @@
 -- Experts of compressed-tensors' packed integers (CTM-WNA16-01 to CTM-WNA16-15; C-06, C-12, C-13, C-22, C-26, C-28).
 local nb = require "nibble"
-local layer = require "nibble.methods.layer"
 local ct = require "nibble.methods.ct_wna16_moe"
-local support = dofile "spec/experts_support.lua"
+local support = require "spec.support.experts"
 local layout = nb.layout
 
-local H, I, E = 128, 128, 3
+local H, I, E = support.size, support.size, support.count
 
 local function scheme(o)
   local g = o.g or 32
@@ -28,40 +27,16 @@ local function projection(n, k, o, seed)
 end
 
 local function experts_of(o)
-  local h, i, out = o.h or H, o.i or I, {}
-  for e = 1, o.e or E do
-    local x = { file = {}, float = {} }
-    for j, w in ipairs { "w1", "w2", "w3" } do
-      x.file[w], x.float[w] = projection(w == "w2" and h or i, w == "w2" and i or h, o, e * 10 + j)
-    end
-    out[e] = x
-  end
-  return out
+  return support.experts(o, function(n, k, seed) return projection(n, k, o, seed) end)
 end
 
 local function new(o) return ct.new(scheme(o), o.options or { activations = o.activations, compat = o.compat }) end
 
-local function new_layer(o, ranks)
-  local options = { name = "mlp.experts", kind = "moe", dtype = o.dtype or "bf16", experts = o.e or E, hidden = o.h or H,
-    intermediate = o.i or I, top = 2 }
-  for key, value in pairs(ranks or {}) do options[key] = value end
-  for key, value in pairs(o.layer or {}) do options[key] = value end
-  return layer.new(options)
-end
-
 local function loaded(o, ranks, experts)
-  local method, L = assert(new(o)), new_layer(o, ranks)
+  local method, L = assert(new(o)), support.layer(o, ranks)
   assert(method:create(L))
-  for e, x in ipairs(experts) do
-    for _, w in ipairs(L.gated and { "w1", "w2", "w3" } or { "w1", "w2" }) do method:load(L, e - 1, w, x.file[w]) end
-  end
+  support.load(method, L, experts)
   return method, L
-end
-
-local function floats(experts)
-  local out = {}
-  for i, x in ipairs(experts) do out[i] = x.float end
-  return out
 end
 
 -- The layer's result over all ranks against the dequantized weights'.
@@ -69,7 +44,7 @@ local function error_of(o, tp, ep, act)
   local experts = experts_of(o)
   local x = support.floats(5, o.h or H, 3)
   local weights, ids = support.routed(5, o.top or 2, o.e or E)
-  local want = support.reference(x, weights, ids, floats(experts), { act = act })
+  local want = support.reference(x, weights, ids, support.weights(experts), { act = act })
   local got = support.over_ranks(tp or 1, ep or 1, function(ranks)
     local method, L = loaded(o, ranks, experts)
     assert(method:process(L))
@@ -151,8 +126,9 @@ describe("ct_wna16_moe", function()
       assert.equal(experts[e].file.w2.weight_scale:get { 5, 3 }, L:get "w2_weight_scale":get { e, 1, 5 })
     end
     assert.equal("group", L:param("w13_weight_scale").scale_method)
+    assert.equal("channel", select(2, loaded({ g = -1 }, {}, {})):param("w2_weight_scale").scale_method)
     local flashinfer = assert(ct.new(scheme {}, { backend = "Flashinfer" }))
-    local F = new_layer { h = 256, i = 256 }
+    local F = support.layer { h = 256, i = 256 }
     assert(flashinfer:create(F))
     assert.is_false(F:param("w13_weight_packed").transposed)
     assert.same({ E, 512, 32 }, F:get "w13_weight_packed":size())
@@ -162,26 +138,29 @@ describe("ct_wna16_moe", function()
   end)
 
   it("CTM-WNA16-05: one group by channel, else H/g and S/g; what doesn't divide is refused", function()
-    local L = new_layer { g = -1 }
+    local L = support.layer { g = -1 }
     local m = new { g = -1 }
     assert(m:create(L))
     assert.same({ 1, 1, -1 }, { L.groups_w13, L.groups_w2, m.group })
+    local given = scheme { g = -1 }
+    given.group = nil -- by channel, whatever the group
+    assert.equal(-1, ct.new(given).group)
     assert.same({ E, 1, 2 * I }, L:get "w13_weight_scale":size())
-    L = new_layer { h = 256 }
+    L = support.layer { h = 256 }
     assert(new({ g = 64 }):create(L))
     assert.same({ 4, 2 }, { L.groups_w13, L.groups_w2 })
-    local ok, msg, code = new({ g = 128 }):create(new_layer { i = 192 })
+    local ok, msg, code = new({ g = 128 }):create(support.layer { i = 192 })
     assert.is_nil(ok)
     assert.equal("eunsupported", code)
     assert.matches("intermediate size 192 is not a multiple of the group size 128", msg)
-    assert.matches("hidden size 64 is not a multiple of the group size 128", select(2, new({ g = 128 }):create(new_layer { h = 64 })))
-    assert.matches("hidden size 64 is not a multiple of 128", select(2, new({ g = 32 }):create(new_layer { h = 64 })))
-    assert.matches("intermediate size 32 is not", select(2, new({ g = 32 }):create(new_layer({ i = 64 }, { tp = 2 }))))
+    assert.matches("hidden size 64 is not a multiple of the group size 128", select(2, new({ g = 128 }):create(support.layer { h = 64 })))
+    assert.matches("hidden size 64 is not a multiple of 128", select(2, new({ g = 32 }):create(support.layer { h = 64 })))
+    assert.matches("intermediate size 32 is not", select(2, new({ g = 32 }):create(support.layer({ i = 64 }, { tp = 2 }))))
   end)
 
   it("CTM-WNA16-06, C-13: whole w2 scales and a cut K only for activation order by group; the switch for any", function()
     local function made(o)
-      local L = new_layer(o, { tp = 2 })
+      local L = support.layer(o, { tp = 2 })
       assert(new(o):create(L))
       return L.k_full, L.groups_w2
     end
@@ -190,20 +169,20 @@ describe("ct_wna16_moe", function()
     assert.same({ true, 2 }, { made { actorder = "weight" } })
     assert.same({ false, 4 }, { made { actorder = "weight", compat = { actorder_any = true } } })
     assert.same({ true, 1 }, { made { g = -1 } })
-    local L = new_layer({ act = true }, {})
+    local L = support.layer({ act = true }, {})
     assert(new({ act = true }):create(L))
     assert.is_true(L.k_full)
   end)
 
   it("CTM-WNA16-07, C-22: shapes are integers, or floats by the switch; indices, and the state before repacking", function()
-    local L = new_layer {}
+    local L = support.layer {}
     assert(new({}):create(L))
     assert.same({ "i64", E, 2 }, { L:get "w2_weight_shape":type(), L:get "w2_weight_shape":size(1), L:get "w2_weight_shape":size(2) })
     assert.same({ E, H }, L:get "w13_weight_g_idx":size())
     assert.same({ E, I }, L:get "w2_g_idx_sort_indices":size())
     assert.is_nil(L:get "w13_input_scale")
     assert.equal("repack", L.marlin_state)
-    local peer = new_layer {}
+    local peer = support.layer {}
     assert(new({ compat = { float_weight_shape = true } }):create(peer))
     assert.equal("f32", peer:get "w13_weight_shape":type())
     local _, full = loaded({}, {}, experts_of {})
@@ -234,9 +213,9 @@ describe("ct_wna16_moe", function()
     assert.matches("multiples of 128 and K of 256, found N = 256 and K = 128", select(2, mxint4.prepare(
       nb.tensor("i32", { 1, 256, 16 }), nb.tensor("bf16", { 1, 256, 4 }), true)))
     local m = ct.new(scheme {}, { backend = "Flashinfer" })
-    assert.matches("MXINT4 takes bf16 scales and activations, found f16", select(2, m:create(new_layer { dtype = "f16", h = 256, i = 256 })))
-    assert.matches("multiple of 256 as hidden size, found 128", select(2, m:create(new_layer { i = 256 })))
-    assert.matches("gated experts only", select(2, m:create(new_layer { h = 256, i = 256, layer = { gated = false } })))
+    assert.matches("MXINT4 takes bf16 scales and activations, found f16", select(2, m:create(support.layer { dtype = "f16", h = 256, i = 256 })))
+    assert.matches("multiple of 256 as hidden size, found 128", select(2, m:create(support.layer { i = 256 })))
+    assert.matches("gated experts only", select(2, m:create(support.layer { h = 256, i = 256, gated = false })))
   end)
 
   it("CTM-WNA16-09: Marlin: codes, order, repack of both, then scales and int8 of each, and the workspace", function()
@@ -253,7 +232,14 @@ describe("ct_wna16_moe", function()
     assert.equal("f32", L:get "w13_input_global_scale":type())
     assert.equal(40, L:get("workspace"):numel())
     assert.error_matches(function() method:process(L) end, "processed already; to load them once more call ct_wna16_moe's reload")
-    assert.error_matches(function() method:process(new_layer {}) end, "not there; create and load")
+    assert.error_matches(function() method:process(support.layer {}) end, "not there; create and load")
+    local narrow = { options = { activations = "fp8" } }
+    local folder, F = loaded(narrow, {}, experts)
+    local codes, scales = F:get("w2_weight_packed"):clone(), F:get("w2_weight_scale"):clone()
+    assert(folder:process(F))
+    assert.is_true(layout.marlin.unpack(F:get "w2_weight_packed", 4, true):equal(layout.marlin.fp8_preprocess(codes)))
+    assert.is_true(layout.marlin.unpermute_scales(F:get "w2_weight_scale", I, 32, true):equal(
+      layout.marlin.multiply_scales(scales, 512)))
     local act = { act = true }
     local sorter, A = loaded(act, {}, experts_of(act))
     local given = A:get("w13_weight_g_idx"):clone()
@@ -264,12 +250,18 @@ describe("ct_wna16_moe", function()
   end)
 
   it("CTM-WNA16-10, C-06: scales are permuted with each matrix's own K; the switch takes the document's", function()
-    local o = { g = 128, layer = {} } -- one group in H: single; the document's K is always above the group
+    local o = { g = 128 } -- one group in H: single; the document's K is always above the group
     local function scales(compat)
       local method, L = loaded({ g = 128, compat = compat }, {}, experts_of(o))
       assert(method:process(L))
       return L:get "w13_weight_scale", L:get "w2_weight_scale"
     end
+    local wide = { g = 128, h = 256 } -- two groups in w13, one in w2
+    local both, W = loaded(wide, {}, experts_of(wide))
+    local before = { L13 = W:get("w13_weight_scale"):clone(), L2 = W:get("w2_weight_scale"):clone() }
+    assert(both:process(W))
+    assert.is_true(layout.marlin.unpermute_scales(W:get "w13_weight_scale", 256, 128):equal(before.L13))
+    assert.is_true(layout.marlin.unpermute_scales(W:get "w2_weight_scale", 128, 128):equal(before.L2))
     local _, plain = loaded(o, {}, experts_of(o))
     local own13, own2 = scales()
     local peer13, peer2 = scales { scale_permutation_k = true }
@@ -316,11 +308,11 @@ describe("ct_wna16_moe", function()
     local weights, ids = support.routed(4, 1, E)
     assert.error_matches(function() method:apply(L, x, weights, ids) end, "apply before the weights are processed")
     assert(method:process(L))
-    local want = support.reference(x, weights, ids, floats(experts))
+    local want = support.reference(x, weights, ids, support.weights(experts))
     local on_input = method:apply(L, x, weights, ids, { router_weight_on_input = true })
     local xs = x:clone()
     for t = 1, 4 do for c = 1, H do xs:set({ t, c }, x:get { t, c } * weights:get(t)) end end
-    local once = support.reference(xs, nb.tensor("f32", { 4, 1 }):fill(1), ids, floats(experts))
+    local once = support.reference(xs, nb.tensor("f32", { 4, 1 }):fill(1), ids, support.weights(experts))
     assert.is_true(support.error(once, on_input) < 1e-4)
     assert.error_matches(function()
       method:apply(L, x, support.routed(4, 2, E), select(2, support.routed(4, 2, E)), { router_weight_on_input = true })
@@ -345,14 +337,18 @@ describe("ct_wna16_moe", function()
     local o = { h = 256, i = 256, options = { backend = "Flashinfer" }, e = 4 }
     local experts = experts_of(o)
     local x = support.floats(5, 256, 3):cast "bf16"
-    local logits = support.floats(5, 4, 8, 3)
+    local given = support.floats(5, 4, 8, 3)
+    local logits
     local moe = require "nibble.moe"
     for _, router in ipairs { { routing = "default" }, { routing = "renormalize" },
-      { routing = "deepseek_v3", groups = 2, top_groups = 1, score_bias = support.floats(1, 4, 2):reshape { 4 } } } do
-      local bias = router.score_bias and router.score_bias:cast("bf16"):cast "f32"
+      { routing = "deepseek_v3", groups = 2, top_groups = 1, bias = support.floats(1, 4, 2):reshape { 4 } },
+      -- rounded to bf16 the third is as large as the first two, which come before it
+      { routing = "deepseek_v3", bias = nb.tensor("f32", { 4 }, { 1, 1, 1.001, 0 }), flat = true } } do
+      logits = router.flat and nb.tensor("f32", { 5, 4 }) or given
+      local bias = router.bias and router.bias:cast("bf16"):cast "f32"
       local weights, ids = moe.route(logits, { top = 2, scoring = bias and "sigmoid" or "softmax",
         normalize = router.routing ~= "default", groups = router.groups, top_groups = router.top_groups, bias = bias })
-      local want = support.reference(x:cast "f32", weights, ids, floats(experts))
+      local want = support.reference(x:cast "f32", weights, ids, support.weights(experts))
       local got = support.over_ranks(1, 2, function(ranks)
         local method, L = loaded(o, ranks, experts)
         assert(method:process(L))
@@ -381,7 +377,9 @@ describe("ct_wna16_moe", function()
       assert.is_true(error_of(o, 2) < 1e-5)
     end
     assert.is_true(error_of({ e = 4 }, 2, 2) < 1e-5)
-    assert.is_true(error_of({ layer = { gated = false, activation = "relu2" }, h = 128 }, 1, 1,
+    -- one group of w2 for two ranks' K: only with k_full = false
+    assert.is_true(error_of({ act = true, g = 128, h = 256 }, 2) < 1e-5)
+    assert.is_true(error_of({ gated = false, activation = "relu2", h = 128 }, 1, 1,
       function(g) return math.max(g, 0) ^ 2 end) < 1e-5)
     assert.is_true(error_of({ activations = "int8" }, 2) < 0.03)
     assert.is_true(error_of { activations = "fp8" } < 0.08)

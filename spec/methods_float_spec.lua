@@ -26,6 +26,15 @@ describe("marlin_float", function()
     for i = 1, 64 do assert.equal(256, one.scales:cast("f32"):get(i)) end
     local channel = marlin_float.prepare { kind = "fp8", weight = w, scale = ones("f32", { 64, 1 }), dtype = "f16" }
     assert.is_true(channel.scales:equal(one.scales))
+    -- By block {32, 64}: rows of 2 groups along K, each scale for 32 columns.
+    local scales = nb.tensor("f32", { 2, 2 }, { 1, 2, 4, 8 })
+    local block = marlin_float.prepare { kind = "fp8", weight = w, scale = scales, dtype = "f16", block = { 32, 64 } }
+    local rows = layout.marlin.unpermute_scales(block.scales, 128, 64):cast "f32"
+    assert.same({ 2, 64 }, rows:size())
+    for i = 1, 64 do
+      local s = i <= 32 and 1 or 4
+      assert.same({ 256 * s, 512 * s }, { rows:get { 1, i }, rows:get { 2, i } })
+    end
     local turned = layout.transpose(w:as("u8", { 64, 128 })):as("f8_e4m3", { 128, 64 })
     local k_first = marlin_float.prepare { kind = "fp8", weight = turned, scale = ones("f32", { 1 }),
                                            dtype = "f16", k_first = true }
@@ -65,7 +74,7 @@ describe("marlin_float", function()
     assert.equal("eunsupported", code)
     assert.matches("no 8%-bit activations with nvfp4 weights, found int8", msg)
     assert.equal(128, marlin_float.padded_moe(128, 96))
-    assert.equal(128, marlin_float.padded_moe(192, 96))
+    assert.same({ 192, 256 }, { marlin_float.padded_moe(128, 192), (marlin_float.padded_moe(192, 192)) })
     assert.matches("hidden size 100", select(2, marlin_float.padded_moe(100, 96)))
     assert.error_matches(function() marlin_float.prepare { kind = "fp9" } end,
       "kind must be fp8, mxfp8, nvfp4 or mxfp4, found fp9")

@@ -2,7 +2,7 @@
 local nb = require "nibble"
 local layer = require "nibble.methods.layer"
 local gptq = require "nibble.methods.gptq_marlin_moe"
-local support = dofile "spec/experts_support.lua"
+local support = require "spec.support.experts"
 local layout = nb.layout
 
 local H, I, E = 128, 128, 3

@@ -5,7 +5,7 @@ local gemm = require "nibble.gemm"
 local layer = require "nibble.methods.layer"
 local inc = require "nibble.methods.inc"
 local inc_ark = require "nibble.methods.inc_ark"
-local ck = dofile "spec/support/awq.lua"
+local ck = require "spec.support.awq"
 local layout = nb.layout
 
 -- A symmetric weight, in both packings.
@@ -65,6 +65,7 @@ describe("an INC layer on the XPU", function()
     local L = layer.new { name = "down", dtype = "f16", k = 256, n = 64, parallel = "row", tp = 2, rank = 1 }
     assert(new({ group = -1 }):create(L))
     assert.same({ 1, 64 }, L:get("scales"):size())
+    assert.same({ 0, 0, 128 }, { L:get("g_idx"):get(1), L:get("g_idx"):get(128), L:get("g_idx"):numel() })
     local ok, msg, code = new({ group = 48 }):create(layer.new { name = "o", k = 128, n = 64 })
     assert.is_nil(ok)
     assert.equal("layer o (backend auto, 4 bits, symmetric, group 48): layer o: K = 128 of this rank is not a multiple "

@@ -25,6 +25,7 @@ describe("a linear layer", function()
     assert.has_error(function() layer.new { name = "o", k = 2.5, n = 4 } end,
       "layer o: k must be a whole number of at least 1, found 2.5")
     assert.has_error(function() layer.new { name = "o", k = 2, n = 4, tp = 2, rank = 2 } end, "layer o: rank 2 of 2")
+    assert.equal("lm_head", layer.new({ name = "lm_head", kind = "lm_head", k = 2, n = 4 }).kind)
     assert.has_error(function() layer.new { name = "o", kind = "conv" } end,
       "layer o: kind must be linear, lm_head or moe, found conv")
     assert.has_error(function() layer.new { name = "o", k = 2, n = 4, parallel = "both" } end,

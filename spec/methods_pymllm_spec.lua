@@ -2,7 +2,7 @@
 local nb = require "nibble"
 local layer = require "nibble.methods.layer"
 local pymllm = require "nibble.methods.pymllm"
-local ck = dofile "spec/support/awq.lua"
+local ck = require "spec.support.awq"
 local layout = nb.layout
 
 local function new(o, options)
@@ -94,6 +94,8 @@ describe("a pymllm AWQ layer", function()
       assert.is_true(ck.product(x, m.w, bias):equal(y:reshape { 6, 128 }))
       assert.is_true(ck.product(x, m.w):equal(method:apply(L, x, false)))
       assert.is_true(y:equal(method:finish(L, y)))
+      local alone = ready(method, m, { bias = true, values = bias, parallel = "row" }) -- nothing to reduce
+      assert.is_true(ck.product(x, m.w, bias):equal(method:apply(alone, x)))
     end
   end)
 

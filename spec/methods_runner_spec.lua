@@ -14,7 +14,7 @@ local made = {}
 local function quantized(name, keys)
   if not made[name] then
     local recipe = { name = name, scheme = "W4A16", group = 128, lm_head = false, output = { format = "compressed-tensors" } }
-    for key, value in pairs(keys) do recipe[key] = value end
+    for key, value in pairs(keys) do recipe[key] = value or nil end
     local dir = root .. "-" .. name
     local plan = assert(nb.plan(recipe, assert(nb.open "spec/models/tiny-moe")))
     assert(plan:run(dir))
@@ -27,14 +27,14 @@ teardown(function()
   for _, dir in pairs(made) do os.execute(("rm -rf %q"):format(dir)) end
 end)
 
-local function eval(ck, through)
-  return assert(nb.eval.run { model = ck, ids = TOKENS, context = 256, windows = 2, through = through })
+local function eval(ck, through, activations)
+  return assert(nb.eval.run { model = ck, ids = TOKENS, context = 256, windows = 1, through = through, activations = activations })
 end
 
 -- Both ways give one loss, up to the order of float32 sums; and these methods ran.
-local function same_loss(ck, through, ran)
-  local reference, r = eval(ck, "reference"), eval(ck, through)
-  assert.is_true(math.abs(r.nll - reference.nll) < 2e-6, ("%.9f, reference %.9f"):format(r.nll, reference.nll))
+local function same_loss(ck, through, ran, activations, bound)
+  local reference, r = eval(ck, "reference", activations), eval(ck, through, activations)
+  assert.is_true(math.abs(r.nll - reference.nll) < (bound or 2e-6), ("%.9f, reference %.9f"):format(r.nll, reference.nll))
   assert.same(ran, { unpack(r.through) })
   assert.is_nil(reference.through)
 end
@@ -65,6 +65,34 @@ describe("eval through the methods", function()
   it("CTM-WNA16-15: compressed-tensors' integers on Marlin: 4 bits by groups, 8 bits by channel", function()
     same_loss(quantized("ct4", {}), "auto", { "ct_wna16_moe 3 moe", "reference 12 linear" })
     same_loss(quantized("ct8", { scheme = "W8A16", group = -1 }), "auto", { "ct_wna16_moe 3 moe", "reference 12 linear" })
+  end)
+
+  it("CTM-FP8-15, CTM-FP8-14: FP8 experts by channel and block, with and without activations", function()
+    for name, keys in pairs { dynamic = { scheme = "FP8_DYNAMIC" }, block = { scheme = "FP8_BLOCK" } } do
+      keys.group = false
+      local ck = quantized("fp8-" .. name, keys)
+      same_loss(ck, "auto", { "ct_fp8_moe 3 moe", "reference 12 linear" }, "none")
+      same_loss(ck, "auto", { "ct_fp8_moe 3 moe", "reference 12 linear" }, "stored", 1e-3)
+    end
+  end)
+
+  it("CTM-NVFP4-07: NVFP4 experts, gate and up with one global scale", function()
+    same_loss(quantized("nvfp4a16", { scheme = "NVFP4A16", group = false }), "auto", { "ct_nvfp4_moe 3 moe", "reference 12 linear" })
+  end)
+
+  it("CTM-W4A8-13: W4A8 experts; without activations nothing reads their bytes", function()
+    local ck = quantized("w4a8", { scheme = "W4A8" })
+    same_loss(ck, "auto", { "reference 12 linear", "w4a8_moe 3 moe" }, "stored", 1e-3)
+    same_loss(ck, "auto", { "reference 3 moe", "reference 84 linear" }, "none")
+  end)
+
+  it("CTM-FP8-15: compressed-tensors' FP8 experts, with their inputs as they are and quantized", function()
+    for _, scheme in ipairs { "FP8_DYNAMIC", "FP8_BLOCK" } do
+      local ck = quantized(scheme:lower(), { scheme = scheme, group = false })
+      local ran = { "ct_fp8_moe 3 moe", "reference 12 linear" }
+      same_loss(ck, "auto", ran, "none")
+      same_loss(ck, "auto", ran, "stored", 2e-3) -- a rounding that falls the other way is a step of 6 %
+    end
   end)
 
   it("processes layers again and again where they don't fit", function()

@@ -3,6 +3,7 @@
 local nb = require "nibble"
 local w4a8 = require "nibble.methods.w4a8_moe"
 local layer = require "nibble.methods.layer"
+local random = require("spec.support.numbers").random
 local moe = nb.moe
 
 local function scheme(group, more)
@@ -10,13 +11,6 @@ local function scheme(group, more)
     group = group ~= -1 and group or nil, activations = { type = "int", bits = 8, symmetric = true, strategy = "token", dynamic = true } }
   for k, v in pairs(more or {}) do s[k] = v end
   return s
-end
-
-local function random(shape, seed, scale)
-  math.randomseed(seed)
-  local t = nb.tensor("f32", shape)
-  for i = 1, t:numel() do t:set(i, (math.random() - 0.5) * (scale or 2)) end
-  return t
 end
 
 -- A layer with its method, created and filled but not processed. o: the layer's options; group.
@@ -352,7 +346,7 @@ describe("w4a8_moe: the forward pass", function()
     assert.is_nil(method:quant(L))
     assert.error_matches(function() method:apply_monolithic(L, x, logits) end, "its weights are not packed yet; call process after loading")
     assert(method:process(L))
-    assert.error_matches(function() method:apply(L, x) end, "w4a8_moe is monolithic, it routes by itself: call apply_monolithic")
+    assert.error_matches(function() method:apply(L, x) end, "w4a8_moe routes by itself; call apply_monolithic")
     L.options.eplb = true
     assert.error_matches(function() method:apply_monolithic(L, x, logits) end, "does not balance experts between ranks")
     L.options.eplb = nil

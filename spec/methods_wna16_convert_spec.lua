@@ -2,7 +2,7 @@
 local nb = require "nibble"
 local gemm = require "nibble.gemm"
 local convert = require "nibble.methods.wna16_convert"
-local support = dofile "spec/experts_support.lua"
+local support = require "spec.support.experts"
 local layout = nb.layout
 
 -- E experts of [K,N]: words, scales, a shuffled g_idx, and the weights [N,K] each stands for.
@@ -87,6 +87,21 @@ describe("wna16_convert", function()
     assert.same({ 2, 4, 2 * I }, out[3]:size())
     for i = 5, 8 do assert.same({ 2, 0 }, out[i]:size()) end
     for i = 9, 12 do assert.is_nil(out[i]) end
+    -- Each at its place, by its size.
+    local function values(o)
+      local x, y = layer_of(o)
+      return { convert.convert("MARLIN", { i = I }, config(o), o.activations, x.words, y.words, x.scales, y.scales, x.g_idx, y.g_idx,
+        x.bias, y.bias) }
+    end
+    out = values { act = true, h = 256 }
+    for i, size in pairs { [5] = 256, [6] = I, [7] = 256, [8] = I } do assert.same({ 2, size }, out[i]:size()) end
+    for i = 2, 256 do assert.is_true(out[5]:get { 1, i } >= out[5]:get { 1, i - 1 }) end
+    local seen = {}
+    for i = 1, 256 do seen[out[7]:get { 1, i }] = true end
+    for i = 0, 255 do assert.is_true(seen[i]) end
+    out = values { activations = "int8" }
+    assert.same({ 1, 1, 2 * I, H }, { out[9]:numel(), out[10]:numel(), out[11]:size(2), out[12]:size(2) })
+    assert.same({ "f32", "f32", "f16", "f16" }, { out[9]:type(), out[10]:type(), out[11]:type(), out[12]:type() })
     local with_bias = run { bias = true }
     assert.is_true(layout.marlin.unpermute_bias(with_bias.w2_bias):equal(b.bias))
   end)
@@ -98,9 +113,9 @@ describe("wna16_convert", function()
       table.concat(seen, " "))
   end)
 
-  it("ORC-16, ORC-20: the product equals the dequantized weight's, with 16-bit, int8 and fp8 activations", function()
+  it("ORC-16, ORC-18, ORC-20: the product equals the dequantized weight's, with 16-bit, int8 and fp8 activations", function()
     for _, o in ipairs { {}, { bits = 8 }, { act = true }, { bits = 8, act = true }, { bias = true }, { g = -1 },
-      { g = 128 } } do
+      { g = 128 }, { g = 128, bits = 8 } } do
       local out, a, b = run(o)
       assert.is_true(worst(out, "w13", a, o, H, 2 * I) < 1e-4)
       assert.is_true(worst(out, "w2", b, o, I, H) < 1e-4)

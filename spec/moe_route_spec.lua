@@ -1,29 +1,9 @@
 -- The router, the grouping of tokens by expert, their alignment to blocks, and the sizes
 -- that kernels ask for: each against the rule in Lua doubles.
 local nb = require "nibble"
-local C = require("nibble.ffi").C
+local numbers = require "spec.support.numbers"
 local moe = nb.moe
-
-local function random(shape, seed, scale)
-  math.randomseed(seed)
-  local t = nb.tensor("f32", shape)
-  for i = 1, t:numel() do t:set(i, (math.random() - 0.5) * (scale or 2)) end
-  return t
-end
-
-local function on_each_path(make, ...)
-  C.nb_cpu_limit(0)
-  local portable = make(...)
-  C.nb_cpu_limit(-1)
-  local here = make(...)
-  assert.is_true(portable:equal(here), "the paths differ")
-  return here
-end
-
-local function near(want, found, bound)
-  local off = math.abs(want - found)
-  if off > bound * math.max(1, math.abs(want)) or off ~= off then error(("%.9g, expected %.9g"):format(found, want), 2) end
-end
+local random, on_each_path, near = numbers.random, numbers.on_each_path, numbers.near
 
 local function softmax(x)
   local sum, p = 0, {}

@@ -2,14 +2,10 @@
 -- batching and rounding, with results that don't depend on threads or chunks.
 local nb = require "nibble"
 local C = require("nibble.ffi").C
+local numbers = require "spec.support.numbers"
 local moe, compute = nb.moe, nb.compute
 
-local function random(shape, seed, scale)
-  math.randomseed(seed)
-  local t = nb.tensor("f32", shape)
-  for i = 1, t:numel() do t:set(i, (math.random() - 0.5) * (scale or 1)) end
-  return t
-end
+local function random(shape, seed, span) return numbers.random(shape, seed, span or 1) end
 
 local function randint(shape, seed, count)
   math.randomseed(seed)
@@ -77,16 +73,6 @@ local function reference(L, x, o)
   return y
 end
 
-local function near_all(want, found, bound)
-  assert.equal(#want, found:numel())
-  for i, v in ipairs(want) do
-    local off = math.abs(v - found:get(i))
-    if off > bound * math.max(1, math.abs(v)) or off ~= off then
-      error(("element %d is %.9g, expected %.9g"):format(i, found:get(i), v), 2)
-    end
-  end
-end
-
 -- Token by token: `top` different experts of `count`.
 local function choose(T, top, count, seed)
   return moe.route(random({ T, count }, seed, 6), { top = top, normalize = true })
@@ -102,7 +88,7 @@ describe("moe.forward", function()
           local weights, ids = choose(T, top, 6, 11)
           local y = moe.forward(x, L.with { ids = ids, weights = weights })
           assert.same({ T, 12 }, y:size())
-          near_all(reference(L, x, { ids = ids, weights = weights }), y, 1e-5)
+          numbers.all_near(reference(L, x, { ids = ids, weights = weights }), y, 1e-5)
         end
       end)
     end
@@ -113,7 +99,7 @@ describe("moe.forward", function()
     local x = random({ 2, 4 }, 1)
     local ids = nb.tensor("i32", { 2, 3 }, { 1, 1, 0, 0, 0, 0 })
     local weights = nb.tensor("f32", { 2, 3 }, { 2, 3, -1, 0.5, 0.25, 0 })
-    near_all(reference(L, x, { ids = ids, weights = weights }), moe.forward(x, L.with { ids = ids, weights = weights }), 1e-5)
+    numbers.all_near(reference(L, x, { ids = ids, weights = weights }), moe.forward(x, L.with { ids = ids, weights = weights }), 1e-5)
   end)
 
   it("FWD-01, FWD-03: experts elsewhere and ids outside the map contribute nothing", function()
@@ -125,11 +111,11 @@ describe("moe.forward", function()
     ids:set(2, -1)
     local o = L.with { ids = ids, weights = weights, expert_map = nb.tensor("i32", { 5 }, map) }
     local y = moe.forward(x, o)
-    near_all(reference(L, x, { ids = ids, weights = weights, map = map }), y, 1e-5)
+    numbers.all_near(reference(L, x, { ids = ids, weights = weights, map = map }), y, 1e-5)
     for h = 1, 8 do assert.equal(0, y:get(h)) end
     -- Without a map global and local ids are the same.
     o.expert_map = nil
-    near_all(reference(L, x, { ids = ids, weights = weights }), moe.forward(x, o), 1e-5)
+    numbers.all_near(reference(L, x, { ids = ids, weights = weights }), moe.forward(x, o), 1e-5)
     o.strict = true
     assert.error_matches(function() moe.forward(x, o) end, "expert 99 at place 0 is outside the 3 experts")
   end)
@@ -145,7 +131,7 @@ describe("moe.forward", function()
       compute.add(sum, moe.forward(x, { experts = 2, w13 = shifted(L.first), w2 = shifted(L.second), ids = ids,
         weights = weights, expert_map = nb.tensor("i32", { 4 }, map) }))
     end
-    near_all(whole:totable(), sum, 1e-6)
+    numbers.all_near(whole:totable(), sum, 1e-6)
   end)
 
   it("FWD-01: experts without tokens are not asked, and no tokens give no rows", function()
@@ -170,26 +156,26 @@ describe("moe.forward", function()
     local x = random({ 5, 8 }, 2)
     local weights, ids = random({ 5, 1 }, 3, 3), randint({ 5, 1 }, 4, 4)
     local o = L.with { ids = ids, weights = weights, router_weight_on_input = true }
-    near_all(reference(L, x, { ids = ids, weights = weights, on_input = true }), moe.forward(x, o), 1e-5)
+    numbers.all_near(reference(L, x, { ids = ids, weights = weights, on_input = true }), moe.forward(x, o), 1e-5)
     -- The Marlin kernel's way: w13's output, bias included.
     o.router_weight_on_input = "after_w13"
-    near_all(reference(L, x, { ids = ids, weights = weights, on_input = "after_w13" }), moe.forward(x, o), 1e-5)
+    numbers.all_near(reference(L, x, { ids = ids, weights = weights, on_input = "after_w13" }), moe.forward(x, o), 1e-5)
     -- Without a bias of w13 both are the same.
     local plain = layer(4, 8, 6)
     local a = moe.forward(x, plain.with { ids = ids, weights = weights, router_weight_on_input = true })
     local b = moe.forward(x, plain.with { ids = ids, weights = weights, router_weight_on_input = "after_w13" })
-    near_all(a:totable(), b, 1e-6)
+    numbers.all_near(a:totable(), b, 1e-6)
     local two = { ids = randint({ 5, 2 }, 4, 4), weights = random({ 5, 2 }, 5), router_weight_on_input = true }
     assert.error_matches(function() moe.forward(x, L.with(two)) end, "only where each token has 1 expert, found 2")
     two.any_top = true
-    near_all(reference(L, x, { ids = two.ids, weights = two.weights, on_input = true }), moe.forward(x, L.with(two)), 1e-5)
+    numbers.all_near(reference(L, x, { ids = two.ids, weights = two.weights, on_input = true }), moe.forward(x, L.with(two)), 1e-5)
   end)
 
   it("FWD-01: ungated experts, and gate and up apart", function()
     local L = layer(3, 8, 6, { gated = false, bias = true })
     local x = random({ 5, 8 }, 2)
     local weights, ids = choose(5, 2, 3, 6)
-    near_all(reference(L, x, { ids = ids, weights = weights }),
+    numbers.all_near(reference(L, x, { ids = ids, weights = weights }),
       moe.forward(x, L.with { ids = ids, weights = weights, activation = "relu2_no_mul", gated = false }), 1e-5)
     local G = layer(3, 8, 6)
     local whole = moe.forward(x, G.with { ids = ids, weights = weights })
@@ -199,7 +185,7 @@ describe("moe.forward", function()
       for i = 1, 2 do parts[i] = compute.gemm(nb.tensor("f32", { rows:size(1), 6 }), rows, w:rows(i * 6 - 5, i * 6)) end
       return parts[1], parts[2]
     end
-    near_all(whole:totable(), moe.forward(x, o), 1e-6)
+    numbers.all_near(whole:totable(), moe.forward(x, o), 1e-6)
   end)
 
   it("FWD-06: the activation's limit, alpha and beta reach it", function()
@@ -227,7 +213,7 @@ describe("moe.forward", function()
       local weights, ids = choose(6, 2, 3, 6)
       local y = moe.forward(x, L.with { ids = ids, weights = weights })
       assert.equal(dtype, y:type())
-      near_all(reference(L, x:cast "f32", { ids = ids, weights = weights }), y, dtype == "f16" and 4e-3 or 4e-2)
+      numbers.all_near(reference(L, x:cast "f32", { ids = ids, weights = weights }), y, dtype == "f16" and 4e-3 or 4e-2)
       local function round(t) return t:cast(dtype):cast "f32" end
       local sum = nb.tensor("f32", { 6, 16 })
       for e = 0, 2 do
@@ -243,9 +229,9 @@ describe("moe.forward", function()
         end
       end
       -- A product of one row may differ in the last place from the same row among others: before rounding only.
-      near_all(sum:totable(), y:cast "f32", dtype == "f16" and 2e-3 or 2e-2)
+      numbers.all_near(sum:totable(), y:cast "f32", dtype == "f16" and 2e-3 or 2e-2)
       local wide = moe.forward(x, L.with { ids = ids, weights = weights, dtype = "f32" })
-      near_all(reference(L, x:cast "f32", { ids = ids, weights = weights }), wide, 1e-5)
+      numbers.all_near(reference(L, x:cast "f32", { ids = ids, weights = weights }), wide, 1e-5)
     end
   end)
 
@@ -286,7 +272,7 @@ describe("moe.forward", function()
       return pool[name]:as("f32", { rows, columns })
     end
     assert.is_true(moe.forward(x:clone(), L.with { ids = ids, weights = weights, buffer = buffer, inplace = true }):equal(want))
-    near_all(want:totable(), moe.forward(x, L.with { ids = ids, weights = weights, chunk = 7 }), 1e-5)
+    numbers.all_near(want:totable(), moe.forward(x, L.with { ids = ids, weights = weights, chunk = 7 }), 1e-5)
   end)
 
   it("FWD-10: quantizes before each product when told to", function()
@@ -309,7 +295,7 @@ describe("moe.forward", function()
     assert.same(want, seen)
     local doubled = x:clone():map(function(v) return 2 * v end)
     local tripled = weights:clone():map(function(v) return 3 * v end)
-    near_all(reference(L, doubled, { ids = ids, weights = tripled }), y, 1e-5)
+    numbers.all_near(reference(L, doubled, { ids = ids, weights = tripled }), y, 1e-5)
   end)
 
   it("FWD-10: 8-bit activations: a token at a time before both products, each with its own input global scale", function()
@@ -392,7 +378,7 @@ describe("moe.batched", function()
     assert.equal("batched", moe.format(batch))
     local y = moe.batched(batch, L.with { counts = counts })
     assert.same(batch:size(), y:size())
-    near_all(standard:totable(), moe.combine(y, places, weights), 1e-6)
+    numbers.all_near(standard:totable(), moe.combine(y, places, weights), 1e-6)
     local roomy = moe.dispatch(x, ids, 4, { map = map, rows = 20 })
     assert.same({ 4, 20, 8 }, roomy:size())
     assert.error_matches(function() moe.dispatch(x, ids, 4, { map = map, rows = 1 }) end, "rows, and there is room for 1")
@@ -435,8 +421,8 @@ describe("moe contracts", function()
     assert.equal("modular", moe.kind(outside))
     moe.expect(inside, "monolithic")
     moe.expect(outside, "modular")
-    assert.error_matches(function() moe.expect(inside, "modular") end, "one is monolithic, it routes by itself: call apply_monolithic")
-    assert.error_matches(function() moe.expect(outside, "monolithic") end, "two is modular: call apply with the router's weights and ids")
+    assert.error_matches(function() moe.expect(inside, "modular") end, "one routes by itself; call apply_monolithic")
+    assert.error_matches(function() moe.expect(outside, "monolithic") end, "two takes routed tokens; call apply with the router's weights and ids")
     assert.error_matches(function() moe.format(nb.tensor("f32", { 2 })) end, "%(standard%) or .* %(batched%), found f32 %[2%]")
   end)
 

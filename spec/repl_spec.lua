@@ -1,13 +1,14 @@
 -- The session: what it shows, completes, explains and survives (DESIGN 5).
 local nb = require "nibble"
-local process = dofile "spec/process.lua"
+local command = require "spec.support.command"
+local terminal = require "spec.support.terminal"
 
 local MODEL = "spec/models/tiny-llama"
 
 -- stdout and stderr of a session whose input is piped.
 local function session(lines, args)
-  local status, out, err = process.run(args or {}, { stdin = table.concat(lines, "\n") })
-  return out, err, status
+  local r = command.run(args or {}, { stdin = table.concat(lines, "\n") })
+  return r.out, r.err, r.status
 end
 
 describe("session with piped input", function()
@@ -107,7 +108,7 @@ describe("session on a terminal", function()
   teardown(function() os.execute("rm -rf " .. home) end)
 
   local function start()
-    local t = process.terminal({ MODEL }, { HOME = home, XDG_STATE_HOME = "", TERM = "xterm", LC_ALL = "C.UTF-8" })
+    local t = terminal.start({ MODEL }, { HOME = home, XDG_STATE_HOME = "", TERM = "xterm", LC_ALL = "C.UTF-8" })
     if not t then return pending "no terminals here (/dev/pts is not mounted)" end
     assert(t:expect "nibble> ")
     return t

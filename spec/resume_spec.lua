@@ -159,7 +159,7 @@ describe("a run that stopped", function()
 
   it("and then meets a full disk keeps what was proven", function()
     local result = goes_on(function(dir)
-      local r = command.run(("run %s %s --out %s"):format(recipe, model, dir), "ulimit -f 100; exec")
+      local r = command.run(("run %s %s --out %s"):format(recipe, model, dir), { before = "ulimit -f 100; exec" })
       assert.equal(2, r.status)
       assert.equal(1, #r.lines, r.err)
       assert.matches("File too large; what was proven stays, and the same command goes on$", r.lines[1])
@@ -193,7 +193,7 @@ end)
 describe("Ctrl-C", function()
   -- timeout sends SIGINT and gives the program's own status.
   local function interrupted(arguments, seconds)
-    return command.run(arguments, ("exec timeout --preserve-status -s INT %.2f"):format(seconds))
+    return command.run(arguments, { before = ("exec timeout --preserve-status -s INT %.2f"):format(seconds) })
   end
 
   it("stops a run with status 130 and a word, and the same command goes on", function()

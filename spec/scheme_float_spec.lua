@@ -4,7 +4,7 @@ local ffi = require "ffi"
 local C = require("nibble.ffi").C
 local scheme = nb.scheme
 local activations = require "nibble.scheme_activations"
-local support = dofile "spec/formats_support.lua"
+local support = require "spec.support.formats"
 
 local every = { "W4A8", "W2A8", "W4A4", "W8A8", "W8A8_STATIC", "W4AFP8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "FP8A16", "NVFP4",
   "NVFP4A16", "MXFP4", "MXFP4A16", "MXFP8", "MXFP8A16" }

@@ -3,19 +3,13 @@
 local nb = require "nibble"
 local nffi = require "nibble.ffi"
 local w4a8 = require "nibble.methods.w4a8_moe"
+local random = require("spec.support.numbers").random
 local C, must = nffi.C, nffi.must
 
 local function codes_of(n, k, seed)
   math.randomseed(seed)
   local t = nb.tensor("i8", { n, k })
   for i = 0, n * k - 1 do t:ptr()[i] = math.random(-8, 7) end
-  return t
-end
-
-local function random(shape, seed, scale)
-  math.randomseed(seed)
-  local t = nb.tensor("f32", shape)
-  for i = 1, t:numel() do t:set(i, (math.random() - 0.5) * (scale or 2)) end
   return t
 end
 

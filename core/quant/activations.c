@@ -7,6 +7,10 @@ static const char what[] = "activations";
 
 const nb_act_kernels nb_act_portable = {absmax, range, apply};
 
+static const nb_act_kernels *kernels_here(void) {
+  return (nb_cpu() & NB_CPU_AVX2) ? &nb_act_avx2 : &nb_act_portable;
+}
+
 /* ---- the grid ------------------------------------------------------------------ */
 
 static int make_grid(nb_act_grid *g, const nb_act_options *o) {
@@ -172,7 +176,7 @@ static int check(const job *j, int64_t k) {
 
 int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *o) {
   job j = {.o = o, .small = nb_small_of(NB_F8_E4M3), .e4m3 = nb_code_values(NB_F8_E4M3)};
-  j.kernels = (nb_cpu() & NB_CPU_AVX2) ? &nb_act_avx2 : &nb_act_portable;
+  j.kernels = kernels_here();
   NB_TRY(nb_expect(x, what, NB_F32, 2, NB_SHAPE(-1, -1)));
   NB_TRY(nb_expect(out, what, NB_F32, 2, x->shape));
   NB_TRY(make_grid(&j.grid, o));
@@ -195,5 +199,28 @@ int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *
       if (o->dynamic) quantize_dynamic(&j, to + at, from + at, width);
       else j.kernels->apply(to + at, from + at, width, o->scale, o->zero_point, &j.grid);
     }
+  return NB_OK;
+}
+
+int nb_act_extent(float lohi[2], const nb_tensor *x) {
+  NB_TRY(nb_expect(x, what, NB_F32, 2, NB_SHAPE(-1, -1)));
+  int64_t m = x->shape[0], k = x->shape[1];
+  const nb_act_kernels *kernels = kernels_here();
+  int32_t lo = INT32_MAX, hi = INT32_MIN;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (m * k > 16384) reduction(min \
+                                                                                                 : lo) \
+    reduction(max \
+              : hi)
+  for (int64_t r = 0; r < m; r++) {
+    int32_t both[2] = {lo, hi};
+    kernels->range(both, (const float *)x->data + r * k, k);
+    lo = both[0];
+    hi = both[1];
+  }
+  if (m == 0 || k == 0) return NB_OK;
+  if (!(fabsf(ordered(lo)) < INFINITY && fabsf(ordered(hi)) < INFINITY))
+    return nb_fail(NB_EFORMAT, "%s: they hold NaN or infinite values", what);
+  lohi[0] = fminf(lohi[0], ordered(lo));
+  lohi[1] = fmaxf(lohi[1], ordered(hi));
   return NB_OK;
 }

@@ -1,8 +1,10 @@
 /* dequant_float.c - float codes (e4m3, or e2m1 one a byte) back to weights:
  * code * scale in float32, the scale divided by the tensor's global one first where
  * there is one, and one rounding to the output's dtype. */
-#include "dtype.h"
+#include "dequant_float.h"
 #include "groups.h"
+
+const nb_dequant_float_kernels nb_dequant_float_portable = NB_DEQUANT_FLOAT_KERNELS;
 
 static const char what[] = "dequantize float codes";
 
@@ -19,6 +21,7 @@ typedef struct blocks {
   float global; /* 0: none */
   nb_load_fn *load;
   nb_store_fn *store;
+  const nb_dequant_float_kernels *kernels;
 } blocks;
 
 static float block_scale(const blocks *d, int64_t at) {
@@ -28,24 +31,15 @@ static float block_scale(const blocks *d, int64_t at) {
   return d->global != 0 ? s / d->global : s;
 }
 
-static void load_e2m1(float *out, const uint8_t *codes, int64_t len, const float *value) {
-  for (int64_t i = 0; i < len; i++) out[i] = value[codes[i] & 15];
-}
-
 static void dequantize_row(const blocks *d, int64_t r, float *scale) {
   float x[BLOCK];
-  const float *value = nb_code_values(NB_F4);
   for (int64_t g = 0; g < d->per_row; g++) scale[g] = block_scale(d, r / d->rows * d->per_row + g);
   char *out = d->out + r * d->k * nb_elem_bytes(d->dtype);
   for (int64_t at = 0; at < d->k; at += BLOCK) {
     int64_t len = NB_MIN((int64_t)BLOCK, d->k - at);
-    if (d->e2m1) load_e2m1(x, d->codes + r * d->k + at, len, value);
+    if (d->e2m1) d->kernels->e2m1(x, d->codes + r * d->k + at, len);
     else d->load(x, d->codes + r * d->k + at, len);
-    for (int64_t i = 0; i < len;) {
-      int64_t g = (at + i) / d->columns, end = NB_MIN(len, (g + 1) * d->columns - at);
-      float s = scale[g];
-      for (; i < end; i++) x[i] *= s;
-    }
+    d->kernels->multiply(x, len, at, d->columns, scale);
     d->store(out + at * nb_elem_bytes(d->dtype), x, len);
   }
 }
@@ -97,18 +91,20 @@ int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor 
     return nb_fail(NB_EFORMAT, "%s: the global scale is %g, expected a finite number above 0", what,
                    (double)divisor);
   if (n == 0 || k == 0) return NB_OK;
-  return dequantize_rows(&(blocks){.n = n,
-                                   .k = k,
-                                   .rows = rows,
-                                   .columns = columns,
-                                   .per_row = NB_CEIL(k, columns),
-                                   .dtype = out->dtype,
-                                   .s_dtype = scales->dtype,
-                                   .e2m1 = codes->dtype == NB_U8,
-                                   .out = out->data,
-                                   .codes = codes->data,
-                                   .scales = scales->data,
-                                   .global = divisor,
-                                   .load = nb_load_of(codes->dtype == NB_U8 ? NB_F8_E4M3 : codes->dtype),
-                                   .store = nb_store_of(out->dtype)});
+  return dequantize_rows(
+      &(blocks){.n = n,
+                .k = k,
+                .rows = rows,
+                .columns = columns,
+                .per_row = NB_CEIL(k, columns),
+                .dtype = out->dtype,
+                .s_dtype = scales->dtype,
+                .e2m1 = codes->dtype == NB_U8,
+                .out = out->data,
+                .codes = codes->data,
+                .scales = scales->data,
+                .global = divisor,
+                .load = nb_load_of(codes->dtype == NB_U8 ? NB_F8_E4M3 : codes->dtype),
+                .store = nb_store_of(out->dtype),
+                .kernels = nb_cpu() & NB_CPU_AVX2 ? &nb_dequant_float_avx2 : &nb_dequant_float_portable});
 }

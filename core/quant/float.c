@@ -7,35 +7,22 @@
 
 static const char what[] = "float quantization";
 
-const nb_float_kernels nb_float_portable = {absmax, encode};
+const nb_float_kernels nb_float_portable = NB_FLOAT_KERNELS;
 
 /* Elements that are done at a time: they stay in the first-level cache as float32. */
 enum { CHUNK = 2048 };
-
-nb_float_format nb_float_format_of(int dtype) {
-  const nb_small_float *s = nb_small_of(dtype);
-  int shift = 23 - s->mbits, width = s->ebits + s->mbits;
-  return (nb_float_format){.shift = shift,
-                           .least = (128 - s->bias) << 23,
-                           .odd = (1 << (shift - 1)) - 1,
-                           .rebias = (127 - s->bias) << s->mbits,
-                           .largest = (int32_t)nb_f32_bits(s->max),
-                           .sign_shift = 31 - width,
-                           .sign_bit = 1 << width,
-                           .magic = nb_f32_from_bits((uint32_t)(128 + shift - s->bias) << 23),
-                           .drops_negative_zero = s->drops_negative_zero};
-}
 
 typedef struct job {
   const nb_float_options *o;
   const nb_float_kernels *kernels;
   nb_span_fn *span;
   nb_load_fn *load;
-  nb_float_format format;
+  nb_float_scales rule;
+  bool e2m1;
   const float *e4m3;
   int64_t n, k, rows, columns, per_row, w_bytes;
   int w_dtype, s_dtype;
-  int round_to, quotient; /* dtypes: of NVFP4's scales before the global one, of weights over scales */
+  int quotient; /* the dtype that weights over scales are rounded to */
   const char *w;
   uint8_t *codes;
   char *scales;
@@ -50,57 +37,74 @@ float nb_fp8_scale(float absmax, int w_dtype, int s_dtype, int arithmetic) {
   return absmax > 0 && arithmetic == NB_ARITHMETIC_F32 ? nb_from_bits(1, dtype) : nb_epsilon(dtype);
 }
 
+/* In the weight's dtype as torch divides a number by a tensor: by the rounded reciprocal. */
 float nb_nvfp4_global(float absmax, int w_dtype, int arithmetic) {
-  float g = 448.0f * 6 / NB_MAX(absmax, 0x1p-126f);
-  if (arithmetic == NB_ARITHMETIC_DTYPE) g = nb_round_to(g, w_dtype);
+  float most = NB_MAX(absmax, 0x1p-126f), g = 448.0f * 6 / most;
+  if (arithmetic == NB_ARITHMETIC_DTYPE)
+    g = nb_round_to(nb_round_to(1 / most, w_dtype) * (448.0f * 6), w_dtype);
   return isinf(g) ? 1 : g;
 }
 
-/* An e8m0 byte: the exponent of the largest magnitude less that of the element's largest.
+/* An e8m0 byte is the exponent of the largest magnitude less that of the element's largest.
  * By compressed-tensors' rule magnitudes from 1.75 * 2^e up count as 2^(e+1); by vLLM's
  * those beyond the element's largest do (1.75 * 2^8, 1.5 * 2^2), so that nothing is clipped. */
-static uint8_t mx_scale(const job *j, uint32_t bits) {
-  bool fp4 = j->format.shift == 22;
-  uint32_t nudge = j->o->rule == NB_FLOAT_CT ? 0x00200000u : fp4 ? 0x003fffffu : 0x001fffffu;
-  int e = (int)((bits + nudge) >> 23) - (fp4 ? 2 : 8);
-  return (uint8_t)NB_MAX(e, 0);
+static nb_float_scales rule_of(const nb_float_options *o, bool e2m1, int round_to) {
+  return (nb_float_scales){.global = o->global,
+                           .round_to = round_to,
+                           .nudge = o->rule == NB_FLOAT_CT ? 0x00200000
+                                    : e2m1                 ? 0x003fffff
+                                                           : 0x001fffff,
+                           .top = e2m1 ? 2 : 8};
 }
 
 /* 1/(x + (x==0)*1e8), each operation in float32. */
 static float reciprocal(float x) { return 1 / (x == 0 ? 1e8f : x); }
 
-/* An e4m3 byte under the global scale, and what weights are divided by (vLLM: times). */
-static float nvfp4_scale(const job *j, float absmax, uint8_t *byte) {
+/* An e4m3 byte under the global scale and what weights are multiplied with, as vLLM does it. */
+static float vllm_scale(const job *j, float absmax, uint8_t *byte) {
   float global = j->o->global;
-  const nb_small_float *e4m3 = nb_small_of(NB_F8_E4M3);
-  if (j->o->rule == NB_FLOAT_VLLM) {
-    *byte = nb_f32_to_small(NB_MIN(global * (absmax * (1.0f / 6)), 448), e4m3);
-    return reciprocal(j->e4m3[*byte] * reciprocal(global));
-  }
-  float s = nb_round_to(absmax / 6, j->round_to) * global;
-  *byte = nb_f32_to_small(NB_MIN(s, 448), e4m3);
-  if (*byte == 0) *byte = 0x20; /* 0.125, as the peer stores it */
-  return j->e4m3[*byte] / global;
-}
-
-/* Stores scale `at` and says what the weights are divided by; infinite where its dtype can't hold it. */
-static float make_scale(const job *j, int64_t at, uint32_t bits) {
-  float absmax = nb_f32_from_bits(bits);
-  if (j->s_dtype == NB_F8_E8M0) {
-    uint8_t e = mx_scale(j, bits);
-    ((uint8_t *)j->scales)[at] = e;
-    return nb_e8m0_to_f32(e);
-  }
-  if (j->s_dtype == NB_F8_E4M3) return nvfp4_scale(j, absmax, (uint8_t *)j->scales + at);
-  float s = nb_fp8_scale(absmax, j->w_dtype, j->s_dtype, j->o->arithmetic);
-  nb_store(j->scales, at, s, j->s_dtype);
-  return s;
+  *byte = nb_f32_to_small(NB_MIN(global * (absmax * (1.0f / 6)), 448), nb_small_of(NB_F8_E4M3));
+  return reciprocal(j->e4m3[*byte] * reciprocal(global));
 }
 
 static float given_scale(const job *j, int64_t at) {
   if (j->s_dtype == NB_F8_E8M0) return nb_e8m0_to_f32(((const uint8_t *)j->scales)[at]);
   if (j->s_dtype == NB_F8_E4M3) return j->e4m3[((const uint8_t *)j->scales)[at]] / j->o->global;
   return nb_load(j->scales, at, j->s_dtype);
+}
+
+static float float_scale(const job *j, int64_t at, uint32_t bits) {
+  float s = nb_fp8_scale(nb_f32_from_bits(bits), j->w_dtype, j->s_dtype, j->o->arithmetic);
+  nb_store(j->scales, at, s, j->s_dtype);
+  return s;
+}
+
+/* Scales at.. of `groups` groups, stored, and what their weights are divided by. False where
+ * one can't be: a magnitude that isn't finite, a scale too large for its dtype. bits and
+ * divisors have room for a multiple of 8. */
+static bool make_scales(const job *j, int64_t at, int64_t groups, uint32_t *bits, float *divisors) {
+  uint8_t bytes[CHUNK];
+  bool whole = true, small = j->s_dtype == NB_F8_E4M3 || j->s_dtype == NB_F8_E8M0;
+  for (int64_t g = 0; g < groups; g++) whole &= bits[g] < 0x7f800000u;
+  if (!whole) return false;
+  if (j->o->given || !small) {
+    for (int64_t g = 0; g < groups; g++) {
+      divisors[g] = j->o->given ? given_scale(j, at + g) : float_scale(j, at + g, bits[g]);
+      whole &= !isinf(divisors[g]);
+    }
+    return whole;
+  }
+  if (j->s_dtype == NB_F8_E4M3 && j->o->rule == NB_FLOAT_VLLM) {
+    for (int64_t g = 0; g < groups; g++)
+      divisors[g] = vllm_scale(j, nb_f32_from_bits(bits[g]), (uint8_t *)j->scales + at + g);
+    return true;
+  }
+  int64_t padded = NB_CEIL(groups, LANES) * LANES;
+  for (int64_t g = groups; g < padded; g++) bits[g] = 0;
+  if (j->s_dtype == NB_F8_E4M3) j->kernels->nvfp4(bytes, divisors, bits, padded, &j->rule);
+  else j->kernels->mx(bytes, divisors, bits, padded, &j->rule);
+  memcpy(j->scales + at, bytes, (size_t)groups);
+  return true;
 }
 
 /* ---- rows ---------------------------------------------------------------------- */
@@ -112,19 +116,13 @@ static bool short_groups_row(const job *j, int64_t r, float *x) {
   uint32_t bits[CHUNK];
   float scale[CHUNK];
   int64_t chunk = CHUNK / j->columns * j->columns;
+  bool multiply = j->o->rule == NB_FLOAT_VLLM && j->s_dtype == NB_F8_E4M3;
   for (int64_t at = 0; at < j->k; at += chunk) {
-    int64_t len = NB_MIN(chunk, j->k - at), groups = NB_CEIL(len, j->columns), first = at / j->columns;
+    int64_t len = NB_MIN(chunk, j->k - at), groups = NB_CEIL(len, j->columns);
     j->load(x, weight_at(j, r * j->k + at), len);
     j->kernels->absmax(bits, x, len, j->columns);
-    for (int64_t g = 0; g < groups; g++) {
-      if (bits[g] >= 0x7f800000u) return false;
-      int64_t s = r * j->per_row + first + g;
-      scale[g] = j->o->given ? given_scale(j, s) : make_scale(j, s, bits[g]);
-      if (isinf(scale[g])) return false;
-    }
-    bool multiply = j->o->rule == NB_FLOAT_VLLM && j->s_dtype == NB_F8_E4M3;
-    j->kernels->encode(j->codes + r * j->k + at, x, len, j->columns, scale, multiply, j->quotient,
-                       &j->format);
+    if (!make_scales(j, r * j->per_row + at / j->columns, groups, bits, scale)) return false;
+    j->kernels->encode(j->codes + r * j->k + at, x, len, j->columns, scale, multiply, j->quotient, j->e2m1);
   }
   return true;
 }
@@ -137,12 +135,10 @@ static bool block_scales(const job *j, int64_t b, float *scale) {
     int64_t at = g * j->columns, len = NB_MIN(j->columns, j->k - at);
     for (int64_t r = b * j->rows; r < end; r++)
       span = nb_span_max(span, j->span(weight_at(j, r * j->k + at), len));
-    uint32_t most = NB_MAX(span.pos, span.neg);
-    if (most >= nb_inf_bits(j->w_dtype)) return false;
-    int64_t s = b * j->per_row + g;
-    scale[g] =
-        j->o->given ? given_scale(j, s) : make_scale(j, s, nb_f32_bits(nb_from_bits(most, j->w_dtype)));
-    if (isinf(scale[g])) return false;
+    uint32_t bits[LANES] = {nb_f32_bits(nb_from_bits(NB_MAX(span.pos, span.neg), j->w_dtype))};
+    float divisor[LANES];
+    if (!make_scales(j, b * j->per_row + g, 1, bits, divisor)) return false;
+    scale[g] = divisor[0];
   }
   return true;
 }
@@ -153,7 +149,7 @@ static bool block_row(const job *j, int64_t b, float *x, float *scale) {
     for (int64_t at = 0; at < j->k;) {
       int64_t g = at / j->columns, end = NB_MIN(j->k, (g + 1) * j->columns), len = NB_MIN(end - at, CHUNK);
       j->load(x, weight_at(j, r * j->k + at), len);
-      j->kernels->encode(j->codes + r * j->k + at, x, len, len, &scale[g], false, j->quotient, &j->format);
+      j->kernels->encode(j->codes + r * j->k + at, x, len, len, &scale[g], false, j->quotient, j->e2m1);
       at += len;
     }
   return true;
@@ -245,7 +241,8 @@ int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, c
            .kernels = nb_cpu() & NB_CPU_AVX2 ? &nb_float_avx2 : &nb_float_portable,
            .span = nb_group_kernels_of(w->dtype, o->arithmetic).span,
            .load = nb_load_of(w->dtype),
-           .format = nb_float_format_of(codes->dtype == NB_U8 ? NB_F4 : NB_F8_E4M3),
+           .rule = rule_of(o, codes->dtype == NB_U8, in_dtype ? w->dtype : NB_F32),
+           .e2m1 = codes->dtype == NB_U8,
            .e4m3 = nb_code_values(NB_F8_E4M3),
            .n = w->shape[0],
            .k = w->shape[1],
@@ -255,7 +252,6 @@ int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, c
            .w_bytes = nb_elem_bytes(w->dtype),
            .w_dtype = w->dtype,
            .s_dtype = scales->dtype,
-           .round_to = in_dtype ? w->dtype : NB_F32,
            .quotient = in_dtype && is_float(scales->dtype) ? w->dtype : NB_F32,
            .w = w->data,
            .codes = codes->data,

@@ -113,6 +113,47 @@ function M.quantize_dequantize(x, activations, o)
   return out
 end
 
+-- ---- calibration -------------------------------------------------------------------------
+
+--- extent(x [, lohi]) -> lohi | nil, msg, code
+-- lohi: float[2], the smallest and largest value of x f32 [m,k] and of what it held (default 0 and 0: 0 always belongs
+-- to the range). NaN and infinities are nil, msg.
+function M.extent(x, lohi)
+  lohi = lohi or ffi.new("float[2]", 0, 0)
+  local rc, msg, code = nffi.check(C.nb_act_extent(lohi, x), true)
+  if not rc then return nil, msg, code end
+  return lohi
+end
+
+local function f32(v) return C.nb_round_scale(v, C.NB_F32) end
+
+--- calibrated(activations, lo, hi) -> {scale=, zero_point=|nil} | {global=} | {}
+-- The stored numbers of an input whose values reached from lo to hi, float32, as compressed-tensors makes them: static
+-- scales (CTM-FP8-02: absmax / 448; int8 absmax / 127.5, or with a zero-point (hi - lo) / 255), NVFP4's global scale
+-- 448 * 6 / absmax; {} where everything comes from the input itself. An input of zeros has scale epsilon, global 1.
+function M.calibrated(a, lo, hi)
+  local needs = M.needs(a)
+  lo, hi = math.min(lo, 0), math.max(hi, 0)
+  local absmax = math.max(-lo, hi)
+  if needs == "global" then
+    local global = f32(448 * 6 / math.max(absmax, 2 ^ -126))
+    return { global = global < math.huge and global or 1 }
+  end
+  if needs ~= "scale" then return {} end
+  local top = a.type == "float" and (a.bits == 4 and 6 or 448) or 2 ^ (a.bits - 1) - 1
+  local bottom = a.type == "float" and -top or -top - 1
+  if a.symmetric ~= false then
+    local scale = f32(absmax / ((top - bottom) / 2))
+    return { scale = scale == 0 and 2 ^ -23 or scale }
+  end
+  local scale = f32(f32(hi - lo) / (top - bottom))
+  if scale == 0 then return { scale = 2 ^ -23, zero_point = 0 } end
+  local zero = math.max(bottom, math.min(top, f32(bottom - f32(lo / scale))))
+  local whole = math.floor(zero + 0.5)
+  if zero + 0.5 == whole and whole % 2 == 1 then whole = whole - 1 end -- half to even
+  return { scale = scale, zero_point = whole }
+end
+
 --- describe(activations) -> "fp8 token dynamic", "int8 tensor static asym", "nvfp4", "mxfp4", …
 function M.describe(a)
   if a == nil then return "none" end

@@ -7,7 +7,7 @@ local nffi = require "nibble.ffi"
 local M = {}
 
 -- In the order of --help.
-M.commands = { "inspect", "plan", "run", "convert", "eval", "doctor", "bench" }
+M.commands = { "inspect", "plan", "explain", "run", "convert", "eval", "doctor", "bench" }
 
 --- say(fmt, ...): one line for the person, on stderr.
 function M.say(fmt, ...)
@@ -141,7 +141,7 @@ end
 local function run_word(word)
   if exists(word) then return guarded({}, require("nibble.repl.repl").start, word) end
   if word:match "[/.]" then return M.fail(("no such model, script or command: %s"):format(word)) end
-  local hint = require("nibble.suggest").hint(word, M.commands)
+  local hint = require("nibble.text").hint(word, M.commands)
   return M.fail(("unknown command %q%s"):format(word, hint ~= "" and hint or "; nibble --help lists them"))
 end
 
@@ -183,7 +183,7 @@ local function dispatch(argv)
   if word:match "%.lua$" then return run_file(argv, at) end
   if word:match "^%-" then
     local known = { "--help", "--version", "--threads", "-e" }
-    return M.fail(("unknown option %s%s"):format(word, require("nibble.suggest").hint(word, known)))
+    return M.fail(("unknown option %s%s"):format(word, require("nibble.text").hint(word, known)))
   end
   return run_word(word)
 end

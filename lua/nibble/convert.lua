@@ -14,6 +14,7 @@
 -- the end: files renamed, config.json and nibble.json (the certificate) written,
 -- the journal removed.
 local nffi = require "nibble.ffi"
+local calibrate = require "nibble.calibrate"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
 local modules = require "nibble.convert_module"
@@ -265,10 +266,20 @@ local function clear(run)
   output.clear(run.dir, names, run.made)
 end
 
+-- The run's progress while the text goes through the model.
+local function calibration_progress(run)
+  return function(p)
+    run.progress { done = p.tokens, unit = "tokens", share = p.done / p.total, name = "calibration", seconds = p.seconds }
+  end
+end
+
 local function execute(run, dir)
   local plan = run.plan
   local ok, msg, code = copy_side_files(run, dir)
   if not ok then return nil, msg, code end
+  run.input_scales, run.importance, code = calibrate.of_plan(plan, { journal = run.journal, lines = run.journal.lines,
+    progress = run.progress and calibration_progress(run) })
+  if not run.input_scales then return nil, run.importance, code end
   run.writer, msg, code = checkpoint.writer { dir = dir, tensors = all_tensors(plan), shard_bytes = plan.shard_bytes,
     metadata = { format = "pt" }, resume = run.state == "resume" }
   if not run.writer then return nil, msg, code end
@@ -300,8 +311,18 @@ function M.execute(plan, dir, options)
   if not state then return nil, msg, code end
   local certificate = state == "complete" and msg
   local accept = plan.recipe and plan.recipe.accept or {}
-  local run = { plan = plan, dir = dir, state = state, waiting = {}, waiting_bytes = 0, made_count = 0, next_proof = 1,
-                ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
+  local lacking = plans.lacks_input_scale(plan)
+  local text = plan.recipe and plan.recipe.calibrate or {}
+  if lacking and not certificate and not (text.text or text.ids) then
+    local what = scheme_m.static_activations(lacking.out.scheme) and "the scale of the layer's input"
+      or "how large the layer's inputs are"
+    return nil, ("%s: %s needs %s, which comes from calibration: name a text in the recipe's "
+      .. "`calibrate` (--set calibrate.text=FILE)"):format(lacking.name, scheme_m.describe(lacking.out.scheme), what), "einval"
+  end
+  local by_name = {}
+  for _, job in ipairs(plan.jobs) do by_name[job.name] = job end
+  local run = { plan = plan, dir = dir, state = state, jobs = by_name, absmax = {}, waiting = {}, waiting_bytes = 0,
+                made_count = 0, next_proof = 1, ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
                 progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if certificate then
     recall(plan, certificate)

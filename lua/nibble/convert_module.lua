@@ -14,6 +14,7 @@ local floats = require "nibble.formats.floats"
 local formats = require "nibble.formats"
 local plans = require "nibble.plan"
 local quant = require "nibble.quant"
+local quant_float = require "nibble.quant_float"
 local quantized = require "nibble.quantized"
 local scheme_m = require "nibble.scheme"
 local tensors = require "nibble.tensor"
@@ -63,10 +64,11 @@ end
 -- Calls fn(a, b, q) over rows a..b (1-based, inclusive), q being a tile of that many rows.
 local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
   local n, k = job.rec.n, job.rec.k
-  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype, tostring(g_idx) }, "|")
+  local key = table.concat({ scheme_m.describe(scheme), rows, k, scale_dtype }, "|")
   if cache.key ~= key then
-    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype, g_idx)
+    cache.key, cache.q = key, scheme_m.quantized(scheme, rows, k, scale_dtype)
   end
+  cache.q.g_idx = g_idx
   for a = 1, n, rows do
     nffi.stop_check()
     local b = math.min(n, a + rows - 1)
@@ -129,20 +131,74 @@ local function written_error(sums)
   return e
 end
 
+local function source_weight(run, job)
+  return run.plan.model:weight(job.name, job.rec.scheme and "f32" or nil)
+end
+
+-- The largest magnitude of a module's weight, a tile at a time; remembered, because siblings ask for it, too.
+local function absmax_of(run, job)
+  local known = run.absmax[job.name]
+  if known then return known end
+  local w, msg, code = source_weight(run, job)
+  if not w then return nil, msg, code end
+  local rows, most = tile_rows(job), 0
+  for a = 1, job.rec.n, rows do
+    nffi.stop_check()
+    local tile = w:rows(a, math.min(job.rec.n, a + rows - 1))
+    local m
+    m, msg, code = quant_float.absmax(tile)
+    if not m then return nil, ("%s, from row %d on: %s"):format(job.name, a, msg), code end
+    most = math.max(most, m)
+    tile:drop()
+  end
+  if job.rec.scheme then w:free() end
+  run.absmax[job.name] = most
+  return most
+end
+
+-- What tiles need that only the whole weight (and its siblings') tells: a first pass; nil where they need nothing.
+local function first_pass(run, job, source)
+  if not quant_float.needs_whole(job.out.scheme) then return nil end
+  local most = 0
+  for _, name in ipairs(job.shares or { job.name }) do
+    local m, msg, code = absmax_of(run, run.jobs[name])
+    if not m then return nil, msg, code end
+    most = math.max(most, m)
+  end
+  return quant_float.whole(job.out.scheme, most, source:type(), job.scale_dtype, job.options)
+end
+
+-- What calibration found of the layer's input, into the tile.
+local function set_inputs(run, job, q)
+  q.input_scale, q.input_zero, q.input_global = nil, nil, nil
+  if not scheme_m.static_activations(job.out.scheme) then return end
+  local given = run.input_scales[job.name]
+  if type(given) == "number" then
+    given = { [job.out.scheme.activations.strategy == "tensor_group" and "global" or "scale"] = given }
+  end
+  if given.scale then q.input_scale = tensors.new("f32", { 1 }, { given.scale }) end
+  if given.global then q.input_global = tensors.new("f32", { 1 }, { given.global }) end
+  if given.zero_point then q.input_zero = tensors.new("i8", { 1 }, { given.zero_point }) end
+end
+
 local function make_quantized(run, job)
   local rec, method, scheme, dst = job.rec, job.method, job.out.scheme, own_tensors(run, job)
-  local source, msg, code = run.plan.model:weight(rec.name, rec.scheme and "f32" or nil)
+  local source, msg, code = source_weight(run, job)
   if not source then return nil, msg, code end
+  local whole
+  whole, msg, code = first_pass(run, job, source)
+  if msg then return nil, msg, code end
   local h, sums = new_hash(), run.measure and {} or nil
-  local order = scheme.actorder == "group" and actorder.order(run.plan.importance[rec.name]) or nil
+  local order = scheme.actorder == "group" and actorder.order(run.importance[rec.name]) or nil
   local g_idx = order and actorder.g_idx(order, scheme.group)
   local rows = quant.row_local(method, scheme) and tile_rows(job, { job.format, job.out }) or rec.n
   local ok
   ok, msg, code = each_tile(run.scratch, job, rows, scheme, job.scale_dtype, g_idx, function(a, b, q)
     local w = source:rows(a, b)
-    local done, why, kind = quant.tile(method, q, w, scheme, job.options, { order = order })
+    q.row0, q.factor, q.input_factor = a, nil, nil -- the last module's
+    set_inputs(run, job, q)
+    local done, why, kind = quant.tile(method, q, w, scheme, job.options, { order = order, whole = whole })
     if not done then return nil, ("%s, rows %d to %d: %s"):format(rec.name, a, b, why), kind end
-    q.factor, q.input_factor = nil, nil -- the last module's
     floats.settle(q, rec, job.format, true)
     q:hash_into(h)
     if sums then quant.add_error(sums, q, w) end

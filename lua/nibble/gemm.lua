@@ -107,11 +107,9 @@ end
 -- Expert e (0-based) of a stack [E, ...], or what isn't one.
 local function slice(t, e)
   if not ffi.istype(tensor.type, t) then return t end
-  local shape = t:size()
-  local experts = table.remove(shape, 1)
+  local experts = t:size(1)
   if e < 0 or e >= experts then refuse("expert %d is outside 0..%d", e, experts - 1) end
-  if #shape == 0 then return t:get(e + 1) end
-  return t:rows(e + 1, e + 1):reshape(shape)
+  return t[e + 1]
 end
 
 --- marlin_expert(m, e) -> the description of expert e (0-based), views into the stacks [E, ...] of m
@@ -123,6 +121,11 @@ function M.marlin_expert(m, e)
   end
   if ffi.istype(tensor.type, m.global) and m.global:numel() > 1 then out.global = m.global:get(e + 1) end
   return out
+end
+
+--- marlin_experts(m) -> function(e, rows): rows times expert e of the stacks of m, as moe.forward takes its products.
+function M.marlin_experts(m)
+  return function(e, rows) return M.marlin(rows, M.marlin_expert(m, e)) end
 end
 
 -- Columns of y that one block of rows of the weight gives: how much of it is in float32 at a time.

@@ -13,9 +13,10 @@ local parts = {
   json = { "nibble.json" }, checkpoint = { "nibble.checkpoint" }, scheme = { "nibble.scheme" },
   layout = { "nibble.layout" }, marlin = { "nibble.marlin" }, quant = { "nibble.quant" }, formats = { "nibble.formats" },
   recipe = { "nibble.recipe", "load" }, plan = { "nibble.plan", "new" }, convert = { "nibble.convert" },
-  tokenizer = { "nibble.tokenizer" }, models = { "nibble.models" }, compute = { "nibble.compute" }, moe = { "nibble.moe" },
-  act = { "nibble.act" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
-  backends = { "nibble.backends" },
+  tokenizer = { "nibble.tokenizer" }, models = { "nibble.models" }, compute = { "nibble.compute" },
+  gemm = { "nibble.gemm" }, moe = { "nibble.moe" },
+  act = { "nibble.act" }, calibrate = { "nibble.calibrate" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
+  backends = { "nibble.backends" }, select = { "nibble.select" }, explain = { "nibble.select", "explain" },
 }
 
 return setmetatable(nb, {

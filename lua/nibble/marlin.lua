@@ -13,8 +13,8 @@ M.constants = {
 }
 local K = M.constants
 
---- marlin.policy: "vllm" (capability 75 and up, types checked) or "pymllm" (80 and up, uint4 and uint8 taken
--- without a check of types). (MRL-06)
+--- marlin.policy: "vllm" (capability 75 and up, types checked) or "pymllm" (80 and up; no check of types, only of
+-- the group, so that uint8 is taken beside uint4). (MRL-06)
 M.policy = "vllm"
 
 -- ---- types ------------------------------------------------------------------
@@ -108,9 +108,6 @@ function M.supported(type, group, zero_points, capability, platform, policy)
   if (policy or M.policy) == "pymllm" then
     if (capability or -1) < 80 then
       return false, ("Marlin needs a device of SM 80 or above, found SM %s"):format(tostring(capability))
-    end
-    if type ~= "uint4" and type ~= "uint8" then
-      return false, ("Marlin takes uint4 or uint8 weights here, found %s"):format(tostring(type))
     end
   else
     local allowed = M.supported_types { platform = platform, capability = capability, zero_points = zero_points }

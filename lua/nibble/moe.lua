@@ -3,9 +3,9 @@
 -- and alignment that kernels ask for (SYSTEMS 7, FWD).
 local compute = require "nibble.compute"
 local nffi = require "nibble.ffi"
-local suggest = require "nibble.suggest"
 local tensor = require "nibble.tensor"
 local tokens_of = require "nibble.moe_tokens"
+local words = require "nibble.text"
 local ffi = require "ffi"
 local C, must = nffi.C, nffi.must
 
@@ -37,7 +37,7 @@ function M.route(logits, o)
   if type(top) ~= "number" then fail(2, "moe.route: top must be how many experts a token gets, found %s", tostring(top)) end
   if not scoring then
     fail(2, "moe.route: unknown scoring %q; expected softmax or sigmoid%s", tostring(o.scoring),
-      suggest.hint(o.scoring, { "softmax", "sigmoid" }))
+      words.hint(o.scoring, { "softmax", "sigmoid" }))
   end
   if logits:type() ~= "f32" then logits = compute.widen(logits) end
   local bias = o.bias
@@ -70,21 +70,18 @@ local names = { "silu", "gelu", "gelu_tanh", "swigluoai", "swigluoai_uninterleav
 --- moe.activations() -> the names that moe.activation knows, gated ones first. (FWD-06)
 function M.activations() return { unpack(names) } end
 
---- moe.gated(name) -> true where the activation takes gate and up, false where only one value. Unknown: an error.
-function M.gated(name)
+local function function_of(name, level)
   local a = functions[name]
-  if not a then
-    fail(2, "unknown activation %q; known: %s%s", tostring(name), table.concat(names, ", "), suggest.hint(name, names))
-  end
-  return a.gated == true
+  if a then return a end
+  fail(level + 1, "unknown activation %q; known: %s%s", tostring(name), table.concat(names, ", "), words.hint(name, names))
 end
+
+--- moe.gated(name) -> true where the activation takes gate and up, false where only one value. Unknown: an error.
+function M.gated(name) return function_of(name, 2).gated == true end
 
 -- The C description of activation `name` with the caller's o.limit, o.alpha, o.beta; rounding: a dtype.
 local function act_of(name, o, rounding, level)
-  local a = functions[name]
-  if not a then
-    fail(level + 1, "unknown activation %q; known: %s%s", tostring(name), table.concat(names, ", "), suggest.hint(name, names))
-  end
+  local a = function_of(name, level + 1)
   if o.limit and not a.limited then fail(level + 1, "activation %s takes no limit, found %s", name, tostring(o.limit)) end
   if (o.alpha or o.beta) and not a.alpha then fail(level + 1, "activation %s takes no alpha and no beta", name) end
   if a.needs_limit and not o.limit then fail(level + 1, "activation %s needs a limit", name) end
@@ -308,13 +305,13 @@ end
 -- weights, ids)). (FWD-12)
 function M.kind(method) return method.monolithic and "monolithic" or "modular" end
 
---- moe.expect(method, kind): an error at the caller's caller unless the method is of that kind. (FWD-12)
-function M.expect(method, kind)
+--- moe.expect(method, kind [, L]): an error at the caller's caller unless the method is of that kind. (FWD-12)
+function M.expect(method, kind, L)
   if M.kind(method) == kind then return end
-  if kind == "modular" then
-    fail(3, "%s is monolithic, it routes by itself: call apply_monolithic with the router's logits", method.name)
-  end
-  fail(3, "%s is modular: call apply with the router's weights and ids", method.name)
+  local who = (L and ("layer %s: "):format(L.name) or "") .. method.name
+    .. (method.backend and " with the backend " .. method.backend or "")
+  if kind == "modular" then fail(3, "%s routes by itself; call apply_monolithic with the router's logits", who) end
+  fail(3, "%s takes routed tokens; call apply with the router's weights and ids", who)
 end
 
 --- moe.check_marlin(x, w13, w2, weights, bits): what Marlin's experts ask of their operands. (FWD-04)

@@ -10,182 +10,30 @@
 -- nibble.convert runs them.
 local nffi = require "nibble.ffi"
 local text = require "nibble.plan_text"
-local words = require "nibble.text"
 local recipes = require "nibble.recipe"
 local scheme_m = require "nibble.scheme"
 local formats = require "nibble.formats"
 local quant = require "nibble.quant"
+local layers = require "nibble.select.layers"
+local rules = require "nibble.plan_rules"
+local siblings = require "nibble.plan_fused"
 local ffi = require "ffi"
 
 local M = {}
 local plan_mt = {}
 plan_mt.__index = plan_mt
 
--- ---- patterns over modules ----------------------------------------------------
+-- ---- scales of inputs -----------------------------------------------------------
 
--- Compiles patterns once and remembers which ones ever matched.
-local function matchers(patterns)
-  local list = {}
-  for i, p in ipairs(patterns) do list[i] = { text = p, test = assert(recipes.matcher(p)), hits = 0 } end
-  return list
-end
-
-local function first_match(list, name, accept)
-  for i, m in ipairs(list) do
-    if m.test(name) then
-      m.hits = m.hits + 1
-      if not accept or accept(i) then return i, m end
-    end
+--- lacks_input_scale(plan) -> the first job that needs the scale of its input and has none, or the order of its columns
+-- (actorder = "group") | nil
+-- plan.input_scales: module name -> scale (of tensor_group: the global one), or {scale=, zero_point=, global=}.
+function M.lacks_input_scale(p)
+  for _, job in ipairs(p.jobs) do
+    local s = job.action == "quantize" and job.out.scheme
+    if s and scheme_m.static_activations(s) and not (p.input_scales or {})[job.name] then return job end
+    if s and s.actorder == "group" then return job end
   end
-end
-
--- ---- one module's decision ----------------------------------------------------
-
--- What a rule's `when` sees: the module's header facts at once, statistics of its
--- weight when they are asked for.
-local function weight_view(ck, rec)
-  local stats
-  return setmetatable({ name = rec.name, n = rec.n, k = rec.k, dtype = rec.dtype, params = rec.params }, {
-    __index = function(_, key)
-      if not stats then
-        local w = assert(ck:weight(rec.name))
-        stats = w:stats()
-        w:drop()
-      end
-      if stats[key] == nil then
-        local known = {}
-        for name in pairs(stats) do known[#known + 1] = name end
-        table.sort(known)
-        error(("when: a weight has no %q%s"):format(tostring(key), words.did_you_mean(key, known)), 0)
-      end
-      return stats[key]
-    end,
-  })
-end
-
-local scheme_fields = { "group", "symmetric", "strategy", "scale_dtype", "actorder" }
-
--- The scheme, method and kernels that hold for a module: the rule's keys over the
--- recipe's. A rule that names another scheme starts from it: of the recipe's scheme keys
--- only the group still holds.
-local function settings_of(recipe, rule, head_scheme)
-  local s = { scheme = recipe.scheme, method = recipe.method, options = recipe.options, kernels = recipe.kernels }
-  local overrides = {}
-  for _, f in ipairs(scheme_fields) do overrides[f] = recipe[f] end
-  for _, layer in ipairs { rule or false, head_scheme and { scheme = head_scheme } or false } do
-    if layer then
-      if layer.scheme ~= nil then
-        s.scheme = layer.scheme
-        if layer.scheme ~= recipe.scheme then overrides = { group = recipe.group } end
-      end
-      for _, f in ipairs(scheme_fields) do
-        if layer[f] ~= nil then overrides[f] = layer[f] end
-      end
-      if layer.method ~= nil then s.method, s.options = layer.method, layer.options end
-      if layer.options ~= nil then s.options = layer.options end
-      if layer.kernels ~= nil then s.kernels = layer.kernels end
-    end
-  end
-  s.method = s.method or "rtn"
-  s.overrides = overrides
-  return s
-end
-
--- settings_of once for a rule and head scheme, with the decision for all modules that they hold for.
-local function settled(p, i, head_scheme, reason)
-  local key = (i or 0) .. "|" .. (head_scheme or "")
-  local s = p.settled[key]
-  if s then return s end
-  s = settings_of(p.recipe, i and p.recipe.rules[i], head_scheme)
-  p.settled[key] = s
-  if not s.scheme then return s end
-  local scheme
-  scheme, s.fault = scheme_m.try(s.scheme, s.overrides)
-  s.decision = { action = "quantize", scheme = scheme, method = s.method, options = s.options, kernels = s.kernels,
-                 reason = reason, rule = i }
-  return s
-end
-
-local function is_head(rec) return rec.name == "lm_head" or rec.name:match "%.lm_head$" ~= nil end
-
--- Routers choose the experts; consumers hold them as plain weights and load no packed ones.
-local function is_router(p, rec)
-  for _, ending in ipairs(p.routers) do
-    if rec.name:sub(-#ending - 1) == "." .. ending then return true end
-  end
-  return false
-end
-
--- -> decision {action, scheme, method, options, reason, rule} | nil, msg
-local function decide(p, rec)
-  local recipe, name = p.recipe, rec.name
-  if rec.kind ~= "linear" then return { action = "copy", reason = rec.kind } end
-  local head_scheme
-  if is_head(rec) then
-    if not recipe.lm_head then return { action = "keep", reason = "lm_head = false" } end
-    head_scheme = type(recipe.lm_head) == "string" and recipe.lm_head or nil
-  end
-  local _, skip = first_match(p.skips, name)
-  if skip then return { action = "keep", reason = ("skip %q"):format(skip.text) } end
-  if is_router(p, rec) then return { action = "keep", reason = "router: consumers load it unquantized" } end
-  local problem
-  local i, hit = first_match(p.rules, name, function(i)
-    local when = recipe.rules[i].when
-    if not when then return true end
-    local ok, answer = recipes.bounded(when, weight_view(p.model, rec))
-    if not ok then problem = ("rule %d (%q) on %s: %s"):format(i, recipe.rules[i][1], name, tostring(answer)) end
-    return ok and answer
-  end)
-  if problem then return nil, problem end
-  local reason = hit and ("rule %d %q"):format(i, hit.text) or head_scheme and "lm_head" or "default"
-  local s = settled(p, i, head_scheme, reason)
-  if s.scheme == false then return { action = "keep", reason = reason, rule = i } end
-  if s.scheme == nil then
-    return nil, ("%s [%d×%d]: nothing in the recipe names this linear layer; add it to skip, write a rule for it, or set a default scheme")
-      :format(name, rec.n, rec.k)
-  end
-  if s.fault then return nil, ("%s (%s): %s"):format(name, reason, s.fault) end
-  return s.decision
-end
-
--- ---- fused siblings -----------------------------------------------------------
-
-local default_fused = {
-  { "q_proj", "k_proj", "v_proj", as = "qkv_proj" },
-  { "gate_proj", "up_proj", as = "gate_up_proj" },
-  { "w1", "w3", as = "w13" },
-}
-
--- -> the fused groups and the routers' name endings of the checkpoint's architecture
-local function structure(ck)
-  local arch = ck.config and require("nibble.models").of(ck.config)
-  return arch and arch.fused or default_fused, arch and arch.router or {}
-end
-
-local function outcome(job)
-  return job.out.scheme and scheme_m.describe(job.out.scheme) or "left " .. tostring(job.rec.dtype)
-end
-
--- Consumers load siblings as one matrix: they must agree in all but the weights.
-local function check_fused(jobs, groups)
-  local by_name = {}
-  for _, job in ipairs(jobs) do by_name[job.name] = job end
-  for _, job in ipairs(jobs) do
-    local parent, leaf = words.split_name(job.name)
-    for _, group in ipairs(groups) do
-      if leaf == group[1] then
-        for i = 2, #group do
-          local other = by_name[parent .. "." .. group[i]]
-          local alike = other and (other.out.scheme == job.out.scheme and job.out.scheme or outcome(other) == outcome(job))
-          if other and not alike then
-            return nil, ("%s: %s (%s, %s) and %s (%s, %s) are fused as %s by consumers and must share one scheme; give both the same rule")
-              :format(parent, leaf, outcome(job), job.reason, group[i], outcome(other), other.reason, group.as)
-          end
-        end
-      end
-    end
-  end
-  return true
 end
 
 -- ---- jobs ---------------------------------------------------------------------
@@ -285,16 +133,17 @@ local function set_config(p)
     quantized = quantized or job.out.scheme ~= nil
   end
   if not quantized then return true end
-  local config, msg, code = p.format.config(records, { fused = p.fused })
+  local config, msg, code = p.format.config(records, { fused = p.fused, source = p.model })
   if msg then return nil, msg, code end
   p.quantization_config = config
   return true
 end
 
 local function finish(p)
-  local ok, msg = check_fused(p.jobs, p.fused)
+  local ok, msg = siblings.check(p.jobs, p.fused)
   if not ok then return nil, msg, "einval" end
   local code
+  siblings.share_globals(p.jobs, p.fused)
   ok, msg, code = set_config(p)
   if not ok then return nil, msg, code end
   local t = { modules = #p.jobs, quantized = 0, kept = 0, bytes_in = 0, bytes_out = 0, params = 0 }
@@ -313,12 +162,35 @@ local function start(ck, format_name, recipe)
   local modules
   modules, msg, code = ck:modules()
   if not modules then return nil, msg, code end
-  local fused, routers = structure(ck)
+  local fused, routers = layers.structure(ck.config)
   return { model = ck, recipe = recipe, format = format, plain = formats.get "plain", jobs = {}, notes = {},
            fused = fused, routers = routers, modules = modules, out_bytes_per_s = 1e9, settled = {}, laid = {} }
 end
 
---- plan(recipe, checkpoint [, {sample = false}]) -> plan | nil, msg, code
+-- What the recipe makes of one module: a job, laid out | nil, msg, code
+local function job_of(p, rec)
+  if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
+  local d, problem = rules.decide(p, rec)
+  if not d then return nil, problem, "einval" end
+  local job = { name = rec.name, rec = rec, reason = d.reason, rule = d.rule, kernels = d.kernels }
+  if d.action == "quantize" then
+    if rec.scheme and not p.recipe.requantize then
+      return nil, ("%s is quantized already (%s, %s); skip it, convert the checkpoint, or set requantize = true "
+        .. "to quantize its dequantized weights again"):format(rec.name, scheme_m.describe(rec.scheme), rec.format), "einval"
+    end
+    job.action, job.options = "quantize", d.options
+    if not d.made then d.made, problem = quant.method(d.method, d.options) end
+    job.method = d.made
+    if not job.method then return nil, ("%s (%s): %s"):format(rec.name, d.reason, problem), "einval" end
+  else
+    job.action = d.action == "copy" and "copy" or keep_action(p, rec)
+  end
+  local ok, msg, code = lay_out(p, job, d.scheme or rec.scheme)
+  if not ok then return nil, msg, code end
+  return job
+end
+
+--- plan(recipe, checkpoint [, {input_scales = {}}]) -> plan | nil, msg, code
 -- Decides every module. Refused, each with its sentence: a model that the recipe
 -- isn't for; a linear layer that nothing names; a scheme that the output format or
 -- the shape cannot hold; fused siblings (q/k/v, gate/up) that disagree; modules
@@ -335,33 +207,15 @@ function M.new(recipe, ck, options)
   local p, why, code = start(ck, output.format or "compressed-tensors", recipe)
   if not p then return nil, why, code end
   p.shard_bytes = output.shard and recipes.parse_bytes(output.shard) or 5e9
-  p.skips = matchers(recipe.skip or {})
+  p.skips = rules.matchers(recipe.skip or {})
   local patterns = {}
   for i, rule in ipairs(recipe.rules or {}) do patterns[i] = rule[1] end
-  p.rules = matchers(patterns)
+  p.rules = rules.matchers(patterns)
   local quantized = 0
-  for _, rec in ipairs(p.modules) do
-    if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
-    local d, problem = decide(p, rec)
-    if not d then return nil, problem, "einval" end
-    local job = { name = rec.name, rec = rec, reason = d.reason, rule = d.rule, kernels = d.kernels }
-    if d.action == "quantize" then
-      if rec.scheme and not recipe.requantize then
-        return nil, ("%s is quantized already (%s, %s); skip it, convert the checkpoint, or set requantize = true "
-          .. "to quantize its dequantized weights again"):format(rec.name, scheme_m.describe(rec.scheme), rec.format), "einval"
-      end
-      job.action, job.options = "quantize", d.options
-      if not d.made then d.made, problem = quant.method(d.method, d.options) end
-      job.method = d.made
-      if not job.method then return nil, ("%s (%s): %s"):format(rec.name, d.reason, problem), "einval" end
-      quantized = quantized + 1
-    else
-      job.action = d.action == "copy" and "copy" or keep_action(p, rec)
-    end
-    local s = d.scheme or rec.scheme
-    ok, problem, code = lay_out(p, job, s)
-    if not ok then return nil, problem, code end
-    p.jobs[#p.jobs + 1] = job
+  for i, rec in ipairs(p.modules) do
+    p.jobs[i], msg, code = job_of(p, rec)
+    if not p.jobs[i] then return nil, msg, code end
+    if p.jobs[i].action == "quantize" then quantized = quantized + 1 end
   end
   if quantized == 0 then
     return nil, ("recipe %s quantizes none of the %d modules of %s; compare its patterns with `inspect`")
@@ -373,6 +227,14 @@ function M.new(recipe, ck, options)
     end
   end
   p.options = options or {}
+  p.input_scales = p.options.input_scales
+  local lacking = M.lacks_input_scale(p)
+  local calibrate = recipe.calibrate or {}
+  if lacking and not (calibrate.text or calibrate.ids) then
+    p.notes[#p.notes + 1] = ("%s %s: running needs a text to calibrate with, calibrate.text"):format(
+      scheme_m.describe(lacking.out.scheme), scheme_m.static_activations(lacking.out.scheme)
+      and "quantizes inputs by fixed scales" or "orders columns by their inputs")
+  end
   return finish(p)
 end
 
@@ -440,6 +302,7 @@ function plan_mt:id()
   end
   add("nibble plan 1") add(nffi.version) add(self.format.name) add(self.shard_bytes) add(tostring(self.dtype))
   if self.recipe then add(recipes.canonical(self.recipe)) add(self.recipe.text or "") end
+  if self.input_scales then add(recipes.canonical(self.input_scales)) end
   for _, t in ipairs(self.model.tensors) do add(t.name) add(t.dtype) add_shape(t.shape) add(t.file or "") end
   for _, job in ipairs(self.jobs) do
     add(job.action) add(job.name)
@@ -455,6 +318,23 @@ end
 -- ---- the plan's methods -----------------------------------------------------------
 
 plan_mt.estimate, plan_mt.totable, plan_mt.lines = text.estimate, text.totable, text.lines
+
+--- plan:select(target) -> selection | nil, msg, code: which method and kernel each written layer gets at a consumer
+-- (nibble.select.new's target); the plan's text and table then tell it. The recipe's kernels count.
+function plan_mt:select(target)
+  local t, kernels = {}, {}
+  for k, v in pairs(target or {}) do t[k] = v end
+  for _, job in ipairs(self.jobs) do kernels[job.name] = job.kernels end
+  if self.recipe then
+    local of_all = self.recipe.kernels
+    t.skip_mode = t.skip_mode or of_all and of_all.skip_mode
+    t.kernels_of = t.kernels_of or function(name) return kernels[name], "the recipe" end
+  end
+  local s, msg, code = require("nibble.select").new(self, t)
+  if not s then return nil, msg, code end
+  self.selection = s
+  return s
+end
 
 function plan_mt.__tostring(p) return table.concat(p:lines(), "\n") end
 

@@ -67,7 +67,8 @@ end
 -- ---- showing ------------------------------------------------------------------
 
 --- plan:totable() -> {recipe, format, modules = {{name, action, scheme, method, reason, bytes_in, bytes_out,
--- bits_per_weight}, …}, totals, estimate, notes}: what `plan --json` prints.
+-- bits_per_weight}, …}, totals, estimate, notes}: what `plan --json` prints. After plan:select also consumer, device,
+-- tp, warnings, and of each module layer, consumer_action, consumer_method, backend, backend_reason, requirement, change.
 function M.totable(p)
   local list = {}
   for i, job in ipairs(p.jobs) do
@@ -76,9 +77,17 @@ function M.totable(p)
                 method = job.method and job.method.name or nil, rule = job.rule, reason = job.reason,
                 bytes_in = job.bytes_in, bytes_out = job.bytes_out,
                 bits_per_weight = job.rec.params and job.rec.params > 0 and job.bytes_out * 8 / job.rec.params or nil }
+    local d = p.selection and p.selection:of(job.name)
+    if d then
+      list[i].layer, list[i].consumer_method, list[i].consumer_action = d.name, d.method, d.action
+      list[i].backend, list[i].backend_reason = d.backend, d.reason
+      list[i].requirement, list[i].change = d.requirement, d.change
+    end
   end
   return { recipe = p.recipe and p.recipe.name, model = p.model.name, format = p.format.name, id = p:id(),
-           modules = list, totals = p.totals, estimate = p:estimate(), notes = p.notes }
+           modules = list, totals = p.totals, estimate = p:estimate(), notes = p.notes,
+           consumer = p.selection and p.selection.consumer, device = p.selection and p.selection.device,
+           tp = p.selection and p.selection.tp, warnings = p.selection and p.selection.warnings }
 end
 
 local function collapse(rows)
@@ -96,19 +105,28 @@ local function collapse(rows)
   end
   for _, r in ipairs(rows) do
     local stars = starred(r.name)
-    local key = stars .. "|" .. r.what .. "|" .. r.how .. "|" .. r.reason .. "|" .. r.shape
+    local key = table.concat({ stars, r.what, r.how, r.reason, r.shape, r.kernel, r.there }, "|")
     local line = index[key]
     if line then
       line.count, line.bytes_in, line.bytes_out = line.count + 1, line.bytes_in + r.bytes_in, line.bytes_out + r.bytes_out
       line.name = stars
     else
-      line = { name = r.name, what = r.what, how = r.how, reason = r.reason, shape = r.shape, count = 1,
+      line = { name = r.name, what = r.what, how = r.how, reason = r.reason, shape = r.shape, kernel = r.kernel,
+               there = r.there, count = 1,
                bytes_in = r.bytes_in, bytes_out = r.bytes_out, params = r.params }
       index[key] = line
       out[#out + 1] = line
     end
   end
   return out
+end
+
+-- The consumer's word on a job: its kernel or what becomes of it, and why.
+local function there(p, job)
+  local d = p.selection and p.selection:of(job.name)
+  if not d or d.action == "skip" and not job.out.scheme then return "", "" end
+  local part = d.name ~= job.name and "as " .. words.leaf(d.name) .. ": " or ""
+  return d.backend or (d.action == "refuse" and "refused" or "none"), part .. d.reason
 end
 
 --- plan:lines([{all = true}]) -> array of text lines: a table of the modules (equal layers in one
@@ -118,22 +136,28 @@ function M.lines(p, options)
   for i, job in ipairs(p.jobs) do
     rows[i] = { name = job.name, what = job.out.scheme and scheme(job.out) or tostring(job.out.dtype or job.rec.dtype),
                 how = job.action == "quantize" and job.method.name or job.action, reason = job.reason,
-                shape = job.rec.n and job.rec.n .. "×" .. job.rec.k or "", count = 1,
+                shape = job.rec.n and job.rec.n .. "×" .. job.rec.k or "", count = 1, kernel = "", there = "",
                 bytes_in = job.bytes_in, bytes_out = job.bytes_out }
+    rows[i].kernel, rows[i].there = there(p, job)
   end
   if not (options and options.all) then rows = collapse(rows) end
   local header = { "module", "count", "shape", "scheme", "by", "why", "in", "out" }
+  if p.selection then
+    header[9], header[10] = "kernel", ("why at %s on %s"):format(p.selection.consumer, p.selection.device)
+  end
   local cells = { header }
   for _, r in ipairs(rows) do
-    cells[#cells + 1] = { r.name, tostring(r.count), r.shape, r.what, r.how, r.reason, units.bytes(r.bytes_in), units.bytes(r.bytes_out) }
+    cells[#cells + 1] = { r.name, tostring(r.count), r.shape, r.what, r.how, r.reason, units.bytes(r.bytes_in),
+      units.bytes(r.bytes_out), p.selection and r.kernel or nil, p.selection and r.there or nil }
   end
   local out = {}
-  for line in show.columns(cells, "lrllllrr"):gmatch "[^\n]+" do out[#out + 1] = line end
+  for line in show.columns(cells, "lrllllrrll"):gmatch "[^\n]+" do out[#out + 1] = line end
   local t, e = p.totals, p:estimate()
   out[#out + 1] = ("%d modules: %d quantized, %d kept; %s → %s (%.2f bits per weight); about %.1f s, at most %s of memory"):format(
     t.modules, t.quantized, t.kept, units.bytes(t.bytes_in), units.bytes(t.bytes_out),
     t.params > 0 and t.bytes_out * 8 / t.params or 0, e.seconds, units.bytes(e.memory_bytes))
   for _, note in ipairs(p.notes) do out[#out + 1] = "note: " .. note end
+  for _, warning in ipairs(p.selection and p.selection.warnings or {}) do out[#out + 1] = "warning: " .. warning end
   return out
 end
 

@@ -10,10 +10,14 @@ local M = {}
 -- reference that `?recipe` prints: key = { types, what it means }.
 
 local scheme_keys = {
-  scheme = { "string", "number format of the weights: W4A16, W8A16, W4A16_ASYM, …; false: leave as it is", "boolean" },
+  scheme = { "string", "number format: W4A16, W4A16_ASYM, W8A8, W4A8, FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8, …; "
+    .. "false: leave as it is", "boolean" },
   group = { "number", "group size along the input; -1: one scale per output channel" },
   symmetric = { "boolean", "true: no zero-points" },
-  strategy = { "string", "tensor, channel or group; follows from group when not given" },
+  strategy = { "string", "tensor, channel, group, block or tensor_group; follows from group and block when not given" },
+  block = { "string", "rows and columns that share a scale: \"128x128\" or { 128, 128 }", "table" },
+  activations = { "table", "how layers' inputs are quantized: { type, bits, strategy, group, dynamic, symmetric }, or words "
+    .. "as \"int8:token\"; false: not at all", "string", "boolean" },
   scale_dtype = { "string", "dtype of the stored scales; default: what the format and the model ask for" },
   actorder = { "string", "activation order of the groups: group or weight" },
   method = { "string", "how codes are found: rtn, mse, or a function(w, scheme, options)", "function" },
@@ -21,6 +25,8 @@ local scheme_keys = {
   kernels = { "table", "kernels wanted, in order: { prefer = {…}, fallback = {…} }", schema = {
     prefer = { "table", "names, the most wanted first" },
     fallback = { "table", "names to take when none of those can" },
+    stage = { "string", "forces how a consumer's choice ends: skip, plain, generic or marlin" },
+    skip_mode = { "string", "how a consumer compares a skip list's entries: substring, exact or suffix" },
   } },
 }
 
@@ -43,14 +49,15 @@ M.schema = with(scheme_keys, {
   lm_head = { "boolean", "whether the output head is quantized; a string names its scheme", "string" },
   rules = { "table", "{ pattern, key = value, … }: the first that matches wins" },
   output = { "table", "what is written", schema = {
-    format = { "string", "compressed-tensors, awq, gptq, gptq_v2, plain" },
+    format = { "string", "compressed-tensors, awq, gptq, gptq_v2, fp8, modelopt, plain" },
     shard = { "string", "largest file, as \"5GB\" or bytes", "number" },
   } },
   calibrate = { "table", "text for methods that look at activations", schema = {
     text = { "string", "path of a text file" },
-    samples = { "number", "windows" },
-    length = { "number", "tokens of a window" },
-    seed = { "number", "which windows" },
+    ids = { "string", "path of token ids instead: a .safetensors file with ids or input_ids" },
+    samples = { "number", "windows (128)" },
+    length = { "number", "tokens of a window, BOS included (512)" },
+    seed = { "number", "which windows of the text (0)" },
   } },
   accept = { "table", "bounds; `run` and `eval` exit 1 when one is missed", schema = {
     sqnr_db = { "number", "least signal to quantization noise of any quantized module, dB" },
@@ -65,7 +72,7 @@ M.rule_schema = rule_schema
 
 local function type_ok(entry, value)
   local t = type(value)
-  return t == entry[1] or t == entry[3]
+  return t == entry[1] or t == entry[3] or t == entry[4]
 end
 
 local function check_table(where, t, schema)
@@ -83,7 +90,7 @@ local function check_table(where, t, schema)
     end
     if not type_ok(entry, value) then
       return nil, ("%s: %s must be a %s%s, found a %s (%s)"):format(where, tostring(key), entry[1],
-        entry[3] and (" or a " .. entry[3]) or "", type(value), tostring(value))
+        (entry[3] and " or a " .. entry[3] or "") .. (entry[4] and " or a " .. entry[4] or ""), type(value), tostring(value))
     end
     if entry.schema then
       local ok, msg = check_table(where .. ": " .. key, value, entry.schema)
@@ -107,6 +114,38 @@ local function check_list_of_strings(where, list)
   return true
 end
 
+local calibrate_least = { samples = 1, length = 2, seed = 0 }
+
+local function calibrate_fault(c)
+  if c.text ~= nil and c.ids ~= nil then return "text and ids are both there; it takes one of them" end
+  for _, key in ipairs { "samples", "length", "seed" } do
+    local v, least = c[key], calibrate_least[key]
+    if v and not (v >= least and v == math.floor(v) and v < 2 ^ 31) then
+      return ("%s must be a whole number of at least %d, found %s"):format(key, least, tostring(v))
+    end
+  end
+end
+
+local words_of = { stage = { "skip", "plain", "generic", "marlin" }, skip_mode = { "substring", "exact", "suffix" } }
+
+local function check_kernels(where, k)
+  for _, key in ipairs { "stage", "skip_mode" } do
+    local known = k[key] == nil
+    for _, word in ipairs(words_of[key]) do known = known or word == k[key] end
+    if not known then return nil, ("%s: %s = %q%s"):format(where, key, k[key], words.did_you_mean(k[key], words_of[key])) end
+  end
+  for _, key in ipairs { "prefer", "fallback" } do
+    for i, name in pairs(k[key] or {}) do
+      if type(i) ~= "number" or type(name) ~= "string" then
+        return nil, ("%s: %s must be a list of names, found %s = %s"):format(where, key, tostring(i), tostring(name))
+      end
+    end
+  end
+  return true
+end
+
+interpreted(check_kernels)
+
 local function check(where, r)
   if type(r) ~= "table" then
     return nil, ("%s: a recipe returns a table, found a %s"):format(where, type(r))
@@ -126,11 +165,21 @@ local function check(where, r)
     ok, msg = check_list_of_strings(at, { rule[1] })
     if not ok then return nil, msg end
   end
+  local places = { { where .. ": kernels", r.kernels } }
+  for i, rule in ipairs(r.rules or {}) do
+    places[#places + 1] = { ("%s: rule %d (%q): kernels"):format(where, i, rule[1]), rule.kernels }
+  end
+  for _, place in ipairs(places) do
+    ok, msg = check_kernels(place[1], place[2] or {})
+    if not ok then return nil, msg end
+  end
   for k in pairs(r.rules or {}) do
     if type(k) ~= "number" or k < 1 or k > #r.rules then
       return nil, ("%s: rules is a list, found key %q; write each rule as { \"glob\", … }"):format(where, tostring(k))
     end
   end
+  local fault = r.calibrate and calibrate_fault(r.calibrate)
+  if fault then return nil, ("%s: calibrate: %s"):format(where, fault) end
   if r.output and r.output.shard then
     local bytes, why = M.parse_bytes(r.output.shard)
     if not bytes then return nil, ("%s: output.shard: %s"):format(where, why) end

@@ -126,8 +126,9 @@ local function block_of(value)
   if type(b) == "table" and #b == 2 and whole(b[1]) and whole(b[2]) and b[1] > 0 and b[2] > 0 then
     return { b[1], b[2] }
   end
-  return nil, ('block = %s: expected {rows, columns}, both above 0, or "128x128"'):format(
-    type(value) == "table" and "{" .. table.concat(value, ", ") .. "}" or tostring(value))
+  local found = tostring(value)
+  if type(value) == "table" then found = ("{%s, %s}"):format(tostring(value[1]), tostring(value[2])) end
+  return nil, ('block = %s: expected {rows, columns}, both above 0, or "128x128"'):format(found)
 end
 
 -- ---- making ------------------------------------------------------------------------

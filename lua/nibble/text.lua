@@ -1,15 +1,54 @@
--- text: small helpers for sentences about names and shapes, and the natural order of names.
+-- text: small helpers for sentences: suggestions, names and their natural order, shapes.
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
-local suggest = require "nibble.suggest"
 
 local M = {}
 
---- did_you_mean(word, words) -> '; did you mean "x"?', or "; known: a b c" when nothing is near.
-function M.did_you_mean(word, words)
-  local hint = suggest.hint(word, words)
-  return hint ~= "" and hint or "; known: " .. table.concat(words, " ")
+-- ---- what a mistyped word was meant to be ----------------------------------------------
+
+-- Edit distance with transpositions of neighbours; stops counting above `most`.
+local function distance(a, b, most)
+  if math.abs(#a - #b) > most then return most + 1 end
+  local before, last, row = nil, {}
+  for j = 0, #b do last[j] = j end
+  for i = 1, #a do
+    row = { [0] = i }
+    for j = 1, #b do
+      local cost = a:byte(i) == b:byte(j) and 0 or 1
+      row[j] = math.min(last[j] + 1, row[j - 1] + 1, last[j - 1] + cost)
+      if before and i > 1 and j > 1 and a:byte(i) == b:byte(j - 1) and a:byte(i - 1) == b:byte(j) then
+        row[j] = math.min(row[j], before[j - 2] + 1)
+      end
+    end
+    before, last = last, row
+  end
+  return last[#b]
 end
+
+-- The name in the array `known` that word most likely meant, or nil. Case is ignored; a third of the letters may be wrong.
+local function nearest(word, known)
+  local low, best, best_distance = tostring(word):lower(), nil, nil
+  for _, name in ipairs(known) do
+    local most = math.max(1, math.floor(math.max(#low, #name) / 3))
+    local d = distance(low, name:lower(), most)
+    if d <= most and (not best or d < best_distance) then best, best_distance = name, d end
+  end
+  return best
+end
+
+--- hint(word, known) -> '; did you mean "x"?', or "" when no name in the array `known` is near.
+function M.hint(word, known)
+  local best = nearest(word, known)
+  return best and ('; did you mean "%s"?'):format(best) or ""
+end
+
+--- did_you_mean(word, known) -> the hint, or "; known: a b c" when nothing is near.
+function M.did_you_mean(word, known)
+  local hint = M.hint(word, known)
+  return hint ~= "" and hint or "; known: " .. table.concat(known, " ")
+end
+
+-- ---- names and shapes ---------------------------------------------------------------------
 
 --- split_name(name) -> module, suffix: at the last dot ("a.b.weight" -> "a.b", "weight"); name, "" without one.
 function M.split_name(name)

@@ -52,7 +52,7 @@ end
 --- refused(arguments, pattern [, out [, status]]): one sentence on stderr that the pattern matches, status 2,
 -- nothing on stdout, nothing at out. HOSTILE_SHOW=1 prints what every case says.
 function M.refused(arguments, pattern, out, before)
-  local r = command.run(arguments, before)
+  local r = command.run(arguments, { before = before })
   local shown = ("nibble %s\nstatus %s\nstdout: %s\nstderr: %s"):format(arguments, r.status, r.out:sub(1, 300), r.err)
   if os.getenv "HOSTILE_SHOW" then io.stderr:write("\n", shown) end
   assert.equal(2, r.status, shown)

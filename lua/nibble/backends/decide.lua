@@ -3,7 +3,7 @@
 local consumers = require "nibble.backends.consumers"
 local query = require "nibble.backends.query"
 local rules = require "nibble.backends.table"
-local suggest = require "nibble.suggest"
+local text = require "nibble.text"
 
 local M = {}
 
@@ -44,7 +44,7 @@ function M.consumer(name)
     end
   end
   local all = M.consumers()
-  return nil, ("unknown consumer %s%s; known: %s"):format(tostring(name), suggest.hint(name, all),
+  return nil, ("unknown consumer %s%s; known: %s"):format(tostring(name), text.hint(name, all),
     table.concat(all, ", ")),
     "einval"
 end

@@ -34,7 +34,7 @@ function M.new(t, backend, q)
   if own.global then d.global_scales, d.alpha = true, "scale_2" end
   if own.global and not d.weight_only then
     d.alpha = "scale_2 * input_scale"
-    -- How the experts' input scales become one: see nibble.methods.nvfp4_moe. (CTM-NVFP4-12)
+    -- How the experts' input scales become one: see nibble.methods.nvfp4_kernels. (CTM-NVFP4-12)
     d.input_scales, d.global_factor = of_row.input_scales or "expert", of_row.input_scales == "all"
   end
   if of_row.alpha and not rules.first_refusal(q, of_row.when or {}) then

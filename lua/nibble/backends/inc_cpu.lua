@@ -14,7 +14,7 @@ return {
       when = { { "kind_of_weight", "int" } },
       rows = {
         { name = "ark", class = "INCARKLinearMethod", checks = { checks, { "package", "auto_round_kernel" } } },
-        { name = "generic", class = "INCWNA16LinearScheme", note = "ARK is not there: the default CPU path",
+        { name = "generic", class = "INCWNA16LinearScheme", note = "the CPU's own path, where ARK is not",
           checks = checks },
       },
     },

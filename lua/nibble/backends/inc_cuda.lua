@@ -1,5 +1,7 @@
 -- Consumer inc-cuda: AutoRound/INC weights on NVIDIA (INC-18, INC-19): GPTQ packing by Marlin or not at all, AWQ
--- packing by Marlin or plain AWQ, other widths by Humming.
+-- packing by Marlin or plain AWQ, other widths by Humming; experts by Marlin or the generic kernels.
+local experts = { { "platform", "cuda" }, { "capability", min = 75 }, { "group", -1, 32, 64, 128 },
+  { "multiple", "hidden", 128 }, { "multiple_of_group", "intermediate", least = 64 } }
 local marlin = { { "platform", "cuda" }, { "capability", min = 75 }, { "group", -1, 32, 64, 128 }, { "group_in_rank" } }
 
 return {
@@ -31,6 +33,25 @@ return {
       when = { { "kind_of_weight", "int" } },
       rows = {
         { name = "marlin", class = "MarlinLinearKernel", checks = { { "bits_symmetric", 4, 8 }, marlin } },
+      },
+    },
+    {
+      name = "INC MoE, AWQ", kind = "moe", requirement = "INC-19", details = true,
+      when = { { "kind_of_weight", "int" }, { "bits", 4, 8 }, { "only_layout", "awq",
+        advice = "the packing is another" } },
+      rows = {
+        { name = "marlin", class = "AWQMarlinMoEMethod", checks = { experts,
+          { "type_by_zero_points", with = { "uint4" }, without = {} } } },
+        { name = "moe_wna16", class = "MoeWNA16Method", checks = { { "platform", "cuda" } } },
+      },
+    },
+    {
+      name = "INC MoE, GPTQ", kind = "moe", requirement = "INC-19", details = true,
+      when = { { "kind_of_weight", "int" }, { "bits", 4, 8 } },
+      rows = {
+        { name = "marlin", class = "GPTQMarlinMoEMethod", checks = { { "bits_symmetric", 4, 8 }, experts } },
+        { name = "moe_wna16", class = "MoeWNA16Method", checks = { { "platform", "cuda" },
+          { "bits_symmetric", 4, 8 } } },
       },
     },
   },

@@ -13,7 +13,7 @@ return {
         { name = "ark", class = "INCARKLinearMethod", checks = {
           { "platform", "xpu" }, { "bits_symmetric", 2, 4, requirement = "INC-13" }, { "package", "auto_round_kernel" },
           { "group_divides", "k", requirement = "INC-10" } } },
-        { name = "w4a16", class = "INCXPULinearMethod", note = "ARK is not there: the default XPU path", checks = {
+        { name = "w4a16", class = "INCXPULinearMethod", note = "the XPU's own path, where ARK is not", checks = {
           { "platform", "xpu" }, { "bits_symmetric", 4, requirement = "INC-13" },
           { "group_divides", "k", requirement = "INC-10" } } },
         { name = "w4a8", class = "INCXPUW4A8LinearMethod", note = "fewer than 512 tokens run as w4a16", checks = {

@@ -9,7 +9,7 @@ local decide = require "nibble.backends.decide"
 local description = require "nibble.backends.description"
 local query = require "nibble.backends.query"
 local rules = require "nibble.backends.table"
-local suggest = require "nibble.suggest"
+local text = require "nibble.text"
 
 local M = {}
 
@@ -170,7 +170,7 @@ local function table_named(consumer, name)
     if t.name == name then return t end
     names[i] = t.name
   end
-  return nil, ("%s has no table %s%s; its tables: %s"):format(consumer.name, tostring(name), suggest.hint(name, names),
+  return nil, ("%s has no table %s%s; its tables: %s"):format(consumer.name, tostring(name), text.hint(name, names),
     table.concat(names, ", ")), "einval"
 end
 

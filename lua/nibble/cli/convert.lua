@@ -5,7 +5,7 @@ local M = {
   summary = "another on-disk format for the same weights; lossless unless --lossy",
   args = { { "MODEL" } },
   options = {
-    { "--to", "FORMAT", required = true, doc = "compressed-tensors, awq, gptq, gptq_v2, plain ..." },
+    { "--to", "FORMAT", required = true, doc = "compressed-tensors, awq, gptq, gptq_v2, fp8, modelopt, plain" },
     { "--out", "DIR", required = true, doc = "the folder of the new checkpoint" },
     { "--lossy", doc = "convert by value where an exact conversion is impossible" },
     { "--json", doc = "the result as one JSON document" },

@@ -2,7 +2,7 @@
 local show = require "nibble.show"
 local summary = require "nibble.summary"
 local units = require "nibble.units"
-local words = require "nibble.text"
+local names = require "nibble.names"
 
 local M = {
   summary = "what is in a checkpoint: modules, schemes, shapes, bits per weight, bytes",
@@ -29,73 +29,15 @@ end
 
 local scheme_text = summary.scheme
 
--- {3,0,1,2,7} -> "{0..3,7}"
-local function ranges(set)
-  local sorted = {}
-  for n in pairs(set) do sorted[#sorted + 1] = n end
-  table.sort(sorted)
-  if #sorted == 1 then return tostring(sorted[1]) end
-  local out, from = {}, 1
-  for i = 1, #sorted do
-    if sorted[i + 1] ~= sorted[i] + 1 then
-      out[#out + 1] = from == i and tostring(sorted[i]) or ("%d..%d"):format(sorted[from], sorted[i])
-      from = i + 1
-    end
-  end
-  if #out > 6 then out = { out[1], out[2], out[3], "…", out[#out] } end
-  return "{" .. table.concat(out, ",") .. "}"
-end
-
--- "a.3.b.7" -> "a.\0.b.\0", {3, 7}
-local function numbered(name)
-  local numbers = {}
-  local stem = ("." .. name .. "."):gsub("%.(%d+)%f[.]", function(n)
-    numbers[#numbers + 1] = tonumber(n)
-    return ".\0"
-  end)
-  return { stem = stem:sub(2, -2), numbers = numbers }
-end
-
--- numbered(), whose work on what stands before the last dot is done once.
-local function splitter()
-  local parents = {}
-  return function(name)
-    local parent, leaf = words.split_name(name)
-    if leaf == "" or leaf:find "^%d+$" then
-      local whole = numbered(name)
-      return whole.stem, whole.numbers
-    end
-    local p = parents[parent]
-    if not p then
-      p = numbered(parent)
-      parents[parent] = p
-    end
-    return p.stem .. "." .. leaf, p.numbers
-  end
-end
-
 -- Modules whose names differ in numbers only, and that are alike, as one line each.
 local function collapse(recs)
-  local groups, by, split, scheme = {}, {}, splitter(), summary.schemes()
-  for _, rec in ipairs(recs) do
-    local stem, numbers = split(rec.name)
-    local shape = rec.n and rec.n .. "x" .. rec.k or table.concat(shape_of(rec), "x")
-    local key = stem .. "\1" .. scheme(rec) .. "\1" .. shape
-    local g = by[key]
-    if not g then
-      g = { stem = stem, sets = {}, count = 0, bytes = 0, params = 0, rec = rec }
-      for i = 1, #numbers do g.sets[i] = {} end
-      groups[#groups + 1], by[key] = g, g
-    end
-    for i = 1, #numbers do g.sets[i][numbers[i]] = true end
-    g.count, g.bytes, g.params = g.count + 1, g.bytes + rec.bytes, g.params + (rec.params or 0)
-  end
+  local scheme = summary.schemes()
+  local groups = names.collapse(recs, function(rec) return rec.name end, function(rec)
+    return scheme(rec) .. "\1" .. (rec.n and rec.n .. "x" .. rec.k or table.concat(shape_of(rec), "x"))
+  end)
   for _, g in ipairs(groups) do
-    local i = 0
-    g.name = g.stem:gsub("%z", function()
-      i = i + 1
-      return ranges(g.sets[i])
-    end)
+    g.bytes, g.params, g.rec = 0, 0, g.items[1]
+    for _, rec in ipairs(g.items) do g.bytes, g.params = g.bytes + rec.bytes, g.params + (rec.params or 0) end
   end
   return groups
 end

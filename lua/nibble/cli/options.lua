@@ -5,7 +5,7 @@
 -- summary=, notes=, options={{"--json", doc=}, {"--out", "DIR", doc=, required=true},
 -- {"--set", "k=v", many=true, doc=}, {"--context", "N", number=true, doc=},
 -- {"--which", "WHICH", values={"this", "that"}, doc=}}}.
-local suggest = require "nibble.suggest"
+local hint = require("nibble.text").hint
 
 local M = {}
 
@@ -38,7 +38,7 @@ local function convert(option, text)
   if option.values then
     for _, value in ipairs(option.values) do if value == text then return text end end
     return nil, ("%s is %s, found %q%s"):format(option[1], table.concat(option.values, " or "), text,
-      suggest.hint(text, option.values))
+      hint(text, option.values))
   end
   if not option.number then return text end
   local n = tonumber(text)
@@ -54,7 +54,7 @@ local function take_option(command, word, argv, i, out)
   name = name or word
   local option = find(command, name)
   if not option then
-    return nil, ("%s has no option %s%s"):format(command.name, name, suggest.hint(name, names(command)))
+    return nil, ("%s has no option %s%s"):format(command.name, name, hint(name, names(command)))
   end
   if not option[2] then
     if value then return nil, ("%s takes no value"):format(name) end

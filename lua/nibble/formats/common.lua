@@ -78,11 +78,11 @@ local function cast(dst, src, row0, what)
 end
 
 --- put_scales(dst, rec, q, at, transposed) -> true | nil, msg, code
--- Scales [r,G] into rows at..at+r-1 of dst [n,G], or into these columns of dst [G,n] when transposed.
+-- Scales [r,G] (of blocks: a row a block) into rows at..at+r-1 of dst [n,G], or into these columns of dst [G,n] when transposed.
 -- Another dtype is fine where every value survives; "einexact" names the first that doesn't.
 function M.put_scales(dst, rec, q, at, transposed)
   local what = rec.name .. ": scales"
-  if not transposed then return cast(dst:rows(at, at + q.n - 1), q.scales, q.row0 - 1, what) end
+  if not transposed then return cast(dst:rows(at, at + q.scales:size(1) - 1), q.scales, q.row0 - 1, what) end
   local scales = q.scales
   if scales.dtype ~= dst.dtype then
     scales = tensor.new(dst:type(), q.scales:size())
@@ -126,8 +126,13 @@ function M.finish(rec, src, a, b, q)
   q.row0 = a
   q.bias = src.bias and src.bias:rows(a, b) or nil
   if not q.codes then return true end
-  local rc, msg, code = nffi.check(C.nb_scales_check(q.scales, q.codes, q.zeros, q.g_idx, rec.scheme.bits, a - 1,
-    rec.name))
+  local rc, msg, code
+  if rec.scheme.type == "int" then
+    rc, msg, code = nffi.check(C.nb_scales_check(q.scales, q.codes, q.zeros, q.g_idx, rec.scheme.bits, a - 1, rec.name))
+  else
+    local rows, columns = scheme.block(rec.scheme, rec.n, rec.k)
+    rc, msg, code = nffi.check(C.nb_float_check(q.scales, q.codes, rows, columns, a - 1, rec.name))
+  end
   if not rc then return nil, msg, code end
   return true
 end
@@ -142,7 +147,7 @@ end
 
 --- group_fault(scheme, k) -> nil | reason
 function M.group_fault(s, k)
-  if s.strategy == "group" and k % s.group ~= 0 then
+  if (s.strategy == "group" or s.strategy == "tensor_group") and k % s.group ~= 0 then
     return ("k = %d is not a multiple of the group size %d"):format(k, s.group)
   end
 end
@@ -169,12 +174,13 @@ function M.with(s, fields)
 end
 nffi.interpreted(M.with)
 
---- by_scheme(records) -> array of {scheme=, records=}, most modules first (ties: first seen).
-function M.by_scheme(records)
+--- by_scheme(records [, also]) -> array of {scheme=, records=}, most modules first (ties: first seen).
+-- also: function(rec) -> string that modules of one entry must have in common, too.
+function M.by_scheme(records, also)
   local order, by = {}, {}
   for _, rec in ipairs(records) do
     if rec.scheme then
-      local key = scheme.describe(rec.scheme)
+      local key = scheme.describe(rec.scheme) .. (also and "|" .. also(rec) or "")
       if not by[key] then
         by[key] = { scheme = rec.scheme, records = {}, at = #order + 1 }
         order[#order + 1] = by[key]

@@ -1,6 +1,5 @@
 -- formats.ct_args: compressed-tensors' quantization arguments: their defaults, what contradicts what, and the
 -- format that weights and activations imply (SYSTEMS CTM-SEL-03, FORMATS 4).
-local json = require "nibble.json"
 local text = require "nibble.text"
 local common = require "nibble.formats.common"
 local fail = common.fail
@@ -83,8 +82,8 @@ local function contradiction(a)
     return ('dynamic = "local" needs strategy = "tensor_group", found strategy = "%s"'):format(a.strategy)
   end
   if a.dynamic == true and a.strategy == "block" then return 'dynamic = true contradicts strategy = "block"' end
-  if a.actorder and a.strategy ~= "group" then
-    return ('actorder = "%s" needs strategy = "group", found strategy = "%s"'):format(a.actorder, a.strategy)
+  if a.actorder == "group" and a.strategy ~= "group" then
+    return ('actorder = "group" needs strategy = "group", found strategy = "%s"'):format(a.strategy)
   end
   if a.actorder and a.dynamic then
     return ('actorder = "%s" contradicts dynamic = %s: only fixed scales can follow an order')
@@ -126,7 +125,8 @@ function M.parse(args, options)
   a.block = raw.block_structure ~= nil and block_of(raw.block_structure) or nil
   if raw.block_structure ~= nil and not a.block then
     return fail("eformat", 'block_structure = %s: expected [rows, columns], or "128x128"',
-      type(raw.block_structure) == "table" and json.encode(raw.block_structure) or tostring(raw.block_structure))
+      type(raw.block_structure) == "table" and ("[%s, %s]"):format(tostring(raw.block_structure[1]),
+        tostring(raw.block_structure[2])) or tostring(raw.block_structure))
   end
   a.strategy = a.strategy or (a.block and "block") or inferred(a.group)
   local msg = field_fault(a) or contradiction(a)

@@ -167,14 +167,6 @@ function M.write_codes(dst, q, a, b, base)
 end
 
 --- finish(rec, src, a, b, q) -> true | nil, msg, code: the end of a read: bias, and a look at codes and scales.
-function M.finish(rec, src, a, b, q)
-  q.row0 = a
-  q.bias = src.bias and src.bias:rows(a, b) or nil
-  if not q.codes then return true end
-  local height, width = scheme.block(rec.scheme, q.n, q.k)
-  local rc, msg, code = nffi.check(C.nb_float_check(q.scales, q.codes, height, width, a - 1, rec.name))
-  if not rc then return nil, msg, code end
-  return true
-end
+M.finish = common.finish
 
 return M

@@ -30,7 +30,6 @@ local tensor = require "nibble.tensor"
 local nffi = require "nibble.ffi"
 local scheme = require "nibble.scheme"
 local regex = require "nibble.regex"
-local suggest = require "nibble.suggest"
 local text = require "nibble.text"
 local units = require "nibble.units"
 local common = require "nibble.formats.common"
@@ -105,11 +104,16 @@ local function no_config(ck, module, suffix)
     ck.name or tostring(ck.path), module, suffix)
 end
 
+-- Scales of the key-value cache lie beside the projections' weights, but are none of theirs: each its own module, so
+-- that they go along whatever becomes of the weight.
+local cache_scales = { k_scale = true, v_scale = true }
+
 -- Module -> its tensors by the name's last part, in the checkpoint's order.
 local function by_module(ck)
   local order, tensors = {}, {}
   for _, info in ipairs(ck.tensors) do
     local module, suffix = text.split_name(info.name)
+    if cache_scales[suffix] then module, suffix = info.name, "" end
     local of = tensors[module]
     if not of then
       of = {}
@@ -212,7 +216,7 @@ function M.record(ck, name)
   if not all then return nil, msg, code end
   local rec = all.by_name[name] or all.by_name[(name:gsub("%.weight$", ""))]
   if rec then return rec end
-  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name, suggest.hint(name, lookalikes(all, name))),
+  return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name, text.hint(name, lookalikes(all, name))),
     "einval"
 end
 
@@ -346,9 +350,10 @@ function M.weight(ck, name, dtype)
   return as(t, dtype)
 end
 
+--- matcher(pattern) -> function(name) -> bool | nil, msg, code
 -- A glob over module names (* any run, ? one character) or "re:" and a pattern; a word without either is
 -- looked for anywhere in the name.
-local function matcher(pattern)
+function M.matcher(pattern)
   local source = pattern:match "^re:(.*)$"
   if source then
     local r, msg = regex.compile(source)
@@ -366,7 +371,7 @@ function M.grep(ck, pattern)
   local all, msg, code = opened(ck)
   if not all then return nil, msg, code end
   local matches
-  matches, msg, code = matcher(pattern)
+  matches, msg, code = M.matcher(pattern)
   if not matches then return nil, msg, code end
   local out = {}
   for _, rec in ipairs(all.list) do
@@ -393,13 +398,14 @@ local lazy = {
 }
 
 --- module(ck, name) -> module | nil, msg, code
--- The record's fields, and .weight (tensor; dequantized when quantized) and .quantized (Quantized), read
+-- The record's fields, .checkpoint, and .weight (tensor; dequantized when quantized) and .quantized (Quantized), read
 -- when first asked for; a weight that can't be read is an error.
 function M.module(ck, name)
   local rec, msg, code = M.record(ck, name)
   if not rec then return nil, msg, code end
   return setmetatable({}, {
     __index = function(self, key)
+      if key == "checkpoint" then return ck end
       if not lazy[key] then return rec[key] end
       if key == "quantized" and not rec.scheme and not rec.unreadable then return nil end
       local value, why = lazy[key](ck, rec)
@@ -421,8 +427,8 @@ function M.target(f, name, s, n, k, opts)
   local rec = { name = name, kind = "linear", format = f.name, n = n, k = k, bias = opts.bias_dtype ~= nil,
     bias_dtype = opts.bias_dtype, dtype = opts.dtype or "bf16", tensors = {} }
   if f.scale_dtype then
-    rec.dtype = f.scale_dtype(s, rec.dtype)
-    rec.scheme = common.with(s, { scale_dtype = rec.dtype })
+    local dtype = f.scale_dtype(s, rec.dtype)
+    rec.dtype, rec.scheme = scheme.scale_storage(dtype), common.with(s, { scale_dtype = dtype })
   end
   for _, entry in ipairs(f.layout(rec)) do
     local params = 1

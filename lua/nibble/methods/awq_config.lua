@@ -1,35 +1,43 @@
 -- methods.awq_config: AWQ checkpoints as consumers see them: the config, whether Marlin's kernels can take
 -- it, whose choice counts, and which method each layer gets (SYSTEMS AWQ-01 to AWQ-17).
 --
--- Two dialects differ in data only: "awq_marlin", the method of the documents, and "auto_awq", into which
--- vLLM 0.33 has merged it.
+-- Three dialects differ in data only: "awq_marlin", the method of the documents; "auto_awq", into which vLLM 0.33
+-- has merged it; "awq", the plain method.
 local marlin = require "nibble.marlin"
 local match = require "nibble.match"
 local common = require "nibble.methods.config"
 
+local decision = common.decision
+
 local M = { pack_factor = 8 }
 
 -- name: of the method; class: of its printable form; choices: what a user may have said for it to take over,
--- besides nothing; keeps: the choice that keeps the plain method; verify: Marlin's limits hold at construction.
+-- besides nothing; keeps: the choice that keeps the plain method; verify: Marlin's limits hold at construction;
+-- stages: the method that each stage of the chain stands for (AWQ-17).
 M.dialects = {
   awq_marlin = {
     name = "awq_marlin", class = "AWQMarlinConfig", files = { "quantize_config.json", "quant_config.json" },
     activations = { "f16", "bf16" }, min_capability = 75, types = { [4] = "uint4" }, verify = true,
     platforms = { cuda = true, rocm = true, cpu = true }, choices = { marlin = true, awq_marlin = true }, keeps = "awq",
-    plain = "awq", generic = "moe_wna16", marlin = "awq_marlin",
+    stages = { plain = "awq", generic = "moe_wna16", marlin = "awq_marlin" },
   },
   auto_awq = {
     name = "auto_awq", class = "AutoAWQConfig", files = { "quant_config.json", "quantize_config.json" },
     activations = { "f16", "bf16" }, min_capability = 75, types = { [4] = "uint4" }, verify = false, pad = true,
     platforms = { cuda = true, rocm = true },
     choices = { marlin = true, awq_marlin = true, awq = true, auto_awq = true },
-    plain = "awq", generic = "moe_wna16", marlin = "awq_marlin",
+    stages = { plain = "awq", generic = "moe_wna16", marlin = "auto_awq" },
+  },
+  awq = {
+    name = "awq", class = "AWQConfig", files = { "quant_config.json", "quantize_config.json" }, activations = { "f16" },
+    min_capability = 75, types = { [4] = "uint4" }, platforms = { cuda = true, rocm = true, cpu = true, xpu = true },
+    choices = { awq = true }, stages = { plain = "awq", generic = "moe_wna16" },
   },
 }
 
 local function dialect_of(name)
   local d = M.dialects[name or "awq_marlin"]
-  if not d then error(("unknown AWQ dialect %q; known: auto_awq awq_marlin"):format(tostring(name)), 3) end
+  if not d then error(("unknown AWQ dialect %q; known: auto_awq awq awq_marlin"):format(tostring(name)), 3) end
   return d
 end
 
@@ -74,7 +82,8 @@ end
 function M.new(config, options)
   local o = options or {}
   local d, where = dialect_of(o.dialect), o.where or "the AWQ config"
-  local c = setmetatable({ dialect = d, full = config, pack_factor = M.pack_factor, where = where }, config_mt)
+  local c = setmetatable({ dialect = d, stages = d.stages, full = config, pack_factor = M.pack_factor, where = where },
+    config_mt)
   local msg, code
   c.bits, msg, code = common.required(config, where, "number", "bits", "w_bit")
   if not c.bits then return nil, msg, code end
@@ -156,26 +165,6 @@ end
 
 -- ---- which method a layer gets --------------------------------------------------------
 
-local function decision(action, method, requirement, fmt, ...)
-  return { action = action, method = method, requirement = requirement, reason = fmt:format(...) }
-end
-
--- What a forced stage means for this kind of layer. (AWQ-17)
-local function forced(c, layer, stage)
-  local d = c.dialect
-  local moe = layer.kind == "moe"
-  local method = stage.name == "skip" and "unquantized" or stage.name == "marlin" and d.marlin
-    or stage.name == "plain" and not moe and d.plain or stage.name == "generic" and moe and d.generic
-  if not method then
-    return nil, ("%s is %s, which has no stage %s; take skip, %s or marlin"):format(layer.name,
-      moe and "a mixture of experts" or "a linear layer", stage.name, moe and "generic" or "plain"), "einval"
-  end
-  local action = stage.name == "skip" and "skip" or "override"
-  local out = decision(action, method, "AWQ-17", "%s forces %s", stage.by, stage.name)
-  out.stage = stage.name
-  return out
-end
-
 -- Whether Marlin's kernels take the layer's shape. -> true | false, reason
 local function fits(c, layer, o)
   if layer.kind == "moe" then
@@ -186,18 +175,16 @@ local function fits(c, layer, o)
   return marlin.supports_layer(layer.n, layer.k, layer.k_full or layer.k, group, c.dialect.pad)
 end
 
---- config:method(layer [, {fused =, mode = "substring", platform =, policy = "fallback" | "raise",
--- stage = {name =, by =}}])
+--- config:method(layer [, {fused =, mode = "substring", platform =, policy = "fallback" | "raise"}])
 -- -> {action, method, reason, requirement, warning =} | nil where the class says nothing | nil, msg, code
 -- layer: {name =, kind = "linear" | "lm_head" | "moe", n =, k =, k_full = | hidden =, intermediate =}, sizes of
--- this rank. The order: forced by a recipe, skipped, Marlin's limits, Marlin. policy "raise" refuses where the
--- default falls back (C-05). The warning is for one per layer. (AWQ-10 to AWQ-17)
+-- this rank. The order: skipped, Marlin's limits, Marlin; the plain dialect knows no Marlin. policy "raise" refuses
+-- where the default falls back (C-05). The warning is for one per layer. (AWQ-10 to AWQ-16)
 function config_mt.__index.method(c, layer, options)
   local o = options or {}
   local moe = layer.kind == "moe"
   if layer.kind == "lm_head" and not c.lm_head then return nil end
   if not moe and layer.kind ~= "linear" and layer.kind ~= "lm_head" then return nil end
-  if o.stage then return forced(c, layer, o.stage) end
   local skipped, entry, code = match.skipped(layer.name, c.skip, { mode = o.mode, moe = moe,
     fused = not moe and o.fused or nil })
   if skipped == nil then return nil, entry, code end
@@ -207,15 +194,19 @@ function config_mt.__index.method(c, layer, options)
     end
     return decision("skip", "unquantized", moe and "AWQ-13" or "AWQ-11", "%q of modules_to_not_convert means it", entry)
   end
+  if not c.stages.marlin then
+    return decision("method", moe and c.stages.generic or c.stages.plain, moe and "AWQ-16" or "AWQ-15",
+      "quantized as AWQ (%s, group %d)", c.type, c.group)
+  end
   local ok, reason = fits(c, layer, o)
   if ok then
-    return decision("method", c.dialect.marlin, moe and "AWQ-16" or "AWQ-15",
+    return decision("method", c.stages.marlin, moe and "AWQ-16" or "AWQ-15",
       "quantized as AWQ (%s, group %d), and Marlin takes its shape", c.type, c.group)
   end
   if o.policy == "raise" then
     return decision("refuse", nil, moe and "AWQ-16" or "AWQ-15", "%s: Marlin does not take it: %s", layer.name, reason)
   end
-  local out = decision("fallback", moe and c.dialect.generic or c.dialect.plain, moe and "AWQ-16" or "AWQ-15",
+  local out = decision("fallback", moe and c.stages.generic or c.stages.plain, moe and "AWQ-16" or "AWQ-15",
     "Marlin does not take it: %s", reason)
   out.warning = ("%s: Marlin does not take it (%s): falling back to %s"):format(layer.name, reason,
     moe and "the generic WNA16 kernels" or "unoptimized AWQ")

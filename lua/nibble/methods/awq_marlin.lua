@@ -1,6 +1,7 @@
 -- methods.awq_marlin: linear layers of AWQ checkpoints on Marlin: parameters as the
 -- checkpoint has them, turned into the standard packing and into Marlin's form after
 -- loading (SYSTEMS AWQ-20 to AWQ-27).
+local backends = require "nibble.backends"
 local compat = require "nibble.compat"
 local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
@@ -13,9 +14,11 @@ local M = { name = "awq_marlin", monolithic = false }
 M.__index = M
 
 -- What the peer's text of this method knows as kernels (SYSTEMS C-23).
-local documented = { ["conch"] = true, ["exllama"] = true, ["marlin"] = true }
+local documented = { conch = true, exllama = true, marlin = true }
+-- What consumers call Marlin's dense kernel.
+local is_marlin = { marlin = true, awq_marlin = true }
 
-local tell = linear.teller "AWQMarlinLinearMethod"
+local tell = require("nibble.methods.tell").teller "AWQMarlinLinearMethod"
 
 --- standard(qweight, qzeros, bits) -> qweight i32 [K/8, N], qzeros i32 [N/8, G]
 -- AWQ words in the packing that all kernels start from: word (r,n), slot u = code (8r+u, n); zero-points packed along
@@ -37,8 +40,9 @@ end
 
 --- new({bits = 4, group =, zero_point = true}, options) -> method | nil, msg, code
 -- options: capability (default 90), platform ("cuda"); activations "int8" | "fp8": refused, because Marlin's dense kernel
--- takes them with uint4b8 weights only (AWQ-27); choose: function(query) -> {backend=, rejected=} | nil, msg, code that
--- picks the kernel (AWQ-20, default: Marlin where it can be); log: function(level, message); compat (nibble.compat).
+-- takes them with uint4b8 weights only (AWQ-27); consumer, device ("vllm-0.33", "sm_80"): the oracle picks the kernel by
+-- that consumer's table (AWQ-20, AWQ-21), else it is Marlin where that can be; choose: function(query) -> {backend=,
+-- rejected=} | nil, msg, code picks it instead; log: function(level, message); compat (nibble.compat).
 function M.new(config, options)
   local o = options or {}
   local switches = compat.read(o)
@@ -55,12 +59,29 @@ function M.new(config, options)
   return setmetatable({ config = config, options = o, compat = switches, activations = activations }, M)
 end
 
--- The query that a kernel is chosen by. (AWQ-20)
+-- The query that a kernel is chosen by, as the oracle takes it. (AWQ-20)
 local function query(self, L)
-  return { kind = "linear", weight = { type = "uint4", bits = 4, group = self.config.group, symmetric = false,
-    zero_points = self.config.zero_point, strategy = self.config.group == -1 and "channel" or "group", format = "awq" },
-    input = self.activations or L.dtype, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full,
-    actorder = nil, device = self.options.device, tp = L.tp }
+  local group = self.config.group
+  return { kind = "linear", name = L.name, consumer = self.options.consumer, device = self.options.device,
+    weight = { type = "uint4", zero_points = self.config.zero_point, group = group, format = "awq",
+               strategy = group == -1 and "channel" or "group" },
+    input = self.activations, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full,
+    parallel = L.parallel, tp = L.tp, bias = L.bias }
+end
+
+-- Names of the consumer's kernels but for the documented ones, to be left out.
+local function undocumented(consumer)
+  local out = {}
+  for _, row in ipairs(backends.rows(consumer)) do
+    if row.kind == "linear" and not documented[row.backend] then out[#out + 1] = row.backend end
+  end
+  return out
+end
+
+local function by_consumer(q)
+  local found, msg, code = backends.select(q, { change = false })
+  if found and found.fallback then return nil, found.warning, "eunsupported" end
+  return found, msg, code
 end
 
 local function only_marlin(self, L)
@@ -72,10 +93,13 @@ end
 
 -- The kernel of this layer: the first that can, by the table of the consumer.
 local function choose(self, L)
-  local q = query(self, L)
-  if self.compat.documented_kernels_only then q.only = documented end
-  local found, msg, code
-  if self.options.choose then found, msg, code = self.options.choose(q) else found, msg, code = only_marlin(self, L) end
+  local q, choose_kernel = query(self, L), self.options.choose
+  if self.compat.documented_kernels_only then
+    q.only = documented
+    if q.consumer then q.disabled = undocumented(q.consumer) end
+  end
+  if not choose_kernel then choose_kernel = q.consumer and by_consumer or function() return only_marlin(self, L) end end
+  local found, msg, code = choose_kernel(q)
   if not found then return nil, ("layer %s: %s"):format(L.name, msg), code or "eunsupported" end
   tell(self.options.log, found.backend)
   return found.backend, found.rejected
@@ -110,7 +134,7 @@ end
 -- in the memory that qweight had.
 -- Sizes that Marlin's tiles don't divide are padded. Other kernels than Marlin get the standard packing. (AWQ-23, AWQ-24)
 function M:process(L)
-  if L.kernel ~= "marlin" then
+  if not is_marlin[L.kernel] then
     if L.order_of_words ~= "gptq" then self:to_standard(L) end
     return true
   end

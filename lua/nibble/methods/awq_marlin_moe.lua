@@ -189,8 +189,7 @@ local function products(self, L, o)
   return setmetatable({
     experts = L.e, expert_map = L.expert_map, gated = L.gated,
     activation = self.compat.silu_always and "silu" or L.activation,
-    w13 = function(e, rows) return gemm.marlin(rows, gemm.marlin_expert(w13, e)) end,
-    w2 = function(e, rows) return gemm.marlin(rows, gemm.marlin_expert(w2, e)) end,
+    w13 = gemm.marlin_experts(w13), w2 = gemm.marlin_experts(w2),
   }, { __index = o })
 end
 

@@ -13,6 +13,12 @@ function M.present(t, ...)
   end
 end
 
+--- config.decision(action, method, requirement, format, ...) -> {action, method, requirement, reason}: of a layer.
+function M.decision(action, method, requirement, fmt, ...)
+  return { action = action, method = method, requirement = requirement,
+    reason = select("#", ...) > 0 and fmt:format(...) or fmt }
+end
+
 --- config.required(table, where, type, ...) -> value | nil, msg, "eformat"
 -- The value under the first of the keys that is there; the sentence lists the keys tried. (AWQ-01)
 function M.required(t, where, want, ...)

@@ -58,7 +58,8 @@ end
 -- CTM-SEL-03)
 function M.new(config, options)
   local where = options and options.where or "the compressed-tensors config"
-  local c = setmetatable({ full = config, where = where, groups = {}, targets = {}, by_target = {} }, config_mt)
+  local c = setmetatable({ full = config, where = where, groups = {}, targets = {}, by_target = {}, stages = {} },
+    config_mt)
   c.format = common.present(config, "format")
   local groups = common.present(config, "config_groups")
   if type(groups) ~= "table" then
@@ -227,8 +228,8 @@ end
 
 -- ---- a layer's method --------------------------------------------------------------------------
 
---- config:method(layer [, {fused =, capability =, projections =}]) -> {action, method, reason, requirement, weights =,
--- activations =, format =} | nil where the class says nothing | nil, msg, code. layer as in awq_config.
+--- config:method(layer [, {fused =, capability =, actorder = false: refused}]) -> {action, method, reason, requirement,
+-- weights =, activations =, format =} | nil where the class says nothing | nil, msg, code. layer as in awq_config.
 function config_mt.__index.method(c, layer, options)
   local o = options or {}
   local class = classes[layer.kind]
@@ -244,13 +245,17 @@ function config_mt.__index.method(c, layer, options)
   end
   local rule, msg, code = M.method_of { weights = g.weights, activations = g.activations, format = g.format,
     kind = moe and "moe" or "linear", capability = o.capability, layer = layer.name }
+  if rule and o.actorder == false and g.weights.actorder == "group" then
+    return { action = "refuse", requirement = "CTM-SEL-04", reason = ("%s: groups in act-order (actorder = group) are no "
+      .. "longer supported; quantize with actorder = weight or none"):format(layer.name) }
+  end
   if not rule then
     if code == "eunsupported" then return { action = "refuse", requirement = "CTM-SEL-04", reason = msg } end
     return nil, msg, code
   end
   return { action = "method", method = rule.method, requirement = "CTM-SEL-04", weights = g.weights,
-    activations = g.activations, format = g.format, reason = ("config group %s by target %q: %s, activations %s")
-      :format(g.name, why, ct_args.describe(g.weights), ct_args.describe(g.activations)) }
+    activations = g.activations, format = g.format, reason = ("config group %s targets %q: %s%s"):format(g.name, why,
+      ct_args.describe(g.weights), g.activations and ", activations " .. ct_args.describe(g.activations) or "") }
 end
 
 return M

@@ -7,7 +7,7 @@ local layout = require "nibble.layout"
 local tensor = require "nibble.tensor"
 
 local M = {}
-local Method = common.class "ct_fp8_moe"
+local Method = common.class("ct_fp8_moe", kernels, "FP8 experts")
 
 local weight_keys = { tensor = "fp8 static tensor", channel = "fp8 static channel", block = "fp8 static block 128x128" }
 
@@ -18,27 +18,32 @@ local function scheme_fault(s)
   if s.type ~= "float" or s.bits ~= 8 then
     return ("ct_fp8_moe takes 8-bit float weights, found %s of %s bits"):format(tostring(s.type), tostring(s.bits))
   end
-  if not a or a.type ~= "float" or a.bits ~= 8 then
-    return ("ct_fp8_moe takes 8-bit float activations, found %s"):format(a and ("%s of %s bits"):format(tostring(a.type),
-      tostring(a.bits)) or "none")
+  if a and (a.type ~= "float" or a.bits ~= 8) then
+    return ("ct_fp8_moe takes 8-bit float activations or none, found %s of %s bits"):format(tostring(a.type),
+      tostring(a.bits))
   end
-  if not a.dynamic and (s.strategy ~= "tensor" or a.strategy ~= "tensor") then
-    return ("static activation scales of FP8 experts go %s; found weights by %s, static activations by %s"):format(ACCEPTED,
-      tostring(s.strategy), tostring(a.strategy))
+  if a and not a.dynamic and (s.strategy ~= "tensor" or a.strategy ~= "tensor") then
+    return ("static activation scales of FP8 experts go %s; found weights by %s, static activations by %s"):format(
+      ACCEPTED, tostring(s.strategy), tostring(a.strategy))
   end
   if s.strategy == "block" then
     if type(s.block) == "table" and #s.block == 2 then return end
     return "FP8 weights by block need block = {rows, columns}, found " .. tostring(s.block)
   end
+  if not a then
+    if weight_keys[s.strategy] then return end
+    return ("FP8 experts' weights are scaled by tensor, channel or block, found %s"):format(tostring(s.strategy))
+  end
   local pair = s.strategy == "tensor" and a.strategy == "tensor" or s.strategy == "channel" and a.strategy == "token"
   if not pair then
-    return ("FP8 experts are scaled %s, or their weights by block; found weights by %s, activations by %s"):format(ACCEPTED,
-      tostring(s.strategy), tostring(a.strategy))
+    return ("FP8 experts are scaled %s, or their weights by block; found weights by %s, activations by %s"):format(
+      ACCEPTED, tostring(s.strategy), tostring(a.strategy))
   end
 end
 
 -- What the backends are asked with: any dynamic scale but a token's is the 128-group key (SYSTEMS C-16).
 local function activation_key(s)
+  if not s.activations then return "none" end
   if s.strategy == "block" then return "fp8 dynamic group 128" end
   if s.activations.strategy == "token" then return "fp8 dynamic token" end
   return s.activations.dynamic and "fp8 dynamic group 128" or "fp8 static tensor"
@@ -47,34 +52,31 @@ end
 -- What is quantized at run time: as the scheme says; block weights always with groups.
 local function run_activations(s, switches)
   local a = s.activations
+  if not a then return nil end
   local grouped = s.strategy == "block" or (switches.dynamic_tensor_as_group and a.strategy == "tensor" and a.dynamic)
   if not grouped then return a end
   return { type = "float", bits = 8, symmetric = true, strategy = "group", group = a.group or 128, dynamic = true }
 end
 
-local function set_backend(method, name)
-  local why = kernels.refuses(name, method.scheme, method.switches)
-  if why then return nil, why, "eunsupported" end
-  method.backend, method.monolithic = name, kernels.forms[name].monolithic or false
-  return true
-end
-
 --- new(scheme [, options]) -> method | nil, msg, code
--- scheme: type "float", bits 8, strategy "tensor", "channel" or "block" (block = {bn, bk}), activations likewise.
--- options: backend = one of fp8_kernels.names, or nil: the oracle is asked when the layer is created (device, consumer,
--- choice, packages); fnuz: the platform computes with e4m3fnuz; activations: Marlin's, refused; reduce_max(x): the
--- largest over ranks that exchange experts; compat; log; say(step). (CTM-FP8-01 to CTM-FP8-03, CTM-FP8-13)
+-- scheme: type "float", bits 8, strategy "tensor", "channel" or "block" (block = {bn, bk}), activations likewise, or
+-- none for weight-only kernels. options: backend = one of fp8_kernels.names, or nil: the oracle is asked when the
+-- layer is created (device, consumer, choice, packages), and where none of them is given it is NIBBLE; fnuz: the
+-- platform computes with e4m3fnuz; activations: Marlin's, refused; reduce_max(x): the largest over ranks that exchange
+-- experts; compat; log; say(step). (CTM-FP8-01 to CTM-FP8-03, CTM-FP8-13)
 function M.new(scheme, options)
   local method = common.start(Method, options)
   local fault = scheme_fault(scheme)
   if fault then return nil, fault, "eunsupported" end
-  method.scheme, method.strategy, method.block = scheme, scheme.strategy, scheme.strategy == "block" and scheme.block or nil
+  method.scheme, method.strategy = scheme, scheme.strategy
+  method.block = scheme.strategy == "block" and scheme.block or nil
   method.weight_key, method.activation_key = weight_keys[scheme.strategy], activation_key(scheme)
-  method.run_activations, method.static = run_activations(scheme, method.switches), not scheme.activations.dynamic
+  method.run_activations = run_activations(scheme, method.switches)
+  method.static = scheme.activations ~= nil and not scheme.activations.dynamic
   method.supports_eplb = true
   local wanted = method.options.backend
   if wanted and wanted ~= "auto" then
-    local ok, msg, code = set_backend(method, common.backend_of(kernels.names, wanted, "ct_fp8_moe"))
+    local ok, msg, code = method:set_backend(common.backend_of(kernels.names, wanted, "ct_fp8_moe"))
     if not ok then return nil, msg, code end
   end
   return method
@@ -102,16 +104,8 @@ end
 --- method:create(L) -> true | nil, msg, code: chooses the backend where none was named, registers the parameters.
 -- (CTM-FP8-04 to CTM-FP8-07)
 function Method:create(L)
-  if not self.backend then
-    local ok, msg, code = self:choose(L)
-    if not ok then return nil, msg, code end
-    if not kernels.forms[self.backend] then
-      return nil, ("layer %s: the oracle chose %s, whose form of FP8 experts nibble doesn't have; name one of %s"):format(
-        L.name, self.backend, table.concat(kernels.names, ", ")), "eunsupported"
-    end
-    ok, msg, code = set_backend(self, self.backend)
-    if not ok then return nil, msg, code end
-  end
+  local ok, msg, code = self:choose(L)
+  if not ok then return nil, msg, code end
   local fault = self.block and block_fault(self, L)
   if fault then return nil, fault, "eunsupported" end
   local s13, s2 = scale_shapes(self, L)
@@ -119,9 +113,11 @@ function Method:create(L)
   common.register(L, "w13_weight", { dtype = "f8_e4m3", shape = { L.e, L.s * L.i, L.h } })
   common.register(L, "w2_weight", { dtype = "f8_e4m3", shape = { L.e, L.h, L.i } })
   for _, w in ipairs { "w13", "w2" } do
-    common.register(L, w .. "_weight_scale", { dtype = "f32", shape = w == "w13" and s13 or s2, scale_method = self.strategy, fill = 1 })
+    common.register(L, w .. "_weight_scale", { dtype = "f32", shape = w == "w13" and s13 or s2,
+      scale_method = self.strategy, fill = 1 })
     if self.static then
-      common.register(L, w .. "_input_scale", { dtype = "f32", shape = { L.e }, scale_method = "tensor", shared = true, fill = 1 })
+      common.register(L, w .. "_input_scale", { dtype = "f32", shape = { L.e }, scale_method = "tensor", shared = true,
+        fill = 1 })
     end
   end
   L.state = "created"
@@ -176,13 +172,7 @@ function steps.requantize(method, L, m)
   return true
 end
 
--- (4) the kernel's form.
-function steps.convert(method, L, m)
-  local size, msg, code = kernels.convert(method, L, m)
-  if not size then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  L.i_kernel = size
-  return true
-end
+steps.convert = Method.to_kernel -- (4)
 
 function steps.replace(_, L, m)
   for _, w in ipairs { "w13", "w2" } do
@@ -198,13 +188,11 @@ function Method:process(L)
   self:unprocessed(L)
   local m = {}
   for _, w in ipairs { "w13", "w2" } do
-    m[w], m[w .. "_scale"], m[w .. "_input_scale"] = L:get(w .. "_weight"), L:get(w .. "_weight_scale"), L:get(w .. "_input_scale")
+    m[w], m[w .. "_scale"] = L:get(w .. "_weight"), L:get(w .. "_weight_scale")
+    m[w .. "_input_scale"] = L:get(w .. "_input_scale")
   end
-  for _, name in ipairs { "fnuz", "input", "requantize", "convert", "replace" } do
-    if self.options.say then self.options.say(name) end
-    local ok, msg, code = steps[name](self, L, m)
-    if not ok then return nil, msg, code end
-  end
+  local ok, msg, code = self:run_steps(steps, { "fnuz", "input", "requantize", "convert", "replace" }, L, m)
+  if not ok then return nil, msg, code end
   L.quant = self:quant(L)
   L.state, L.method = "ready", L.quant and self or nil
   return true
@@ -214,8 +202,8 @@ local function inverse(t)
   return tensor.new("f32", t:size(), { 1 / t:get(1) })
 end
 
---- method:quant(L) -> {per_token, per_channel, block_shape, w1_scale, w2_scale, a1_scale, a2_scale [, g1_alphas, g2_alphas,
--- a1_gscale, a2_gscale]} | nil where the backend is NONE
+--- method:quant(L) -> {per_token, per_channel, block_shape, w1_scale, w2_scale, a1_scale, a2_scale [, g1_alphas,
+-- g2_alphas, a1_gscale, a2_gscale]} | nil where the backend is NONE
 -- Weight-only backends get the weights' part alone; FlashInfer's CUTLASS by tensor also α = w_scale * a_scale and the
 -- reciprocal input scales. (CTM-FP8-14)
 function Method:quant(L)
@@ -223,7 +211,8 @@ function Method:quant(L)
   if form[1] == "none" then return nil end
   local out = { w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale", block_shape = self.block }
   if form.weight_only then return out end
-  local token = self.scheme.activations.strategy == "token"
+  local a = self.scheme.activations
+  local token = a ~= nil and a.strategy == "token"
   out.per_token, out.per_channel = token, token
   out.a1_scale, out.a2_scale = L:get "w13_input_scale", L:get "w2_input_scale"
   if self.backend == "FLASHINFER_CUTLASS" and self.static then
@@ -236,28 +225,13 @@ end
 
 -- ---- running -----------------------------------------------------------------------------------
 
-local function expect_kernel(method, L, what)
-  if method.backend == "NONE" then
+--- method:ready(L, what): an error unless the layer is processed and has a kernel; apply and apply_monolithic are
+-- moe_common's. (CTM-FP8-16)
+function Method:ready(L, what)
+  if self.backend == "NONE" then
     error(("layer %s: %s: no backend takes these FP8 experts, so there is no kernel"):format(L.name, what), 3)
   end
-  method:ready(L, what)
-end
-
---- method:apply(L, x, weights, ids [, o]) -> y [T,H] [, shared]: o as moe_common.forward takes it. On a monolithic
--- kernel and before the processing an error. (CTM-FP8-16)
-function Method:apply(L, x, weights, ids, o)
-  self:expect_modular(L)
-  expect_kernel(self, L, "apply")
-  return common.forward(L, x, weights, ids, o, kernels.products(self, L))
-end
-
---- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] [, shared]: o: what moe_common.route takes, and the rest of
--- apply's. (CTM-FP8-16)
-function Method:apply_monolithic(L, x, logits, o)
-  self:expect_monolithic(L)
-  expect_kernel(self, L, "apply_monolithic")
-  local weights, ids = common.route(L, logits, o)
-  return common.forward(L, x, weights, ids, o, kernels.products(self, L))
+  return common.Base.ready(self, L, what)
 end
 
 return M

@@ -7,16 +7,18 @@ local common = require "nibble.methods.moe_common"
 local kernels = require "nibble.methods.nvfp4_kernels"
 
 local M = {}
-local Method = common.class "ct_nvfp4_moe"
+local Method = common.class("ct_nvfp4_moe", kernels, "NVFP4 experts")
 
 local GROUP = 16
 
 local function describe(a)
-  return ("%s %s bits by %s, group %s"):format(tostring(a.type), tostring(a.bits), tostring(a.strategy), tostring(a.group))
+  return ("%s %s bits by %s, group %s"):format(tostring(a.type), tostring(a.bits), tostring(a.strategy),
+    tostring(a.group))
 end
 
 local function is_nvfp4(a)
-  return a.type == "float" and a.bits == 4 and a.strategy == "tensor_group" and a.group == GROUP and a.symmetric ~= false
+  return a.type == "float" and a.bits == 4 and a.strategy == "tensor_group" and a.group == GROUP
+    and a.symmetric ~= false
 end
 
 --- recognizes(scheme) -> true | false, why: symmetric 4-bit floats by tensor_group of 16, activations the same or none.
@@ -36,21 +38,17 @@ local function one_of(set, value, what, names)
   return value
 end
 
-local function set_backend(method, name)
-  local form = kernels.forms[name]
-  if not method.scheme.activations and not form.weight_only then
-    return nil, ("%s takes NVFP4 activations, and these weights are to run with 16-bit ones; MARLIN does that"):format(name),
-      "eunsupported"
-  end
-  method.backend, method.monolithic, method.global_scale_factor = name, form.monolithic or false, form.global or false
-  return true
+function Method:set_backend(name)
+  self.global_scale_factor = kernels.forms[name].global or false
+  return common.Base.set_backend(self, name)
 end
 
 --- new(scheme [, options]) -> method | nil, msg, code
--- scheme: NVFP4, activations NVFP4 (W4A4) or nil (W4A16). options: backend = one of nvfp4_kernels.names, or nil: the oracle
--- is asked when the layer is created (device, consumer, choice, packages); input_reduction = "max" | "per_expert"
--- (SYSTEMS C-17); mismatch = "gate" | "rescale": what becomes of an up projection whose global scale isn't the
--- gate's; activations: Marlin's, refused; compat; log; say(step). (CTM-NVFP4-01, CTM-NVFP4-02, CTM-NVFP4-11)
+-- scheme: NVFP4, activations NVFP4 (W4A4) or nil (W4A16). options: backend = one of nvfp4_kernels.names, or nil: the
+-- oracle is asked when the layer is created (device, consumer, choice, packages), and where none of them is given it
+-- is NIBBLE; input_reduction = "max" | "per_expert" (SYSTEMS C-17); mismatch = "gate" | "rescale": what becomes of an
+-- up projection whose global scale isn't the gate's; activations: Marlin's, refused; compat; log; say(step).
+-- (CTM-NVFP4-01, CTM-NVFP4-02, CTM-NVFP4-11)
 function M.new(scheme, options)
   local ok, why = M.recognizes(scheme)
   if not ok then return nil, why, "eunsupported" end
@@ -61,7 +59,7 @@ function M.new(scheme, options)
   method.reduction = one_of(reductions, o.input_reduction or "max", "input_reduction", "max or per_expert")
   method.mismatch = one_of(mismatches, o.mismatch or "gate", "mismatch", "gate or rescale")
   if o.backend and o.backend ~= "auto" then
-    local set, msg, code = set_backend(method, common.backend_of(kernels.names, o.backend, "ct_nvfp4_moe"))
+    local set, msg, code = method:set_backend(common.backend_of(kernels.names, o.backend, "ct_nvfp4_moe"))
     if not set then return nil, msg, code end
   end
   return method
@@ -69,13 +67,9 @@ end
 
 -- ---- parameters ------------------------------------------------------------------------------
 
-local function choose(method, L)
-  if method.backend then return true end
-  local ok, msg, code = method:choose(L)
-  if not ok then return nil, msg, code end
-  if kernels.forms[method.backend] then return set_backend(method, method.backend) end
-  return nil, ("layer %s: the oracle chose %s, whose form of NVFP4 experts nibble doesn't have; name one of %s"):format(
-    L.name, method.backend, table.concat(kernels.names, ", ")), "eunsupported"
+-- Whether the kernel reads activations in 16 bits.
+local function weight_only(method)
+  return kernels.forms[method.backend].weight_only or not method.scheme.activations
 end
 
 --- method:create(L) -> true | nil, msg, code: chooses the backend where none was named, registers the parameters.
@@ -87,9 +81,11 @@ function Method:create(L)
         "eunsupported"
     end
   end
-  local ok, msg, code = choose(self, L)
+  local ok, msg, code = self:choose(L)
   if not ok then return nil, msg, code end
-  local function register(name, dtype, shape, method) common.register(L, name, { dtype = dtype, shape = shape, scale_method = method }) end
+  local function register(name, dtype, shape, method)
+    common.register(L, name, { dtype = dtype, shape = shape, scale_method = method })
+  end
   register("w13_weight_packed", "u8", { L.e, L.s * L.i, L.h / 2 })
   register("w2_weight_packed", "u8", { L.e, L.h, L.i / 2 })
   register("w13_weight_scale", "f8_e4m3", { L.e, L.s * L.i, L.h / GROUP }, "group")
@@ -108,15 +104,16 @@ end
 
 -- ---- after loading ----------------------------------------------------------------------------
 
--- 1/x of every value of a loaded scale | nil, msg: a zero, which is also what was never loaded, has none. (CTM-NVFP4-07)
+-- 1/x of every value of a loaded scale | nil, msg: a zero, which is also what was never loaded, has none.
+-- (CTM-NVFP4-07)
 local function inverted(L, name)
   local t = L:get(name)
   local out = tensor.new("f32", t:size())
   for i = 1, t:numel() do
     local v = t:get(i)
     if v == 0 or v ~= v or math.abs(v) == math.huge then
-      return nil, ("layer %s: %s of expert %d is %g, expected a finite number other than 0; is it in the checkpoint?"):format(
-        L.name, name, math.floor((i - 1) / (t:numel() / t:size(1))), v), "eformat"
+      return nil, ("layer %s: %s of expert %d is %g, expected a finite number other than 0; is it in the checkpoint?")
+        :format(L.name, name, math.floor((i - 1) / (t:numel() / t:size(1))), v), "eformat"
     end
     out:set(i, 1 / v)
   end
@@ -129,9 +126,8 @@ local steps = {}
 
 -- Every global scale that is needed, before anything changes.
 function steps.check(method, L, m)
-  local weight_only = kernels.forms[method.backend].weight_only
   for _, w in ipairs { "w13", "w2" } do
-    for _, what in ipairs(weight_only and { "weight" } or { "weight", "input" }) do
+    for _, what in ipairs(weight_only(method) and { "weight" } or { "weight", "input" }) do
       local name = w .. "_" .. what .. "_global_scale"
       local all, msg, code = inverted(L, name)
       if not all then return nil, msg, code end
@@ -144,8 +140,8 @@ end
 -- (1) packed weights go by another name from here on.
 function steps.rename(_, L, m)
   for _, w in ipairs { "w13", "w2" } do
-    m[w], m[w .. "_scale"], m[w .. "_bias"] = L:get(w .. "_weight_packed"), L:get(w .. "_weight_scale"), L:get(w .. "_bias")
-    m[w .. "_packed"] = m[w]
+    m[w], m[w .. "_scale"] = L:get(w .. "_weight_packed"), L:get(w .. "_weight_scale")
+    m[w .. "_packed"], m[w .. "_bias"] = m[w], L:get(w .. "_bias")
     L:replace(w .. "_weight_packed", nil)
   end
   return true
@@ -156,8 +152,8 @@ local function rescale(method, L, scales, e, ratio)
   local half = scales[e]:rows(L.i + 1, 2 * L.i)
   local wide = layout.marlin.multiply_scales(half:cast "f32", ratio)
   if wide:stats().absmax > 448 then
-    method:say("warning", ("layer %s: block scales of expert %d's up projection pass 448 when rescaled, and are cut there")
-      :format(L.name, e - 1))
+    method:say("warning", ("layer %s: block scales of expert %d's up projection pass 448 when rescaled, and are cut "
+      .. "there"):format(L.name, e - 1))
   end
   nffi.must(nffi.C.nb_tensor_copy(half, wide:cast("f8_e4m3", { saturate = true })))
 end
@@ -194,11 +190,11 @@ end
 -- Input scales, where the backend's activations are quantized.
 function steps.inputs(method, L, m)
   local form = kernels.forms[method.backend]
-  for _, w in ipairs(form.weight_only and {} or { "w13", "w2" }) do
+  for _, w in ipairs(weight_only(method) and {} or { "w13", "w2" }) do
     local all = m[w .. "_input_global_scale"]
     if form.emulated and method.reduction == "max" and kernels.differs(all) then
-      method:say("warning", ("layer %s: the experts' input global scales differ, and emulation takes the largest factor for "
-        .. "all, which may clip the others; input_reduction = \"per_expert\" keeps each"):format(L.name))
+      method:say("warning", ("layer %s: the experts' input global scales differ, and emulation takes the largest "
+        .. "factor for all, which may clip the others; input_reduction = \"per_expert\" keeps each"):format(L.name))
     end
     m[w .. "_input_scale"] = kernels.input_scale(method.backend, all, method.reduction)
   end
@@ -215,13 +211,7 @@ function steps.bias(method, L, m)
   return true
 end
 
--- (5) the kernel's form.
-function steps.convert(method, L, m)
-  local size, msg, code = kernels.convert(method, L, m)
-  if not size then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  L.i_kernel = size
-  return true
-end
+steps.convert = Method.to_kernel -- (5)
 
 -- (6), (7)
 function steps.publish(_, L, m)
@@ -240,15 +230,13 @@ end
 function Method:process(L)
   self:unprocessed(L)
   local m = {}
-  for _, name in ipairs { "check", "rename", "compare", "invert", "inputs", "bias", "convert", "publish" } do
-    if self.options.say then self.options.say(name) end
-    local ok, msg, code = steps[name](self, L, m)
-    if not ok then
-      for _, w in ipairs { "w13", "w2" } do -- as it was
-        if m[w .. "_packed"] then L:replace(w .. "_weight_packed", m[w .. "_packed"]) end
-      end
-      return nil, msg, code
+  local ok, msg, code = self:run_steps(steps, { "check", "rename", "compare", "invert", "inputs", "bias", "convert",
+    "publish" }, L, m)
+  if not ok then
+    for _, w in ipairs { "w13", "w2" } do -- as it was
+      if m[w .. "_packed"] then L:replace(w .. "_weight_packed", m[w .. "_packed"]) end
     end
+    return nil, msg, code
   end
   L.quant = self:quant(L)
   L.state, L.method = "ready", self
@@ -268,7 +256,7 @@ function Method:quant(L)
   local form = kernels.forms[self.backend]
   local out = { w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale",
     g1_alphas = L:get "w13_weight_scale_2", g2_alphas = L:get "w2_weight_scale_2" }
-  if form.weight_only then return out end
+  if weight_only(self) then return out end
   local a1, a2 = L:get "w13_input_scale", L:get "w2_input_scale"
   if form.emulated then
     out.a1_gscale, out.a2_gscale = a1, a2
@@ -282,23 +270,6 @@ function Method:quant(L)
   return out
 end
 
--- ---- running -----------------------------------------------------------------------------------
-
---- method:apply(L, x, weights, ids [, o]) -> y [T,H] [, shared]: o as moe_common.forward takes it. On a monolithic
--- kernel and before the processing an error. (CTM-NVFP4-18)
-function Method:apply(L, x, weights, ids, o)
-  self:expect_modular(L)
-  self:ready(L, "apply")
-  return common.forward(L, x, weights, ids, o, kernels.products(self, L))
-end
-
---- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] [, shared]: o: what moe_common.route takes, and the rest of
--- apply's. On a modular kernel and before the processing an error. (CTM-NVFP4-18)
-function Method:apply_monolithic(L, x, logits, o)
-  self:expect_monolithic(L)
-  self:ready(L, "apply_monolithic")
-  local weights, ids = common.route(L, logits, o)
-  return common.forward(L, x, weights, ids, o, kernels.products(self, L))
-end
+-- apply and apply_monolithic are moe_common's. (CTM-NVFP4-18)
 
 return M

@@ -2,6 +2,7 @@
 -- checkpoints, for Marlin or for FlashInfer's MXINT4 kernel (SYSTEMS 6.4, CTM-WNA16).
 local tensor = require "nibble.tensor"
 local gemm = require "nibble.gemm"
+local moe = require "nibble.moe"
 local scalars = require "nibble.marlin"
 local common = require "nibble.methods.moe_common"
 local marlin = require "nibble.methods.marlin"
@@ -68,8 +69,8 @@ end
 --- new(scheme [, options]) -> method | nil, msg, code
 -- scheme: type "int", bits 4 or 8, symmetric, strategy "group" or "channel", group, actorder. options: backend = "auto"
 -- (default: FlashInfer's MXINT4 kernel where mxint4_available and groups of 32 and 4 bits, else Marlin), "Marlin" or
--- "Flashinfer"; device, mxint4; activations = nil | "int8" | "fp8" (Marlin's); sms (132): streaming multiprocessors, for
--- the workspace; compat; log. (CTM-WNA16-01, CTM-WNA16-02)
+-- "Flashinfer"; device, mxint4; activations = nil | "int8" | "fp8" (Marlin's); sms (132): streaming multiprocessors,
+-- for the workspace; compat; log. (CTM-WNA16-01, CTM-WNA16-02)
 function M.new(scheme, options)
   local method = common.start(Method, options)
   local o = method.options
@@ -77,13 +78,15 @@ function M.new(scheme, options)
   if fault then return nil, fault, "eunsupported" end
   local backend, msg, code = choose(scheme, o)
   if not backend then return nil, msg, code end
-  method.scheme, method.bits, method.pack_factor, method.type = scheme, scheme.bits, 32 / scheme.bits, types[scheme.bits]
+  method.scheme, method.bits, method.type = scheme, scheme.bits, types[scheme.bits]
+  method.pack_factor = 32 / scheme.bits
   method.strategy, method.group = scheme.strategy, scheme.strategy == "channel" and -1 or scheme.group
   method.activations, method.backend, method.monolithic = o.activations, backend, backend == "Flashinfer"
   -- Only "group" is activation order: "weight" leaves the columns in theirs (SYSTEMS C-13).
   method.act_order = scheme.actorder == "group" or (method.switches.actorder_any and scheme.actorder ~= nil)
   method.sorted = scheme.actorder == "group"
-  method:say("info", ("WNA16 experts on the %s backend (group size %d, %d bits)"):format(backend, method.group, method.bits))
+  method:say("info", ("WNA16 experts on the %s backend (group size %d, %d bits)"):format(backend, method.group,
+    method.bits))
   return method
 end
 
@@ -114,7 +117,8 @@ local function groups_of(method, L)
   local whole = method.act_order
   local size = whole and L.i_full or L.i
   if L.h % method.group ~= 0 then
-    return nil, ("layer %s: the hidden size %d is not a multiple of the group size %d"):format(L.name, L.h, method.group)
+    return nil, ("layer %s: the hidden size %d is not a multiple of the group size %d"):format(L.name, L.h,
+      method.group)
   end
   if size % method.group ~= 0 then
     return nil, ("layer %s: the intermediate size %d is not a multiple of the group size %d; use a smaller "
@@ -143,12 +147,12 @@ function Method:create(L)
   local counts = { groups_w13 = groups13, groups_w2 = groups2, gated = L.gated }
   local function shape(name) return self:weight_shape(name, L.e, L.h, L.i, counts) end
   for _, w in ipairs { "w13", "w2" } do
-    common.register(L, w .. "_weight_packed", { dtype = "i32", shape = shape(w .. "_weight"), transposed = turned, flip = turned,
-      pack_factor = self.pack_factor, packed_dim = turned and 0 or 1 })
-    common.register(L, w .. "_weight_scale", { dtype = L.dtype, shape = shape(w .. "_scale"), transposed = turned, flip = turned,
-      scale_method = self.strategy, whole = w == "w2" and whole, fill = 1 })
-    common.register(L, w .. "_weight_shape", { dtype = self.switches.float_weight_shape and "f32" or "i64", shape = { L.e, 2 },
-      input_dim = 0, whole = true })
+    common.register(L, w .. "_weight_packed", { dtype = "i32", shape = shape(w .. "_weight"), transposed = turned,
+      flip = turned, pack_factor = self.pack_factor, packed_dim = turned and 0 or 1 })
+    common.register(L, w .. "_weight_scale", { dtype = L.dtype, shape = shape(w .. "_scale"), transposed = turned,
+      flip = turned, scale_method = self.strategy, whole = w == "w2" and whole, fill = 1 })
+    common.register(L, w .. "_weight_shape", { dtype = self.switches.float_weight_shape and "f32" or "i64",
+      shape = { L.e, 2 }, input_dim = 0, whole = true })
     local k = w == "w13" and L.h or L.i
     common.register(L, w .. "_weight_g_idx", { dtype = "i32", shape = { L.e, k }, input_dim = 0 })
     common.register(L, w .. "_g_idx_sort_indices", { dtype = "i32", shape = { L.e, k }, input_dim = 0 })
@@ -181,8 +185,9 @@ local ORDER = { "codes", "act_order", "repack", { "scales", "int8" } }
 local function process_marlin(method, L)
   local ms = {}
   for i, w in ipairs { "w13", "w2" } do
-    ms[i] = { words = L:get(w .. "_weight_packed"), order = "gptq", scales = L:get(w .. "_weight_scale"), bits = method.bits,
-      group = method.group, g_idx = method.sorted and L:get(w .. "_weight_g_idx") or nil, activations = method.activations,
+    ms[i] = { words = L:get(w .. "_weight_packed"), order = "gptq", scales = L:get(w .. "_weight_scale"),
+      bits = method.bits, group = method.group, activations = method.activations,
+      g_idx = method.sorted and L:get(w .. "_weight_g_idx") or nil,
       in_place = true, any_width = method.switches.fp8_preprocess_any_width }
   end
   -- The document's K (SYSTEMS C-06): the repacked columns, always above the group, and w2's groups times the group.
@@ -225,56 +230,47 @@ function Method:process(L)
   return true
 end
 
---- method:quant(L) -> {bits = 4, w1_scale, w2_scale, block_shape = {0, group}}: no zero-points; nil for 8 bits. (CTM-WNA16-11)
+--- method:quant(L) -> {bits = 4, w1_scale, w2_scale, block_shape = {0, group}}: no zero-points; nil for 8 bits.
+-- (CTM-WNA16-11)
 function Method:quant(L)
   if self.bits ~= 4 then return nil end
-  return { bits = 4, w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale", block_shape = { 0, self.group } }
+  return { bits = 4, w1_scale = L:get "w13_weight_scale", w2_scale = L:get "w2_weight_scale",
+    block_shape = { 0, self.group } }
 end
 
 -- ---- running -----------------------------------------------------------------------------------
 
--- The two products' descriptions for gemm.marlin.
-local function products(method, L)
+--- method:products(L) -> w13 and w2 for moe.forward, out of the processed words.
+function Method:products(L)
   -- SYSTEMS C-26: a kernel told that K is cut looks for groups by index, which only activation order has.
-  if not L.k_full and not method.sorted then
+  if not L.k_full and not self.sorted then
     error(("layer %s: k_full must be true without activation order in groups, found actorder = %s on %d ranks"):format(
-      L.name, tostring(method.scheme.actorder), L.tp), 3)
+      L.name, tostring(self.scheme.actorder), L.tp), 3)
   end
   local function one(w, k, n, k_full)
-    return { type = method.type, words = L:get(w .. "_weight_packed"), scales = L:get(w .. "_weight_scale"),
-      sorted_g_idx = L:get(w .. "_weight_g_idx"), perm = L:get(w .. "_g_idx_sort_indices"),
-      global = L:get(w .. "_input_global_scale"), group = method.group, k = k, n = n, activations = method.activations,
-      dtype = L.dtype, k_full = k_full }
+    return gemm.marlin_experts { type = self.type, words = L:get(w .. "_weight_packed"),
+      scales = L:get(w .. "_weight_scale"), sorted_g_idx = L:get(w .. "_weight_g_idx"),
+      perm = L:get(w .. "_g_idx_sort_indices"), global = L:get(w .. "_input_global_scale"), group = self.group, k = k,
+      n = n, activations = self.activations, dtype = L.dtype, k_full = k_full }
   end
-  local a, b = one("w13", L.h, L.s * L.i, true), one("w2", L.i, L.h, L.k_full)
-  return { after_w13 = true,
-    w13 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(a, e)) end,
-    w2 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(b, e)) end }
-end
-
---- method:apply(L, x, weights, ids [, o]) -> y [T,H] [, shared]
--- x [T,H] f32, f16 or bf16; weights f32 [T,k]; ids i32 [T,k], global experts from 0. o: router_weight_on_input, inplace,
--- shared_input. Reads the processed words. With FlashInfer's kernel an error. (CTM-WNA16-13)
-function Method:apply(L, x, weights, ids, o)
-  self:expect_modular(L)
-  self:ready(L, "apply")
-  return common.forward(L, x, weights, ids, o, products(self, L))
+  return { after_w13 = true, w13 = one("w13", L.h, L.s * L.i, true), w2 = one("w2", L.i, L.h, L.k_full) }
 end
 
 --- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] bf16
 -- x bf16 [T,H], logits [T,E] of all experts. o: as moe_common.route takes it. With Marlin an error. (CTM-WNA16-14)
 function Method:apply_monolithic(L, x, logits, o)
-  self:expect_monolithic(L)
+  moe.expect(self, "monolithic", L)
   self:ready(L, "apply_monolithic")
   mxint4.check(x, L)
-  local weights, ids = common.route(L, logits, o)
+  local weights, ids = common.route(L, logits, o, "bf16")
   return (common.forward(L, x, weights, ids, { inplace = false }, mxint4.products(L)))
 end
 
 --- method:experts(L, {format = "standard"|"batched", max_tokens =, dispatchers =}) -> experts object
 -- {name = "MarlinExperts" | "BatchedMarlinExperts", quant, w13_g_idx, w2_g_idx, w13_g_idx_sort_indices,
--- w2_g_idx_sort_indices, k_full [, max_tokens, dispatchers]}; the layer gets w13_weight and w2_weight beside its packed names.
--- 8-bit weights, a layer without its quant description, and a batched format without max_tokens are errors. (CTM-WNA16-12)
+-- w2_g_idx_sort_indices, k_full [, max_tokens, dispatchers]}; the layer gets w13_weight and w2_weight beside its
+-- packed names. 8-bit weights, a layer without its quant description, and a batched format without max_tokens are
+-- errors. (CTM-WNA16-12)
 function Method:experts(L, prepare)
   if self.bits ~= 4 then error(("experts: only 4-bit weights have them, found %d bits"):format(self.bits), 2) end
   if not L.quant then
@@ -286,7 +282,9 @@ function Method:experts(L, prepare)
     out[w .. "_g_idx"], out[w .. "_g_idx_sort_indices"] = L:get(w .. "_weight_g_idx"), L:get(w .. "_g_idx_sort_indices")
   end
   if prepare and prepare.format == "batched" then
-    if not prepare.max_tokens then error("experts: the batched format needs max_tokens, the tokens a rank can get", 2) end
+    if not prepare.max_tokens then
+      error("experts: the batched format needs max_tokens, the tokens a rank can get", 2)
+    end
     out.name, out.max_tokens, out.dispatchers = "BatchedMarlinExperts", prepare.max_tokens, prepare.dispatchers or 1
   end
   return out

@@ -1,11 +1,10 @@
 -- methods.fp8_kernels: FP8 experts in each kernel's form, and the products that read it:
---   plain     [w1; w3] as loaded (Triton, vLLM's CUTLASS, the CPU kernels)
+--   plain     [w1; w3] as loaded (Triton, vLLM's CUTLASS, the CPU kernels, nibble's own)
 --   swapped   [w3; w1], the intermediate size filled up (FlashInfer's CUTLASS)
 --   shuffled  the same with FlashInfer TensorRT-LLM's order of rows where scales are per tensor
 --   marlin    words and exponent-folded scales, for 16-bit activations (SYSTEMS 6.3, CTM-FP8-12, CTM-FP8-17)
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
-local act = require "nibble.act"
 local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
 local common = require "nibble.methods.moe_common"
@@ -21,16 +20,20 @@ M.forms = {
   FLASHINFER_CUTLASS = { "swapped", strategies = { tensor = true, block = true } },
   FLASHINFER_TRTLLM = { "shuffled", monolithic = true, strategies = { tensor = true, block = true } },
   MARLIN = { "marlin", weight_only = true, blocks = { 32, 64, 128 } },
-  NONE = { "none" },
+  NONE = { "none" }, NIBBLE = { "plain", blocks = "any", float_input = true },
 }
 
 --- names: the backends above, in the reference's order of priority.
 M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "TRITON", "MARLIN", "BATCHED_VLLM_CUTLASS",
-  "BATCHED_TRITON", "CPU", "NONE" }
+  "BATCHED_TRITON", "CPU", "NONE", "NIBBLE" }
 
 --- refuses(backend, scheme, switches) -> nil, or why the backend can't take these weights.
 function M.refuses(backend, scheme, switches)
   local form = M.forms[backend]
+  if not scheme.activations and not form.weight_only and not form.float_input then
+    return ("%s takes FP8 activations, and these weights are to run with 16-bit ones; MARLIN and CPU do that"):format(
+      backend)
+  end
   if form.strategies and not form.strategies[scheme.strategy] then
     return ("%s takes FP8 scales by tensor or block, found %s"):format(backend, scheme.strategy)
   end
@@ -75,8 +78,8 @@ function convert.shuffled(method, L, m)
   if method.block then return convert.swapped(method, L, m) end
   local size = filled(method, L, m)
   if L.s * size % 32 ~= 0 or L.h % 32 ~= 0 then
-    return nil, ("FLASHINFER_TRTLLM shuffles rows by 32: hidden size %d and %d rows of w13 must be multiples of it"):format(
-      L.h, L.s * size), "eunsupported"
+    return nil, ("FLASHINFER_TRTLLM shuffles rows by 32: hidden size %d and %d rows of w13 must be multiples of it")
+      :format(L.h, L.s * size), "eunsupported"
   end
   m.w13 = layout.experts.take_rows(m.w13, layout.experts.shuffled_rows(L.s * size, L.gated))
   m.w2 = layout.experts.take_rows(m.w2, layout.experts.shuffled_rows(L.h, false))
@@ -109,12 +112,10 @@ function M.convert(method, L, m) return convert[M.forms[method.backend][1]](meth
 -- x times rows first+1 .. first+n of an expert's weight [N,k]; block: rows and columns that share a scale.
 local function product(x, weight, scales, block, first, n)
   local k = weight:size(2)
-  return common.product(x, n, k, block[1] < weight:size(1) and block[1] or 1, function(a, b)
-    local out = tensor.new("f32", { b - a + 1, k })
+  return common.product(x, n, k, block[1] < weight:size(1) and block[1] or 1, function(out, a, b)
     local from, to = math.floor((first + a - 1) / block[1]), math.ceil((first + b) / block[1])
-    nffi.must(nffi.C.nb_dequantize_float(out, weight:rows(first + a, first + b), scales:rows(from + 1, to), nil, block[1],
-      block[2]))
-    return out
+    nffi.must(nffi.C.nb_dequantize_float(out, weight:rows(first + a, first + b), scales:rows(from + 1, to), nil,
+      block[1], block[2]))
   end)
 end
 
@@ -191,13 +192,10 @@ end
 function products.marlin(method, L)
   local group = method.block and method.block[2] or -1
   local function one(w, k, n)
-    return { type = "float8_e4m3fn", words = L:get(w .. "_weight"), scales = L:get(w .. "_weight_scale"), group = group,
-      k = k, n = n, dtype = L.dtype }
+    return gemm.marlin_experts { type = "float8_e4m3fn", words = L:get(w .. "_weight"),
+      scales = L:get(w .. "_weight_scale"), group = group, k = k, n = n, dtype = L.dtype }
   end
-  local a, b = one("w13", L.h, L.s * L.i_kernel), one("w2", L.i_kernel, L.h)
-  return { after_w13 = true,
-    w13 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(a, e)) end,
-    w2 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(b, e)) end }
+  return { after_w13 = true, w13 = one("w13", L.h, L.s * L.i_kernel), w2 = one("w2", L.i_kernel, L.h) }
 end
 
 -- Activations as the kernel sees them. e4m3fnuz' grid is e4m3's with half the scale.
@@ -209,10 +207,7 @@ local function quantizer(method, L)
     local s = L:get(w .. "_input_scale")
     scales[w] = s and s:get(1) / (method.options.fnuz and 2 or 1)
   end
-  return function(t, w)
-    local out, msg = act.quantize_dequantize(t, a, { scale = scales[w] })
-    return out or error(("layer %s: %s"):format(L.name, msg), 0)
-  end
+  return function(t, w) return common.quantize(L, t, a, { scale = scales[w] }) end
 end
 
 --- products(method, L) -> w13, w2 and quantize for moe.forward, reading the processed form.

@@ -6,10 +6,13 @@ local match = require "nibble.match"
 local overrides = require "nibble.formats.overrides"
 local common = require "nibble.methods.config"
 
+local decision = common.decision
+
 local M = {
   name = "auto_gptq", files = { "quantize_config.json" }, activations = { "f16", "bf16" }, min_capability = 75,
   types = { [4] = "uint4b8", [8] = "uint8b128" },
   choices = { marlin = true, gptq = true, gptq_marlin = true, auto_gptq = true },
+  stages = { generic = "moe_wna16", marlin = "gptq_marlin" },
 }
 
 local config_mt = { __index = {} }
@@ -45,7 +48,7 @@ end
 -- act-order without groups is none. -> {bits, group, desc_act, sym, lm_head, rules, layers, type, full}
 function M.new(config, options)
   local where = options and options.where or "the GPTQ config"
-  local c = setmetatable({ full = config, where = where }, config_mt)
+  local c = setmetatable({ full = config, where = where, stages = M.stages }, config_mt)
   local msg, code
   for _, part in ipairs { { "bits", "number", "bits" }, { "group_size", "number", "group" },
     { "desc_act", "boolean", "desc_act" }, { "sym", "boolean", "sym" } } do
@@ -100,10 +103,6 @@ local function rule_of(c, name, fused)
     end
   end
   return first
-end
-
-local function decision(action, method, requirement, fmt, ...)
-  return { action = action, method = method, requirement = requirement, reason = fmt:format(...) }
 end
 
 --- config:method(layer [, {fused =, platform =, capability =}]) -> {action, method, reason, requirement, type =,

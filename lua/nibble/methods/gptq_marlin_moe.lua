@@ -75,18 +75,15 @@ function Method:quant(L)
     block_shape = { 0, self.config.group } }
 end
 
---- method:apply(L, x, weights, ids [, o]) -> y [T,H] in x's dtype: as moe_common.forward, out of the converted words.
-function Method:apply(L, x, weights, ids, o)
-  self:ready(L, "apply")
+--- method:products(L) -> w13 and w2 for moe.forward, out of the converted words.
+function Method:products(L)
   local function product(w, k, n, k_full)
-    local m = { type = self.type, words = L:get(w .. "_qweight"), scales = L:get(w .. "_scales"),
+    return gemm.marlin_experts { type = self.type, words = L:get(w .. "_qweight"), scales = L:get(w .. "_scales"),
       sorted_g_idx = L:get(w .. "_g_idx"), perm = L:get(w .. "_g_idx_sort_indices"),
       global = L:get(w .. "_input_global_scale"), group = self.config.group, k = k, n = n, k_full = k_full,
       activations = self.options.activations, dtype = L.dtype }
-    return function(e, rows) return gemm.marlin(rows, gemm.marlin_expert(m, e)) end
   end
-  return (common.forward(L, x, weights, ids, o, { after_w13 = true, w13 = product("w13", L.h, L.s * L.i, true),
-    w2 = product("w2", L.i, L.h, L.k_full) }))
+  return { after_w13 = true, w13 = product("w13", L.h, L.s * L.i, true), w2 = product("w2", L.i, L.h, L.k_full) }
 end
 
 return M

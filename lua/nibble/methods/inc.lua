@@ -6,6 +6,7 @@ local compute = require "nibble.compute"
 local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
 local linear = require "nibble.methods.linear"
+local tell = require "nibble.methods.tell"
 local tensor = require "nibble.tensor"
 
 local M = { name = "inc_xpu", monolithic = false, min_capability = 0 }
@@ -96,7 +97,7 @@ function M.check_g_idx(self, L)
   local first = g_idx[0] ~= 0 and math.floor(before / per) or 0
   for i = 0, L.k - 1 do
     if g_idx[i] ~= first + math.floor(i / per) then
-      return linear.say(self, "warning", ("layer %s: g_idx puts input %d into group %d, the product takes k // %d = %d: "
+      return tell.say(self, "warning", ("layer %s: g_idx puts input %d into group %d, the product takes k // %d = %d: "
         .. "a checkpoint with activation order gives wrong results here"):format(L.name, i, tonumber(g_idx[i]), per,
         first + math.floor(i / per)))
     end

@@ -1,6 +1,7 @@
 -- methods.inc_config: AutoRound's checkpoints as INC sees them: the config and its checks, what holds for a layer,
 -- and which method the platform gives it (SYSTEMS INC-01 to INC-06, INC-18 to INC-20).
-local marlin = require "nibble.marlin"
+local backends = require "nibble.backends"
+local decide = require "nibble.backends.decide"
 local match = require "nibble.match"
 local overrides = require "nibble.formats.overrides"
 local common = require "nibble.methods.config"
@@ -74,7 +75,7 @@ end
 -- -> {bits, group, sym, packing, data_type, blocks | nil, rules, ignored, backend, full}. (INC-03, INC-04)
 function M.new(config, options)
   local where = options and options.where or "the AutoRound config"
-  local c = setmetatable({ full = config, where = where, ignored = {} }, config_mt)
+  local c = setmetatable({ full = config, where = where, ignored = {}, stages = { generic = "moe_wna16" } }, config_mt)
   local msg, code
   c.bits, msg, code = common.required(config, where, "number", "bits")
   if not c.bits then return nil, msg, code end
@@ -145,8 +146,8 @@ end
 
 --- config:resolve(name, kind [, fused]) -> {bits, group, sym, quantized, is_awq, is_gptq, pack_factor, how, rule} |
 -- nil, msg, code. kind: "linear" | "lm_head" | "moe". The order: the exact key of extra_config; a key that is a
--- dotted suffix; the default by kind (an LM head isn't quantized, unless blocks are named: then what begins with one is); a
--- mixture's sub-entries; a fused layer's shards, if one of them is configured; regex keys; the global values.
+-- dotted suffix; the default by kind (an LM head isn't quantized, unless blocks are named: then what begins with one
+-- is); a mixture's sub-entries; a fused layer's shards, if one of them is configured; regex keys; the global values.
 -- pack_factor is 32 // bits. (INC-01, INC-02, INC-05, INC-06)
 function config_mt.__index.resolve(c, name, kind, fused)
   local function finish(r, how)
@@ -188,94 +189,61 @@ end
 -- Every refusal names layer, backend, bits, symmetry and group. (INC-20)
 local function refuse(layer, r, backend, requirement, why)
   return { action = "refuse", requirement = requirement, reason = ("%s (backend %s, %d bits, %s, group %s): %s"):format(
-    layer.name, backend, r.bits, r.sym and "symmetric" or "asymmetric", tostring(r.group), why) }
+    layer.name, tostring(backend), r.bits, r.sym and "symmetric" or "asymmetric", tostring(r.group), why) }
 end
 
-local function method(name, requirement, fmt, ...)
-  return { action = "method", method = name, requirement = requirement, reason = fmt:format(...) }
+-- The consumers whose tables know a platform's rules, and the methods that their backends stand for.
+local platforms = {
+  xpu = { consumer = "inc-xpu", methods = { ark = "inc_ark", w4a16 = "inc_xpu", w4a8 = "inc_xpu_w4a8" } },
+  cpu = { consumer = "inc-cpu", methods = { ark = "inc_ark", generic = "wna16" } },
+  cuda = { consumer = "inc-cuda", methods = { humming = "wna16", awq = "awq", moe_wna16 = "moe_wna16" } },
+}
+platforms.rocm = platforms.cuda
+-- What runs where Marlin was wanted and can't.
+local instead = { awq = true, moe_wna16 = true }
+
+local function query_of(c, layer, r, o, awq)
+  local p, platform = platforms[o.platform or "cuda"], o.platform or "cuda"
+  return { consumer = p.consumer, kind = layer.kind == "moe" and "moe" or "linear", name = layer.name,
+    device = platform == "cuda" and ("sm_%d"):format(o.capability or 90) or platform,
+    weight = { type = c.data_type == "int" and "int" or "float", bits = r.bits, symmetric = r.sym,
+      group = type(r.group) == "number" and r.group or nil, format = awq and "awq" or "gptq" },
+    n = layer.n, k = layer.k, k_full = layer.k_full or layer.k, hidden = layer.hidden,
+    intermediate = layer.intermediate, tile_padding = true, packages = o.packages }
 end
 
-local function unavailable(ark) return ark.error or "it was not probed" end
-
-local routes = {}
-
-function routes.xpu(_, layer, r, backend, o)
-  if (r.bits ~= 2 and r.bits ~= 4) or not r.sym then
-    return refuse(layer, r, backend, "INC-18", "the XPU takes 2 or 4 bits, symmetric")
+-- The platform's kernel by the oracle's table. (INC-18, INC-19)
+local function by_table(c, layer, r, backend, o)
+  local p, awq = platforms[o.platform or "cuda"], r.is_awq and not r.is_gptq
+  local q = query_of(c, layer, r, o, awq)
+  if contains(M.kernels, backend) and p.methods[backend] then q.backend = backend end
+  local found, msg, _, rejected = backends.select(q, { change = false })
+  if not found then
+    local why = rejected and #rejected > 0 and decide.reasons_text(rejected) or msg
+    return refuse(layer, r, backend, p.consumer == "inc-cuda" and "INC-19" or "INC-18", why)
   end
-  local ark = o.ark or {}
-  if backend == "w4a16" or backend == "w4a8" then
-    if r.bits ~= 4 then return refuse(layer, r, backend, "INC-18", backend .. " takes 4 bits only") end
-    if backend == "w4a16" then return method("inc_xpu", "INC-18", "the backend w4a16 was asked for") end
-    if r.group <= 0 or r.group % 32 ~= 0 then
-      return refuse(layer, r, backend, "INC-18", "w4a8 needs a group size above 0 that 32 divides")
+  local kind = awq and ("uint%d"):format(r.bits) or ("uint%db%d"):format(r.bits, 2 ^ (r.bits - 1))
+  local out = { action = "method", method = p.methods[found.backend] or awq and "awq_marlin" or "gptq_marlin",
+    requirement = found.requirement, type = kind }
+  if instead[found.backend] then
+    local why = found.rejected[1].reason
+    out.action, out.reason = "fallback", "Marlin does not take it: " .. why
+    if found.backend == "awq" then
+      out.warning = ("%s: Marlin does not take it (%s): falling back to unoptimized AWQ"):format(layer.name, why)
     end
-    if (layer.k or 0) % 8 ~= 0 or (layer.n or 0) % 8 ~= 0 then
-      return refuse(layer, r, backend, "INC-18",
-        ("w4a8 needs sizes that 8 divides, found %s×%s"):format(layer.n, layer.k))
-    end
-    return method("inc_xpu_w4a8", "INC-18", "the backend w4a8 was asked for; under 512 tokens it computes as w4a16")
+    return out
   end
-  if ark.available then return method("inc_ark", "INC-18", "ARK is there") end
-  if backend == "ark" then
-    return refuse(layer, r, backend, "INC-18", "ARK was asked for and is not there: " .. unavailable(ark))
-  end
-  if r.bits == 2 then return refuse(layer, r, backend, "INC-18", "2 bits need ARK: " .. unavailable(ark)) end
-  return method("inc_xpu", "INC-18", "4 bits, symmetric; ARK is not there (%s)", unavailable(ark))
-end
-
-function routes.cpu(_, layer, r, backend, o)
-  if r.is_gptq and r.bits == 4 and r.sym then
-    local ark = o.ark or {}
-    if ark.available then return method("inc_ark", "INC-18", "GPTQ packing, 4 bits, symmetric: ARK is there") end
-    if backend == "ark" then
-      return refuse(layer, r, backend, "INC-18", "ARK was asked for and is not there: " .. unavailable(ark))
-    end
-    return method("wna16", "INC-18", "GPTQ packing, 4 bits, symmetric; ARK is not there, so a generic kernel")
-  end
-  return refuse(layer, r, backend, "INC-18", "the CPU takes GPTQ packing, 4 bits, symmetric")
-end
-
-function routes.cuda(_, layer, r, backend, o)
-  if r.bits ~= 4 and r.bits ~= 8 then
-    if not r.sym then return refuse(layer, r, backend, "INC-19", "only 4 and 8 bits, symmetric, are supported") end
-    return method("wna16", "INC-18", "%d bits: Marlin takes 4 and 8, so another kernel", r.bits)
-  end
-  local awq = r.is_awq and not r.is_gptq
-  if not awq and not r.sym then
-    return refuse(layer, r, backend, "INC-19", "with GPTQ packing only 4 and 8 bits, symmetric, are supported")
-  end
-  local kind = awq and (r.bits == 4 and "uint4" or "uint8") or (r.bits == 4 and "uint4b8" or "uint8b128")
-  local ok, reason = marlin.supported(kind, r.group, awq, o.capability or 90, o.platform)
-  if ok and layer.kind == "moe" then
-    ok, reason = marlin.supports_moe(layer.hidden, layer.intermediate, r.group, { platform = o.platform, pad = true })
-  elseif ok then
-    ok, reason = marlin.supports_layer(layer.n, layer.k, layer.k_full or layer.k, r.group, true)
-  end
-  local out
-  if ok then
-    out = method(awq and "awq_marlin" or "gptq_marlin", "INC-19", "%s packing, %s: Marlin takes it",
-      awq and "AWQ" or "GPTQ", kind)
-  elseif layer.kind == "moe" then
-    out = method("moe_wna16", "INC-19", "Marlin does not take it: %s", reason)
-    out.action = "fallback"
-  elseif awq then
-    out = method("awq", "INC-19", "Marlin does not take it: %s", reason)
-    out.action = "fallback"
-    out.warning = ("%s: Marlin does not take it (%s): falling back to unoptimized AWQ"):format(layer.name, reason)
-  else
-    return refuse(layer, r, backend, "INC-19",
-      "only 4 and 8 bits, symmetric, with a group size that Marlin takes, are supported: " .. reason)
-  end
-  out.type = kind
+  out.reason = q.backend and ("the backend %s was asked for"):format(backend)
+    or ("%s packing, %d bits, %s: %s takes it"):format(awq and "AWQ" or "GPTQ", r.bits,
+      r.sym and "symmetric" or "asymmetric", found.backend)
+  if found.note then out.reason = out.reason .. "; " .. found.note end
   return out
 end
 
-routes.rocm = routes.cuda
-
---- config:method(layer [, {fused =, platform = "cuda", capability =, backend =, ark = {available =, error =}}])
+--- config:method(layer [, {fused =, platform = "cuda", capability =, backend =, packages =}])
 -- -> {action, method, reason, requirement, resolved =} | nil where the class says nothing | nil, msg, code
--- backend: the user's, else the file's. layer as in awq_config. (INC-05, INC-06, INC-18 to INC-20)
+-- backend: the user's, else the file's; packages: as backends.select's ("auto_round_kernel" is ARK); layer as in
+-- awq_config. (INC-05, INC-06, INC-18 to INC-20)
 function config_mt.__index.method(c, layer, options)
   local o = options or {}
   if layer.kind ~= "linear" and layer.kind ~= "lm_head" and layer.kind ~= "moe" then return nil end
@@ -287,15 +255,14 @@ function config_mt.__index.method(c, layer, options)
   end
   local backend = o.backend or c.backend
   if not contains(M.backends, backend) and not contains(M.kernels, backend) then
-    return nil, ("%s: backend = %s; expected %s, or %s on the XPU"):format(layer.name, tostring(backend),
-      table.concat(M.backends, ", "), table.concat(M.kernels, ", ")), "einval"
+    return nil, refuse(layer, r, backend, "INC-18", ("unknown backend; expected %s, or %s on the XPU"):format(
+      table.concat(M.backends, ", "), table.concat(M.kernels, ", "))).reason, "einval"
   end
-  local route = routes[o.platform or "cuda"]
-  if not route then
-    return nil, ("%s: INC has no method on %s; known: cpu, cuda, rocm, xpu"):format(layer.name, tostring(o.platform)),
-      "eunsupported"
+  if not platforms[o.platform or "cuda"] then
+    return nil, refuse(layer, r, backend, "INC-18", ("INC has no method on %s; known: cpu, cuda, rocm, xpu"):format(
+      tostring(o.platform))).reason, "eunsupported"
   end
-  local out = route(c, layer, r, backend, o)
+  local out = by_table(c, layer, r, backend, o)
   out.resolved = r
   out.reason = out.action == "refuse" and out.reason or ("%s; %s"):format(out.reason, r.how)
   return out

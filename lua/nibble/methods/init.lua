@@ -1,22 +1,23 @@
 -- methods: the systems' methods by name, which of them can take a checkpoint's layer, and
 -- running layers through them: parameters made, loaded, processed, applied (methods.runner).
 local common = require "nibble.formats.common"
+local text = require "nibble.text"
 
 local M = {}
 
--- Name -> the kinds of layer, in the order of M.names().
+-- In the order in which they are tried. named: only where it is asked for (pymllm's is the same as awq_marlin).
 local list = {
   { name = "awq_marlin", kind = "linear", title = "AWQ on Marlin, dense" },
   { name = "awq", kind = "linear", title = "AWQ without Marlin, dense" },
-  { name = "pymllm", kind = "linear", title = "pymllm's AWQ on Marlin, dense" },
+  { name = "pymllm", kind = "linear", named = true, title = "pymllm's AWQ on Marlin, dense" },
   { name = "inc", kind = "linear", title = "AutoRound (INC) W4A16, dense" },
   { name = "awq_marlin_moe", kind = "moe", title = "AWQ on Marlin, experts" },
   { name = "gptq_marlin_moe", kind = "moe", title = "GPTQ on Marlin, experts" },
   { name = "moe_wna16", kind = "moe", title = "AWQ and GPTQ in the generic kernels' bytes, experts" },
   { name = "ct_wna16_moe", kind = "moe", title = "compressed-tensors integers on Marlin, experts" },
+  { name = "w4a8_moe", kind = "moe", title = "compressed-tensors W4A8-int8 on the CPU, experts" },
   { name = "ct_fp8_moe", kind = "moe", title = "compressed-tensors FP8, experts" },
   { name = "ct_nvfp4_moe", kind = "moe", title = "compressed-tensors NVFP4, experts" },
-  { name = "w4a8_moe", kind = "moe", title = "compressed-tensors W4A8-int8 on the CPU, experts" },
 }
 
 local by_name = {}
@@ -34,7 +35,7 @@ end
 --- get(name) -> the method's module (its new, create, process, apply) | nil, msg, code
 function M.get(name)
   if not by_name[name] then
-    return nil, ("unknown method %q%s"):format(tostring(name), require("nibble.text").did_you_mean(tostring(name), M.names())), "einval"
+    return nil, ("unknown method %q%s"):format(tostring(name), text.did_you_mean(tostring(name), M.names())), "einval"
   end
   return require("nibble.methods." .. name)
 end
@@ -86,12 +87,13 @@ end
 local function compressed(fits, says)
   return function(rec, s)
     if rec.format ~= "compressed-tensors" then return nil, "not a compressed-tensors checkpoint" end
-    if not fits(s) then return nil, says end
+    if not fits(s, rec) then return nil, says end
     return s
   end
 end
-takes.ct_wna16_moe = compressed(function(s) return s.type == "int" and not s.activations and s.symmetric end,
-  "not weight-only symmetric integers")
+takes.ct_wna16_moe = compressed(function(s, rec)
+  return s.type == "int" and not s.activations and s.symmetric and rec.tensors.weight_packed ~= nil
+end, "not weight-only symmetric integers in words")
 takes.w4a8_moe = compressed(function(s) return s.type == "int" and s.bits == 4 and s.activations ~= nil end,
   "not 4-bit integers with 8-bit activations")
 takes.ct_fp8_moe = compressed(function(s) return s.type == "float" and s.bits == 8 and s.strategy ~= "group" end, "not FP8")
@@ -110,15 +112,15 @@ function M.config(name, rec, o)
   return takes[name](rec, s)
 end
 
--- The order in which they are tried; pymllm's is the same as awq_marlin and runs only when it is named.
-local order = { linear = { "awq_marlin", "awq", "inc" },
-  moe = { "awq_marlin_moe", "gptq_marlin_moe", "moe_wna16", "ct_wna16_moe", "w4a8_moe", "ct_fp8_moe", "ct_nvfp4_moe" } }
-
 --- candidates(kind [, wanted]) -> names to try for a layer, in order
 -- wanted: nil or "auto": all; else one name, alone where it is of that kind.
 function M.candidates(kind, wanted)
-  if wanted == nil or wanted == "auto" then return order[kind] end
-  return by_name[wanted] and by_name[wanted].kind == kind and { wanted } or {}
+  local out = {}
+  for _, entry in ipairs(list) do
+    local tried = wanted == entry.name or (wanted == nil or wanted == "auto") and not entry.named
+    if entry.kind == kind and tried then out[#out + 1] = entry.name end
+  end
+  return out
 end
 
 return M

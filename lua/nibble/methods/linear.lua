@@ -1,5 +1,5 @@
 -- methods.linear: what the linear methods share: rows in, outputs out, the bias with
--- its tag, sizes of groups on a rank, and the kernel's name told once.
+-- its tag, sizes of groups on a rank.
 local ffi = require "ffi"
 local tensor = require "nibble.tensor"
 
@@ -58,16 +58,6 @@ function M.groups(L, group)
   return L.k / group
 end
 
---- say(method, level, sentence): once; into method.messages {{level =, text =}, …} and options.log(level, text).
-function M.say(method, level, sentence)
-  method.messages = method.messages or {}
-  for _, m in ipairs(method.messages) do
-    if m.text == sentence then return end
-  end
-  method.messages[#method.messages + 1] = { level = level, text = sentence }
-  if method.options.log then method.options.log(level, sentence) end
-end
-
 --- add_bias(y, bias) -> y f32 [m,n] with bias [n], rounded as y's dtype is: y's values are first rounded to dtype.
 function M.add_bias(y, bias, dtype)
   if dtype ~= "f32" then y = y:cast(dtype):cast "f32" end
@@ -77,16 +67,6 @@ function M.add_bias(y, bias, dtype)
     for c = 0, n - 1 do p[i * n + c] = p[i * n + c] + from[c] end
   end
   return y
-end
-
---- teller(what) -> function(log, name): "Using NAME for WHAT", once a name and process. log: function(level, message) | nil
-function M.teller(what)
-  local told = {}
-  return function(log, name)
-    if told[name] or not log then return end
-    told[name] = true
-    log("info", ("Using %s for %s"):format(name, what))
-  end
 end
 
 return M

@@ -55,7 +55,8 @@ function step.codes(m)
     return
   end
   -- any_width: 8-bit words too, as if they held 4-bit codes (SYSTEMS C-12): for comparison only.
-  m.words = layout.marlin.fp8_preprocess(m.words, m.zeros, { bits = m.any_width and 4 or m.bits, in_place = m.in_place })
+  m.words = layout.marlin.fp8_preprocess(m.words, m.zeros,
+    { bits = m.any_width and 4 or m.bits, in_place = m.in_place })
   m.scales = layout.marlin.multiply_scales(m.scales, 512)
 end
 
@@ -137,7 +138,8 @@ end
 -- default the matrix's own (MRL-22). Peers pass another one for experts, which differs when g >= that K (SYSTEMS
 -- C-06): for comparison only.
 function M.prepare(m)
-  local outs, msg, code = M.prepare_all({ m }, { "codes", "pad", "act_order", "repack", "scales", "int8", "zeros", "bias" })
+  local outs, msg, code = M.prepare_all({ m },
+    { "codes", "pad", "act_order", "repack", "scales", "int8", "zeros", "bias" })
   if not outs then return nil, msg, code end
   return outs[1]
 end

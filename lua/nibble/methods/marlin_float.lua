@@ -68,7 +68,7 @@ end
 -- The smallest factor that every matrix of the layer allows, their largest scale's, is one factor for all.
 local function finish(m, x)
   local a8 = m.activations ~= nil
-  local out = { words = layout.marlin.repack(x.words, x.bits, a8) }
+  local out = { words = layout.marlin.repack_here(x.words, x.bits, { order = "gptq", a8 = a8 }) } -- load made them
   local scales = m.kind == "nvfp4" and x.scales:cast(m.dtype) or x.scales
   scales = layout.marlin.permute_scales(scales, x.k, x.group, a8)
   if m.kind == "fp8" then

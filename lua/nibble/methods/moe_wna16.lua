@@ -151,22 +151,16 @@ end
 
 -- ---- forward ---------------------------------------------------------------------
 
-local function expert(t, e)
-  local shape = t:size()
-  table.remove(shape, 1)
-  return t:rows(e + 1, e + 1):reshape(shape)
-end
-
 -- function(e, rows) -> rows times expert e's matrix [N,K].
 local function product(self, L, w, n, k, bias)
   local bits = self.config.bits
   return function(e, rows)
-    local codes = expert(L:get(w .. "_qweight"), e)
+    local codes = L:get(w .. "_qweight")[e + 1]
     local words = bits == 4 and codes:as("i32", { n, k / 8 })
     return gemm.packed(rows, {
-      n = n, k = k, bits = bits, scales_nk = expert(L:get(w .. "_scales"), e),
-      zeros_nk = L:get(w .. "_qzeros") and unpack_zeros(expert(L:get(w .. "_qzeros"), e), bits) or nil,
-      bias = bias and L:get(w .. "_bias") and expert(L:get(w .. "_bias"), e) or nil,
+      n = n, k = k, bits = bits, scales_nk = L:get(w .. "_scales")[e + 1],
+      zeros_nk = L:get(w .. "_qzeros") and unpack_zeros(L:get(w .. "_qzeros")[e + 1], bits) or nil,
+      bias = bias and L:get(w .. "_bias") and L:get(w .. "_bias")[e + 1] or nil,
       read = function(tile, row)
         if words then layout.ct.unpack(words, bits, tile, row)
         else ffi.copy(tile.data, codes:rows(row, row + tile:size(1) - 1).data, tile:bytes()) end

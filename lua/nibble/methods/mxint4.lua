@@ -1,7 +1,6 @@
 -- methods.mxint4: experts of signed 4-bit integers in groups of 32 as FlashInfer's TensorRT-LLM
 -- kernel reads them: gate and up rows alternate, rows are shuffled for its transposed products, bytes
 -- lie in blocks of 128 along K, scales in the tensor cores' order (SYSTEMS CTM-WNA16-08, CTM-WNA16-14).
-local tensor = require "nibble.tensor"
 local layout = require "nibble.layout"
 local nffi = require "nibble.ffi"
 local common = require "nibble.methods.moe_common"
@@ -18,7 +17,8 @@ function M.refuses(L)
   end
   for _, size in ipairs { { "hidden", L.h }, { "intermediate", L.i } } do
     if size[2] % (2 * BLOCK) ~= 0 then
-      return ("layer %s: MXINT4 needs a multiple of %d as %s size, found %d"):format(L.name, 2 * BLOCK, size[1], size[2])
+      return ("layer %s: MXINT4 needs a multiple of %d as %s size, found %d"):format(L.name, 2 * BLOCK, size[1],
+        size[2])
     end
   end
 end
@@ -34,7 +34,8 @@ end
 -- Where rows and blocks came from.
 local function inverse_orders(n, columns, gated)
   local rows = row_order(n, gated)
-  return { rows = layout.experts.inverse_order(rows), blocks = layout.experts.inverse_order(block_order(rows, columns)) }
+  local inverse = layout.experts.inverse_order
+  return { rows = inverse(rows), blocks = inverse(block_order(rows, columns)) }
 end
 
 --- prepare(words, scales, gated) -> bytes u8 [E, K/256, N, 128], scales bf16 [E, N*Kp] | nil, msg, code
@@ -57,7 +58,8 @@ end
 
 local function unpack_expert(bytes, scales, from)
   local columns, n = bytes:size(1), bytes:size(2)
-  local words = layout.experts.take_rows(bytes:reshape { n * columns, BLOCK }, from.blocks):as("i32", { n, columns * BLOCK / 4 })
+  local plain_bytes = layout.experts.take_rows(bytes:reshape { n * columns, BLOCK }, from.blocks)
+  local words = plain_bytes:as("i32", { n, columns * BLOCK / 4 })
   local groups = columns * BLOCK * 2 / GROUP
   local plain = layout.marlin.unswizzle_blockscale(scales:reshape { n, math.ceil(groups / 4) * 4 }, n, groups)
   return layout.experts.flip_int4(words), layout.experts.take_rows(plain, from.rows)
@@ -85,10 +87,8 @@ end
 local function product(L, w, from, e, x)
   local words, s = unpack_expert(L:get(w .. "_weight_packed")[e + 1], L:get(w .. "_weight_scale")[e + 1], from)
   local n, k = words:size(1), words:size(2) * 8
-  return common.product(x, n, k, 1, function(a, b)
-    local out = tensor.new("f32", { b - a + 1, k })
+  return common.product(x, n, k, 1, function(out, a, b)
     nffi.must(nffi.C.nb_dequantize(out, layout.ct.unpack(words:rows(a, b), 4, k), s:rows(a, b), nil, nil, 4))
-    return out
   end)
 end
 

@@ -3,11 +3,10 @@
 --   swapped    the same with [w3; w1] instead of [w1; w3] (FlashInfer's CUTLASS and B12X)
 --   shuffled   the same with FlashInfer TensorRT-LLM's order of rows
 --   marlin     words, scales and global scales for 16-bit activations
---   plain      as loaded (emulation)
+--   plain      as loaded (emulation, nibble's own)
 -- (SYSTEMS 6.1, CTM-NVFP4-12 to CTM-NVFP4-16)
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
-local act = require "nibble.act"
 local compute = require "nibble.compute"
 local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
@@ -24,11 +23,19 @@ M.forms = {
   FLASHINFER_CUTLASS = { "swapped", global = true }, FLASHINFER_B12X = { "swapped", global = true },
   FLASHINFER_CUTEDSL_BATCHED = { "swizzled", global = true },
   VLLM_CUTLASS = { "swizzled" }, MARLIN = { "marlin", weight_only = true }, EMULATION = { "plain", emulated = true },
+  NIBBLE = { "plain", float_input = true },
 }
 
 --- names: the backends above, in the reference's order of priority.
-M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "MARLIN", "EMULATION",
-  "FLASHINFER_B12X" }
+M.names = { "FLASHINFER_TRTLLM", "FLASHINFER_CUTEDSL_BATCHED", "FLASHINFER_CUTLASS", "VLLM_CUTLASS", "MARLIN",
+  "EMULATION", "FLASHINFER_B12X", "NIBBLE" }
+
+--- refuses(backend, scheme) -> nil, or why the backend can't take these weights.
+function M.refuses(backend, scheme)
+  local form = M.forms[backend]
+  if scheme.activations or form.weight_only or form.float_input then return end
+  return ("%s takes NVFP4 activations, and these weights are to run with 16-bit ones; MARLIN does that"):format(backend)
+end
 
 -- ---- input scales ------------------------------------------------------------------------------
 
@@ -72,8 +79,8 @@ local function filled(backend, L, m)
   local want = math.ceil(rows / 128) * 128
   if want == rows then return L.i end
   if L.gated then
-    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; use an "
-      .. "intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
+    return nil, ("%s: gate and up of %d rows together would have to be filled up to %d, which would tear them apart; "
+      .. "use an intermediate size in multiples of 64, or MARLIN"):format(backend, rows, want), "eunsupported"
   end
   local pad = layout.experts.pad
   m.w13, m.w13_scale = pad(m.w13, want, L.h / 2), pad(m.w13_scale, want, L.h / GROUP)
@@ -121,12 +128,13 @@ end
 function convert.marlin(method, L, m)
   local size, msg, code = marlin_float.padded_moe(L.h, L.i)
   if not size then return nil, msg, code end
-  method:say("warning", "NVFP4 experts on Marlin compute with 16-bit activations: the device lacks FP4 products, or they "
-    .. "were not asked for")
+  method:say("warning", "NVFP4 experts on Marlin compute with 16-bit activations: the device lacks FP4 products, or "
+    .. "they were not asked for")
   for _, w in ipairs { "w13", "w2" } do
     local negative = m[w .. "_scale"]:stats().min < 0
     if negative then
-      method:say("warning", ("layer %s: %s has negative block scales, which Marlin's form can't hold"):format(L.name, w))
+      method:say("warning", ("layer %s: %s has negative block scales, which Marlin's form can't hold"):format(L.name,
+        w))
     end
     local out
     out, msg, code = marlin_float.prepare_moe { kind = "nvfp4", weight = m[w], scale = m[w .. "_scale"],
@@ -158,12 +166,10 @@ end
 local function product(x, first, n, bias, weight, scales, divisor)
   local k = weight:size(2) * 2
   x = layout.experts.pad(x, x:size(1), k)
-  return common.product(x, n, k, 1, function(a, b)
+  return common.product(x, n, k, 1, function(out, a, b)
     local bytes = weight:rows(first + a, first + b)
     local codes = layout.ct.unpack(bytes:as("i32", { b - a + 1, k / 8 }), 4, k)
-    local out = tensor.new("f32", { b - a + 1, k })
     nffi.must(nffi.C.nb_dequantize_float(out, codes, scales:rows(first + a, first + b), divisor, 1, GROUP))
-    return out
   end, bias)
 end
 
@@ -206,13 +212,11 @@ end
 
 function products.marlin(L)
   local function one(w, k, n)
-    return { type = "float4_e2m1f", words = L:get(w .. "_weight"), scales = L:get(w .. "_weight_scale"), group = GROUP,
-      global = L:get(w .. "_weight_scale_2"), bias = L:get(w .. "_bias"), k = k, n = n, dtype = L.dtype }
+    return gemm.marlin_experts { type = "float4_e2m1f", words = L:get(w .. "_weight"),
+      scales = L:get(w .. "_weight_scale"), global = L:get(w .. "_weight_scale_2"), bias = L:get(w .. "_bias"),
+      group = GROUP, k = k, n = n, dtype = L.dtype }
   end
-  local a, b = one("w13", L.h, L.s * L.i_kernel), one("w2", L.i_kernel, L.h)
-  return { after_w13 = true,
-    w13 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(a, e)) end,
-    w2 = function(e, x) return gemm.marlin(x, gemm.marlin_expert(b, e)) end }
+  return { after_w13 = true, w13 = one("w13", L.h, L.s * L.i_kernel), w2 = one("w2", L.i_kernel, L.h) }
 end
 
 -- The activations' global factor is the reciprocal of the input scale; emulation holds it already. (CTM-NVFP4-13)
@@ -221,8 +225,7 @@ local function quantizer(method, L)
   if form.weight_only or not a then return nil end
   return function(t, w, e)
     local s = L:get(w .. "_input_scale"):get(e + 1)
-    local out, msg = act.quantize_dequantize(t, a, { global = form.emulated and s or 1 / s })
-    return out or error(("layer %s: %s"):format(L.name, msg), 0)
+    return common.quantize(L, t, a, { global = form.emulated and s or 1 / s })
   end
 end
 

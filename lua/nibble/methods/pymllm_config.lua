@@ -22,7 +22,7 @@ end
 -- counts for nothing. (MRL-53)
 function M.new(config, options)
   local where = options and options.where or "the AWQ config"
-  local c = setmetatable({ full = config, where = where, skip = {} }, config_mt)
+  local c = setmetatable({ full = config, where = where, skip = {}, stages = {} }, config_mt)
   local msg, code
   c.bits, msg, code = common.optional(config, where, "number", 4, "bits", "w_bit")
   if not c.bits then return nil, msg, code end
@@ -38,22 +38,13 @@ function M.new(config, options)
   return c
 end
 
--- pymllm's own limits: no check of types, SM 80.
-local function supported(c, capability)
-  local before = marlin.policy
-  marlin.policy = "pymllm"
-  local ok, reason = marlin.supported(c.type, c.group, c.zero_point, capability)
-  marlin.policy = before
-  return ok, reason
-end
-
 --- config:method(layer [, {policy = "raise" | "fallback", capability =}]) -> {action, method, reason, requirement} | nil
 -- Every linear layer; a shape that Marlin doesn't take is refused (MRL-05, C-05), or with policy "fallback" falls
 -- back.
 function config_mt.__index.method(c, layer, options)
   local o = options or {}
   if layer.kind ~= "linear" then return nil end
-  local ok, reason = supported(c, o.capability)
+  local ok, reason = marlin.supported(c.type, c.group, c.zero_point, o.capability, nil, "pymllm")
   local requirement = "MRL-06"
   if ok then
     requirement = "MRL-05"

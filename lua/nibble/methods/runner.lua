@@ -140,7 +140,7 @@ end
 local function moe_layer(prefix, rec, o, hidden)
   return layer.new { name = prefix .. ".experts", kind = "moe", dtype = rec.dtype_of_layer or rec.dtype, experts = o.count,
     hidden = hidden, intermediate = o.intermediate, top = o.top, activation = "silu", disable_inplace = true,
-    router = { method = o.normalize and "renormalize" or "default", normalize = o.normalize } }
+    router = { routing = o.normalize and "renormalize" or "default" } }
 end
 
 -- Codes as signed bytes, for methods that load them unpacked from a checkpoint that packs them.
@@ -212,7 +212,7 @@ function Runner:experts(prefix, o, x, logits, weights, ids)
   if not L then L, msg, code = experts(self, prefix, o, x:size(2)) end
   if not L then return nil, msg, code end
   local method = self.plans[prefix].method
-  if method.monolithic then return method:apply_monolithic(L, x, logits, L.options.router) end
+  if method.monolithic then return method:apply_monolithic(L, x, logits) end
   return method:apply(L, x, weights, ids)
 end
 

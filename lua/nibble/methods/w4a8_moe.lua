@@ -8,6 +8,7 @@ local ffi = require "ffi"
 local tensor = require "nibble.tensor"
 local compat = require "nibble.compat"
 local moe = require "nibble.moe"
+local common = require "nibble.methods.moe_common"
 local nffi = require "nibble.ffi"
 local C, must = nffi.C, nffi.must
 
@@ -163,19 +164,12 @@ function M.unpack(packed, n, k, group)
   return codes, scales, bias
 end
 
--- Matrix e (1-based) of a stack [E, …].
-local function matrix(t, e)
-  local shape = t:size()
-  table.remove(shape, 1)
-  return t:rows(e, e):reshape(shape)
-end
-
 local function pack_stack(method, L, w)
   local weight, scale, bias = L:get(w .. "_weight"), L:get(w .. "_weight_scale"), L:get(w .. "_bias")
   local out
   for e = 1, L.e do
     nffi.stop_check()
-    local packed, msg, code = M.pack(matrix(weight, e), matrix(scale, e), bias and matrix(bias, e), method.group)
+    local packed, msg, code = M.pack(weight[e], scale[e], bias and bias[e], method.group)
     if not packed then return nil, ("layer %s: %s of expert %d: %s"):format(L.name, w, e - 1, msg), code end
     out = out or tensor.new("u8", { L.e, packed:numel() })
     must(C.nb_tensor_copy(out:rows(e, e), packed:reshape { 1, packed:numel() }))
@@ -213,7 +207,7 @@ function Method.quant() return nil end
 --- method:unpack(L, which, expert) -> codes i8, scales, bias f32 of "w13" or "w2" of an expert (0-based). (CTM-W4A8-08)
 function Method:unpack(L, which, expert)
   local packed = L:get(which .. "_weight_packed")
-  return M.unpack(matrix(packed, expert + 1), L[which .. "_out"], L[which .. "_in"], self.group)
+  return M.unpack(packed[expert + 1], L[which .. "_out"], L[which .. "_in"], self.group)
 end
 
 -- ---- running --------------------------------------------------------------------------------
@@ -232,7 +226,7 @@ function Method:experts(L, x, weights, ids, o)
     local packed, n = L:get(w .. "_weight_packed"), L[w .. "_out"]
     return function(e, rows, room)
       local y = room(w, rows:size(1), n)
-      must(C.nb_w4a8_gemm(y, rows, matrix(packed, e + 1), self.group))
+      must(C.nb_w4a8_gemm(y, rows, packed[e + 1], self.group))
       return y
     end
   end
@@ -244,21 +238,13 @@ function Method:experts(L, x, weights, ids, o)
 end
 
 --- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] of x's dtype
--- x [T,H] f32, f16 or bf16; logits [T,E]. Softmax, the layer's top experts, and in o or L.options.router: normalize (false),
--- groups and top_groups (none), and the rest of moe.route's; o.router_weight_on_input. (CTM-W4A8-12)
+-- x [T,H] f32, f16 or bf16; logits [T,E]. o: as moe_common.route takes it, and router_weight_on_input. (CTM-W4A8-12)
 function Method:apply_monolithic(L, x, logits, o)
-  local options = {}
-  for _, from in ipairs { L.options.router or {}, o or {} } do
-    for _, key in ipairs { "normalize", "scoring", "groups", "top_groups", "bias", "scale" } do
-      if from[key] ~= nil then options[key] = from[key] end
-    end
-  end
-  options.top = L.top
-  local weights, ids = moe.route(logits, options)
+  local weights, ids = common.route(L, logits, o)
   return self:experts(L, x, weights, ids, o)
 end
 
---- method:apply(): an error: the router is inside, see apply_monolithic. (CTM-W4A8-09)
-function Method:apply() moe.expect(self, "modular") end
+--- method:apply(L): an error: the router is inside, see apply_monolithic. (CTM-W4A8-09)
+function Method:apply(L) moe.expect(self, "modular", L) end
 
 return M

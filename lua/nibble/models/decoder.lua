@@ -109,10 +109,14 @@ end
 --- f:inputs(x, names [, span]) -> array of tensors, one a name: x as each of the modules sees it, quantized and
 -- dequantized where its scheme has activations. Modules that do the same share one; what they get lives until the next
 -- call. span: so many rows are a tensor, where a dynamic scale is a tensor's (a sequence; default: all rows).
+-- model.observe(x, names) -> true | nil, msg, code, where it is set, sees x first.
 function Forward:inputs(x, names, span)
   local out, seen = {}, {}
+  if self.model.observe then
+    local ok, msg, code = self.model.observe(x, names)
+    if not ok then fail(("%s: %s"):format(names[1], msg), code) end
+  end
   for i, name in ipairs(names) do
-    if self.model.observe then self.model.observe(name, x) end
     local input = not self:by_method(name) and self.weights:input(name) or nil
     if not input then out[i] = x
     elseif seen[input.key] then out[i] = seen[input.key]

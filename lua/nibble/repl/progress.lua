@@ -60,9 +60,12 @@ end
 function M.new(file)
   file = file or io.stderr
   local tty, next_share, drawn, last_drawn = M.terminal(file == io.stdout and 1 or 2), 0.1, false, -1
+  local last_share = 0
   local clock = require("nibble.ffi").C.nb_now
   local function report(p)
     local share, line = text(p)
+    if share < last_share then next_share = 0.1 end -- another part of the job
+    last_share = share
     if tty then
       local now = clock()
       if now - last_drawn < 0.05 and share < 1 then return end

@@ -1,42 +1,9 @@
--- process: runs build/nibble for specs: to its end, or on a terminal of its own.
+-- The executable on a terminal of its own: what a person types and sees.
 local ffi = require "ffi"
 local C = require("nibble.ffi").C
+local command = require "spec.support.command"
 
 local M = {}
-
-M.nibble = (os.getenv "NIBBLE_BUILD" or "build") .. "/nibble"
-
-local function slurp(path)
-  local f = io.open(path, "rb")
-  local text = f and f:read "*a" or ""
-  if f then f:close() end
-  return text
-end
-
-local function quote(word) return "'" .. word:gsub("'", "'\\''") .. "'" end
-
---- run(args, {stdin =, env =}) -> status, stdout, stderr
--- args: array of words; env: "NAME=value ..." put before the command.
-function M.run(args, options)
-  options = options or {}
-  local out, err, input = os.tmpname(), os.tmpname(), "/dev/null"
-  if options.stdin then
-    input = os.tmpname()
-    local f = assert(io.open(input, "wb"))
-    f:write(options.stdin)
-    f:close()
-  end
-  local words = {}
-  for i, word in ipairs(args) do words[i] = quote(word) end
-  local command = ("%s %s %s <%s >%s 2>%s"):format(options.env or "", quote(M.nibble), table.concat(words, " "), input,
-    out, err)
-  local status = os.execute(command)
-  local stdout, stderr = slurp(out), slurp(err)
-  os.remove(out)
-  os.remove(err)
-  if options.stdin then os.remove(input) end
-  return type(status) == "number" and math.floor(status / 256) or status, stdout, stderr
-end
 
 ffi.cdef [[
   struct spec_pollfd { int fd; short events, revents; };
@@ -55,17 +22,17 @@ ffi.cdef [[
 local methods = {}
 local terminal_mt = { __index = methods }
 
---- terminal(args, env) -> a process on a new terminal | nil where there are none
+--- start(args, env) -> a process on a new terminal | nil where there are none
 -- (a bare chroot without /dev/pts). env: {NAME = value}.
-function M.terminal(args, env)
+function M.start(args, env)
   local argv = ffi.new("const char *[?]", #args + 2)
-  argv[0] = M.nibble
+  argv[0] = command.program
   for i, a in ipairs(args) do argv[i] = a end
   local master = ffi.new "int[1]"
   local pid = ffi.C.forkpty(master, nil, nil, nil)
   if pid == 0 then
     for k, v in pairs(env or {}) do ffi.C.setenv(k, v, 1) end
-    ffi.C.execv(M.nibble, ffi.cast("char *const *", argv))
+    ffi.C.execv(command.program, ffi.cast("char *const *", argv))
     ffi.C._exit(127)
   end
   if pid < 0 then return nil end

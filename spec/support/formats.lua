@@ -58,10 +58,20 @@ local function float_quantized(s, n, k, dtype, rnd)
   return q
 end
 
+-- The scales of the input that a scheme with static activations stores.
+local function with_inputs(q)
+  local a = q.scheme.activations
+  if not scheme.static_activations(q.scheme) then return q end
+  if a.strategy == "tensor_group" then q.input_global = nb.tensor("f32", { 1 }, { 33.5 })
+  else q.input_scale = nb.tensor("f32", { 1 }, { 0.037 }) end
+  if not a.symmetric then q.input_zero = nb.tensor("i8", { 1 }, { -5 }) end
+  return q
+end
+
 --- quantized(scheme, n, k, dtype, seed) -> Quantized with random content that every format can hold.
 function M.quantized(s, n, k, dtype, seed)
   local rnd = random(seed or 7)
-  if s.type == "float" then return float_quantized(s, n, k, dtype, rnd) end
+  if s.type == "float" then return with_inputs(float_quantized(s, n, k, dtype, rnd)) end
   local q = scheme.quantized(scheme.parse(s, { scale_dtype = dtype }), n, k, dtype)
   local codes, levels = q.codes:ptr(), 2 ^ s.bits
   for i = 0, n * k - 1 do codes[i] = rnd(levels) end
@@ -76,7 +86,7 @@ function M.quantized(s, n, k, dtype, seed)
     q.g_idx = nb.tensor("i32", { k })
     for c = 0, k - 1 do q.g_idx:ptr()[c] = (c * 7 + 3) % q.groups end
   end
-  return q
+  return with_inputs(q)
 end
 
 --- store(format, name, q, opts) -> tensors by full name, record: q written in tiles of `rows`.
@@ -110,6 +120,7 @@ function M.load(ck, name, rows)
     local ok, msg, code = f.read(src, rec, a, b, tile)
     if not ok then return nil, msg, code end
     q.g_idx = tile.g_idx
+    q.input_scale, q.input_zero, q.input_global = tile.input_scale, tile.input_zero, tile.input_global
   end
   return q, rec
 end

@@ -1,0 +1,22 @@
+-- target: where a checkpoint is to run: the options of commands that ask for a consumer and a device.
+local M = {}
+
+--- options(more) -> --consumer, --device, --tp, --ep, and more after them.
+function M.options(more)
+  local out = {
+    { "--consumer", "NAME", doc = "whose rules: vllm-0.33 (default), pymllm, inc-xpu, llama.cpp, nibble, …" },
+    { "--device", "NAME", doc = "sm_75 to sm_120 (default sm_80), cpu, xpu, rocm or a gfx name" },
+    { "--tp", "N", number = true, most = 1024, doc = "tensor-parallel ranks (default 1)" },
+    { "--ep", "N", number = true, most = 1024, doc = "expert-parallel ranks (default 1)" },
+  }
+  for _, option in ipairs(more) do out[#out + 1] = option end
+  return out
+end
+
+--- of(values) -> {consumer, device, tp, ep} as nibble.select takes it.
+function M.of(values) return { consumer = values.consumer, device = values.device, tp = values.tp, ep = values.ep } end
+
+--- given(values) -> whether one of the options was given.
+function M.given(values) return values.consumer or values.device or values.tp or values.ep end
+
+return M

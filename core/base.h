@@ -52,14 +52,18 @@ int nb_expect(const nb_tensor *t, const char *what, int dtype, int ndim, const i
     if (nb_rc_ < 0) return nb_rc_; \
   } while (0)
 
+/* From now on jobs that this thread begins have so many threads; 0: as others have. */
+void nb_threads_here(int n);
+
 /* ---- hashes by pages (hash.c): what nb_tensor_hash is made of ------------- */
 
 enum { NB_HASH_PAGE = 4096 };
 typedef struct nb_digest {
   unsigned char bytes[16];
 } nb_digest;
-/* Hashes of data's pages, of which the last may be shorter. */
+/* Hashes of data's pages, of which the last may be shorter; _avx2: where nb_cpu() has it. */
 void nb_hash_pages(nb_digest *out, const void *data, int64_t bytes);
+void nb_hash_pages_avx2(nb_digest *out, const void *data, int64_t bytes);
 /* The tensor's hash from those of all its pages: 32 hex digits and a NUL. */
 void nb_hash_of_pages(char *out, const nb_digest *pages, int64_t count);
 

@@ -33,6 +33,10 @@ void nb_hash_hex(const nb_hash *h, char *out) {
 }
 
 void nb_hash_pages(nb_digest *out, const void *data, int64_t bytes) {
+  if (nb_cpu() & NB_CPU_AVX2) {
+    nb_hash_pages_avx2(out, data, bytes);
+    return;
+  }
   const char *p = data;
   for (int64_t at = 0; at < bytes; at += NB_HASH_PAGE) {
     XXH128_canonical_t d;

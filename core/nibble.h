@@ -343,11 +343,14 @@ int nb_writer_begin(nb_writer *w, int resume);
 int nb_writer_put(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *t, int64_t row0);
 /* The named tensor becomes what a direct repack (NB_AWQ_TO_CT, ...) makes of words
  * that its codes fill: strip by strip repacked, written, read back from the file,
- * hashed as by nb_tensor_hash, taken the way back and compared with words. Returns
- * 1 when all of it went back to words and 0 when not; in the page cache by then.
- * Holds a few MiB a thread, whatever the size. */
-int nb_writer_repack(char *hash, nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *words,
-                     int way);
+ * hashed as by nb_tensor_hash, taken the way back and compared with words. All threads
+ * but the caller's do that after it has returned, with a few MiB each, whatever the
+ * size; the caller takes part when it begins the next one or takes a result. words'
+ * buffer is retained. */
+int nb_writer_repack(nb_writer *w, const char *name, int64_t name_bytes, const nb_tensor *words, int way);
+/* The result of the first repack whose result was not taken: 1 when all that is in the
+ * page cache now went back to words, 0 when not. hash: 32 hex digits and a NUL. */
+int nb_writer_repacked(char *hash, nb_writer *w);
 /* Returns when all that was put is in the page cache: safe from kill -9. */
 int nb_writer_flush(nb_writer *w);
 /* A mark after all that was put so far; wait returns when what lies before the

@@ -6,8 +6,11 @@
 #include <time.h>
 
 static int wanted; /* 0: as many as OpenMP offers */
+static _Thread_local int here;
 
-int nb_threads(void) { return wanted > 0 ? wanted : omp_get_max_threads(); }
+int nb_threads(void) { return here > 0 ? here : wanted > 0 ? wanted : omp_get_max_threads(); }
+
+void nb_threads_here(int n) { here = n; }
 
 void nb_threads_set(int n) { wanted = n < 0 ? 0 : NB_MIN(n, 1024); }
 

@@ -160,6 +160,31 @@ describe("packing", function()
     end
   end)
 
+  it("zero-points of many groups, whole and from any multiple of 8 rows", function()
+    for _, bits in ipairs { 1, 2, 4, 8 } do
+      for _, size in ipairs { { 72, 70 }, { 40, 130 }, { 64, 2 } } do
+        local n, G = size[1], size[2]
+        local z = codes(n, G, bits, 5 * n)
+        local ct = layout.ct.pack_zeros(z, bits)
+        for g = 0, G - 1, 23 do
+          for i = 0, n - 1 do assert.equal(z:ptr()[i * G + g], dense(ct:ptr() + g, 0, G, i, bits)) end
+        end
+        assert.is_true(layout.ct.unpack_zeros(ct, bits, n):equal(z))
+        local pieces = nb.tensor("i32", ct:size())
+        layout.ct.pack_zeros(z:rows(25, n), bits, pieces, 25, n)
+        layout.ct.pack_zeros(z:rows(1, 24), bits, pieces, 1, n)
+        assert.is_true(pieces:equal(ct))
+        local tile = nb.tensor("u8", { n - 8, G })
+        assert.is_true(layout.ct.unpack_zeros(ct, bits, tile, 9, n):equal(z:rows(9, n)))
+        z:set(3 * G + 2, 2 ^ bits % 256)
+        if bits < 8 then
+          assert.error_matches(function() layout.ct.pack_zeros(z, bits) end,
+            ("the code %d at row 3, column 1"):format(2 ^ bits))
+        end
+      end
+    end
+  end)
+
   it("gptq v1 takes one off field by field, mod 2^b, never from the packed word", function()
     local z = nb.tensor("u8", { 8, 1 }, { 0, 1, 8, 15, 0, 7, 3, 0 })
     local v1 = layout.gptq.pack_zeros(z, 4, true)

@@ -45,7 +45,7 @@ struct nb_writer {
   w_file *files;
   st_pair *metadata;
   nb_queue *queue;
-  nb_tensor scratch;
+  nb_repackers *repackers;
   bool begun, finished;
 };
 
@@ -427,8 +427,15 @@ int nb_writer_place(nb_place *out, nb_writer *w, const char *name, int64_t name_
                     .like = &x->like,
                     .put = &x->put,
                     .begin = x->begin,
-                    .scratch = &w->scratch};
+                    .repackers = &w->repackers};
   return NB_OK;
+}
+
+nb_repackers *nb_writer_repackers(const nb_writer *w) { return w->repackers; }
+
+static void end_repackers(nb_writer *w) {
+  nb_repackers_free(w->repackers);
+  w->repackers = NULL;
 }
 
 /* ---- the end ------------------------------------------------------------------------------ */
@@ -456,6 +463,7 @@ int nb_writer_finish(nb_writer *w) {
     if (rename(w->files[i].partial, w->files[i].path) < 0)
       return nb_fail_errno(NB_EIO, "cannot rename %s to %s", w->files[i].partial, w->files[i].path);
   NB_TRY(nb_fsync_folder(w->files[0].path));
+  end_repackers(w); /* of complete tensors the results are taken */
   nb_queue_free(w->queue);
   w->queue = NULL;
   w->finished = true;
@@ -465,6 +473,7 @@ int nb_writer_finish(nb_writer *w) {
 
 int nb_writer_abort(nb_writer *w) {
   if (w->finished) return nb_fail(NB_EINVAL, "writer: it has finished; its files are complete");
+  end_repackers(w);
   nb_queue_free(w->queue);
   w->queue = NULL;
   close_files(w);
@@ -476,9 +485,9 @@ int nb_writer_abort(nb_writer *w) {
 
 void nb_writer_close(nb_writer *w) {
   if (!w) return;
+  end_repackers(w);
   nb_queue_free(w->queue);
   close_files(w);
-  nb_tensor_release(&w->scratch);
   for (int64_t i = 0; i < w->file_count; i++) {
     free(w->files[i].name);
     free(w->files[i].path);

@@ -15,7 +15,7 @@
 #include <time.h>
 
 /* Writes are small: above a megabyte the page cache takes huge pages, which are several times slower to get. */
-enum { QUEUE_BYTES = 64 << 20, WRITE_BYTES = 256 << 10, WRITEBACK_BYTES = 32 << 20 };
+enum { QUEUE_BYTES = 64 << 20, WRITE_BYTES = 256 << 10, WRITEBACK_BYTES = 32 << 20, SYNC_BYTES = 4 << 20 };
 
 typedef struct block {
   struct block *next;
@@ -71,18 +71,14 @@ static int fail_write(const nb_sink *sink, int64_t bytes, int64_t offset) {
                        (long long)offset);
 }
 
-/* Any thread may call it: what was written since the last time is asked for once. */
-static void begin_writeback(nb_queue *q, nb_sink *s, int64_t bytes, int64_t offset) {
-  pthread_mutex_lock(&q->lock);
+static void begin_writeback(nb_sink *s, int64_t bytes, int64_t offset) {
   if (s->dirty_bytes == 0) s->dirty_from = s->dirty_to = offset;
   s->dirty_from = NB_MIN(s->dirty_from, offset);
   s->dirty_to = NB_MAX(s->dirty_to, offset + bytes);
   s->dirty_bytes += bytes;
-  bool enough = s->dirty_bytes >= WRITEBACK_BYTES;
-  int64_t from = s->dirty_from, to = s->dirty_to;
-  if (enough) s->dirty_bytes = 0;
-  pthread_mutex_unlock(&q->lock);
-  if (enough) sync_file_range(s->fd, from, to - from, SYNC_FILE_RANGE_WRITE); /* advice only */
+  if (s->dirty_bytes < WRITEBACK_BYTES) return;
+  sync_file_range(s->fd, s->dirty_from, s->dirty_to - s->dirty_from, SYNC_FILE_RANGE_WRITE); /* advice only */
+  s->dirty_bytes = 0;
 }
 
 /* Piece by piece, so that a mapped source (buf, or NULL) never is resident as a whole. */
@@ -90,15 +86,14 @@ static int write_pieces(nb_queue *q, nb_sink *sink, nb_buf *buf, const char *dat
                         int64_t offset) {
   int rc = NB_OK;
   pthread_mutex_lock(&q->turn);
-  for (int64_t done = 0; rc == NB_OK && done < bytes; done += WRITE_BYTES) {
-    int64_t n = NB_MIN(WRITE_BYTES, bytes - done);
+  for (int64_t done = 0, n; rc == NB_OK && done < bytes; done += n) {
+    n = NB_MIN(WRITE_BYTES - (offset + done) % WRITE_BYTES, bytes - done);
     if (nb_pwrite_all(sink->fd, data + done, n, offset + done) < 0) rc = fail_write(sink, bytes, offset);
     if (buf && nb_buf_is_mapped(buf))
       nb_tensor_drop(
           &(nb_tensor){.data = (char *)data + done, .buf = buf, .dtype = NB_U8, .ndim = 1, .shape = {n}});
   }
   pthread_mutex_unlock(&q->turn);
-  if (rc == NB_OK) begin_writeback(q, sink, bytes, offset);
   return rc;
 }
 
@@ -114,6 +109,7 @@ static void *run(void *arg) {
     if (q->error == 0) { /* after a failure blocks are only released */
       pthread_mutex_unlock(&q->lock);
       int rc = write_pieces(q, b->sink, b->buf, b->data, b->bytes, b->offset);
+      if (rc == NB_OK) begin_writeback(b->sink, b->bytes, b->offset);
       pthread_mutex_lock(&q->lock);
       if (rc < 0) {
         q->error = rc;
@@ -188,6 +184,8 @@ int nb_queue_write(nb_queue *q, nb_sink *sink, const void *data, int64_t bytes, 
   nb_hold_sigxfsz(&held);
   int rc = write_pieces(q, sink, NULL, data, bytes, offset);
   nb_release_sigxfsz(&held);
+  int64_t from = offset / SYNC_BYTES * SYNC_BYTES, to = (offset + bytes) / SYNC_BYTES * SYNC_BYTES;
+  if (rc == NB_OK && to > from) sync_file_range(sink->fd, from, to - from, SYNC_FILE_RANGE_WRITE);
   return rc;
 }
 

@@ -5,7 +5,7 @@
 #include "base.h"
 
 /* A file that blocks go to. [dirty_from, dirty_to): written, and the system not
- * yet asked to put it on the disk; under the queue's lock. */
+ * yet asked to put it on the disk; only the queue's thread touches these. */
 typedef struct nb_sink {
   int fd;
   const char *path;

@@ -138,6 +138,48 @@ static void unpack_span(const nb_plane *p, int64_t s, int64_t b) {
   for (int64_t i = 0; i < v.to - v.from; i++) dst[i * p->code_step] = (uint8_t)((src[i] + plus) & mask);
 }
 
+/* ---- streams that lie side by side, word by word: zero-points along n -------------- */
+
+static bool lies_side_by_side(const nb_plane *p) {
+  return p->word_stream == 1 && p->word_step > 1 && p->code_stream == 1 && 32 % p->bits == 0;
+}
+
+/* Streams s0.. of one word, whose codes all lie in the window. */
+static unsigned pack_side_by_side(const nb_plane *p, uint32_t *words, const uint8_t *codes, int64_t streams) {
+  uint32_t acc[STREAM_TILE] = {0}, mask = (1u << p->bits) - 1, minus = p->minus_one, seen = 0;
+  for (int at = 0; at < 32; at += p->bits, codes += p->code_step) {
+#pragma omp simd reduction(| : seen)
+    for (int64_t s = 0; s < streams; s++) {
+      seen |= codes[s];
+      acc[s] |= ((codes[s] - minus) & mask) << at;
+    }
+  }
+  memcpy(words, acc, (size_t)streams * sizeof *words);
+  return seen;
+}
+
+static void unpack_side_by_side(const nb_plane *p, uint8_t *codes, const uint32_t *words, int64_t streams) {
+  uint32_t mask = (1u << p->bits) - 1, plus = p->minus_one;
+  for (int at = 0; at < 32; at += p->bits, codes += p->code_step) {
+#pragma omp simd
+    for (int64_t s = 0; s < streams; s++) codes[s] = (uint8_t)(((words[s] >> at) + plus) & mask);
+  }
+}
+
+/* The words of block b that the window holds as a whole; false: there are others. */
+static bool block_side_by_side(const nb_plane *p, bool packing, int64_t s0, int64_t s1, int64_t b,
+                               unsigned *seen) {
+  int64_t lo = b * block_codes(p), hi = lo + block_codes(p), pf = 32 / p->bits;
+  if (lo < p->first || hi > p->first + p->count || hi > p->total) return false;
+  for (int64_t i = lo; i < hi; i += pf) {
+    uint32_t *words = p->words + i / pf * p->word_step + s0;
+    uint8_t *codes = p->codes + (i - p->first) * p->code_step + s0;
+    if (packing) *seen |= pack_side_by_side(p, words, codes, s1 - s0);
+    else unpack_side_by_side(p, codes, words, s1 - s0);
+  }
+  return true;
+}
+
 /* Whether the vector kernels know this plane: whole streams of 4 or 8 bits whose
  * codes lie side by side, and so do the words, either of a stream or of a block. */
 static bool is_fast(const nb_plane *p) {
@@ -191,15 +233,17 @@ static unsigned run_tile(const nb_plane *p, bool packing, bool fast, int64_t s0,
                          int64_t b1) {
   unsigned seen = 0;
   if (fast) s0 += fast_tile(p, packing, s0, s1, b0, b1, &seen);
-  bool by_stream = p->word_step == 1;
+  bool by_stream = p->word_step == 1, beside = lies_side_by_side(p);
   int64_t outer0 = by_stream ? s0 : b0, outer1 = by_stream ? s1 : b1;
   int64_t inner0 = by_stream ? b0 : s0, inner1 = by_stream ? b1 : s1;
-  for (int64_t i = outer0; i < outer1; i++)
+  for (int64_t i = outer0; i < outer1; i++) {
+    if (beside && block_side_by_side(p, packing, s0, s1, i, &seen)) continue;
     for (int64_t j = inner0; j < inner1; j++) {
       int64_t s = by_stream ? i : j, b = by_stream ? j : i;
       if (packing) seen |= pack_span(p, s, b);
       else unpack_span(p, s, b);
     }
+  }
   return seen;
 }
 

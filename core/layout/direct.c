@@ -136,25 +136,44 @@ static matrix part_of(matrix m, int64_t r, int64_t n) {
   return m;
 }
 
+static bool only_transposes(const job *x) { return x->to.layout != AWQ && x->from.layout != AWQ; }
+
+/* Rows and columns of words that such a job has on its source's side. */
+static int64_t source_rows(const job *x) { return x->from.layout == GPTQ ? x->k / 8 : x->n; }
+static int64_t source_cols(const job *x) { return x->from.layout == GPTQ ? x->n : x->k / 8; }
+
+static pair pair_of(const job *x) {
+  bool to_awq = x->to.layout == AWQ;
+  matrix awq = to_awq ? x->to : x->from, along = to_awq ? x->from : x->to;
+  return (pair){.awq = awq.words,
+                .along = along.words,
+                .k = x->k,
+                .n = x->n,
+                .awq_ld = awq.ld,
+                .r_ld = along.layout == CT ? 1 : along.ld,
+                .n_ld = along.layout == CT ? along.ld : 1,
+                .to_awq = to_awq,
+                .fast = nb_cpu() & NB_CPU_AVX2,
+                .stream = nb_layout_streams(x->to.words, x->to.ld, x->k * x->n / 2)};
+}
+
 static int move(const job *x) {
-  int64_t rows = NB_CEIL(x->k, 8);
-  matrix to = x->to, from = x->from;
-  if (to.layout == CT && from.layout == GPTQ)
-    return nb_transpose_words(to.words, to.ld, from.words, from.ld, rows, x->n);
-  if (to.layout == GPTQ && from.layout == CT)
-    return nb_transpose_words(to.words, to.ld, from.words, from.ld, x->n, rows);
-  bool to_awq = to.layout == AWQ;
-  matrix awq = to_awq ? to : from, along = to_awq ? from : to;
-  return run(&(pair){.awq = awq.words,
-                     .along = along.words,
-                     .k = x->k,
-                     .n = x->n,
-                     .awq_ld = awq.ld,
-                     .r_ld = along.layout == CT ? 1 : along.ld,
-                     .n_ld = along.layout == CT ? along.ld : 1,
-                     .to_awq = to_awq,
-                     .fast = nb_cpu() & NB_CPU_AVX2,
-                     .stream = nb_layout_streams(to.words, to.ld, x->k * x->n / 2)});
+  const matrix *to = &x->to, *from = &x->from;
+  if (only_transposes(x))
+    return nb_transpose_words(to->words, to->ld, from->words, from->ld, source_rows(x), source_cols(x));
+  pair p = pair_of(x);
+  return run(&p);
+}
+
+/* Without threads: of AWQ, at most NB_STRIP words along the result's rows. */
+static void move_alone(const job *x) {
+  const matrix *to = &x->to, *from = &x->from;
+  if (only_transposes(x)) {
+    nb_transpose_words_alone(to->words, to->ld, from->words, from->ld, source_rows(x), source_cols(x));
+    return;
+  }
+  pair p = pair_of(x);
+  rectangle(&p, 0, NB_CEIL(x->k, 8), 0, x->n / 8);
 }
 
 static int check_rows(const struct way *w, int64_t row0, int64_t count, int64_t rows) {
@@ -204,19 +223,28 @@ int nb_repack_rows(nb_tensor *out, const nb_tensor *words, int way, int64_t row0
 
 enum { TILE_WORDS = 8192 };
 
-/* The tile at (r, n), k by n codes of it: back into words that must be the source's. */
-static int check_tile(const job *x, int64_t r, int64_t n, int64_t tile_k, int64_t tile_n) {
+/* Whether the tile at (r, n), k by n codes of it, goes back to the source's words. */
+static bool check_tile(const job *x, int64_t r, int64_t n, int64_t tile_k, int64_t tile_n) {
   uint32_t words[TILE_WORDS] __attribute__((aligned(64)));
   matrix source = part_of(x->from, r, n);
-  int layout = source.layout;
-  int64_t rows = rows_of(layout, tile_k, tile_n), width = words_of(layout, tile_k, tile_n);
-  job back = {.to = {layout, words, width}, .from = part_of(x->to, r, n), .k = tile_k, .n = tile_n};
-  for (int64_t i = 0; i < rows; i++) /* asked for while the way back computes */
-    for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(source.words + i * source.ld + j);
-  NB_TRY(move(&back));
+  int64_t rows = rows_of(source.layout, tile_k, tile_n), width = words_of(source.layout, tile_k, tile_n);
+  matrix back = {source.layout, words, width};
+  move_alone(&(job){.to = back, .from = part_of(x->to, r, n), .k = tile_k, .n = tile_n});
   for (int64_t i = 0; i < rows; i++)
-    if (memcmp(words + i * width, source.words + i * source.ld, (size_t)width * sizeof *words) != 0) return 0;
-  return 1;
+    if (memcmp(words + i * width, source.words + i * source.ld, (size_t)width * sizeof *words) != 0)
+      return false;
+  return true;
+}
+
+/* The same without a place for the words that come back, where the kernel can compare them itself. */
+static bool compares(const job *x) {
+  return x->from.layout == AWQ && x->to.layout == CT && x->k % 128 == 0 && x->n % 64 == 0 &&
+         (nb_cpu() & NB_CPU_AVX2);
+}
+
+static bool compare_tile(const job *x, int64_t r, int64_t n, int64_t tile_k, int64_t tile_n) {
+  matrix awq = part_of(x->from, r, n), ct = part_of(x->to, r, n);
+  return nb_ct_is_awq4_avx2(awq.words, awq.ld, ct.words, ct.ld, tile_k / 8, tile_n / 8);
 }
 
 int nb_repack_check(const nb_tensor *rows, const nb_tensor *words, int way, int64_t row0) {
@@ -225,18 +253,20 @@ int nb_repack_check(const nb_tensor *rows, const nb_tensor *words, int way, int6
   if (x.k % 8)
     return nb_fail(NB_EINVAL, "%s: k = %lld leaves a part of a word that the way back doesn't see",
                    ways[way].what, (long long)x.k);
-  int64_t dr = x.from.layout == CT ? 64 : 16, dn = TILE_WORDS / dr;
-  bool same = true;
-  int rc = NB_OK;
+  bool direct = compares(&x), same = true;
+  int64_t dr = direct ? 16 * NB_STRIP : x.from.layout == CT ? NB_STRIP : 16;
+  int64_t dn = direct ? 8 * NB_STRIP : TILE_WORDS / dr;
+  int stopped = 0;
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(nb_threads()) reduction(&& : same) \
-    reduction(min : rc) if (x.k * x.n > 8 * TILE_WORDS)
+    reduction(| : stopped) if (x.k * x.n > 8 * TILE_WORDS)
   for (int64_t r = 0; r < x.k / 8; r += dr)
     for (int64_t n = 0; n < x.n; n += dn) {
-      int found = check_tile(&x, r, n, NB_MIN(8 * dr, x.k - 8 * r), NB_MIN(dn, x.n - n));
-      same = same && found == 1;
-      rc = NB_MIN(rc, found);
+      int64_t tile_k = NB_MIN(8 * dr, x.k - 8 * r), tile_n = NB_MIN(dn, x.n - n);
+      if (nb_stop_requested()) stopped = 1;
+      else if (direct) same = same && compare_tile(&x, r, n, tile_k, tile_n);
+      else same = same && check_tile(&x, r, n, tile_k, tile_n);
     }
-  return rc < 0 ? nb_fail_stopped() : same;
+  return stopped ? nb_fail_stopped() : same;
 }
 
 /* ---- the six ways, whole ------------------------------------------------------------ */

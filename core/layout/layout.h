@@ -47,7 +47,10 @@ int64_t nb_plane_width(int64_t total, int bits, bool legacy);
 int nb_plane_pack(const nb_plane *p, const nb_tensor *codes, const char *what);
 int nb_plane_unpack(const nb_plane *p);
 
-/* to [cols,rows] = from [rows,cols], words, each to_ld and from_ld words from row to row. Threads. */
+/* to [cols,rows] = from [rows,cols], words, each to_ld and from_ld words from row to row; by threads, or by this
+ * one alone. */
+void nb_transpose_words_alone(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld,
+                              int64_t rows, int64_t cols);
 int nb_transpose_words(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
                        int64_t cols);
 

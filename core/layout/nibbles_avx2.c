@@ -99,10 +99,41 @@ static inline __attribute__((always_inline)) void columns(uint32_t *to, int64_t 
   }
 }
 
+/* The same through the caches, where nothing is gained by whole runs. */
+static inline __attribute__((always_inline)) void columns_cached(uint32_t *to, int64_t to_ld,
+                                                                 const uint32_t *from, int64_t from_ld,
+                                                                 int64_t rows, const int *order) {
+  for (int64_t k = 0; k < rows; k += 8) {
+    v8 x[4];
+    UNROLL for (int i = 0; i < 4; i++) x[i] =
+        nb_v8_load2(from + (k + i) * from_ld, from + (k + i + 4) * from_ld);
+    nb_words_4x4(x);
+    UNROLL for (int i = 0; i < 4; i++) nb_v8_store(to + order[i] * to_ld + k, x[i]);
+  }
+}
+
+/* The bits in which what is there differs from what columns_cached would store. */
+static v8 columns_differ(const uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld,
+                         int64_t rows, const int *order) {
+  v8 bits = _mm256_setzero_si256();
+  for (int64_t k = 0; k < rows; k += 8) {
+    v8 x[4];
+    UNROLL for (int i = 0; i < 4; i++) x[i] =
+        nb_v8_load2(from + (k + i) * from_ld, from + (k + i + 4) * from_ld);
+    nb_words_4x4(x);
+    UNROLL for (int i = 0; i < 4; i++) {
+      v8 there = nb_v8_load(to + order[i] * to_ld + k);
+      bits = _mm256_or_si256(bits, _mm256_xor_si256(there, x[i]));
+    }
+  }
+  return bits;
+}
+
 /* The full strip is worth a copy of its own, with nothing left to decide inside. */
 static void four_columns(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
                          const int *order, bool stream) {
-  if (rows == NB_STRIP && stream) columns(to, to_ld, from, from_ld, NB_STRIP, order, true);
+  if (!stream) columns_cached(to, to_ld, from, from_ld, rows, order);
+  else if (rows == NB_STRIP) columns(to, to_ld, from, from_ld, NB_STRIP, order, true);
   else columns(to, to_ld, from, from_ld, rows, order, stream);
 }
 
@@ -124,6 +155,25 @@ void nb_words_transpose_avx2(uint32_t *to, int64_t to_ld, const uint32_t *from, 
   if (stream) _mm_sfence();
 }
 
+/* ---- halves of words ------------------------------------------------------------ */
+
+void nb_halves_transpose_avx2(uint16_t *to, int64_t to_ld, const uint16_t *from, int64_t from_ld,
+                              int64_t rows, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += 8, to += 8 * to_ld)
+    for (int64_t r = 0; r < rows; r += 16) {
+      const uint16_t *at = from + r * from_ld + c;
+      v8 x[8], y[8];
+      UNROLL for (int i = 0; i < 8; i++) x[i] = nb_v8_load2(at + i * from_ld, at + (i + 8) * from_ld);
+      UNROLL for (int i = 0; i < 4; i++) { /* words of two rows: columns 0 to 3, then 4 to 7 */
+        y[i] = _mm256_unpacklo_epi16(x[2 * i], x[2 * i + 1]);
+        y[i + 4] = _mm256_unpackhi_epi16(x[2 * i], x[2 * i + 1]);
+      }
+      nb_words_4x4(y);
+      nb_words_4x4(y + 4);
+      UNROLL for (int i = 0; i < 8; i++) nb_v8_store(to + i * to_ld + r, y[i]);
+    }
+}
+
 /* ---- nibbles: `octets` times eight rows of `words` words, turned ------------------ */
 
 enum {
@@ -138,13 +188,17 @@ static inline void copy_lines(uint32_t *to, const uint32_t *from, int64_t ld) {
     nb_v8_store(to + LINE * i, nb_v8_load(from + i * ld));
     nb_v8_store(to + LINE * i + 8, nb_v8_load(from + i * ld + 8));
   }
-  UNROLL for (int i = 8; i < 16; i++) _mm_prefetch((const char *)(from + i * ld), _MM_HINT_T0);
+  UNROLL for (int i = 16; i < 24; i++) _mm_prefetch((const char *)(from + i * ld), _MM_HINT_T0);
 }
 
-static inline __attribute__((always_inline)) void turn(uint32_t *to, int64_t to_ld, const uint32_t *from,
-                                                       int64_t from_ld, int64_t octets, int64_t words,
-                                                       const int *row, const int order[2][4], bool stream) {
+/* How the result meets its place; turn() returns the bits that differ where they are compared. */
+enum { CACHED, STREAMED, COMPARED };
+
+static inline __attribute__((always_inline)) v8 turn(uint32_t *to, int64_t to_ld, const uint32_t *from,
+                                                     int64_t from_ld, int64_t octets, int64_t words,
+                                                     const int *row, const int order[2][4], int put) {
   uint32_t tmp[NB_STRIP * ROW] __attribute__((aligned(64))), lines[8 * LINE] __attribute__((aligned(64)));
+  v8 bits = _mm256_setzero_si256();
   for (int64_t w = 0; w < words; w += LINE, to += 8 * LINE * to_ld) {
     const uint32_t *in = from + w, *ahead = in + LINE;
     for (int64_t k = 0; k < octets; k++, in += 8 * from_ld) {
@@ -163,10 +217,15 @@ static inline __attribute__((always_inline)) void turn(uint32_t *to, int64_t to_
       int64_t c = g / 16 * 8 + g / 4 % 4 + 4 * (g % 2);
       for (int64_t i = 0; i < octets / 4 && w + LINE < words; i++, ahead += from_ld)
         _mm_prefetch((const char *)ahead, _MM_HINT_T1);
-      four_columns(to + 8 * c * to_ld, to_ld, tmp + 4 * g, ROW, octets, order[g / 2 % 2], stream);
+      uint32_t *at = to + 8 * c * to_ld;
+      const int *columns_of = order[g / 2 % 2];
+      if (put == COMPARED)
+        bits = _mm256_or_si256(bits, columns_differ(at, to_ld, tmp + 4 * g, ROW, octets, columns_of));
+      else four_columns(at, to_ld, tmp + 4 * g, ROW, octets, columns_of, put == STREAMED);
     }
   }
-  if (stream) _mm_sfence();
+  if (put == STREAMED) _mm_sfence();
+  return bits;
 }
 
 static const int awq_columns[2][4] = {{0, 4, 1, 5}, {2, 6, 3, 7}},
@@ -174,14 +233,20 @@ static const int awq_columns[2][4] = {{0, 4, 1, 5}, {2, 6, 3, 7}},
 
 void nb_awq4_to_ct_avx2(uint32_t *ct, int64_t ct_ld, const uint32_t *awq, int64_t awq_ld, int64_t kw,
                         int64_t nw, bool stream) {
-  if (stream) turn(ct, ct_ld, awq, awq_ld, kw, nw, plain, awq_columns, true);
-  else turn(ct, ct_ld, awq, awq_ld, kw, nw, plain, awq_columns, false);
+  if (stream) turn(ct, ct_ld, awq, awq_ld, kw, nw, plain, awq_columns, STREAMED);
+  else turn(ct, ct_ld, awq, awq_ld, kw, nw, plain, awq_columns, CACHED);
 }
 
 void nb_ct_to_awq4_avx2(uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw,
                         int64_t nw, bool stream) {
-  if (stream) turn(awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, true);
-  else turn(awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, false);
+  if (stream) turn(awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, STREAMED);
+  else turn(awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, CACHED);
+}
+
+bool nb_ct_is_awq4_avx2(const uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw,
+                        int64_t nw) {
+  v8 bits = turn((uint32_t *)awq, awq_ld, ct, ct_ld, nw, kw, awq_order, plain_columns, COMPARED);
+  return _mm256_testz_si256(bits, bits);
 }
 
 /* ---- codes ---------------------------------------------------------------------- */

@@ -33,6 +33,12 @@ static int64_t next_unsound(const nb_tensor *scales, int64_t i, int64_t count) {
   }
   const uint16_t *s = scales->data;
   uint16_t infinity = scales->dtype == NB_F16 ? 0x7c00u : 0x7f80u;
+  for (; i + 64 <= count; i += 64) { /* without a way out, so by vectors */
+    unsigned odd = 0;
+#pragma omp simd reduction(| : odd)
+    for (int j = 0; j < 64; j++) odd |= (uint16_t)((s[i + j] & 0x7fffu) - 1u) >= (uint16_t)(infinity - 1u);
+    if (odd) break;
+  }
   for (; i < count; i++)
     if ((uint16_t)((s[i] & 0x7fffu) - 1u) >= (uint16_t)(infinity - 1u)) return i;
   return count;

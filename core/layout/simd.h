@@ -35,10 +35,17 @@ void nb_awq4_to_ct_avx2(uint32_t *ct, int64_t ct_ld, const uint32_t *awq, int64_
                         int64_t nw, bool stream);
 void nb_ct_to_awq4_avx2(uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw,
                         int64_t nw, bool stream);
+/* Whether the AWQ words are already what nb_ct_to_awq4_avx2 would make of ct. */
+bool nb_ct_is_awq4_avx2(const uint32_t *awq, int64_t awq_ld, const uint32_t *ct, int64_t ct_ld, int64_t kw,
+                        int64_t nw);
 /* to [cols,rows] = from [rows,cols], words; rows a multiple of 8 and at most
  * NB_STRIP, cols a multiple of 4. */
 void nb_words_transpose_avx2(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
                              int64_t cols, bool stream);
+
+/* The same of 16-bit elements; rows a multiple of 16, cols of 8. */
+void nb_halves_transpose_avx2(uint16_t *to, int64_t to_ld, const uint16_t *from, int64_t from_ld,
+                              int64_t rows, int64_t cols);
 
 /* 4-bit codes of one row, count a multiple of 64; packing returns the codes or-ed. */
 void nb_nibbles_unpack_avx2(uint8_t *codes, const uint32_t *words, int64_t count);

@@ -33,13 +33,21 @@ static void panel32(uint32_t *dst, int64_t dst_ld, const uint32_t *src, int64_t 
   transpose32(dst + r, dst_ld, src + r * src_ld, src_ld, rows - r, cols);
 }
 
-/* Narrow strips down all rows; words by vectors in flat panels, because those ask
- * ahead along the rows and stream whole runs. */
+static void panel16(uint16_t *dst, int64_t dst_ld, const uint16_t *src, int64_t src_ld, int64_t rows,
+                    int64_t cols) {
+  int64_t r = rows - rows % 16, c = cols - cols % 8;
+  nb_halves_transpose_avx2(dst, dst_ld, src, src_ld, r, c);
+  transpose16(dst + c * dst_ld, dst_ld, src + c, src_ld, r, cols - c);
+  transpose16(dst + r, dst_ld, src + r * src_ld, src_ld, rows - r, cols);
+}
+
+/* Narrow strips down all rows; by vectors in flat panels, because those ask ahead
+ * along the rows and stream whole runs. */
 static int transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld, int64_t rows, int64_t cols,
                      int64_t bytes) {
   enum { LONG = 4096 };
-  bool fast = bytes == 4 && (nb_cpu() & NB_CPU_AVX2);
-  bool stream = fast && nb_layout_streams(dst, dst_ld, rows * cols * 4);
+  bool fast = (bytes == 4 || bytes == 2) && (nb_cpu() & NB_CPU_AVX2);
+  bool stream = fast && bytes == 4 && nb_layout_streams(dst, dst_ld, rows * cols * 4);
   int64_t height = fast ? NB_STRIP : NB_MAX(rows, 1), width = fast ? LONG : TILE;
   int stopped = 0;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) \
@@ -51,9 +59,10 @@ static int transpose(void *dst, int64_t dst_ld, const void *src, int64_t src_ld,
       char *d = (char *)dst + (j * dst_ld + i) * bytes;
       const char *s = (const char *)src + (i * src_ld + j) * bytes;
       if (nb_stop_requested()) stopped = 1;
-      else if (fast)
-        panel32((uint32_t *)(void *)d, dst_ld, (const uint32_t *)(const void *)s, src_ld, r, c, stream);
-      else any_transpose(d, dst_ld, s, src_ld, r, c, bytes);
+      else if (!fast) any_transpose(d, dst_ld, s, src_ld, r, c, bytes);
+      else if (bytes == 2)
+        panel16((uint16_t *)(void *)d, dst_ld, (const uint16_t *)(const void *)s, src_ld, r, c);
+      else panel32((uint32_t *)(void *)d, dst_ld, (const uint32_t *)(const void *)s, src_ld, r, c, stream);
     }
   return stopped ? nb_fail_stopped() : NB_OK;
 }
@@ -76,6 +85,16 @@ static int check_strip(const nb_tensor *tile, const nb_tensor *whole, int64_t co
     return nb_fail(NB_EINVAL, "%s: columns [%lld, %lld) lie outside the %lld columns", what, (long long)col0,
                    (long long)(col0 + tile->shape[0]), (long long)whole->shape[1]);
   return element_bytes(bytes, whole, what);
+}
+
+void nb_transpose_words_alone(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld,
+                              int64_t rows, int64_t cols) {
+  bool fast = nb_cpu() & NB_CPU_AVX2;
+  for (int64_t i = 0; i < rows; i += NB_STRIP) {
+    int64_t r = NB_MIN(NB_STRIP, rows - i);
+    if (fast) panel32(to + i, to_ld, from + i * from_ld, from_ld, r, cols, false);
+    else transpose32(to + i, to_ld, from + i * from_ld, from_ld, r, cols);
+  }
 }
 
 int nb_transpose_words(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,

@@ -75,7 +75,7 @@ function M.writer(options)
   end
   local w = {
     handle = handle, dir = options.dir, bytes = tonumber(C.nb_writer_bytes(handle)), names = options.tensors,
-    files = {}, kept_files = {}, resumed = true,
+    files = {}, kept_files = {}, resumed = true, repacks = {},
   }
   local kept = ffi.new "int[1]"
   for i = 1, tonumber(C.nb_writer_files(handle)) do
@@ -100,16 +100,32 @@ function Writer.put(w, name, t, row0)
   return check(C.nb_writer_put(open_handle(w), name, #name, t, (row0 or 1) - 1), true)
 end
 
+local Repack = {}
+Repack.__index = Repack
 local hex = ffi.new "char[33]"
 
---- w:repack(name, words, way) -> hash, proven | nil, msg, code
+--- w:repack(name, words, way) -> repack
 -- The tensor becomes what a direct repack (C.NB_AWQ_TO_CT, …) makes of words: made, written, read back from the
--- file, taken the way back and compared with words, strip by strip. hash: of what the file holds (as
--- C.nb_tensor_hash gives it); proven: whether all of it went back to words.
+-- file, taken the way back and compared with words, strip by strip, by threads that go on with it after this has
+-- returned.
 function Writer.repack(w, name, words, way)
-  local proven, msg, code = check(C.nb_writer_repack(hex, open_handle(w), name, #name, words, way))
-  if not proven then return nil, msg, code end
-  return ffi.string(hex), proven == 1
+  nffi.must(C.nb_writer_repack(open_handle(w), name, #name, words, way))
+  local r = setmetatable({ writer = w }, Repack)
+  table.insert(w.repacks, r)
+  return r
+end
+
+--- repack:result() -> hash, proven | nil, msg, code: waits for it.
+-- hash: of what the file holds (as C.nb_tensor_hash gives it); proven: whether all of it went back to words.
+function Repack.result(r)
+  while not r.done do -- results come in the order of the calls
+    local first = table.remove(r.writer.repacks, 1)
+    first.done = true
+    local rc, msg, code = check(C.nb_writer_repacked(hex, open_handle(r.writer)))
+    if rc then first.hash, first.proven = ffi.string(hex), rc == 1 else first.msg, first.code = msg, code end
+  end
+  if not r.hash then return nil, r.msg, r.code end
+  return r.hash, r.proven
 end
 
 --- w:flush() -> true | nil, msg, code: all that was put is in the page cache (safe from kill -9).

@@ -3,8 +3,8 @@
 -- make() fills the output layout's tensors and hands them to the writer; prove() reads them back from the
 -- written file by the format's own reader and compares with what make() meant:
 --   content  the hash of codes, scales and zero-points, decoded tile by tile
---   params   scales and zero-points, where the words were moved whole: the writer has proven those by the
---            way back to the source's words when it wrote them, while they were in the caches
+--   params   scales and zero-points, where the words are moved whole: the writer proves those by the way
+--            back to the source's words as it writes them, while they are in the caches
 --   bytes    tensors that went along as they were
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
@@ -123,11 +123,6 @@ local function name_of(job, suffix)
   end
 end
 
-local function not_meant(job)
-  return nil, ("%s: what was written does not decode to what was meant; the output is not to be used"):format(job.name),
-    "eformat"
-end
-
 -- The error as the journal and the certificate can hold it, which know no infinity: without sqnr_db where
 -- nothing was lost, and 1000 dB below a weight of zeros that came out as something else.
 local function written_error(sums)
@@ -227,15 +222,11 @@ local function make_direct(run, job, src)
   if not ok then return nil, msg, code end
   if C.nb_scales_sound(q.scales) == 0 then return nil end -- the way through codes names the first that isn't
   local to, words = direct_way.to_words, src[direct_way.from_words]
+  local moved = run.writer:repack(name_of(job, to), words, direct_way.way) -- goes on beside what follows
   local dst = own_tensors(run, job, to)
   ok, msg, code = job.format.write(dst, job.out, 1, rec.n, q)
   if not ok then return nil, msg, code end
-  local hash, proven
-  hash, proven, code = run.writer:repack(name_of(job, to), words, direct_way.way)
-  if not hash then return nil, proven, code end
-  words:drop()
-  if not proven then return not_meant(job) end
-  return { params = q, hashes = { [to] = hash } }, dst
+  return { params = q, moved = moved, moved_suffix = to, words = words }, dst
 end
 
 local function make_through_codes(run, job, src)
@@ -294,13 +285,13 @@ end
 function M.make(run, job)
   local expect, dst, code = makers[job.action](run, job)
   if not expect then return nil, dst, code end
-  expect.bytes, expect.hashes, expect.reusable = expect.bytes or {}, expect.hashes or {}, {}
+  expect.bytes, expect.reusable = expect.bytes or {}, {}
   for _, t in ipairs(job.layout) do
     local own, tensor, ok, msg = dst[t.suffix], nil, true, nil
     if own then
       tensor = own
       table.insert(expect.reusable, own) -- the writer reads it until the proof
-    elseif not expect.hashes[t.suffix] then
+    elseif t.suffix ~= expect.moved_suffix then
       tensor, msg, code = passing(run, job, t.suffix, expect)
       if not tensor then return nil, msg, code end
     end
@@ -335,7 +326,7 @@ local function decodes_to(run, job, src, content)
   return digest(h) == content
 end
 
--- Scales and zero-points; the words beside them are proven already.
+-- Scales and zero-points; the words beside them are proven by who moved them.
 local function gives_params(run, job, src, params)
   local out = job.out
   local q = quantized.params(out.scheme, out.n, out.k, job.scale_dtype, taker(run))
@@ -377,11 +368,19 @@ function M.prove(run, job, expect)
   if expect.content then ok, msg, code = decodes_to(run, job, src, expect.content)
   elseif expect.params then ok, msg, code = gives_params(run, job, src, expect.params) end
   if ok == nil then return nil, msg, code end
-  local hash, same = file_hash(job, src, expect.bytes, expect.hashes)
+  local hashes = {}
+  if expect.moved then
+    local hash, proven, kind = expect.moved:result()
+    if not hash then return nil, proven, kind end
+    expect.words:drop()
+    hashes[expect.moved_suffix], ok = hash, ok and proven
+  end
+  local hash, same = file_hash(job, src, expect.bytes, hashes)
   for _, t in pairs(src) do t:drop() end
   for _, t in ipairs(expect.reusable) do give_back(run, t) end
   if ok and same then return hash end
-  return not_meant(job)
+  return nil, ("%s: what was written does not decode to what was meant; the output is not to be used"):format(job.name),
+    "eformat"
 end
 
 return M

@@ -7,7 +7,10 @@ local nffi = require "nibble.ffi"
 local M = {}
 
 -- In the order of --help.
-M.commands = { "inspect", "plan", "explain", "run", "convert", "eval", "doctor", "bench" }
+M.commands = {
+  "inspect", "stats", "plan", "explain", "run", "convert", "check", "repair", "diff", "eval", "sweep", "report",
+  "doctor", "bench", "completion",
+}
 
 --- say(fmt, ...): one line for the person, on stderr.
 function M.say(fmt, ...)

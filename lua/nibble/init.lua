@@ -16,6 +16,8 @@ local parts = {
   tokenizer = { "nibble.tokenizer" }, models = { "nibble.models" }, compute = { "nibble.compute" },
   gemm = { "nibble.gemm" }, moe = { "nibble.moe" },
   act = { "nibble.act" }, calibrate = { "nibble.calibrate" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
+  check = { "nibble.check" }, repair = { "nibble.repair" }, policy = { "nibble.policy" }, diff = { "nibble.diff" },
+  stats = { "nibble.stats" }, sweep = { "nibble.sweep" }, report = { "nibble.report" },
   backends = { "nibble.backends" }, select = { "nibble.select" }, explain = { "nibble.select", "explain" },
 }
 

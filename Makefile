@@ -3,6 +3,7 @@
 #   make            build/libnibble.so and build/nibble
 #   make demo       set up, then carry a small model from float to 4 bits and prove it
 #   make test       set up, then the specs        (make asan test: under ASan+UBSan; JIT=off: interpreted)
+#   make test-all   the same and the specs with real programs around nibble: Slurm, a browser, terminals (spec/all)
 #   make lint       formatting, unused names, and which layer may use which
 #   make coverage-systems    which spec shows which requirement of the systems (BREAK=1: break the code, see them fail;
 #                           BREAK=MRL-4 the numbers that match, a Lua pattern)
@@ -37,7 +38,7 @@ OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
-.PHONY: all setup asan demo test lint docs bench coverage-systems install clean
+.PHONY: all setup asan demo test test-all lint docs bench coverage-systems install clean
 all: $(BUILD)/libnibble.so $(BUILD)/nibble
 
 setup:
@@ -85,6 +86,11 @@ RUN := NIBBLE_BUILD=$(abspath $(BUILD)) $(if $(filter off,$(JIT)),NIBBLE_JIT=off
 test: setup
 	@$(MAKE) --no-print-directory $(if $(SAN),asan) all
 	@$(RUN) scripts/test $(SPEC)
+
+test-all:
+	@scripts/bootstrap all
+	@$(MAKE) --no-print-directory $(if $(SAN),asan) all
+	@$(RUN) scripts/test --run=all $(SPEC)
 
 demo: setup
 	@$(MAKE) --no-print-directory all

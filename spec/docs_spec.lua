@@ -67,7 +67,8 @@ describe("bash completion", function()
   local function offered(words)
     local list = {}
     for i, word in ipairs(words) do list[i] = ("'%s'"):format(word) end
-    local shell = ([[bash --norc -c 'source %s; compopt() { :; }; COMP_WORDS=("$0" "$@"); COMP_CWORD=$#; _nibble; printf "%%s\n" "${COMPREPLY[@]}"' ]]):format(script)
+    local shell = ([[bash --norc -c 'source %s; compopt() { :; }; COMP_WORDS=("$0" "$@"); COMP_CWORD=$#; _nibble
+      printf "%%s\n" "${COMPREPLY[@]}"' ]]):format(script)
     local p = assert(io.popen(shell .. table.concat(list, " ")))
     local out = {}
     for line in p:lines() do out[line] = true end

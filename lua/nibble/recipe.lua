@@ -74,13 +74,13 @@ local order = {
   "options", "skip", "lm_head", "rules", "when", "kernels", "prefer", "fallback", "stage", "skip_mode", "calibrate", "text", "ids",
   "samples", "length", "seed", "output", "format", "shard", "accept", "sqnr_db", "ppl_ratio", "kl", "requantize",
 }
-local place = {}
-for i, key in ipairs(order) do place[key] = i end
+local rank = {}
+for i, key in ipairs(order) do rank[key] = i end
 
 local function add_reference(rows, prefix, schema)
   local keys = {}
   for key in pairs(schema) do keys[#keys + 1] = key end
-  table.sort(keys, function(a, b) return (place[a] or 0) < (place[b] or 0) end)
+  table.sort(keys, function(a, b) return (rank[a] or 0) < (rank[b] or 0) end)
   for _, key in ipairs(keys) do
     local entry = schema[key]
     rows[#rows + 1] = { key = prefix .. tostring(key), types = { entry[1], entry[3], entry[4] }, doc = entry[2],

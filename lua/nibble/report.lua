@@ -26,7 +26,8 @@ function M.html(results, options)
   options = options or {}
   for key in pairs(options) do
     if not known[key] then
-      error(("report: unknown option %q%s"):format(tostring(key), require("nibble.text").hint(key, { "title", "against", "against_name" })), 2)
+      local hint = require("nibble.text").hint(key, { "title", "against", "against_name" })
+      error(("report: unknown option %q%s"):format(tostring(key), hint), 2)
     end
   end
   checked("results", results, 2)
@@ -42,10 +43,10 @@ function M.html(results, options)
     title = options.title or "Sweep", rows = rows, groups = groups, models = models, comparison = comparison,
   }
   for level = 0, #pack.levels do
-    local data = format.data(pack.new(rows, models, level))
-    local middle = page.left_out(pack.levels[level]) .. data
-    if #before + #middle + #after <= M.most_bytes or level == #pack.levels then
-      return before .. middle .. after
+    local packed, room, last = pack.new(rows, models, level), M.most_bytes - #before - #after, level == #pack.levels
+    if last or pack.least_bytes(packed) <= room then
+      local middle = page.left_out(pack.levels[level]) .. format.data(packed)
+      if last or #middle <= room then return before .. middle .. after end
     end
   end
 end

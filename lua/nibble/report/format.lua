@@ -61,8 +61,10 @@ end
 --- percent(share) -> "+0.64 %": a change, with its sign.
 function M.percent(share)
   if not M.finite(share) then return MISSING end
+  if share == 0 then return "0 %" end
   local text = ("%+.2f %%"):format(100 * share)
-  return text:match "^[+-]0%.00 %%$" and (share == 0 and "0 %" or ("%+.1e %%"):format(100 * share)) or text
+  if text:match "^.0%.00 %%$" then text = ("%+.1e %%"):format(100 * share) end
+  return (text:gsub("^%-", "−"))
 end
 
 --- signed(kind, change) -> "+0.12" in the kind's digits; "0" for none.

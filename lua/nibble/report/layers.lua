@@ -51,7 +51,7 @@ function M.models(rows)
       models[#models + 1] = m
     end
     row.model_index = #models
-    local key = table.concat({ row.recipe or "", row.recipe_hash or "", row.set }, "\0")
+    local key = table.concat({ row.recipe, row.recipe_hash or "", row.set }, "\0")
     if not row.reference and #row.modules > 0 and not m.rows[key] then
       m.rows[key] = true
       m.rows[#m.rows + 1] = row
@@ -106,7 +106,7 @@ end
 -- The first step of which four cover lo..hi, and where they begin. The page's script does the same.
 local function range(lo, hi)
   for power = -1, 6 do
-    for _, m in ipairs { 1, 2, 5 } do
+    for _, m in ipairs { 1, 1.5, 2, 2.5, 3, 4, 5, 7.5 } do
       local step = m * 10 ^ power
       local from = math.floor(lo / step) * step
       if from + 4 * step >= hi then return from, step end
@@ -161,7 +161,7 @@ function M.lines(m, row)
       by_kind[kind] and line(m, by_kind[kind], from, step) or "", format.html(name))
   end
   return ('<svg class="lines%s" viewBox="0 0 %d %d" role="img" aria-label="Signal to quantization noise of %s, by layer">'):format(
-    #m.columns <= 40 and " dots" or "", c.width, c.height, format.html(row.recipe or "")) .. table.concat(out)
+    #m.columns <= 40 and " dots" or "", c.width, c.height, format.html(row.recipe)) .. table.concat(out)
     .. ('<text class="a" x="2" y="14">SQNR, dB</text><text class="a e" x="%d" y="%d">layer</text></svg>\n'):format(
       c.width - c.right, c.height - 4)
 end

@@ -74,6 +74,13 @@ local function scheme_column(m, row, id)
   end)
 end
 
+-- The columns of a row's modules are made once and serve every level.
+local function memo(row, name, f)
+  row.packed = row.packed or {}
+  if not row.packed[name] then row.packed[name] = f() end
+  return row.packed[name]
+end
+
 --- new(rows, models, level) -> a table for format.data. level: 0 (all) to 4, see levels.
 function M.new(rows, models, level)
   local list, id = texts()
@@ -81,7 +88,7 @@ function M.new(rows, models, level)
   for i, row in ipairs(rows) do
     local m = models[row.model_index]
     local modules = #row.modules > 0
-    local function packed(most, f) return modules and level <= most and id(f()) or 0 end
+    local function packed(most, f) return modules and level <= most and id(memo(row, most, f)) or 0 end
     out[i] = json.array {
       id(row.status), id(row.recipe), id(row.set), id(row.model_name), id(row.text_name), id(row.scheme),
       rounded(row.bits), rounded(row.bytes), rounded(row.ppl), rounded(row.ratio), rounded(row.kl), rounded(row.top1),
@@ -90,7 +97,7 @@ function M.new(rows, models, level)
       rounded(row.tokens), rounded(row.nll), rounded(row.ppl_against), rounded(row.bytes_model), id(row.worst),
       rounded(row.seconds_run), rounded(row.seconds_eval), rounded(row.attempts), id(row.host), id(row.processor), id(row.version),
       packed(2, function() return column(m, row, function(module) return tenths(module.sqnr_db) end) end),
-      packed(1, function() return scheme_column(m, row, id) end),
+      modules and level <= 1 and id(scheme_column(m, row, id)) or 0,
       packed(1, function() return column(m, row, byte_text) end),
       packed(0, function() return column(m, row, error_text) end),
       level == 3 and modules and id(layer_text(m, row)) or 0,
@@ -106,6 +113,13 @@ function M.new(rows, models, level)
     end
   end
   return { fields = fields, rows = out, models = kept, texts = list, chart = require("nibble.report.layers").chart }
+end
+
+--- least_bytes(packed) -> what its JSON takes at the least: spares writing what would be too long.
+function M.least_bytes(packed)
+  local bytes = 0
+  for _, s in ipairs(packed.texts) do bytes = bytes + #s + 3 end
+  return bytes
 end
 
 return M

@@ -111,19 +111,21 @@ local function size_section(rows, groups)
   for _, group in ipairs(groups) do
     local pictures = #group.front > 0 and scatter.svg(group, shape) or ""
     if pictures ~= "" then
-      out[#out + 1] = ('<figure class="group"><figcaption><b>%s</b> on %s</figcaption><div class="pair"><div class="pictures">%s</div>%s</div></figure>\n')
-        :format(html(group.model_name), html(group.text_name), pictures, front_table(group))
+      out[#out + 1] = table.concat { '<figure class="group"><figcaption><b>', html(group.model_name), "</b> on ", html(group.text_name),
+        '</figcaption><div class="pair"><div class="pictures">', pictures, "</div>", front_table(group), "</div></figure>\n" }
     end
   end
   if #out == 0 then return "" end
   return table.concat { '<section id="size"><h2>Size against quality</h2>\n', x, y, '<div class="switches">', x_labels,
-    "<span>against</span>", y_labels, "</div>\n", scheme_legend(shape, names), '<div class="groups">', table.concat(out), "</div></section>\n" }
+    "<span>against</span>", y_labels, "</div>\n", scheme_legend(shape, names), '<div class="groups">', table.concat(out),
+    "</div></section>\n" }
 end
 
 local function heat_legend(edges)
   local out = {}
   for bin = 1, #edges - 1 do
-    out[bin] = ('<li><svg class="key" viewBox="0 0 14 14" aria-hidden="true"><path class="h%d" d="M0 7h14"/></svg>%.1f</li>'):format(bin, edges[bin])
+    out[bin] = ('<li><svg class="key" viewBox="0 0 14 14" aria-hidden="true"><path class="h%d" d="M0 7h14"/></svg>%.1f</li>'):format(
+      bin, edges[bin])
   end
   return '<ul class="legend bins"><li class="note">worst module of the layer, dB from</li>' .. table.concat(out) .. "</ul>"
 end
@@ -144,7 +146,8 @@ local function layer_figures(m, at)
     '<div class="pair"><div class="pictures">', picture, "</div>", layers.legend(m), "</div></figure>\n",
     '<figure class="heats" data-model="', tostring(at - 1), '"><figcaption><b>', html(m.name),
     "</b>, every recipe by layer: the more ink, the more error</figcaption>", heat_legend(edges),
-    '<div class="scroll" tabindex="0" role="region" aria-label="Heat map">', heat, '</div><output class="readout"></output>', more, "</figure>\n",
+    '<div class="scroll" tabindex="0" role="region" aria-label="Heat map">', heat, '</div><output class="readout"></output>', more,
+    "</figure>\n",
   }
 end
 
@@ -170,7 +173,9 @@ end
 
 -- ---- the page --------------------------------------------------------------------------
 
-local POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+-- Nothing is fetched, whatever a name in the results may hold.
+local POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+  .. "base-uri 'none'; form-action 'none'"
 
 local NOTES = [[
 <p>Bits per weight count the whole checkpoint: scales, zero-points and what stayed as it was. Ratio: perplexity over that of the

@@ -56,7 +56,7 @@ local function row_of(r)
     version = text(r.version), modules = table_of(r.modules),
   }
   row.scheme = row.reference and "unquantized" or main_scheme(row.modules) or "–"
-  if row.reference then row.recipe = "unquantized" end
+  row.recipe = row.reference and "unquantized" or row.recipe or "?"
   if row.status == "failed" then
     row.message = text(r.message, MESSAGE_MOST) or "no message"
     if row.message == "" then row.message = "no message" end

@@ -19,6 +19,9 @@ local shapes = {
   '<path id="s6" d="M-1.7-5h3.4v3.3h3.3v3.4h-3.3V5h-3.4V1.7h-3.3v-3.4h3.3z"/>',
   '<path id="s7" d="M0-5.6 4.9-2.8v5.6L0 5.6-4.9 2.8v-5.6z"/>',
   '<path id="s8" d="M0-6 1.7-1.9 6-1.9 2.6.9 3.8 5.2 0 2.7-3.8 5.2-2.6.9-6-1.9-1.7-1.9z"/>',
+  '<path id="s9" d="M-4.9-2.8-2.8-4.9 0-2.1 2.8-4.9 4.9-2.8 2.1 0 4.9 2.8 2.8 4.9 0 2.1-2.8 4.9-4.9 2.8-2.1 0z"/>',
+  '<path id="s10" d="M-4.8-4.8h9.6L-4.8 4.8h9.6z"/>', '<path id="s11" d="M-5 2.6a5 5 0 0 1 10 0z"/>',
+  '<path id="s12" d="M-2-5.6h4v11.2h-4z"/>',
 }
 
 --- symbols() -> the shapes, once for the whole page.
@@ -57,7 +60,7 @@ local function tick_text(field, v)
 end
 
 -- Names beside the front's marks, where no mark and no other name is in the way.
-local function labels(front, at, boxes)
+local function labels(front, at, boxes, best)
   local out = {}
   local function free(x, y, w)
     if x < LEFT or x + w > WIDTH - 2 or y < TOP or y + 12 > HEIGHT - BOTTOM then return false end
@@ -66,7 +69,9 @@ local function labels(front, at, boxes)
     end
     return true
   end
-  for _, row in ipairs(front) do
+  local order = {}
+  for _, row in ipairs(front) do table.insert(order, row == best and 1 or #order + 1, row) end
+  for _, row in ipairs(order) do
     local name = #row.recipe > 26 and row.recipe:sub(1, 24):gsub("[\128-\255]+$", "") .. "…" or row.recipe
     local w, p = 6.3 * #name, at[row]
     local tries = { { 8, -13 }, { 9, -6 }, { 8, 3 }, { -8 - w, 3 }, { -9 - w, -6 }, { -8 - w, -13 }, { -w / 2, -20 }, { -w / 2, 9 } }
@@ -74,7 +79,8 @@ local function labels(front, at, boxes)
       local x, y = p[1] + t[1], p[2] + t[2]
       if free(x, y, w) then
         boxes[#boxes + 1] = { x, y, w, 12 }
-        out[#out + 1] = ('<text class="name" x="%.0f" y="%.0f">%s</text>'):format(x, y + 10, format.html(name))
+        out[#out + 1] = ('<text class="%s" x="%.0f" y="%.0f">%s</text>'):format(row == best and "name best" or "name", x, y + 10,
+          format.html(name))
         break
       end
     end
@@ -138,6 +144,7 @@ local function picture(group, xf, yf, shape, shown)
     at[row] = { px(row[xf[1]]), py(row[yf[1]]) }
     boxes[#boxes + 1] = { at[row][1] - 5, at[row][2] - 5, 10, 10 }
   end
+  if line then boxes[#boxes + 1] = { LEFT, py(line) - 16, 80, 18 } end
   local marks = {}
   for pass = 1, 2 do -- the front's lie on top
     for _, row in ipairs(points) do
@@ -147,15 +154,15 @@ local function picture(group, xf, yf, shape, shown)
       end
     end
   end
-  local named = #front <= 16 and labels(front, at, boxes) or ""
+  local named = #front <= 16 and labels(front, at, boxes, group.best) or ""
   return table.concat {
     ('<svg class="plot v-%s-%s%s" viewBox="0 0 %d %d" role="img" aria-label="%s against %s, %d recipes, %d on the Pareto front">')
       :format(xf[1], yf[1], shown and " first" or "", WIDTH, HEIGHT, yf[2], xf[2], #points, #front),
     grid(x, y, xf[1], yf[1], px, py),
     ('<text class="a" x="2" y="14">%s%s</text>'):format(yf[2], y.log and ", log" or ""),
     ('<text class="a e" x="%d" y="%d">%s%s</text>'):format(WIDTH - RIGHT, HEIGHT - 6, xf[2], x.log and ", log" or ""),
-    line and y.place(line) >= -0.02 and ('<path class="ref" d="M%d %.1fH%d"/><text class="reft e" x="%d" y="%.1f">unquantized</text>')
-      :format(LEFT, py(line), WIDTH - RIGHT, WIDTH - RIGHT, py(line) - 5) or "",
+    line and y.place(line) >= -0.02 and ('<path class="ref" d="M%d %.1fH%d"/><text class="reft" x="%d" y="%.1f">unquantized</text>')
+      :format(LEFT, py(line), WIDTH - RIGHT, LEFT + 6, py(line) - 5) or "",
     steps(front, at), table.concat(marks), named, "</svg>\n",
   }
 end

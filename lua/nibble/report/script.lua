@@ -36,7 +36,9 @@ const writeAddress = () => {
   const p = new URLSearchParams();
   for (const k in state) if (state[k] !== initial[k]) p.set(k, state[k]);
   const text = p.toString();
-  try { history.replaceState(null, "", text ? "#" + text : location.pathname + location.search); } catch (e) { /* a page without an address */ }
+  try {
+    history.replaceState(null, "", text ? "#" + text : location.pathname + location.search);
+  } catch (e) { /* a page without an address */ }
 };
 
 // ---- light
@@ -45,7 +47,7 @@ const theme = el("button", { id: "theme", type: "button" });
 const themes = ["", "light", "dark"];
 const showTheme = (choice) => {
   if (choice) root.dataset.theme = choice; else delete root.dataset.theme;
-  theme.textContent = "light: " + ({ light: "day", dark: "night" }[choice] || "as the system");
+  theme.textContent = "theme: " + (choice || "auto");
 };
 const stored = () => { try { return localStorage.getItem("nibble-theme") || ""; } catch (e) { return ""; } };
 theme.onclick = () => {

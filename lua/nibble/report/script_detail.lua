@@ -34,7 +34,7 @@ const byLayer = (row) => {
 // The first step of which four cover lo..hi, and where they begin: as the page was drawn.
 const range = (lo, hi) => {
   for (let power = -1; power <= 6; power++) {
-    for (const m of [1, 2, 5]) {
+    for (const m of [1, 1.5, 2, 2.5, 3, 4, 5, 7.5]) {
       const step = m * 10 ** power, from = Math.floor(lo / step) * step;
       if (from + 4 * step >= hi) return [from, step];
     }
@@ -108,21 +108,24 @@ for (const figure of $$("figure.heats")) {
     const column = Math.floor(((e.clientX - box.left) * scale - names) / (size.width - names) * columns.length);
     if (!row || column < 0 || column >= columns.length) return;
     const i = Number(row.dataset.i), all = byLayer(i).map((kind) => kind && kind[column]).filter((v) => v !== undefined);
-    out.textContent = get(i, "recipe") + ", layer " + columns[column] + ": " + (all.length ? Math.min(...all).toFixed(1) + " dB" : "not quantized");
+    out.textContent = get(i, "recipe") + ", layer " + columns[column] + ": "
+      + (all.length ? Math.min(...all).toFixed(1) + " dB" : "not quantized");
   };
   svg.onpointerleave = () => { out.textContent = ""; };
 }
 
 // ---- one recipe in full
 const moduleTable = (row, list) => {
-  const m = modelOf(row), schemes = split(row, "schemes"), sizes = split(row, "sizes"), errors = split(row, "errors"), dbs = split(row, "dbs");
+  const m = modelOf(row);
+  const [schemes, sizes, errors, dbs] = ["schemes", "sizes", "errors", "dbs"].map((field) => split(row, field));
   const head = ["module", "scheme", "SQNR, dB"].concat(sizes.length ? ["bytes"] : [], errors.length ? ["squared error"] : []);
   const table = el("table", { class: "modules" }, el("thead", {}, el("tr", {}, ...head.map((t, i) =>
     el("th", { scope: "col", class: i > 1 ? "num" : null }, t)))));
   const inside = el("tbody");
   for (const i of list) {
     const db = decibels(dbs[i]);
-    const cells = [m.names[i], schemes[i] ? data.texts[schemes[i] - 1] : "–", db === null ? "–" : db === Infinity ? "exact" : db.toFixed(1)];
+    const cells = [m.names[i], schemes[i] ? data.texts[schemes[i] - 1] : "–"];
+    cells.push(db === null ? "–" : db === Infinity ? "exact" : db.toFixed(1));
     if (sizes.length) cells.push(sizes[i] ? bytesText(Number(sizes[i])) : "–");
     if (errors.length) cells.push(errors[i] || "–");
     inside.append(el("tr", {}, ...cells.map((t) => el("td", {}, t))));
@@ -137,9 +140,13 @@ const facts = (row) => {
   fact("settings", get(row, "set"));
   fact("scheme", get(row, "scheme"));
   if (num("bytesModel") && num("bytes")) {
-    fact("size", bytesText(num("bytes")) + " of " + bytesText(num("bytesModel")) + ", " + (num("bytesModel") / num("bytes")).toFixed(2) + " times smaller");
+    const times = (num("bytesModel") / num("bytes")).toFixed(2);
+    fact("size", bytesText(num("bytes")) + " of " + bytesText(num("bytesModel")) + ", " + times + " times smaller");
   }
-  if (num("context")) fact("windows", (num("windows") ? num("windows") + " of " : "") + num("context") + " tokens" + (num("tokens") ? ", " + num("tokens") + " predicted" : ""));
+  if (num("context")) {
+    fact("windows", (num("windows") ? num("windows") + " of " : "") + num("context") + " tokens"
+      + (num("tokens") ? ", " + num("tokens") + " predicted" : ""));
+  }
   if (num("nll") !== null) fact("loss", num("nll").toFixed(6) + " nats a token");
   if (num("against") !== null) fact("unquantized", "perplexity " + num("against").toFixed(4));
   fact("worst module", get(row, "worst"));
@@ -160,15 +167,19 @@ const card = (row) => {
   const template = $('figure.layers[data-model="' + get(row, "modelIndex") + '"]');
   if (template) {
     const svg = $("svg.lines", template).cloneNode(true), legend = $(".legend", template).cloneNode(true);
-    if (draw(svg, legend, row)) right.append(el("h4", {}, "Error by layer"), svg, modelOf(row).names ? legend : el("p", { class: "note" }, "the worst module of each layer"));
+    const key = modelOf(row).names ? legend : el("p", { class: "note" }, "the worst module of each layer");
+    if (draw(svg, legend, row)) right.append(el("h4", {}, "Error by layer"), svg, key);
   }
   const dbs = split(row, "dbs").map(decibels);
   const all = dbs.map((_, i) => i).filter((i) => dbs[i] !== null).sort((a, b) => dbs[a] - dbs[b] || a - b);
   if (all.length) {
     right.append(el("h4", {}, "The worst modules"), moduleTable(row, all.slice(0, 8)));
-    const listed = modelOf(row).names.map((_, i) => i).filter((i) => dbs[i] !== undefined && dbs[i] !== null || split(row, "sizes")[i]);
+    const sizes = split(row, "sizes");
+    const listed = modelOf(row).names.map((_, i) => i).filter((i) => dbs[i] !== undefined && dbs[i] !== null || sizes[i]);
     const more = el("details", {}, el("summary", {}, "all " + listed.length + " modules"));
-    more.ontoggle = () => { if (more.open && more.children.length === 1) more.append(el("div", { class: "long" }, moduleTable(row, listed))); };
+    more.ontoggle = () => {
+      if (more.open && more.children.length === 1) more.append(el("div", { class: "long" }, moduleTable(row, listed)));
+    };
     right.append(more);
   }
   const parts = right.childNodes.length ? [left, right] : [left];

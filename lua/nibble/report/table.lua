@@ -25,7 +25,7 @@ local words = { done = "done", failed = "failed", missed = "bound missed" }
 local function name_of(row)
   local set = row.set ~= "" and " <small>" .. html(row.set) .. "</small>" or ""
   local front = row.front and ' <b class="fr" title="on the Pareto front">◆</b>' or ""
-  return ('<span class="r" title="%s">%s</span>%s%s'):format(html(row.recipe or "?"), html(row.recipe or "?"), set, front)
+  return ('<span class="r" title="%s">%s</span>%s%s'):format(html(row.recipe), html(row.recipe), set, front)
 end
 
 local function status_of(row)
@@ -48,7 +48,8 @@ end
 
 --- results(rows) -> the table.
 function M.results(rows)
-  local out = { '<div class="scroll" tabindex="0" role="region" aria-label="All results"><table id="table"><thead><tr>' }
+  local out = { ('<div class="scroll%s" tabindex="0" role="region" aria-label="All results"><table id="table"><thead><tr>'):format(
+    #rows > 30 and " tall" or "") }
   for _, c in ipairs(M.columns) do
     out[#out + 1] = ('<th scope="col" data-field="%s"%s%s>%s'):format(c[1], c[3] and ' class="num"' or "",
       c[4] and ' title="' .. html(c[4]) .. '"' or "", html(c[2]))
@@ -80,8 +81,9 @@ end
 local function change_line(item)
   local row = item.row or item.was
   local why = {}
-  if #item.worse > 0 then why[#why + 1] = "worse: " .. table.concat(item.worse, ", ") end
-  if #item.better > 0 then why[#why + 1] = "better: " .. table.concat(item.better, ", ") end
+  local both = item.kind == "mixed"
+  if #item.worse > 0 then why[#why + 1] = (both and "worse: " or "") .. table.concat(item.worse, ", ") end
+  if #item.better > 0 then why[#why + 1] = (both and "better: " or "") .. table.concat(item.better, ", ") end
   return table.concat {
     ('<tr class="%s"><th scope="row">%s<td title="%s">%s<td title="%s">%s<td><b class="change">%s</b>%s'):format(item.kind,
       name_of { recipe = row.recipe, set = row.set }, html(row.model), html(row.model_name), html(row.text), html(row.text_name),

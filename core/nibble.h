@@ -39,10 +39,15 @@ const char *nb_error_name(int code);
 
 /* The stop flag. SIGINT sets it once nb_stop_install() was called; C jobs read
  * it once per block and return NB_EINTR. A second SIGINT within 2 s ends the
- * process with status 130. */
-void nb_stop_install(void);
+ * process with status 130. then: runs in the handler after that; NULL: nothing. */
+void nb_stop_install(void (*then)(void));
+/* SIGTERM and SIGUSR1 set it, too, as batch systems send them before they end a
+ * job; they never end the process themselves. */
+void nb_stop_install_batch(void);
 void nb_stop_request(void);
 int nb_stop_requested(void);
+/* The signal that set the flag; 0: none did. */
+int nb_stop_signal(void);
 void nb_stop_clear(void);
 
 /* Test hook: the n-th allocation from now on fails (n >= 1), once; 0 = never. */
@@ -336,6 +341,10 @@ int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype,
  * left with this size and header keeps its contents (nb_writer_file tells).
  * Otherwise a checkpoint that is already in dir is an error. */
 int nb_writer_begin(nb_writer *w, int resume);
+/* Told before nb_writer_begin: only this file (0-based; a number that none has: no file)
+ * is made and written, the others are left alone, and nb_writer_finish leaves it
+ * NAME.partial: so several processes share a checkpoint, which one gathers by resume. */
+void nb_writer_only(nb_writer *w, int64_t file);
 /* Rows row0.. of the named tensor become t's rows. Written in the background:
  * t's buffer is retained, and must not change before nb_writer_flush. Blocks
  * while more than 64 MiB are queued. A failure of the system shows in the next

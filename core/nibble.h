@@ -423,6 +423,9 @@ int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 /* order[i] = index of the name that comes i-th in natural order: bytes as bytes, runs of
  * digits as numbers ("layers.2" before "layers.10"), leading zeroes last of all. */
 int nb_natural_order(int64_t *order, const nb_text *names, int64_t count);
+/* Columns that UTF-8 text takes on a terminal (io/unicode.c): 2 for wide characters, 0 for what combines,
+ * for control characters and for colours (ESC [ … m); 1 for a byte that is no UTF-8. */
+int64_t nb_text_columns(const char *text, int64_t bytes);
 
 /* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
  * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,

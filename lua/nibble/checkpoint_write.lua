@@ -204,7 +204,7 @@ Journal.__index = Journal
 
 --- journal(path) -> journal | nil, msg, code
 -- An append-only list of text lines with a checksum each. Field lines: the valid
--- ones found on opening; a torn or damaged tail is cut off. Locked: a second
+-- ones found on opening and those appended; a torn or damaged tail is cut off. Locked: a second
 -- process gets "eio" ("another nibble works in that folder").
 function M.journal(path)
   local out = ffi.new "nb_journal *[1]"
@@ -221,7 +221,9 @@ end
 --- j:append(line) -> true | nil, msg, code: once it returns, the line survives kill -9.
 function Journal.append(j, line)
   if not j.handle then error("journal: it is closed", 2) end
-  return check(C.nb_journal_append(j.handle, line, #line), true)
+  local ok, msg, code = check(C.nb_journal_append(j.handle, line, #line), true)
+  if ok then table.insert(j.lines, line) end
+  return ok, msg, code
 end
 
 --- j:close(): unlocks; the file stays.

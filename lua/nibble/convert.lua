@@ -132,14 +132,6 @@ local function close(run)
   parts.release(run)
 end
 
-local function proved_some(run)
-  if next(run.done) then return true end
-  for _, job in ipairs(run.plan.jobs) do
-    if job.hash then return true end
-  end
-  return false
-end
-
 -- A failure that no second run could mend, or before anything was proven: everything that this plan writes goes.
 local function clear(run)
   local names = { output.journal, output.certificate, "config.json", "model.safetensors.index.json" }
@@ -229,7 +221,7 @@ function M.execute(plan, dir, options)
   for _, job in ipairs(plan.jobs) do job.hash, job.error = nil, nil end -- another folder's run may have set them
   local called
   called, ok, msg, code = pcall(execute, run, dir)
-  if called and not ok and (steps.hopeless(code) or not proved_some(run)) then
+  if called and not ok and (steps.hopeless(code) or not steps.proved_some(run)) then
     clear(run)
     return nil, msg, code
   end

@@ -1,9 +1,10 @@
 -- convert_parts: a run in parts, one file of the output each, so that many processes, on many machines that share a
 -- file system, write one checkpoint; and how one run gathers them.
 --
---   DIR/.nibble-parts/NAME.safetensors   the part's journal; who works on the part holds its lock
---                     calibration        the journal of the calibration, done by who comes first
---                     calibration.json   what it found, beside calibration.safetensors/ (sums of columns)
+--   DIR/.nibble-parts/PLAN/            PLAN: the plan's id
+--     NAME.safetensors                 the part's journal; who works on the part holds its lock
+--     calibration                      the journal of the calibration, done by who comes first
+--     calibration.json                 what it found, beside calibration.safetensors/ (sums of columns)
 --
 -- A module whose tensors lie in two files is made by both parts: each writes its own tensors, keeps the others in
 -- memory, and proves the whole module. The run that gathers locks every part, takes their claims for its own and goes
@@ -21,7 +22,20 @@ local C = nffi.C
 
 local M = {}
 
-local function folder(dir) return dir .. "/" .. output.parts end
+local function folder(plan, dir) return ("%s/%s/%s"):format(dir, output.parts, plan:id()) end
+
+-- The parts' folder, made if missing | nil, msg, code; the folders that this made for it.
+local function make_folder(plan, dir)
+  local path = folder(plan, dir)
+  local made, msg, code = output.make(path)
+  if not made then return nil, msg, code end
+  local all
+  all, msg, code = checkpoint.list(dir .. "/" .. output.parts) -- afterwards: of two that make one at once both find it
+  if all and #all == 1 then return path, made end
+  output.unmake(made)
+  if all then return steps.another_plan(dir) end
+  return nil, msg, code
+end
 
 -- The names of the output's files in order | nil, msg, code
 local function files(plan, dir)
@@ -38,10 +52,10 @@ local function stored(plan, path)
   local text = checkpoint.exists(path .. ".json") and checkpoint.read_file(path .. ".json")
   local found = text and json.decode(text)
   if not found or found.plan ~= plan:id() or found.source ~= plan.model:stamp() then return nil end
-  local importance, ck, msg = {}, nil, nil
+  local importance = {}
   if found.importance then
-    ck, msg = checkpoint.open(path .. ".safetensors")
-    if not ck then return nil, msg, "eio" end
+    local ck, msg, code = checkpoint.open(path .. ".safetensors")
+    if not ck then return nil, msg, code end
     for name, key in pairs(found.importance) do importance[name] = assert(ck:tensor(key)) end
   end
   return found.input_scales, importance
@@ -95,7 +109,7 @@ local seconds_between_looks = 0.5
 -- Found by who comes first, read by the others, who wait for it.
 function M.calibration(run)
   local plan, dir = run.plan, run.dir
-  local path = folder(dir) .. "/calibration"
+  local path = folder(plan, dir) .. "/calibration"
   if not calibrate.wanted(plan) and not calibrate.ordered(plan) then return calibrate.of_plan(plan, {}) end
   while true do
     local scales, importance, code = stored(plan, path)
@@ -107,7 +121,7 @@ function M.calibration(run)
         progress = steps.calibration_progress(run) })
       local ok = scales
       if scales then ok, msg, code = store(plan, path, scales, importance) else msg = importance end
-      if not ok and steps.hopeless(code) then journal:remove() else journal:close() end
+      if not ok and (steps.hopeless(code) or #journal.lines == 2) then journal:remove() else journal:close() end
       if not ok then return nil, msg, code end
       return scales, importance
     end
@@ -135,14 +149,14 @@ local function jobs_of(plan, writer)
   return list
 end
 
-local function write_part(run, number, claims)
+local function write_part(run, number)
   local msg, code
   run.input_scales, run.importance, code = M.calibration(run)
   if not run.input_scales then return nil, run.importance, code end
   run.writer, msg, code = steps.writer(run.plan, run.dir, { only = number, resume = true })
   if not run.writer then return nil, msg, code end
   run.todo = jobs_of(run.plan, run.writer)
-  run.resumed = steps.keep_proven(run, claims)
+  run.resumed = steps.keep_proven(run, run.done)
   local ok
   ok, msg, code = steps.run_jobs(run)
   if not ok then return nil, msg, code end
@@ -156,13 +170,13 @@ local function clear_part(run, name, made)
   if run.writer then run.writer:close() end
   checkpoint.remove_file(run.dir .. "/" .. name .. ".partial")
   run.journal:remove()
+  output.unmake { run.dir .. "/" .. output.parts, folder(run.plan, run.dir) }
   output.unmake(made)
-  output.unmake { folder(run.dir) }
 end
 
 -- -> "written", run | "before" | "held" (by another process) | nil, msg, code
 local function part(plan, dir, number, name, options, made)
-  local path = folder(dir) .. "/" .. name
+  local path = folder(plan, dir) .. "/" .. name
   local journal, claims, code = steps.open_journal(path, plan, dir)
   if not journal then
     if is_held(claims) then return "held" end
@@ -173,15 +187,15 @@ local function part(plan, dir, number, name, options, made)
   if state ~= "resume" or is_whole(journal) then
     local gathered = state == "complete"
     if gathered then journal:remove() else journal:close() end
-    if gathered then output.unmake { folder(dir) } end
+    if gathered then output.unmake { dir .. "/" .. output.parts, folder(plan, dir) } end
     if not state then return nil, msg, code end
     return "before"
   end
   local run = steps.start(plan, dir, options)
-  run.journal = journal
+  run.journal, run.done, run.todo = journal, claims, {}
   local called, ok
-  called, ok, msg, code = pcall(write_part, run, number, claims)
-  if called and not ok and steps.hopeless(code) then
+  called, ok, msg, code = pcall(write_part, run, number)
+  if called and not ok and (steps.hopeless(code) or not steps.proved_some(run)) then
     clear_part(run, name, made)
     return nil, msg, code
   end
@@ -220,13 +234,13 @@ end
 -- plan, dir: as convert.execute has looked at them.
 function M.run(plan, dir, options)
   local t0, i, n = C.nb_now(), options.shard[1], options.shard[2]
-  local made, msg, code = output.make(folder(dir))
-  if not made then return nil, msg, code end
-  if made[#made] == folder(dir) and checkpoint.exists(dir .. "/" .. output.journal) then
+  local path, made, code = make_folder(plan, dir)
+  if not path then return nil, made, code end
+  if made[#made] == path and checkpoint.exists(dir .. "/" .. output.journal) then
     output.unmake(made)
     return nil, ("%s holds an unfinished run in one piece: the same command without --shard goes on with it"):format(dir), "eio"
   end
-  local names
+  local names, msg
   names, msg, code = files(plan, dir)
   if not names then return nil, msg, code end
   local result = setmetatable({ dir = dir, shard = i, shards = n, files = #names, written = 0, before = 0, held = 0,
@@ -251,25 +265,28 @@ end
 -- Where run.dir has parts: locks all, and adds what they claim to run.done. strict: every part must be done.
 function M.gather(run, strict)
   local dir = run.dir
-  if not checkpoint.exists(folder(dir)) then
+  if not checkpoint.exists(dir .. "/" .. output.parts) then
     if not strict then return true end
     return nil, ("%s holds no parts to merge; --shard i/n writes them"):format(dir), "eio"
   end
-  local names, msg, code = files(run.plan, dir)
+  local path, made, code = make_folder(run.plan, dir)
+  if not path then return nil, made, code end
+  local names, msg
+  names, msg, code = files(run.plan, dir)
   if not names then return nil, msg, code end
   run.parts = { journals = {} }
   local missing = {}
   for number, name in ipairs(names) do
     local journal, claims
-    journal, claims, code = steps.open_journal(folder(dir) .. "/" .. name, run.plan, dir)
+    journal, claims, code = steps.open_journal(path .. "/" .. name, run.plan, dir)
     if not journal then return nil, claims, code end
     table.insert(run.parts.journals, journal)
     if not is_whole(journal) then missing[#missing + 1] = number end
     for module, claim in pairs(claims) do run.done[module] = claim end
   end
   if strict and missing[1] then
-    return nil, ("%s: %d of %d files are not done yet, the first is %s: run --shard %d/%d, or run without --shard to do the rest here"):format(
-      dir, #missing, #names, names[missing[1]], missing[1], #names), "eio"
+    return nil, ("%s: %d of %d files are not done yet, the first is %s: run --shard %d/%d, "
+      .. "or run without --shard to do the rest here"):format(dir, #missing, #names, names[missing[1]], missing[1], #names), "eio"
   end
   return true
 end
@@ -283,7 +300,7 @@ end
 --- remove(run) -> true | nil, msg, code: the parts are gathered, and their folder goes.
 function M.remove(run)
   if not run.parts then return true end
-  local parts = folder(run.dir)
+  local parts = folder(run.plan, run.dir)
   for _, journal in ipairs(run.parts.journals) do
     local ok, msg, code = journal:remove()
     if not ok then return nil, msg, code end
@@ -292,7 +309,7 @@ function M.remove(run)
     local ok, msg, code = checkpoint.remove_file(parts .. "/" .. name)
     if not ok then return nil, msg, code end
   end
-  output.unmake { parts, parts .. "/calibration.safetensors" }
+  output.unmake { run.dir .. "/" .. output.parts, parts, parts .. "/calibration.safetensors" }
   return true
 end
 

@@ -62,18 +62,20 @@ local function claims(lines, source)
   return done, true
 end
 
+--- another_plan(dir) -> nil, msg, code: what is said of a folder where another plan's run stopped.
+function M.another_plan(dir)
+  return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); "
+    .. "run that command again to finish it, or remove the folder"):format(dir), "eio"
+end
+
 local function begin_journal(journal, dir, id, source)
   local first = journal.lines[1]
-  if first and first ~= "plan " .. id then
-    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); "
-      .. "run that command again to finish it, or remove the folder"):format(dir), "eio"
-  end
+  if first and first ~= "plan " .. id then return M.another_plan(dir) end
   local done, same = claims(journal.lines, source)
   for _, line in ipairs { not first and "plan " .. id or false, not same and source or false } do
     if line then
       local ok, msg, code = journal:append(line)
       if not ok then return nil, msg, code end
-      table.insert(journal.lines, line) -- what stands before it is of another model
     end
   end
   return done
@@ -188,6 +190,15 @@ function M.run_jobs(run)
     if run.progress then run.progress(totals) end
   end
   return prove_down_to(run, 0, -1)
+end
+
+--- proved_some(run) -> whether something stands that a next run goes on from.
+function M.proved_some(run)
+  if next(run.done) then return true end
+  for _, job in ipairs(run.todo) do
+    if job.hash then return true end
+  end
+  return false
 end
 
 --- close(run): what was proven stays for the next run.

@@ -372,8 +372,8 @@ static int find(nb_writer *w, w_tensor **out, const char *name, int64_t bytes) {
   if (!w->queue) return not_open();
   int64_t id = nb_names_find(&w->names, text);
   if (id < 0 || w->files[w->tensors[id].file].sink.fd < 0)
-    return nb_fail(NB_EINVAL, "writer: tensor %s was not announced%s", nb_text_show(text, shown, sizeof shown),
-                   id < 0 ? "" : " for the file that is written");
+    return nb_fail(NB_EINVAL, "writer: tensor %s was not announced%s",
+                   nb_text_show(text, shown, sizeof shown), id < 0 ? "" : " for the file that is written");
   *out = &w->tensors[id];
   return NB_OK;
 }

@@ -197,6 +197,18 @@ typedef struct nb_comparison {
 int nb_tensor_compare(nb_comparison *out, double *by_column, int spans, const nb_tensor *a,
                       const nb_tensor *b);
 
+/* What values must not be (scan.c): counts, and where the first is: 0-based in the flattened
+ * tensor, -1: nowhere. Integers have zeros and negative ones only. */
+typedef struct nb_value_scan {
+  int64_t numel, nan, inf, zeros, negative, subnormal;
+  int64_t first_odd, first_zero, first_negative; /* odd: NaN or infinite */
+  int64_t zero_rows, first_zero_row;             /* rows of the last dimension that are all zeros */
+} nb_value_scan;
+
+/* One pass at the rate of memory; any real dtype of whole bytes (else NB_EUNSUPPORTED). The
+ * sign of zeros and of NaN doesn't count. The same for any threads and instruction set. */
+int nb_tensor_scan(nb_value_scan *out, const nb_tensor *t);
+
 /* ---- content hashes (hash.c): XXH3, 128 bits ------------------------------ */
 
 typedef struct nb_hash nb_hash;
@@ -414,6 +426,9 @@ int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 /* order[i] = index of the name that comes i-th in natural order: bytes as bytes, runs of
  * digits as numbers ("layers.2" before "layers.10"), leading zeroes last of all. */
 int nb_natural_order(int64_t *order, const nb_text *names, int64_t count);
+/* Columns that UTF-8 text takes on a terminal (io/unicode.c): 2 for wide characters, 0 for what combines,
+ * for control characters and for colours (ESC [ … m); 1 for a byte that is no UTF-8. */
+int64_t nb_text_columns(const char *text, int64_t bytes);
 
 /* ---- tokenizers: byte-level BPE (io/bpe.c, io/bpe_split.c, io/unicode.c) ----
  * Built up from a tokenizer.json by Lua, in this order: normal form, vocabulary,

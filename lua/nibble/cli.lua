@@ -24,7 +24,8 @@ function M.fail(msg, status)
   return status or 2
 end
 
-local function command(name)
+--- command(name) -> its table: name, summary, notes, args, options, run.
+function M.command(name)
   local c = require("nibble.cli." .. name)
   c.name = name
   return c
@@ -36,17 +37,23 @@ local function is_command(name)
   end
 end
 
+-- What `nibble` may be followed by.
+M.uses = {
+  { "[MODEL]", "a session, MODEL opened as `model`" },
+  { "COMMAND ... [--threads N]", "one of the commands below" },
+  { "FILE.lua [ARGS]", "a script, with the module as `nibble`" },
+  { "-e CODE", "a piece of Lua; an expression prints its value" },
+  { "--version | --help", "" },
+}
+
 local function help()
-  local out = {
-    "usage: nibble [MODEL]                    a session, MODEL opened as `model`",
-    "       nibble COMMAND ... [--threads N]  one of the commands below",
-    "       nibble FILE.lua [ARGS]            a script, with the module as `nibble`",
-    "       nibble -e CODE                    a piece of Lua; an expression prints its value",
-    "       nibble --version | --help",
-    "",
-  }
+  local out = {}
+  for i, use in ipairs(M.uses) do
+    out[i] = ("%s nibble %-26s %s"):format(i == 1 and "usage:" or "      ", use[1], use[2]):gsub("%s+$", "")
+  end
+  out[#out + 1] = ""
   for _, name in ipairs(M.commands) do
-    out[#out + 1] = ("  %-9s %s"):format(name, command(name).summary)
+    out[#out + 1] = ("  %-10s %s"):format(name, M.command(name).summary)
   end
   out[#out + 1] = ""
   out[#out + 1] = "nibble COMMAND --help tells a command's options."
@@ -123,7 +130,7 @@ end
 
 local function run_command(name, argv, at)
   local options = require "nibble.cli.options"
-  local c = command(name)
+  local c = M.command(name)
   local values, msg = options.parse(c, argv, at)
   if not values then return M.fail(msg) end
   if values.help then

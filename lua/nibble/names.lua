@@ -20,7 +20,7 @@ local function ranges(set)
   return "{" .. table.concat(out, ",") .. "}"
 end
 
--- "a.3.b.7" -> "a.\0.b.\0", {3, 7}
+--- numbered(name) -> {stem =, numbers =}: "a.3.b.7" -> "a.\0.b.\0", {3, 7}
 local function numbered(name)
   local numbers = {}
   local stem = ("." .. name .. "."):gsub("%.(%d+)%f[.]", function(n)
@@ -29,6 +29,8 @@ local function numbered(name)
   end)
   return { stem = stem:sub(2, -2), numbers = numbers }
 end
+
+M.numbered = numbered
 
 -- numbered(), whose work on what stands before the last dot is done once.
 local function splitter()

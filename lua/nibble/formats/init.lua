@@ -109,7 +109,7 @@ end
 local cache_scales = { k_scale = true, v_scale = true }
 
 -- Module -> its tensors by the name's last part, in the checkpoint's order.
-local function by_module(ck)
+local function by_module(ck, faults)
   local order, tensors = {}, {}
   for _, info in ipairs(ck.tensors) do
     local module, suffix = text.split_name(info.name)
@@ -120,7 +120,10 @@ local function by_module(ck)
       tensors[module], order[#order + 1] = of, module
     end
     of[suffix] = info
-    if telling[suffix] and not ck.quantization then return no_config(ck, module, suffix) end
+    if telling[suffix] and not ck.quantization then
+      if not faults then return no_config(ck, module, suffix) end
+      faults.packed = faults.packed or info.name
+    end
   end
   return order, tensors
 end
@@ -164,18 +167,33 @@ end
 
 local cache = setmetatable({}, { __mode = "k" })
 
-local function build(ck)
+-- A module that its format refuses, listed all the same.
+local function refused(ck, module, tensors, msg)
+  local rec = common.unreadable(module, tensors, "")
+  rec.format, rec.unreadable = M.of(ck).name, msg
+  return measure(rec)
+end
+
+-- faults: takes what is wrong instead of the first of it being an error.
+local function build(ck, faults)
   local f = M.of(ck)
   local st, msg, code = f.settings(ck)
-  if not st then return nil, msg, code end
+  if not st then
+    if not faults then return nil, msg, code end
+    faults.config, f, st = msg, opaque(ck), {}
+  end
   local order, tensors
-  order, tensors, code = by_module(ck)
+  order, tensors, code = by_module(ck, faults)
   if not order then return nil, tensors, code end
   local list, by_name = {}, {}
   for _, module in ipairs(text.natural_sort(order)) do
     local rec
     rec, msg, code = probe_one(ck, f, st, module, tensors[module])
-    if not rec then return nil, msg, code end
+    if not rec then
+      if not faults then return nil, msg, code end
+      rec = refused(ck, module, tensors[module], msg)
+      faults[#faults + 1] = rec
+    end
     for _, part in ipairs(rec.parts or { rec }) do
       list[#list + 1], by_name[part.name] = part, part
     end
@@ -199,6 +217,16 @@ function M.modules(ck)
   local all, msg, code = opened(ck)
   if not all then return nil, msg, code end
   return all.list
+end
+
+--- survey(ck) -> array of records, faults: modules(ck) that goes on where modules are wrong
+-- faults: array of the records that the format refuses, each with why in `unreadable`; config: why the config can't be
+-- used; packed: the name of a quantized tensor where there is no config. For an object of the caller's own: what is
+-- wrong is an error for modules(ck) no longer.
+function M.survey(ck)
+  local faults = {}
+  if not cache[ck] then cache[ck] = assert(build(ck, faults)) end
+  return cache[ck].list, faults
 end
 
 -- Candidates for "did you mean": names as long, give or take two letters.

@@ -23,9 +23,15 @@ local function ranges(set)
   return "{" .. table.concat(out, ",") .. "}"
 end
 
--- "a.3.b.7" -> "a.\0.b.\0", as nb_name_groups reads numbers.
-local function stem_of(name)
-  return (("." .. name .. "."):gsub("%.(%d+)%f[.]", function(n) return #n <= 15 and ".\0" or nil end):sub(2, -2))
+--- numbered(name) -> {stem =, numbers =}: "a.3.b.7" -> "a.\0.b.\0", {3, 7}. As nb_name_groups reads numbers.
+function M.numbered(name)
+  local numbers = {}
+  local stem = ("." .. name .. "."):gsub("%.(%d+)%f[.]", function(n)
+    if #n > 15 then return nil end
+    numbers[#numbers + 1] = tonumber(n)
+    return ".\0"
+  end)
+  return { stem = stem:sub(2, -2), numbers = numbers }
 end
 
 -- Whatever key_of gives, as a small whole number each.
@@ -75,7 +81,7 @@ function M.collapse(items, name_of, key_of)
   end
   for _, g in ipairs(groups) do
     local i = 0
-    g.name = stem_of(name_of(g.items[1])):gsub("%z", function()
+    g.name = M.numbered(name_of(g.items[1])).stem:gsub("%z", function()
       i = i + 1
       return ranges(g.sets[i])
     end)

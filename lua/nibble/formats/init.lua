@@ -114,7 +114,7 @@ for i, suffix in ipairs(cache_scales) do cache_scale_texts[i - 1].data, cache_sc
 
 -- fn(module, tensors, bytes, params) for every module in natural order; tensors: by the name's last part; bytes and
 -- params: their sums. true | nil, msg, code.
-local function each_module(ck, fn)
+local function each_module(ck, faults, fn)
   local infos, i = ck.tensors, 0
   local count = #infos
   local texts, module_bytes = ffi.new("nb_text[?]", count + 1), ffi.new("int64_t[?]", count + 1)
@@ -128,7 +128,10 @@ local function each_module(ck, fn)
       local info, own = infos[tonumber(order[i]) + 1], tonumber(module_bytes[i])
       name = name or info.name:sub(1, own)
       local suffix = info.name:sub(own + 2)
-      if telling[suffix] and not ck.quantization then return no_config(ck, name, suffix) end
+      if telling[suffix] and not ck.quantization then
+        if not faults then return no_config(ck, name, suffix) end
+        faults.packed = faults.packed or info.name
+      end
       tensors[suffix], bytes, params = info, bytes + info.bytes, params + info.params
       i = i + 1
     until i >= count or module[i] ~= number
@@ -177,15 +180,30 @@ end
 
 local cache = setmetatable({}, { __mode = "k" })
 
-local function build(ck)
+-- A module that its format refuses, listed all the same.
+local function refused(ck, module, tensors, msg)
+  local rec = common.unreadable(module, tensors, "")
+  rec.format, rec.unreadable = M.of(ck).name, msg
+  return measure(rec)
+end
+
+-- faults: takes what is wrong instead of the first of it being an error.
+local function build(ck, faults)
   local f = M.of(ck)
   local st, msg, code = f.settings(ck)
-  if not st then return nil, msg, code end
+  if not st then
+    if not faults then return nil, msg, code end
+    faults.config, f, st = msg, opaque(ck), {}
+  end
   local plain, list, by_name = require "nibble.formats.plain", {}, {}
   local ok
-  ok, msg, code = each_module(ck, function(module, tensors, bytes, params)
+  ok, msg, code = each_module(ck, faults, function(module, tensors, bytes, params)
     local rec, why, which = probe_one(ck, f, plain, st, module, tensors, bytes, params)
-    if not rec then return nil, why, which end
+    if not rec then
+      if not faults then return nil, why, which end
+      rec = refused(ck, module, tensors, why)
+      faults[#faults + 1] = rec
+    end
     if rec.parts then
       for _, part in ipairs(rec.parts) do list[#list + 1], by_name[part.name] = part, part end
     else
@@ -216,6 +234,16 @@ function M.modules(ck)
   local all, msg, code = opened(ck)
   if not all then return nil, msg, code end
   return all.list
+end
+
+--- survey(ck) -> array of records, faults: modules(ck) that goes on where modules are wrong
+-- faults: array of the records that the format refuses, each with why in `unreadable`; config: why the config can't be
+-- used; packed: the name of a quantized tensor where there is no config. For an object of the caller's own: what is
+-- wrong is an error for modules(ck) no longer.
+function M.survey(ck)
+  local faults = {}
+  if not cache[ck] then cache[ck] = assert(build(ck, faults)) end
+  return cache[ck].list, faults
 end
 
 -- Candidates for "did you mean": names as long, give or take two letters.

@@ -1,5 +1,6 @@
 /* unicode.c - what a tokenizer needs of Unicode: well-formed UTF-8, white space
- * and word characters, normalization forms. utf8proc is used only here. */
+ * and word characters, normalization forms; and the columns that text takes on a
+ * terminal. utf8proc is used only here. */
 #include "bpe.h"
 
 #include <utf8proc.h>
@@ -90,4 +91,28 @@ int nb_normalize(nb_bytes *out, nb_span text, int form) {
   int rc = nb_bytes_push(out, (const char *)made, n);
   free(made);
   return rc;
+}
+
+/* Bytes of a colour's escape sequence at p, ESC [ digits and semicolons m; 0 where none is. */
+static int64_t colour_bytes(const char *p, const char *end) {
+  if (end - p < 3 || p[0] != 27 || p[1] != '[') return 0;
+  const char *q = p + 2;
+  while (q < end && ((*q >= '0' && *q <= '9') || *q == ';')) q++;
+  return q < end && *q == 'm' ? q + 1 - p : 0;
+}
+
+int64_t nb_text_columns(const char *text, int64_t bytes) {
+  int64_t columns = 0;
+  for (const char *p = text, *end = text + bytes; p < end;) {
+    int64_t skip = colour_bytes(p, end);
+    if (skip) {
+      p += skip;
+      continue;
+    }
+    int32_t code;
+    int n = nb_utf8_next(p, end, &code);
+    columns += n > 0 ? utf8proc_charwidth(code) : 1;
+    p += n > 0 ? n : 1;
+  }
+  return columns;
 }

@@ -7,7 +7,7 @@ local M = {}
 
 -- ---- what a recipe may say ----------------------------------------------------
 -- One table is the reader's check, the error messages' vocabulary and the
--- reference that `?recipe` prints: key = { types, what it means }.
+-- reference (M.reference): key = { type, what it means, other types }.
 
 local scheme_keys = {
   scheme = { "string", "number format: W4A16, W4A16_ASYM, W8A8, W4A8, FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8, …; "
@@ -67,6 +67,38 @@ M.schema = with(scheme_keys, {
   requantize = { "boolean", "true: modules that are quantized already may be quantized again (lossy)" },
 })
 M.rule_schema = rule_schema
+
+-- The order in which people read about the keys: of a recipe, and of the tables in it.
+local order = {
+  "name", "model", "scheme", "group", "symmetric", "strategy", "block", "scale_dtype", "actorder", "activations", "method",
+  "options", "skip", "lm_head", "rules", "when", "kernels", "prefer", "fallback", "stage", "skip_mode", "calibrate", "text", "ids",
+  "samples", "length", "seed", "output", "format", "shard", "accept", "sqnr_db", "ppl_ratio", "kl", "requantize",
+}
+local rank = {}
+for i, key in ipairs(order) do rank[key] = i end
+
+local function add_reference(rows, prefix, schema)
+  local keys = {}
+  for key in pairs(schema) do keys[#keys + 1] = key end
+  table.sort(keys, function(a, b) return (rank[a] or 0) < (rank[b] or 0) end)
+  for _, key in ipairs(keys) do
+    local entry = schema[key]
+    rows[#rows + 1] = { key = prefix .. tostring(key), types = { entry[1], entry[3], entry[4] }, doc = entry[2],
+      in_rules = prefix == "" and scheme_keys[key] ~= nil }
+    if entry.schema then add_reference(rows, prefix .. key .. ".", entry.schema) end
+    if key == "rules" then rows[#rows + 1] = { key = "rules[].when", types = { "function" }, doc = rule_schema.when[2] } end
+  end
+end
+
+interpreted(add_reference)
+
+--- reference() -> array of {key, types = array, doc, in_rules = whether a rule may say it too}: every key that a
+-- recipe may have, as the reader checks it; keys of tables are dotted ("output.shard").
+function M.reference()
+  local rows = {}
+  add_reference(rows, "", M.schema)
+  return rows
+end
 
 -- ---- checking -----------------------------------------------------------------
 

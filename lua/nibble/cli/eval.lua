@@ -13,7 +13,8 @@ local M = {
     { "--windows", "N", number = true, doc = "only the first N windows" },
     { "--activations", "WHICH", values = { "stored", "none" },
       doc = "stored (default): layers quantize their inputs as their scheme says; none: only weights count" },
-    { "--through", "METHOD", doc = "reference (default): dequantized weights; auto, or a system's method such as awq_marlin: "
+    { "--through", "METHOD", words = function() return require("nibble.methods").names() end,
+      doc = "reference (default): dequantized weights; auto, or a system's method such as awq_marlin: "
       .. "layers run from the form its kernels read" },
     { "--against", "MODEL", doc = "the model to compare with" },
     { "--json", doc = "one JSON document" },

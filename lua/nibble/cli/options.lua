@@ -4,7 +4,8 @@
 -- A command is {name=, args={{"MODEL"}, {"PATTERN", optional=true}, {"RECIPE", many=true}},
 -- summary=, notes=, options={{"--json", doc=}, {"--out", "DIR", doc=, required=true},
 -- {"--set", "k=v", many=true, doc=}, {"--context", "N", number=true, doc=},
--- {"--which", "WHICH", values={"this", "that"}, doc=}}}. internal=true: nibble's own, not shown.
+-- {"--which", "WHICH", values={"this", "that"}, doc=}, {"--consumer", "NAME", words=function() -> array, doc=}}}.
+-- values are all that there are; words are what a shell offers. internal=true: nibble's own, shown nowhere.
 local hint = require("nibble.text").hint
 
 local M = {}

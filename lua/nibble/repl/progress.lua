@@ -1,20 +1,15 @@
 -- progress: how far a long job is. On a terminal one line that is drawn over
 -- itself; elsewhere a line per 10 %.
-local ffi = require "ffi"
 local units = require "nibble.units"
-ffi.cdef "int isatty(int fd);"
+local terminal = require "nibble.terminal"
 
 local M = {}
 
 --- terminal(fd) -> whether file descriptor fd (2 = stderr) is a terminal that draws.
-function M.terminal(fd)
-  return ffi.C.isatty(fd) == 1 and os.getenv "TERM" ~= "dumb"
-end
+M.terminal = terminal.draws
 
 --- colour(fd) -> whether colours may be used there (NO_COLOR obeyed).
-function M.colour(fd)
-  return M.terminal(fd) and (os.getenv "NO_COLOR" or "") == ""
-end
+function M.colour(fd) return terminal.colours(fd) > 0 end
 
 local eighths = { [0] = "", "▏", "▎", "▍", "▌", "▋", "▊", "▉" }
 

@@ -401,11 +401,11 @@ function methods.quantized(ck, name) return formats().quantized(ck, name) end
 function methods.input(ck, name) return formats().input(ck, name) end
 
 -- The modules as a list, or the error of a caller's mistake.
-local function listed(ck, choose, wanted)
+local function listed(ck, how, wanted)
   local modules = require "nibble.modules"
   local recs, msg, code = methods.modules(ck)
   if not recs then return nil, msg, code end
-  recs, msg = modules[choose](recs, wanted)
+  recs, msg = modules[how](recs, wanted)
   if not recs then error(msg, 3) end
   return modules.list(ck, recs)
 end

@@ -222,7 +222,7 @@ function M.heat(m)
     end
     out[#out + 1] = ('<g data-i="%d"><title>%s</title><text class="n" x="%d" y="%.0f">%s</text>%s</g>'):format(r.row.i,
       format.html(where and ("%s\nworst layer %s: %.1f dB"):format(name, m.columns[where], least) or name), NAMES - 8, y + 4,
-      format.html(#name > 28 and format.clean(name, 26):sub(1, -6) .. "…" or name),
+      format.html(format.short(name, 26)),
       strokes(r.worst, #m.columns, cell, y, bin_of))
   end
   local every, height = math.ceil(#m.columns / 32), #rows * ROW

@@ -11,7 +11,7 @@ local finite = format.finite
 -- How much of a recipe's text and of a message the page keeps.
 local RECIPE_MOST, MESSAGE_MOST, NAME_MOST = 20000, 4000, 300
 
-local function text(v, most) return type(v) == "string" and format.clean(v, most or NAME_MOST) or nil end
+local function text(v, most) return type(v) == "string" and v ~= "" and format.clean(v, most or NAME_MOST) or nil end
 local function number(v) return type(v) == "number" and v or nil end
 local function table_of(v) return type(v) == "table" and v ~= json.null and v or {} end
 
@@ -59,7 +59,6 @@ local function row_of(r)
   row.recipe = row.reference and "unquantized" or row.recipe or "?"
   if row.status == "failed" then
     row.message = text(r.message, MESSAGE_MOST) or "no message"
-    if row.message == "" then row.message = "no message" end
   elseif f.accepted == false then
     row.status = "missed"
   end

@@ -107,7 +107,8 @@ for (const figure of $$("figure.heats")) {
     const row = rows[Math.floor((e.clientY - box.top) * scale / svg.dataset.row)];
     const column = Math.floor(((e.clientX - box.left) * scale - names) / (size.width - names) * columns.length);
     if (!row || column < 0 || column >= columns.length) return;
-    const i = Number(row.dataset.i), all = byLayer(i).map((kind) => kind && kind[column]).filter((v) => v !== undefined);
+    const i = Number(row.dataset.i), values = byLayer(i), all = values.map((kind) => kind && kind[column]).filter((v) => v !== undefined);
+    if (!values.flat().length) return; // the page was too small for them
     out.textContent = get(i, "recipe") + ", layer " + columns[column] + ": "
       + (all.length ? Math.min(...all).toFixed(1) + " dB" : "not quantized");
   };

@@ -32,9 +32,7 @@ teardown(check.finish)
 
 -- What is found in a changed copy on one rank.
 local function found(from, change, options)
-  local o = options or {}
-  o.tp = o.tp or { 1 }
-  return check.found(check.broken(from, change), o)
+  return check.found(check.broken(from, change), options)
 end
 
 local function quantization(change)
@@ -83,16 +81,9 @@ describe("check on fused layers", function()
     local from = base("two", LLAMA, { scheme = "W4A16", group = 32, rules = { { "*.0.self_attn.o_proj", scheme = "W8A16", group = 32 } } })
     assert.same({}, (found(from)))
     local lines, list = found(from, { config = function(c)
-      for _, g in pairs(c.quantization_config.config_groups) do
-        for i, target in ipairs(g.targets) do
-          if target == L0 .. "self_attn.o_proj" then g.targets[i] = L0 .. "self_attn.v_proj" end
-        end
-      end
-      for _, g in pairs(c.quantization_config.config_groups) do
-        for i = #g.targets, 1, -1 do
-          if g.weights.num_bits == 4 and g.targets[i] == L0 .. "self_attn.v_proj" then g.targets[i] = L0 .. "self_attn.o_proj" end
-        end
-      end
+      local groups = c.quantization_config.config_groups
+      groups.group_1.targets = nb.json.array { L0 .. "self_attn.v_proj" }
+      groups.group_0.targets = nb.json.array { "re:.*mlp", "re:.*1.self_attn", "re:.*0.self_attn.[qko]_proj" }
     end, weights = function(w) -- v_proj becomes what o_proj was: 8 bits
       for i = #w, 1, -1 do
         if w[i].name:find(L0 .. "self_attn.v_proj", 1, true) then table.remove(w, i) end
@@ -259,7 +250,7 @@ describe("check on ranks", function()
 
   it("warns only, where nobody asked for the size, and tells fallbacks", function()
     local dir = base("tinyawq", TINY, { scheme = "W4A16_ASYM", group = 128, output = { format = "awq" } })
-    local lines, list = check.found(dir)
+    local lines, list = check.found(dir, { tp = false })
     assert.same({ "warning ranks-fallback " .. L0 .. "mlp.down_proj ×4", "warning ranks-fallback " .. L0 .. "self_attn.o_proj ×4",
       "note ranks-heads config.json" }, lines)
     assert.matches("^at tp 4 awq runs it", list[1].says)
@@ -296,9 +287,9 @@ describe("check on act-order", function()
 
   it("says so where the indices are trivial: then the config alone is wrong", function()
     local dir = check.broken(gptq(), quantization(function(q) q.desc_act = true end))
-    assert.same({ "error actorder-refused", "warning config-disagrees quantize_config.json" }, (check.found(dir, { tp = { 1 } })))
+    assert.same({ "error actorder-refused", "warning config-disagrees quantize_config.json" }, (check.found(dir)))
     os.remove(dir .. "/quantize_config.json")
-    local lines, list = check.found(dir, { tp = { 1 } })
+    local lines, list = check.found(dir)
     assert.same({ "error actorder-refused" }, lines)
     assert.matches("set desc_act to false, and nothing else changes", list[1].fix)
     assert.same({ kind = "actorder" }, list[1].repair)

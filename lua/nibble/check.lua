@@ -152,6 +152,8 @@ local function known_options(options)
   return o
 end
 
+nffi.interpreted(known_options)
+
 -- An open checkpoint, or where opening refuses, a survey of what is there.
 local function opened(from)
   if type(from) ~= "string" then return setmetatable({ warnings = from.warnings or {} }, { __index = from }) end
@@ -262,6 +264,8 @@ function result_mt.__index.totable(r)
   return { name = r.name, consumers = json.array(r.consumers), device = r.device, tp = json.array(r.tp), values = r.values,
     counts = r.counts, findings = json.array(findings) }
 end
+
+nffi.interpreted(result_mt.__index.totable)
 
 function result_mt.__tostring(r) return require("nibble.check.text").of(r) end
 

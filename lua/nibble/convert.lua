@@ -299,7 +299,7 @@ end
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
--- progress: default M.progress, which a session on a terminal sets.
+-- progress: default nffi.progress, which a session on a terminal sets.
 -- ahead_bytes: output written and not yet proven, default 32 MiB: what a killed run may have to do again.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 function M.execute(plan, dir, options)
@@ -323,7 +323,7 @@ function M.execute(plan, dir, options)
   for _, job in ipairs(plan.jobs) do by_name[job.name] = job end
   local run = { plan = plan, dir = dir, state = state, jobs = by_name, absmax = {}, waiting = {}, waiting_bytes = 0,
                 made_count = 0, next_proof = 1, ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
-                progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
+                progress = options.progress or nffi.progress, measure = options.measure or accept.sqnr_db ~= nil }
   if certificate then
     recall(plan, certificate)
     return summarize(run, dir, C.nb_now() - t0, state)

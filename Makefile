@@ -7,6 +7,7 @@
 #   make lint       formatting, unused names, and which layer may use which
 #   make coverage-systems    which spec shows which requirement of the systems (BREAK=1: break the code, see them fail;
 #                           BREAK=MRL-4 the numbers that match, a Lua pattern)
+#   make docs       writes what README.md and recipes/README.md take from the code
 #   make bench      speeds here, as a share of this machine's own limits
 #   make install PREFIX=/usr/local
 #
@@ -37,7 +38,7 @@ OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
-.PHONY: all setup asan demo test test-all lint bench coverage-systems install clean
+.PHONY: all setup asan demo test test-all lint docs bench coverage-systems install clean
 all: $(BUILD)/libnibble.so $(BUILD)/nibble
 
 setup:
@@ -104,6 +105,10 @@ coverage-systems: setup
 	@NIBBLE_BUILD=$(abspath $(BUILD)) luajit scripts/coverage-systems.lua \
 	  $(if $(BREAK),--break $(if $(filter-out 1,$(BREAK)),'$(BREAK)'))
 
+docs: setup
+	@$(MAKE) --no-print-directory all
+	@$(BUILD)/nibble scripts/docs.lua
+
 bench: setup
 	@$(MAKE) --no-print-directory all
 	@scripts/bench $(BUILD)
@@ -116,6 +121,11 @@ install: all
 	install -m 644 core/nibble.h $(DESTDIR)$(PREFIX)/include/nibble.h
 	cp -R lua/nibble $(DESTDIR)$(PREFIX)/share/lua/5.1/
 	cp -R recipes $(DESTDIR)$(PREFIX)/share/nibble/
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+	  $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	$(BUILD)/nibble -e 'io.write(require("nibble.cli.manual").man())' > $(DESTDIR)$(PREFIX)/share/man/man1/nibble.1
+	$(BUILD)/nibble completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/nibble
+	$(BUILD)/nibble completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_nibble
 
 clean:
 	rm -rf build

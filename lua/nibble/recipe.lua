@@ -7,7 +7,7 @@ local M = {}
 
 -- ---- what a recipe may say ----------------------------------------------------
 -- One table is the reader's check, the error messages' vocabulary and the
--- reference that `?recipe` prints: key = { types, what it means }.
+-- reference (M.reference): key = { type, what it means, other types }.
 
 local scheme_keys = {
   scheme = { "string", "number format: W4A16, W4A16_ASYM, W8A8, W4A8, FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8, …; "
@@ -67,6 +67,38 @@ M.schema = with(scheme_keys, {
   requantize = { "boolean", "true: modules that are quantized already may be quantized again (lossy)" },
 })
 M.rule_schema = rule_schema
+
+-- The order in which people read about the keys: of a recipe, and of the tables in it.
+local order = {
+  "name", "model", "scheme", "group", "symmetric", "strategy", "block", "scale_dtype", "actorder", "activations", "method",
+  "options", "skip", "lm_head", "rules", "when", "kernels", "prefer", "fallback", "stage", "skip_mode", "calibrate", "text", "ids",
+  "samples", "length", "seed", "output", "format", "shard", "accept", "sqnr_db", "ppl_ratio", "kl", "requantize",
+}
+local rank = {}
+for i, key in ipairs(order) do rank[key] = i end
+
+local function add_reference(rows, prefix, schema)
+  local keys = {}
+  for key in pairs(schema) do keys[#keys + 1] = key end
+  table.sort(keys, function(a, b) return (rank[a] or 0) < (rank[b] or 0) end)
+  for _, key in ipairs(keys) do
+    local entry = schema[key]
+    rows[#rows + 1] = { key = prefix .. tostring(key), types = { entry[1], entry[3], entry[4] }, doc = entry[2],
+      in_rules = prefix == "" and scheme_keys[key] ~= nil }
+    if entry.schema then add_reference(rows, prefix .. key .. ".", entry.schema) end
+    if key == "rules" then rows[#rows + 1] = { key = "rules[].when", types = { "function" }, doc = rule_schema.when[2] } end
+  end
+end
+
+interpreted(add_reference)
+
+--- reference() -> array of {key, types = array, doc, in_rules = whether a rule may say it too}: every key that a
+-- recipe may have, as the reader checks it; keys of tables are dotted ("output.shard").
+function M.reference()
+  local rows = {}
+  add_reference(rows, "", M.schema)
+  return rows
+end
 
 -- ---- checking -----------------------------------------------------------------
 
@@ -309,18 +341,29 @@ function M.bounded(f, ...)
   return ok, result
 end
 
+-- The text and path of a recipe that `from` (a path, or "" for the caller) asks for by name. sources.given, an earlier
+-- recipe's list, goes before the files; sources.list keeps what was found.
+local function source(sources, name, from)
+  local text, path
+  for _, s in ipairs(sources.given or {}) do
+    if s.name == name and s.from == from then text, path = s.text, s.path end
+  end
+  if not text then text, path = find(name, from ~= "" and (from:match "^(.*/)" or "") or nil) end
+  if text then table.insert(sources.list, { name = name, from = from, path = path, text = text }) end
+  return text, path
+end
+
 -- Runs a recipe's text with only math, string and recipe in reach, and not for ever.
-local function evaluate(text, path, open_files)
+local function evaluate(text, path, open_files, sources)
   local chunk, syntax = loadstring(text, "@" .. path)
   if not chunk then return nil, "recipe " .. syntax end
-  local dir = path:match "^(.*/)" or ""
   local env = { math = with(math, {}), string = with(string, {}) } -- copies: ours must stay whole
   env.recipe = function(name)
     if type(name) ~= "string" then error("recipe expects a name, found a " .. type(name), 2) end
-    local base_text, base_path = find(name, dir)
+    local base_text, base_path = source(sources, name, path)
     if not base_text then error(("recipe %q was not found%s"):format(name, base_path), 2) end
     if open_files[base_path] then error(("recipe %q inherits from itself"):format(name), 2) end
-    local base, msg = evaluate(base_text, base_path, with(open_files, { [base_path] = true }))
+    local base, msg = evaluate(base_text, base_path, with(open_files, { [base_path] = true }), sources)
     if not base then error(msg, 0) end
     local copy, why = copy_of(base, base_path)
     if copy == nil then error(why, 0) end
@@ -357,19 +400,22 @@ local function assign(r, key, value)
   return true
 end
 
---- recipe(path | name | table [, {set = {["output.shard"] = "1GB"}}]) -> recipe | nil, msg, "einval"
+--- recipe(path | name | table [, {set = {["output.shard"] = "1GB"}, sources =}]) -> recipe | nil, msg, "einval"
 -- Reads and checks a recipe. Unknown keys, wrong types and broken patterns are
 -- refused with the place and a suggestion. A name without a path is looked for
 -- among the recipes that ship with nibble. set: values that override the file's.
+-- r.sources: the texts it was made of, its own first, as {name, from, path, text}; given as an option they are taken
+-- instead of the files, so that a recipe can be kept as data.
 function M.load(what, options)
   local r, path, text = what, "recipe", nil
+  local sources = { list = {}, given = options and options.sources }
   if type(what) == "string" then
-    text, path = find(what)
+    text, path = source(sources, what, "")
     if not text then
       return nil, ("recipe %s was not found%s; give a path, or a name from recipes/"):format(what, path), "einval"
     end
     local msg
-    r, msg = evaluate(text, path, { [path] = true })
+    r, msg = evaluate(text, path, { [path] = true }, sources)
     if r == nil then return nil, msg or ("recipe %s returns nothing; end it with return { … }"):format(path), "einval" end
   end
   local why
@@ -382,7 +428,7 @@ function M.load(what, options)
   local ok, msg = check(path, r)
   if not ok then return nil, msg, "einval" end
   r.name = r.name or path:gsub("^.*/", ""):gsub("%.lua$", "")
-  return setmetatable(r, { __index = { path = path, text = text }, __tostring = M.describe })
+  return setmetatable(r, { __index = { path = path, text = text, sources = sources.list }, __tostring = M.describe })
 end
 
 -- A stable text of a value: what a plan's identity is hashed from. Functions

@@ -273,6 +273,24 @@ function methods.stats(t)
            min = s.min, max = s.max, absmax = s.absmax, mean = s.mean, std = s.std, kurtosis = s.kurtosis }
 end
 
+-- A place that C counts from 0, -1 for none, counted from 1.
+local function place(i) return i >= 0 and tonumber(i) + 1 or nil end
+
+--- t:scan() -> {numel, nan, inf, zeros, negative, subnormal, zero_rows, first_odd, first_zero, first_negative, first_zero_row}
+-- What values must not be, at the rate of memory: counts, and the first place of each, 1-based in the flattened
+-- tensor (nil: nowhere); odd: NaN or infinite; zero_rows: rows of the last dimension with nothing but zeros. Of
+-- integers only zeros and negative ones.
+function methods.scan(t)
+  local s = ffi.new "nb_value_scan"
+  must(C.nb_tensor_scan(s, t))
+  local out = { first_odd = place(s.first_odd), first_zero = place(s.first_zero), first_negative = place(s.first_negative),
+    first_zero_row = place(s.first_zero_row) }
+  for _, field in ipairs { "numel", "nan", "inf", "zeros", "negative", "subnormal", "zero_rows" } do
+    out[field] = tonumber(s[field])
+  end
+  return out
+end
+
 --- t:hist([bins = 32 [, lo, hi]]) -> {counts…, lo =, hi =}
 -- Counts of equal spans of lo..hi, by default -absmax..absmax (0..max where nothing is negative).
 function methods.hist(t, bins, lo, hi)

@@ -1,11 +1,19 @@
 -- target: where a checkpoint is to run: the options of commands that ask for a consumer and a device.
 local M = {}
 
+local function consumers()
+  local out = {}
+  for i, consumer in ipairs(require "nibble.backends.consumers") do out[i] = consumer.name end
+  return out
+end
+
+local function devices() return { "sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "cpu", "xpu", "rocm" } end
+
 --- options(more) -> --consumer, --device, --tp, --ep, and more after them.
 function M.options(more)
   local out = {
-    { "--consumer", "NAME", doc = "whose rules: vllm-0.33 (default), pymllm, inc-xpu, llama.cpp, nibble, …" },
-    { "--device", "NAME", doc = "sm_75 to sm_120 (default sm_80), cpu, xpu, rocm or a gfx name" },
+    { "--consumer", "NAME", words = consumers, doc = "whose rules: vllm-0.33 (default), pymllm, inc-xpu, llama.cpp, nibble, …" },
+    { "--device", "NAME", words = devices, doc = "sm_75 to sm_120 (default sm_80), cpu, xpu, rocm or a gfx name" },
     { "--tp", "N", number = true, most = 1024, doc = "tensor-parallel ranks (default 1)" },
     { "--ep", "N", number = true, most = 1024, doc = "expert-parallel ranks (default 1)" },
   }

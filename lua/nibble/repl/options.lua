@@ -119,16 +119,20 @@ local function from_doc(doc)
   return names, docs
 end
 
+-- Whether f is the function `key` of a module: by where it is written, so that one loaded twice counts too.
+local function is(f, module, key)
+  local loaded = package.loaded[module]
+  local other = loaded and loaded[key]
+  if type(f) ~= "function" or type(other) ~= "function" then return false end
+  local a, b = debug.getinfo(f, "S"), debug.getinfo(other, "S")
+  return a.source == b.source and a.linedefined == b.linedefined
+end
+
 --- of(f, path) -> array of option names, {name -> what it means}: those of function f's table, below a path of keys.
 function M.of(f, path)
-  local function is(module, key)
-    local loaded = package.loaded[module]
-    return loaded ~= nil and loaded[key] == f
-  end
-  if is("nibble.recipe", "load") or is("nibble.plan", "new") then return recipe_options(path) end
-  local tensor = package.loaded["nibble.tensor"]
-  if (tensor and tensor.methods.quantize == f) or is("nibble.quant", "of_tensor") then return quantize_options(path) end
+  if is(f, "nibble.recipe", "load") or is(f, "nibble.plan", "new") then return recipe_options(path) end
   local doc = not path[1] and require("nibble.repl.help").doc(f)
+  if doc and doc:match "^t:quantize{" or is(f, "nibble.quant", "of_tensor") then return quantize_options(path) end
   if doc then return from_doc(doc) end
   return {}, {}
 end

@@ -133,7 +133,7 @@ describe("report in a browser", function()
     table.sort(modules, function(a, b) return a.sqnr_db < b.sqnr_db end)
     assert.equal("true", r.expanded)
     assert.equal(result.recipe_text, r.source)
-    assert.equal(("%s %.1f"):format(modules[1].name, modules[1].sqnr_db), r.worst[1])
+    assert.equal(("%s %.2f"):format(modules[1].name, modules[1].sqnr_db), r.worst[1])
     assert.equal(8, #r.worst)
     assert.same({ 24, 24, 24, 24, 24, 24, 24 }, { unpack(r.lines) })
     assert.equal(169, r.all)
@@ -148,12 +148,12 @@ describe("report in a browser", function()
     local lines, ticks = {}, {}
     for d in figure:match("<svg class=\"lines.-</svg>"):gmatch 'class="line k%d" data%-kind="%d+" d="([^"]+)"' do lines[#lines + 1] = d end
     for t in figure:gmatch 'class="t e y"[^>]*>([^<]*)' do ticks[#ticks + 1] = t end
-    for i, d in ipairs(lines) do -- the script knows tenths of a decibel
+    for i, d in ipairs(lines) do -- the script knows hundredths of a decibel
       local mine, its = {}, {}
       for v in d:gmatch "[%d.]+" do mine[#mine + 1] = tonumber(v) end
       for v in r.lines[i]:gmatch "[%d.]+" do its[#its + 1] = tonumber(v) end
       assert.equal(#mine, #its)
-      for k = 1, #mine do assert.is_true(math.abs(mine[k] - its[k]) < 1.5, d .. "\n" .. r.lines[i]) end
+      for k = 1, #mine do assert.is_true(math.abs(mine[k] - its[k]) < 0.3, d .. "\n" .. r.lines[i]) end
     end
     assert.equal(7, #lines)
     assert.same(ticks, { unpack(r.ticks) })

@@ -65,8 +65,8 @@ end
 function M.percent(share)
   if not M.finite(share) then return MISSING end
   if share == 0 then return "0 %" end
-  local text = ("%+.2f %%"):format(100 * share)
-  if text:match "^.0%.00 %%$" then text = ("%+.1e %%"):format(100 * share) end
+  local size = math.abs(100 * share)
+  local text = (size >= 0.005 and "%+.2f %%" or size >= 0.0005 and "%+.3f %%" or "%+.0e %%"):format(100 * share)
   return (text:gsub("^%-", "−"))
 end
 

@@ -195,7 +195,7 @@ end
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
--- progress: default M.progress, which a session on a terminal sets.
+-- progress: default nffi.progress, which a session on a terminal sets.
 -- ahead_bytes: output written and not yet proven, default 32 MiB: what a killed run may have to do again.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 -- shard: only the i-th of n shares of the files (convert_parts.run), whose result it gives.
@@ -206,7 +206,7 @@ function M.execute(plan, dir, options)
   dir = dir:gsub("/+$", "")
   local state, msg, code = output.look(dir, plan.model, plan:id())
   if not state then return nil, msg, code end
-  local run = steps.start(plan, dir, setmetatable({ progress = options.progress or M.progress }, { __index = options }))
+  local run = steps.start(plan, dir, setmetatable({ progress = options.progress or nffi.progress }, { __index = options }))
   run.state = state
   if state == "complete" then
     recall(plan, msg)

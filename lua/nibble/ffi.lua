@@ -97,6 +97,10 @@ function M.interpreted(f)
   return f
 end
 
+--- progress: what long jobs report to where they are told nothing else (nibble.repl.progress's report); nil: nobody.
+-- A session on a terminal sets it.
+M.progress = nil
+
 M.soft_limit_bytes = 1024 * 1024 * 1024
 
 return M

@@ -66,6 +66,7 @@ local function facts(rows)
     count[state] = count[state] + 1
     seconds, peak = seconds + (format.finite(row.seconds) or 0), math.max(peak, format.finite(row.peak) or 0)
   end
+  if #rows == 0 then return "" end
   local out = { counted(count.recipe, "recipe"), counted(count.model, "model"), counted(count.text, "text"),
     counted(count.done, "job") .. " done" }
   if count.failed > 0 then out[#out + 1] = ('<span class="bad"><b>%d</b> failed</span>'):format(count.failed) end
@@ -182,8 +183,8 @@ local NOTES = [[
 unquantized model on the same text. KL: mean KL divergence from it, in nats a token. Top-1: the share of tokens where both find the
 same token the likeliest. SQNR: signal to quantization noise of a module's weights, in decibels; 6 dB are one bit.</p>]]
 
---- html(o) -> the page in two pieces, between which the data go (JSON, see format.data).
--- o: {title=, rows=, groups=, models=, comparison=|nil}; left_out(level) -> a sentence for the notes.
+--- html(o) -> the page in two pieces; between them belong left_out's text and the data (JSON, see format.data).
+-- o: {title=, rows=, groups=, models=, comparison=|nil}: of report.rows, report.layers, report.compare.
 function M.html(o)
   local versions, seen = {}, {}
   for _, row in ipairs(o.rows) do
@@ -200,15 +201,15 @@ function M.html(o)
     '<meta http-equiv="Content-Security-Policy" content="', POLICY, '">\n<link rel="icon" href="data:,">\n<title>', title,
     "</title>\n<style>\n", require "nibble.report.style", "</style></head>\n<body>\n", scatter.symbols(),
     '<header><h1>', title, "</h1>\n", answer(o.groups), facts(o.rows), "</header>\n<main>\n", change_section(o.comparison),
-    size_section(o.rows, o.groups), '<section id="results"><h2>Results</h2>\n<div class="tools"></div>\n', table_.results(o.rows),
-    "</section>\n", layer_section(o.models), "</main>\n<footer>\n", NOTES,
+    size_section(o.rows, o.groups), '<section id="results"', #o.rows == 0 and " hidden" or "", "><h2>Results</h2>\n",
+    '<div class="tools"></div>\n', table_.results(o.rows), "</section>\n", layer_section(o.models), "</main>\n<footer>\n", NOTES,
     #versions > 0 and "\n<p>Measured by nibble " .. html(table.concat(versions, ", ")) .. ".</p>" or "",
   }
   local after = table.concat { "</script>\n<script>\n", require "nibble.report.script", "</script>\n</body></html>\n" }
   return before, after
 end
 
---- left_out(what) -> the note and the opening of the data. what: nil or false when the page holds everything.
+--- left_out(what) -> the end of the notes, with what the page leaves out (false: nothing), up to where the data begin.
 function M.left_out(what)
   return (what and ("\n<p>To keep this page small, it leaves out %s.</p>"):format(what) or "")
     .. '\n</footer>\n<script type="application/json" id="data">'

@@ -60,6 +60,7 @@ theme.onclick = () => {
 $("header").append(theme);
 
 // ---- the table
+const collate = new Intl.Collator("en", { numeric: true }).compare;
 const body = $("#table tbody");
 const lines = data.rows.map((_, i) => document.getElementById("r" + (i + 1)));
 const heads = $$("#table thead th");
@@ -69,12 +70,11 @@ const sorted = () => {
   if (!(state.sort in place)) return order;
   const field = state.sort, sign = state.dir === "desc" ? -1 : 1;
   const text = words.has(field);
-  const compare = new Intl.Collator("en", { numeric: true }).compare;
   return order.sort((a, b) => {
     const x = get(a, field), y = get(b, field);
     const none = (v) => v === null || v === "";
     if (none(x) || none(y)) return none(x) - none(y) || a - b; // none is last in both directions
-    return sign * (text ? compare(x, y) : x - y) || a - b;
+    return sign * (text ? collate(x, y) : x - y) || a - b;
   });
 };
 const shown = (row) => {
@@ -131,6 +131,7 @@ box.oninput = () => { state.filter = box.value; filter(); writeAddress(); };
 const chips = (field, label) => {
   const values = [...new Set(data.rows.map((_, i) => get(i + 1, field)))].filter((v) => v && v !== "–");
   if (values.length < 2) return "";
+  values.sort((a, b) => (b === "unquantized") - (a === "unquantized") || collate(a, b));
   const set = el("fieldset", { class: "chips" }, el("legend", {}, label));
   for (const v of values) {
     const chip = el("button", { type: "button", class: "chip", title: v, "data-chip": field }, v);

@@ -128,7 +128,9 @@ const moduleTable = (row, list) => {
     cells.push(db === null ? "–" : db === Infinity ? "exact" : db.toFixed(1));
     if (sizes.length) cells.push(sizes[i] ? bytesText(Number(sizes[i])) : "–");
     if (errors.length) cells.push(errors[i] || "–");
-    inside.append(el("tr", {}, ...cells.map((t) => el("td", {}, t))));
+    // A long name may break at its dots.
+    const name = cells.shift().split(/(?<=\.)/).flatMap((part) => [part, el("wbr")]);
+    inside.append(el("tr", {}, el("td", {}, ...name), ...cells.map((t) => el("td", {}, t))));
   }
   table.append(inside);
   return table;

@@ -46,10 +46,21 @@ local function line(row)
   return table.concat(out) .. "\n"
 end
 
+-- A narrow window has no room for a column that says the same everywhere.
+local function alike(rows)
+  local class = {}
+  for _, c in ipairs { { "model", "m1" }, { "text", "t1" } } do
+    local same = true
+    for _, row in ipairs(rows) do same = same and row[c[1]] == rows[1][c[1]] end
+    if same then class[#class + 1] = c[2] end
+  end
+  return #class > 0 and ' class="' .. table.concat(class, " ") .. '"' or ""
+end
+
 --- results(rows) -> the table.
 function M.results(rows)
-  local out = { ('<div class="scroll%s" tabindex="0" role="region" aria-label="All results"><table id="table"><thead><tr>'):format(
-    #rows > 30 and " tall" or "") }
+  local out = { ('<div class="scroll%s" tabindex="0" role="region" aria-label="All results"><table id="table"%s><thead><tr>'):format(
+    #rows > 30 and " tall" or "", alike(rows)) }
   for _, c in ipairs(M.columns) do
     out[#out + 1] = ('<th scope="col" data-field="%s"%s%s>%s'):format(c[1], c[3] and ' class="num"' or "",
       c[4] and ' title="' .. html(c[4]) .. '"' or "", html(c[2]))

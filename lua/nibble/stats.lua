@@ -69,7 +69,9 @@ end
 
 -- add(row) for a module: its weight, or each of its tensors. What can't be read is a row with a `fault`.
 local function rows_of_module(ck, rec, add)
-  local function fault(name, msg) add { name = name, scheme = rec.scheme and summary.scheme(rec) or nil, dtype = rec.dtype, fault = msg } end
+  local function fault(name, msg)
+    add { name = name, scheme = rec.scheme and summary.scheme(rec) or nil, dtype = rec.dtype, fault = msg }
+  end
   if rec.unreadable then return fault(rec.name, rec.unreadable) end
   if rec.scheme then
     local q, msg = ck:quantized(rec.name)

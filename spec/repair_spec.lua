@@ -296,7 +296,8 @@ describe("repair: scales", function()
       local dir = nvfp4(format, { [p .. "self_attn.q_proj"] = 1024, [p .. "self_attn.k_proj"] = 4096, [p .. "self_attn.v_proj"] = 1024,
         [p .. "mlp.experts.3.w1"] = 512, [p .. "mlp.experts.3.w3"] = 2048, [p .. "mlp.experts.4.w1"] = 128, [p .. "mlp.experts.4.w3"] = 128 })
       local before = assert(nb.open(dir))
-      local ck, _, plan = mended(dir, nil, { "global%-scale  model.layers.0.self_attn.k_proj: .*shared with q_proj; block scales times a power of two, exact",
+      local ck, _, plan = mended(dir, nil, {
+        "global%-scale  model.layers.0.self_attn.k_proj: .*shared with q_proj; block scales times a power of two, exact",
         "global%-scale  model.layers.0.mlp.experts.3.w3: .*exact" })
       assert.equal(2, #plan.changes)
       for _, rec in ipairs(assert(before:modules())) do

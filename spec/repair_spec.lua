@@ -81,7 +81,9 @@ end
 
 -- Whether the check finds nothing that a repair is offered for.
 local function nothing_to_mend(dir)
-  for _, f in ipairs(assert(nb.check.run(dir)).findings) do assert.is_nil(f.repair, f.says) end
+  for _, f in ipairs(assert(nb.check.run(dir)).findings) do
+    assert.is_true(f.repair == nil or f.repair.kind == "padding", f.says)
+  end
 end
 
 local function refused(dir, options, pattern)

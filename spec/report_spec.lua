@@ -337,7 +337,8 @@ describe("nibble report", function()
 
   it("says in a sentence what is no sweep, and where it cannot write", function()
     for said, arguments in pairs {
-      ["holds no sweep"] = { "report", root }, ["none"] = { "report", root .. "/none" }, ["compared"] = { "report", now, "--against", root .. "/compared" },
+      ["holds no sweep"] = { "report", root }, ["none"] = { "report", root .. "/none" }, ["compared"] =
+        { "report", now, "--against", root .. "/compared" },
       ["none/x.html"] = { "report", now, "--out", root .. "/none/x.html" }, ["report needs DIR"] = { "report" },
     } do
       local r = command.run(arguments)

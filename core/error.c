@@ -57,28 +57,40 @@ int nb_fail_stopped(void) { return nb_fail(NB_EINTR, "interrupted"); }
 
 /* ---- the stop flag -------------------------------------------------------- */
 
-static volatile sig_atomic_t stop_flag;
+static volatile sig_atomic_t stop_flag;   /* the signal that set it; -1: nb_stop_request */
 static volatile sig_atomic_t stop_second; /* seconds of the last SIGINT, for the second one */
+static void (*stop_then)(void);
 
-static void on_sigint(int sig) {
-  (void)sig;
+static void on_signal(int sig) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
-  if (stop_flag && (long)now.tv_sec - (long)stop_second <= 2) _exit(130);
-  stop_flag = 1;
+  if (sig == SIGINT && stop_flag == SIGINT && (long)now.tv_sec - (long)stop_second <= 2) _exit(130);
+  stop_flag = sig;
   stop_second = (sig_atomic_t)now.tv_sec;
+  if (stop_then) stop_then();
 }
 
-void nb_stop_install(void) {
+static void stop_on(int sig) {
   struct sigaction sa;
   memset(&sa, 0, sizeof sa);
-  sa.sa_handler = on_sigint;
+  sa.sa_handler = on_signal;
   sigemptyset(&sa.sa_mask);
-  sigaction(SIGINT, &sa, NULL);
+  sigaction(sig, &sa, NULL);
 }
 
-void nb_stop_request(void) { stop_flag = 1; }
+void nb_stop_install(void (*then)(void)) {
+  stop_then = then;
+  stop_on(SIGINT);
+}
+
+void nb_stop_install_batch(void) {
+  stop_on(SIGTERM);
+  stop_on(SIGUSR1);
+}
+
+void nb_stop_request(void) { stop_flag = -1; }
 int nb_stop_requested(void) { return stop_flag != 0; }
+int nb_stop_signal(void) { return stop_flag > 0 ? stop_flag : 0; }
 void nb_stop_clear(void) { stop_flag = 0; }
 
 /* ---- allocation ----------------------------------------------------------- */

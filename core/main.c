@@ -1,4 +1,4 @@
-/* main.c - the executable: LuaJIT, the embedded Lua, the stop flag on SIGINT.
+/* main.c - the executable: LuaJIT, the embedded Lua, the stop flag on signals.
  *
  * Everything that a user types is handled by nibble.cli in Lua. With
  * NIBBLE_LUA=dir the modules come from dir instead (the tree, while developing). */
@@ -7,7 +7,6 @@
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,7 +68,6 @@ enum { STOP_EVERY = 1000 };
 static const double stop_after_seconds = 0.2;
 static double stopped_at;
 static lua_State *main_state;
-static void (*set_stop_flag)(int);
 
 static void stop_hook(lua_State *L, lua_Debug *where) {
   (void)where;
@@ -80,20 +78,9 @@ static void stop_hook(lua_State *L, lua_Debug *where) {
   lua_error(L);
 }
 
-static void on_sigint(int sig) {
-  set_stop_flag(sig);
+static void on_stop(void) {
   stopped_at = nb_now();
   lua_sethook(main_state, stop_hook, LUA_MASKCOUNT, STOP_EVERY);
-}
-
-static void install_stop(lua_State *L) {
-  struct sigaction sa;
-  main_state = L;
-  nb_stop_install();
-  sigaction(SIGINT, NULL, &sa);
-  set_stop_flag = sa.sa_handler;
-  sa.sa_handler = on_sigint;
-  sigaction(SIGINT, &sa, NULL);
 }
 
 /* Threads that wait for the next parallel region sleep instead of spinning: jobs
@@ -128,7 +115,8 @@ int main(int argc, char **argv) {
   } else {
     preload(L);
   }
-  install_stop(L);
+  main_state = L;
+  nb_stop_install(on_stop);
   lua_pushcfunction(L, traceback);
   lua_getglobal(L, "require");
   lua_pushliteral(L, "nibble.cli");

@@ -39,10 +39,15 @@ const char *nb_error_name(int code);
 
 /* The stop flag. SIGINT sets it once nb_stop_install() was called; C jobs read
  * it once per block and return NB_EINTR. A second SIGINT within 2 s ends the
- * process with status 130. */
-void nb_stop_install(void);
+ * process with status 130. then: runs in the handler after that; NULL: nothing. */
+void nb_stop_install(void (*then)(void));
+/* SIGTERM and SIGUSR1 set it, too, as batch systems send them before they end a
+ * job; they never end the process themselves. */
+void nb_stop_install_batch(void);
 void nb_stop_request(void);
 int nb_stop_requested(void);
+/* The signal that set the flag; 0: none did. */
+int nb_stop_signal(void);
 void nb_stop_clear(void);
 
 /* Test hook: the n-th allocation from now on fails (n >= 1), once; 0 = never. */
@@ -181,6 +186,15 @@ int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
 /* counts[i] of the values in [lo + i*w, lo + (i+1)*w), w = (hi-lo)/bins; hi belongs
  * to the last bin; values outside are not counted. */
 int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
+
+/* How many finite values are below lo or above hi. */
+int nb_tensor_count_beyond(int64_t *count, const nb_tensor *t, double lo, double hi);
+
+enum { NB_CELLS_ABSMAX = 0, NB_CELLS_RMS = 1, NB_CELLS_MEAN = 2 };
+/* A matrix from afar (cells.c): out F64 [rows, columns], one number for each cell of that grid over a [n,k], of a's
+ * values or, with b (NULL: none), of a - b: the largest magnitude, the root of the mean square, or the mean. Cell r
+ * has rows r*n/rows to (r+1)*n/rows, columns likewise. NaN: a value in it is not finite. */
+int nb_cells(nb_tensor *out, const nb_tensor *a, const nb_tensor *b, int kind);
 
 /* sums f64 [k] += the squares of each column of x f32 [m,k], in double; rows in order, so the sums
  * depend neither on threads nor on how the rows come in batches. */
@@ -348,6 +362,10 @@ int nb_writer_add(nb_writer *w, const char *name, int64_t name_bytes, int dtype,
  * left with this size and header keeps its contents (nb_writer_file tells).
  * Otherwise a checkpoint that is already in dir is an error. */
 int nb_writer_begin(nb_writer *w, int resume);
+/* Told before nb_writer_begin: only this file (0-based; a number that none has: no file)
+ * is made and written, the others are left alone, and nb_writer_finish leaves it
+ * NAME.partial: so several processes share a checkpoint, which one gathers by resume. */
+void nb_writer_only(nb_writer *w, int64_t file);
 /* Rows row0.. of the named tensor become t's rows. Written in the background:
  * t's buffer is retained, and must not change before nb_writer_flush. Blocks
  * while more than 64 MiB are queued. A failure of the system shows in the next
@@ -426,6 +444,16 @@ int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 /* order[i] = index of the name that comes i-th in natural order: bytes as bytes, runs of
  * digits as numbers ("layers.2" before "layers.10"), leading zeroes last of all. */
 int nb_natural_order(int64_t *order, const nb_text *names, int64_t count);
+/* Names of tensors by module, modules in natural order (io/modules.c): order[i] the tensor that comes i-th,
+ * module[i] the number of its module, from 0, module_bytes[i] how much of its name is the module's: what precedes
+ * the last dot, or all of it where there is none or what follows is one of `whole`. */
+int nb_module_order(int64_t *order, int64_t *module, int64_t *module_bytes, const nb_text *tensors,
+                    int64_t count, const nb_text *whole, int64_t whole_count);
+/* Names that differ in numbers only (a number: a part between dots, of 1 to 15 digits) and are of one kind
+ * are a group (io/modules.c): group [count] its number, from 0 in order of appearance; numbers (I64, made here)
+ * from starts[i] to starts[i+1] (starts: [count+1]) those of name i. */
+int nb_name_groups(int32_t *group, int64_t *starts, nb_tensor *numbers, const nb_text *names,
+                   const int32_t *kinds, int64_t count);
 /* Columns that UTF-8 text takes on a terminal (io/unicode.c): 2 for wide characters, 0 for what combines,
  * for control characters and for colours (ESC [ … m); 1 for a byte that is no UTF-8. */
 int64_t nb_text_columns(const char *text, int64_t bytes);

@@ -150,8 +150,10 @@ describe("GPTQ", function()
       rec("l.0.k_proj", "W8A16 channel"), rec "l.0.gate" },
       { fused = { { "q_proj", "k_proj", "v_proj", as = "qkv_proj" } } })
     local eight = { bits = 8, group_size = -1, sym = true }
-    assert.same({ ["+:^l\\.0\\.q_proj$"] = eight, ["+:^l\\.0\\.k_proj$"] = eight, ["+:^l\\.0\\.qkv_proj$"] = eight,
-      ["-:^l\\.0\\.gate$"] = {} }, c.dynamic)
+    assert.same({ ["+:^l\\.0\\.(?:q_proj|k_proj|qkv_proj)$"] = eight, ["-:^l\\.0\\.gate$"] = {} }, c.dynamic)
+    c = gptq.config { rec("l.0.up", "W4A16 actorder"), rec("l.1.up", "W4A16 actorder"), rec("l.0.down", "W4A16") }
+    assert.is_true(c.desc_act)
+    assert.is_false(c.dynamic["+:^l\\.0\\.down$"].desc_act)
     local none, msg = gptq.config { rec "l.0.up" }
     assert.is_nil(none)
     assert.matches("no module is quantized", msg)

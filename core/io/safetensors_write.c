@@ -46,6 +46,7 @@ struct nb_writer {
   st_pair *metadata;
   nb_queue *queue;
   nb_repackers *repackers;
+  int64_t only; /* the one file that is made; -1: all */
   bool begun, finished;
 };
 
@@ -58,6 +59,7 @@ int nb_writer_new(nb_writer **out, const char *dir, int64_t shard_bytes) {
   nb_writer *w = nb_alloc(1, sizeof *w);
   if (!w) return NB_ENOMEM;
   w->shard_bytes = shard_bytes;
+  w->only = -1;
   if (!(w->dir = nb_strdup(dir))) {
     free(w);
     return NB_ENOMEM;
@@ -65,6 +67,8 @@ int nb_writer_new(nb_writer **out, const char *dir, int64_t shard_bytes) {
   *out = w;
   return NB_OK;
 }
+
+void nb_writer_only(nb_writer *w, int64_t file) { w->only = file; }
 
 static int check_telling(const nb_writer *w, nb_text name) {
   if (w->begun) return nb_fail(NB_EINVAL, "writer: tensors and metadata must be told before it begins");
@@ -330,7 +334,8 @@ static int begin_file(nb_writer *w, w_file *f, bool resume) {
 static int begin_files(nb_writer *w, bool resume) {
   if (!resume) NB_TRY(check_absent(w, "model.safetensors.index.json"));
   if (w->file_count > 1) NB_TRY(check_absent(w, "model.safetensors"));
-  for (int64_t i = 0; i < w->file_count; i++) NB_TRY(begin_file(w, &w->files[i], resume));
+  for (int64_t i = 0; i < w->file_count; i++)
+    if (w->only < 0 || w->only == i) NB_TRY(begin_file(w, &w->files[i], resume));
   return nb_queue_new(&w->queue);
 }
 
@@ -366,8 +371,9 @@ static int find(nb_writer *w, w_tensor **out, const char *name, int64_t bytes) {
   nb_text text = {name, bytes};
   if (!w->queue) return not_open();
   int64_t id = nb_names_find(&w->names, text);
-  if (id < 0)
-    return nb_fail(NB_EINVAL, "writer: tensor %s was not announced", nb_text_show(text, shown, sizeof shown));
+  if (id < 0 || w->files[w->tensors[id].file].sink.fd < 0)
+    return nb_fail(NB_EINVAL, "writer: tensor %s was not announced%s",
+                   nb_text_show(text, shown, sizeof shown), id < 0 ? "" : " for the file that is written");
   *out = &w->tensors[id];
   return NB_OK;
 }
@@ -444,7 +450,7 @@ static int check_complete(const nb_writer *w) {
   char shown[ST_SHOW];
   for (int64_t i = 0; i < w->names.count; i++) {
     const w_tensor *t = &w->tensors[i];
-    if (t->put < t->bytes && !w->files[t->file].kept)
+    if (t->put < t->bytes && !w->files[t->file].kept && (w->only < 0 || w->only == t->file))
       return nb_fail(NB_EINVAL,
                      "writer: %lld of the %lld bytes of tensor %s were put; nothing may be missing",
                      (ll)t->put, (ll)t->bytes, nb_text_show(nb_names_get(&w->names, i), shown, sizeof shown));
@@ -457,9 +463,9 @@ int nb_writer_finish(nb_writer *w) {
   NB_TRY(nb_queue_flush(w->queue)); /* a failed put is why bytes are missing: it speaks first */
   NB_TRY(check_complete(w));
   for (int64_t i = 0; i < w->file_count; i++)
-    if (fsync(w->files[i].sink.fd) < 0)
+    if (w->files[i].sink.fd >= 0 && fsync(w->files[i].sink.fd) < 0)
       return nb_fail_errno(NB_EIO, "cannot write %s to the disk", w->files[i].partial);
-  for (int64_t i = 0; i < w->file_count; i++)
+  for (int64_t i = 0; w->only < 0 && i < w->file_count; i++)
     if (rename(w->files[i].partial, w->files[i].path) < 0)
       return nb_fail_errno(NB_EIO, "cannot rename %s to %s", w->files[i].partial, w->files[i].path);
   NB_TRY(nb_fsync_folder(w->files[0].path));

@@ -81,8 +81,8 @@ local weight_patterns = {
   "%.h5$", "%.msgpack$", "%.onnx$",
   "^pytorch_model.*%.bin$", "%.bin%.index%.json$",
 }
--- Where a quantization config may lie beside config.json (FORMATS 1).
-local quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json" }
+--- quant_files: where a quantization config may lie beside config.json (FORMATS 1).
+M.quant_files = { "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json" }
 
 local function is_weight(name)
   for _, pattern in ipairs(weight_patterns) do
@@ -154,8 +154,8 @@ local function open_weights(dir, files)
   return handle
 end
 
--- A JSON object from a file that may be missing: table | nil | nil, msg, code.
-local function read_json(path)
+--- read_object(path) -> table | nil | nil, msg, code: a JSON object from a file that may be missing.
+function M.read_object(path)
   if M.exists(path) ~= "file" then return nil end
   local text, msg, code = M.read_file(path)
   if not text then return nil, msg, code end
@@ -170,8 +170,9 @@ end
 
 local function is_object(v) return type(v) == "table" and v ~= json.null end
 
--- FORMATS 1, "Where the quantization config lives": {config, source} | nil | nil, msg, code.
-local function find_quantization(dir, config)
+--- quantization_of(dir, config) -> {config, source} | nil | nil, msg, code
+-- FORMATS 1, "Where the quantization config lives".
+function M.quantization_of(dir, config)
   config = config or {}
   local text_config = is_object(config.text_config) and config.text_config or {}
   for _, place in ipairs {
@@ -181,8 +182,8 @@ local function find_quantization(dir, config)
   } do
     if is_object(place[1]) then return { config = place[1], source = "config.json:" .. place[2] } end
   end
-  for _, name in ipairs(quant_files) do
-    local found, msg, code = read_json(join(dir, name))
+  for _, name in ipairs(M.quant_files) do
+    local found, msg, code = M.read_object(join(dir, name))
     if found then return { config = found, source = name } end
     if msg then return nil, msg, code end
   end
@@ -207,7 +208,17 @@ local function other_files(dir, names, prefix, out)
 end
 
 local not_copied = { ["config.json"] = true }
-for _, name in ipairs(quant_files) do not_copied[name] = true end
+for _, name in ipairs(M.quant_files) do not_copied[name] = true end
+
+--- other_files(dir) -> array of names relative to dir that a conversion copies: no weights, index, dot files, config.json or
+-- quantization configs.
+function M.other_files(dir)
+  local out = {}
+  for _, name in ipairs(other_files(dir, M.list(dir) or {}, "", {})) do
+    if not not_copied[name] then out[#out + 1] = name end
+  end
+  return out
+end
 
 local function warn_of_stray_weights(ck, names)
   local known = {}
@@ -261,14 +272,12 @@ local function open_dir(path)
   elseif #files > 1 then
     ck.warnings[1] = ("%s: %d numbered shards, but no %s; consumers need one"):format(path, #files, INDEX)
   end
-  ck.other_files = {}
-  for _, name in ipairs(other_files(path, names, "", {})) do
-    if not not_copied[name] then ck.other_files[#ck.other_files + 1] = name end
-  end
+  ck.other_files = M.other_files(path)
   return ck
 end
 
-local function open_file(path)
+--- open_file(path) -> checkpoint | nil, msg, code: of one .safetensors file, without a look at its config.json.
+function M.open_file(path)
   local dir, file = path:match "^(.*/)([^/]*)$"
   dir, file = dir or "", file or path
   local ck = { path = path, dir = dir, name = file:match "^(.+)%.safetensors$" or file }
@@ -277,7 +286,7 @@ local function open_file(path)
   if not ck.handle then return nil, msg, code end
   ck.other_files = {}
   describe(ck)
-  return ck
+  return setmetatable(ck, Checkpoint)
 end
 
 --- open(path) -> checkpoint | nil, msg, code
@@ -300,11 +309,11 @@ function M.open(path)
     return nil, path .. " doesn't exist; expected a checkpoint's folder or a .safetensors file", "eio"
   end
   local ck, msg, code
-  if kind == "dir" then ck, msg, code = open_dir(path) else ck, msg, code = open_file(path) end
+  if kind == "dir" then ck, msg, code = open_dir(path) else ck, msg, code = M.open_file(path) end
   if not ck then return nil, msg, code end
-  ck.config, msg, code = read_json(join(ck.dir, "config.json"))
+  ck.config, msg, code = M.read_object(join(ck.dir, "config.json"))
   if msg then return nil, msg, code end
-  ck.quantization, msg, code = find_quantization(ck.dir, ck.config)
+  ck.quantization, msg, code = M.quantization_of(ck.dir, ck.config)
   if msg then return nil, msg, code end
   return setmetatable(ck, Checkpoint)
 end
@@ -398,9 +407,28 @@ function methods.quantized(ck, name) return formats().quantized(ck, name) end
 -- where it stays as it is.
 function methods.input(ck, name) return formats().input(ck, name) end
 
---- ck:grep(pattern) -> array of records whose names match | nil, msg, code
--- pattern: a glob ("*.mlp.*"), "re:" and a regular expression, or a part of the name.
-function methods.grep(ck, pattern) return formats().grep(ck, pattern) end
+-- The modules as a list, or the error of a caller's mistake.
+local function listed(ck, how, wanted)
+  local modules = require "nibble.modules"
+  local recs, msg, code = methods.modules(ck)
+  if not recs then return nil, msg, code end
+  recs, msg = modules[how](recs, wanted)
+  if not recs then error(msg, 3) end
+  return modules.list(ck, recs)
+end
+
+--- ck:grep(pattern) -> list of the modules whose names match | nil, msg, code
+-- pattern: a glob ("*.mlp.*"), "re:" and a regular expression, or a piece of the name. The list is an array of modules
+-- that prints as a table and can be narrowed: list:grep, list:select, list:stats, list:totals, list:names, list:show.
+function methods.grep(ck, pattern) return listed(ck, "grep", pattern) end
+
+--- ck:select{kind =, scheme =, bits =, dtype =, name =, min_bytes =, …} -> list of the modules that have it all | nil,
+-- msg, code
+-- kind: "linear", "embedding", "norm" or "other"; scheme: words of what the table shows ("W4A16", "W4A16 g128");
+-- quantized, symmetric: true or false; dtype, format; bits, group, n, k, params, bytes, bits_per_weight: numbers,
+-- each also with min_ and max_; name: a pattern as grep takes it; where: a function of a module. An array means any
+-- of its values, a function one that says yes: m:select{kind = "linear", bits = {2, 3, 4}, min_bytes = 2^20}.
+function methods.select(ck, wanted) return listed(ck, "choose", wanted) end
 
 local lazy = {}
 

@@ -15,7 +15,7 @@ local INDEX = "model.safetensors.index.json"
 local Writer = {}
 Writer.__index = Writer
 
-local writer_options = { dir = true, tensors = true, shard_bytes = true, metadata = true, resume = true }
+local writer_options = { dir = true, tensors = true, shard_bytes = true, metadata = true, resume = true, only = true }
 
 local function announce(handle, options)
   local metadata = options.metadata or { format = "pt" }
@@ -38,10 +38,11 @@ end
 local function begin(handle, options)
   local ok, msg, code = announce(handle, options)
   if not ok then return nil, msg, code end
-  if options.resume then -- it may name files that are about to become partial again
+  if options.resume and options.only ~= 0 then -- it may name files that are about to become partial again
     ok, msg, code = check(C.nb_file_remove(options.dir .. "/" .. INDEX))
     if not ok then return nil, msg, code end
   end
+  if options.only then C.nb_writer_only(handle, options.only > 0 and options.only - 1 or 2 ^ 40) end
   return check(C.nb_writer_begin(handle, options.resume and 1 or 0))
 end
 
@@ -52,6 +53,8 @@ end
 -- the tensor that would pass shard_bytes (decimal bytes of data). A full disk
 -- shows here already, where the file system can reserve room.
 -- resume: partial files of an interrupted run with the same header are kept.
+-- only: the number of the one file that is written (0: none), for processes that share a checkpoint: w:holds(name)
+-- tells which tensors that concerns, and w:finish() leaves the file partial, for a writer of all that resumes.
 -- Fields: dir, bytes (of all tensors), files (names in order), resumed (every file was kept).
 -- A dir that already holds a checkpoint is refused ("eio").
 function M.writer(options)
@@ -75,7 +78,7 @@ function M.writer(options)
   end
   local w = {
     handle = handle, dir = options.dir, bytes = tonumber(C.nb_writer_bytes(handle)), names = options.tensors,
-    files = {}, kept_files = {}, resumed = true, repacks = {},
+    files = {}, kept_files = {}, resumed = true, repacks = {}, only = options.only,
   }
   local kept = ffi.new "int[1]"
   for i = 1, tonumber(C.nb_writer_files(handle)) do
@@ -149,6 +152,11 @@ function Writer.file_of(w, name)
   return w.files[tonumber(C.nb_writer_file_of(open_handle(w), name, #name)) + 1]
 end
 
+--- w:holds(name) -> whether this writer writes the tensor's file.
+function Writer.holds(w, name)
+  return not w.only or tonumber(C.nb_writer_file_of(open_handle(w), name, #name)) + 1 == w.only
+end
+
 --- w:kept(name) -> true when resume kept the file that holds this tensor: a
 -- journal's word that the tensor is written counts only then.
 function Writer.kept(w, name)
@@ -172,7 +180,7 @@ end
 -- A tensor of which not all rows were put is an error (unless its file was kept by resume).
 function Writer.finish(w)
   local ok, msg, code = check(C.nb_writer_finish(open_handle(w)), true)
-  if ok and #w.files > 1 then ok, msg, code = write_index(w) end
+  if ok and #w.files > 1 and not w.only then ok, msg, code = write_index(w) end
   if ok then close(w) end
   return ok, msg, code
 end
@@ -196,7 +204,7 @@ Journal.__index = Journal
 
 --- journal(path) -> journal | nil, msg, code
 -- An append-only list of text lines with a checksum each. Field lines: the valid
--- ones found on opening; a torn or damaged tail is cut off. Locked: a second
+-- ones found on opening and those appended; a torn or damaged tail is cut off. Locked: a second
 -- process gets "eio" ("another nibble works in that folder").
 function M.journal(path)
   local out = ffi.new "nb_journal *[1]"
@@ -213,7 +221,9 @@ end
 --- j:append(line) -> true | nil, msg, code: once it returns, the line survives kill -9.
 function Journal.append(j, line)
   if not j.handle then error("journal: it is closed", 2) end
-  return check(C.nb_journal_append(j.handle, line, #line), true)
+  local ok, msg, code = check(C.nb_journal_append(j.handle, line, #line), true)
+  if ok then table.insert(j.lines, line) end
+  return ok, msg, code
 end
 
 --- j:close(): unlocks; the file stays.

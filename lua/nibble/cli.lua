@@ -1,7 +1,8 @@
 -- cli: what `nibble ...` means: which command, script or session, and which exit
 -- status. 0 done, 1 an accept bound or a check failed, 2 wrong use or input,
--- 130 interrupted. Each command is a file in cli/ that returns its arguments
--- and options as data and run(values) -> status; it loads when it is used.
+-- 130 interrupted (143 by SIGTERM, 138 by SIGUSR1: 128 and the signal's number).
+-- Each command is a file in cli/ that returns its arguments and options as data
+-- and run(values) -> status; it loads when it is used.
 local nffi = require "nibble.ffi"
 
 local M = {}
@@ -84,8 +85,9 @@ local function guarded(what, f, ...)
   end)
   if ok then return result end
   if tostring(result):match "interrupted$" then
+    local signal = nffi.C.nb_stop_signal()
     return M.fail("interrupted" .. (what.resumes and "; the same command goes on where it stopped"
-      or what.again and "; the same command starts again" or ""), 130)
+      or what.again and "; the same command starts again" or ""), 128 + (signal > 0 and signal or 2))
   end
   return M.fail(sentence(result, what.position))
 end
@@ -103,6 +105,7 @@ local function run_code(code, ...)
   local expression = not chunk and loadstring("return " .. code, "=-e")
   if not chunk and not expression then return M.fail(msg) end
   local env = require("nibble.repl.globals").new()
+  nffi.C.nb_stop_install_batch()
   return guarded({ position = true }, function(...)
     local values = { setfenv(chunk or expression, env)(...) }
     if expression then
@@ -120,6 +123,7 @@ local function run_file(argv, at)
   rawset(_G, "arg", script)
   local chunk, msg = loadfile(argv[at])
   if not chunk then return M.fail(msg) end
+  nffi.C.nb_stop_install_batch()
   return guarded({ position = true }, function()
     chunk(unpack(script))
     return 0
@@ -138,7 +142,10 @@ local function run_command(name, argv, at)
     return 0
   end
   if values.threads then nffi.C.nb_threads_set(values.threads) end
-  return guarded(c, c.run, values)
+  nffi.C.nb_stop_install_batch() -- a session ends by them, as other programs do
+  local status = guarded(c, c.run, values)
+  M.ends_at_once = c.only_reads
+  return status
 end
 
 local function exists(path)
@@ -203,6 +210,8 @@ function M.main(argv)
   local status = dispatch(argv)
   local written, why = io.stdout:flush()
   if not written and status == 0 then return M.fail("cannot write the output: " .. tostring(why)) end
+  -- Nothing is open for writing: the system takes the memory back at once, Lua would value by value.
+  if M.ends_at_once then os.exit(status) end
   return status
 end
 

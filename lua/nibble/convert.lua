@@ -8,7 +8,8 @@
 --                                      │                                       │ read back
 --                                      └────────── meant = decoded? ◀──────────┘
 --
--- (convert_module.lua makes and proves one module; here is what is around it.)
+-- (convert_module.lua makes and proves one module, convert_steps.lua a list of them;
+-- here is what is around them. convert_parts.lua runs a plan in parts.)
 --
 -- The folder while running: .nibble-journal, NAME.partial, copied side files. At
 -- the end: files renamed, config.json and nibble.json (the certificate) written,
@@ -17,61 +18,17 @@ local nffi = require "nibble.ffi"
 local calibrate = require "nibble.calibrate"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
-local modules = require "nibble.convert_module"
 local output = require "nibble.output"
+local parts = require "nibble.convert_parts"
 local plans = require "nibble.plan"
 local scheme_m = require "nibble.scheme"
+local steps = require "nibble.convert_steps"
 local units = require "nibble.units"
 local C = nffi.C
 
 local M = {}
 
--- Output bytes that may be written and not yet proven: the writer works on them meanwhile.
-local ahead_bytes = 32 * 2 ^ 20
-
 -- ---- the output folder -----------------------------------------------------------
-
--- Module name -> what the journal says of it since the model was as it is now, and whether it was.
-local function claims(lines, source)
-  local done, current = {}, nil
-  for _, line in ipairs(lines) do
-    local hash, rest = line:match "^done (%S+) (.*)$"
-    if hash then
-      local name, extra = rest:match "^([^\t]*)\t?(.*)$"
-      done[name] = { hash = hash, error = extra ~= "" and json.decode(extra) or nil }
-    elseif line:match "^source " then
-      done, current = {}, line
-    end
-  end
-  if current ~= source then return {}, false end
-  return done, true
-end
-
-local function begin_journal(journal, dir, id, source)
-  local first = journal.lines[1]
-  if first and first ~= "plan " .. id then
-    return nil, ("%s holds an unfinished run of another plan (another recipe, model or version); "
-      .. "run that command again to finish it, or remove the folder"):format(dir), "eio"
-  end
-  local done, same = claims(journal.lines, source)
-  for _, line in ipairs { not first and "plan " .. id or false, not same and source or false } do
-    local ok, msg, code
-    if line then ok, msg, code = journal:append(line) else ok = true end
-    if not ok then return nil, msg, code end
-  end
-  return done
-end
-
--- -> journal, claims | nil, msg, code
-local function open_journal(dir, id, model)
-  local journal, msg, code = checkpoint.journal(dir .. "/" .. output.journal)
-  if not journal then return nil, msg, code end
-  local done
-  done, msg, code = begin_journal(journal, dir, id, "source " .. model:stamp())
-  if done then return journal, done end
-  journal:close()
-  return nil, msg, code
-end
 
 -- config.json of the output: the source's keys in their order, with its
 -- quantization_config replaced (or taken out where nothing is quantized).
@@ -93,6 +50,15 @@ local function write_config(run, dir)
   return true
 end
 
+-- The texts that a plan brings along (nibble.repair's) in place of the config of a format.
+local function write_texts(run, dir)
+  for _, name in ipairs(json.keys(run.plan.texts)) do
+    local ok, msg, code = checkpoint.write_file(dir .. "/" .. name, run.plan.texts[name])
+    if not ok then return nil, msg, code end
+  end
+  return true
+end
+
 -- The certificate: no time, host or path in it, so that equal runs write equal bytes.
 local function write_certificate(run, dir)
   local plan = run.plan
@@ -103,7 +69,8 @@ local function write_certificate(run, dir)
   end
   local text = json.encode({ nibble = nffi.version, plan = plan:id(), format = plan.format.name,
     recipe = plan.recipe and plan.recipe.name or nil, accept = plan.recipe and plan.recipe.accept or nil,
-    modules = json.array(list), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
+    repairs = plan.repairs, modules = json.array(list),
+    __order = { "nibble", "plan", "format", "recipe", "accept", "repairs", "modules" } }, { indent = 2 })
   return checkpoint.write_file(dir .. "/" .. output.certificate, text .. "\n")
 end
 
@@ -125,79 +92,6 @@ local function copy_side_files(run, dir)
 end
 
 -- ---- running ----------------------------------------------------------------------
-
-local function all_tensors(plan)
-  local list = {}
-  for _, job in ipairs(plan.jobs) do
-    for _, t in ipairs(job.layout) do
-      list[#list + 1] = { name = plans.tensor_name(job, t), dtype = t.dtype, shape = t.shape }
-    end
-  end
-  return list
-end
-
--- What the journal claims is compared with the files: after a power loss the
--- journal may know more than the disk.
-local function keep_proven(run, done)
-  local kept = 0
-  for _, job in ipairs(run.plan.jobs) do
-    local claim = done[job.name]
-    if claim and modules.written_hash(run, job) == claim.hash then
-      job.hash, job.error = claim.hash, claim.error
-      kept = kept + 1
-    end
-  end
-  return kept
-end
-
--- Proves the oldest module that waits for it, then lets the journal name it.
-local function prove_oldest(run)
-  local item = run.waiting[run.next_proof] -- a queue of thousands where modules are small: nothing is moved up
-  run.waiting[run.next_proof], run.next_proof = nil, run.next_proof + 1
-  run.waiting_bytes = run.waiting_bytes - item.job.bytes_out
-  local ok, msg, code = run.writer:wait(item.mark)
-  if not ok then return nil, msg, code end
-  local hash
-  hash, msg, code = modules.prove(run, item.job, item.expect)
-  if not hash then return nil, msg, code end
-  item.job.hash = hash
-  local line = "done " .. hash .. " " .. item.job.name
-  if item.job.error then line = line .. "\t" .. json.encode(item.job.error) end
-  return run.journal:append(line)
-end
-
--- Proofs run behind the writer, which runs behind the making: by one module, and by
--- more while they are small.
-local function prove_down_to(run, count, bytes)
-  while run.made_count - run.next_proof + 1 > count and run.waiting_bytes > bytes do
-    nffi.stop_check()
-    local ok, msg, code = prove_oldest(run)
-    if not ok then return nil, msg, code end
-  end
-  return true
-end
-
-local function run_jobs(run)
-  local plan, t0 = run.plan, C.nb_now()
-  local totals = { done = 0, total = #plan.jobs, bytes = 0, total_bytes = plan.totals.bytes_in }
-  for _, job in ipairs(plan.jobs) do
-    nffi.stop_check()
-    if not job.hash then
-      local expect, msg, code = modules.make(run, job)
-      if not expect then return nil, msg, code end
-      run.made_count = run.made_count + 1
-      run.waiting[run.made_count] = { job = job, expect = expect, mark = run.writer:mark() }
-      run.waiting_bytes = run.waiting_bytes + job.bytes_out
-      local ok
-      ok, msg, code = prove_down_to(run, 1, run.ahead)
-      if not ok then return nil, msg, code end
-    end
-    totals.done, totals.bytes = totals.done + 1, totals.bytes + job.bytes_in
-    totals.name, totals.seconds = job.name, C.nb_now() - t0
-    if run.progress then run.progress(totals) end
-  end
-  return prove_down_to(run, 0, -1)
-end
 
 -- What the run that finished this output found: a bound that it missed is still missed.
 local function recall(plan, certificate)
@@ -244,16 +138,8 @@ local function summarize(run, dir, seconds, state)
 end
 
 local function close(run)
-  if run.writer then run.writer:close() end
-  if run.journal then run.journal:close() end
-end
-
-local function proved_some(run)
-  if next(run.done) then return true end
-  for _, job in ipairs(run.plan.jobs) do
-    if job.hash then return true end
-  end
-  return false
+  steps.close(run)
+  parts.release(run)
 end
 
 -- A failure that no second run could mend, or before anything was proven: everything that this plan writes goes.
@@ -262,86 +148,90 @@ local function clear(run)
   for _, list in ipairs { run.writer and run.writer.files or {}, run.plan.model.other_files or {} } do
     for _, name in ipairs(list) do names[#names + 1] = name end
   end
+  parts.remove(run)
   close(run)
   output.clear(run.dir, names, run.made)
-end
-
--- The run's progress while the text goes through the model.
-local function calibration_progress(run)
-  return function(p)
-    run.progress { done = p.tokens, unit = "tokens", share = p.done / p.total, name = "calibration", seconds = p.seconds }
-  end
 end
 
 local function execute(run, dir)
   local plan = run.plan
   local ok, msg, code = copy_side_files(run, dir)
   if not ok then return nil, msg, code end
-  run.input_scales, run.importance, code = calibrate.of_plan(plan, { journal = run.journal, lines = run.journal.lines,
-    progress = run.progress and calibration_progress(run) })
+  if run.parts then run.input_scales, run.importance, code = parts.calibration(run)
+  else
+    run.input_scales, run.importance, code = calibrate.of_plan(plan, { journal = run.journal, lines = run.journal.lines,
+      progress = steps.calibration_progress(run) })
+  end
   if not run.input_scales then return nil, run.importance, code end
-  run.writer, msg, code = checkpoint.writer { dir = dir, tensors = all_tensors(plan), shard_bytes = plan.shard_bytes,
-    metadata = { format = "pt" }, resume = run.state == "resume" }
+  run.writer, msg, code = steps.writer(plan, dir, { resume = run.state == "resume" })
   if not run.writer then return nil, msg, code end
-  run.resumed = run.state == "resume" and keep_proven(run, run.done) or 0
-  ok, msg, code = run_jobs(run)
+  run.resumed = run.state == "resume" and steps.keep_proven(run, run.done) or 0
+  ok, msg, code = steps.run_jobs(run)
   if not ok then return nil, msg, code end
   ok, msg, code = run.writer:finish()
   if not ok then return nil, msg, code end
-  ok, msg, code = write_config(run, dir)
+  ok, msg, code = (plan.texts and write_texts or write_config)(run, dir)
   if not ok then return nil, msg, code end
   ok, msg, code = write_certificate(run, dir)
+  if not ok then return nil, msg, code end
+  ok, msg, code = parts.remove(run)
   if not ok then return nil, msg, code end
   return run.journal:remove()
 end
 
---- execute(plan, dir [, {progress = fn, measure = bool, ahead_bytes =}]) -> result | nil, msg, code
+-- -> true, and the folder is this run's alone | nil, msg, code
+local function begin(run, merge)
+  local msg, code
+  run.made, msg, code = output.make(run.dir)
+  if not run.made then return nil, msg, code end
+  local path = run.dir .. "/" .. output.journal
+  local had = checkpoint.exists(path)
+  run.journal, run.done, code = steps.open_journal(path, run.plan, run.dir)
+  if not run.journal then
+    output.unmake(run.made)
+    return nil, run.done, code
+  end
+  local ok
+  ok, msg, code = parts.gather(run, merge)
+  if ok then return true end
+  if not had then run.journal:remove() end
+  close(run)
+  output.unmake(run.made)
+  return nil, msg, code
+end
+
+--- execute(plan, dir [, {progress = fn, measure = bool, ahead_bytes =, shard = {i, n}, merge = true}])
+--- -> result | nil, msg, code
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
--- progress: default M.progress, which a session on a terminal sets.
+-- progress: default nffi.progress, which a session on a terminal sets.
 -- ahead_bytes: output written and not yet proven, default 32 MiB: what a killed run may have to do again.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
+-- shard: only the i-th of n shares of the files (convert_parts.run), whose result it gives.
+-- merge: only gathers what shards wrote; without it a run in dir gathers, too, and does what is left.
 function M.execute(plan, dir, options)
   options = options or {}
   local t0 = C.nb_now()
   dir = dir:gsub("/+$", "")
-  local id = plan:id()
-  local state, msg, code = output.look(dir, plan.model, id)
+  local state, msg, code = output.look(dir, plan.model, plan:id())
   if not state then return nil, msg, code end
-  local certificate = state == "complete" and msg
-  local accept = plan.recipe and plan.recipe.accept or {}
-  local lacking = plans.lacks_input_scale(plan)
-  local text = plan.recipe and plan.recipe.calibrate or {}
-  if lacking and not certificate and not (text.text or text.ids) then
-    local what = scheme_m.static_activations(lacking.out.scheme) and "the scale of the layer's input"
-      or "how large the layer's inputs are"
-    return nil, ("%s: %s needs %s, which comes from calibration: name a text in the recipe's "
-      .. "`calibrate` (--set calibrate.text=FILE)"):format(lacking.name, scheme_m.describe(lacking.out.scheme), what), "einval"
-  end
-  local by_name = {}
-  for _, job in ipairs(plan.jobs) do by_name[job.name] = job end
-  local run = { plan = plan, dir = dir, state = state, jobs = by_name, absmax = {}, waiting = {}, waiting_bytes = 0,
-                made_count = 0, next_proof = 1, ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {}, pool = {},
-                progress = options.progress or M.progress, measure = options.measure or accept.sqnr_db ~= nil }
-  if certificate then
-    recall(plan, certificate)
+  local run = steps.start(plan, dir, setmetatable({ progress = options.progress or nffi.progress }, { __index = options }))
+  run.state = state
+  if state == "complete" then
+    recall(plan, msg)
     return summarize(run, dir, C.nb_now() - t0, state)
   end
-  run.made, msg, code = output.make(dir)
-  if not run.made then return nil, msg, code end
-  local done
-  run.journal, done, code = open_journal(dir, id, plan.model)
-  if not run.journal then
-    output.unmake(run.made)
-    return nil, done, code
-  end
-  run.done = done
+  local ok
+  ok, msg, code = steps.calibrates(plan)
+  if not ok then return nil, msg, code end
+  if options.shard then return parts.run(plan, dir, options) end
+  ok, msg, code = begin(run, options.merge)
+  if not ok then return nil, msg, code end
   for _, job in ipairs(plan.jobs) do job.hash, job.error = nil, nil end -- another folder's run may have set them
-  local called, ok
+  local called
   called, ok, msg, code = pcall(execute, run, dir)
-  local hopeless = code == "eformat" or code == "einexact" or code == "einval"
-  if called and not ok and (hopeless or not proved_some(run)) then
+  if called and not ok and (steps.hopeless(code) or not steps.proved_some(run)) then
     clear(run)
     return nil, msg, code
   end

@@ -216,7 +216,7 @@ end
 local function make_direct(run, job, src)
   local rec, from = job.rec, assert(formats.get(job.rec.format))
   local direct_way = direct.find(rec.format, job.format.name, rec)
-  if not direct_way then return nil end
+  if not direct_way or not run.writer:holds(name_of(job, direct_way.to_words)) then return nil end
   local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype, taker(run))
   local ok, msg, code = from.read(src, rec, 1, rec.n, q)
   if not ok then return nil, msg, code end
@@ -267,7 +267,9 @@ end
 
 local function make_copy() return {}, {} end
 
-local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized, copy = make_copy }
+-- repair: the model's tensors are already what is meant.
+local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized, copy = make_copy,
+  repair = make_copy }
 
 -- The source's tensor where the module has none of its own: a bias, or all of a copy.
 local function passing(run, job, suffix, expect)
@@ -281,13 +283,14 @@ local function passing(run, job, suffix, expect)
 end
 
 --- make(run, job) -> what prove() must find | nil, msg, code
--- Hands every tensor of the module to run.writer.
+-- Hands every tensor of the module to run.writer, but for those in files that others write: they stay in memory
+-- until the proof.
 function M.make(run, job)
   local expect, dst, code = makers[job.action](run, job)
   if not expect then return nil, dst, code end
-  expect.bytes, expect.reusable = expect.bytes or {}, {}
+  expect.bytes, expect.reusable, expect.elsewhere = expect.bytes or {}, {}, {}
   for _, t in ipairs(job.layout) do
-    local own, tensor, ok, msg = dst[t.suffix], nil, true, nil
+    local own, name, tensor, ok, msg = dst[t.suffix], plans.tensor_name(job, t), nil, true, nil
     if own then
       tensor = own
       table.insert(expect.reusable, own) -- the writer reads it until the proof
@@ -295,7 +298,8 @@ function M.make(run, job)
       tensor, msg, code = passing(run, job, t.suffix, expect)
       if not tensor then return nil, msg, code end
     end
-    if tensor then ok, msg, code = run.writer:put(plans.tensor_name(job, t), tensor) end
+    if tensor and not run.writer:holds(name) then expect.elsewhere[t.suffix] = tensor
+    elseif tensor then ok, msg, code = run.writer:put(name, tensor) end
     if not ok then return nil, msg, code end
   end
   return expect
@@ -303,10 +307,11 @@ end
 
 -- ---- proving ---------------------------------------------------------------------
 
-local function written_tensors(run, job)
+local function written_tensors(run, job, elsewhere)
   local src = {}
   for _, t in ipairs(job.layout) do
-    local tensor, msg, code = run.writer:tensor(plans.tensor_name(job, t))
+    local tensor, msg, code = elsewhere[t.suffix], nil, nil
+    if not tensor then tensor, msg, code = run.writer:tensor(plans.tensor_name(job, t)) end
     if not tensor then return nil, msg, code end
     src[t.suffix] = tensor
   end
@@ -354,7 +359,7 @@ end
 
 --- written_hash(run, job) -> hash of the module's tensors as the file has them | nil, msg, code
 function M.written_hash(run, job)
-  local src, msg, code = written_tensors(run, job)
+  local src, msg, code = written_tensors(run, job, {})
   if not src then return nil, msg, code end
   return (file_hash(job, src, {}, {}))
 end
@@ -362,7 +367,7 @@ end
 --- prove(run, job, expect) -> hash of the written tensors | nil, msg, code
 -- expect: what make() returned for the job; its tensors must be in the page cache.
 function M.prove(run, job, expect)
-  local src, msg, code = written_tensors(run, job)
+  local src, msg, code = written_tensors(run, job, expect.elsewhere)
   if not src then return nil, msg, code end
   local ok = true
   if expect.content then ok, msg, code = decodes_to(run, job, src, expect.content)

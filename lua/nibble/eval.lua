@@ -121,8 +121,9 @@ local function run_windows(s, o)
     if ok and s.against then ok, msg, code = check_losses(s, s.nll_against, s.against) end
     if not ok then return nil, msg, code end
     s.done = s.done + n
-    if o.progress then
-      o.progress { done = s.done, total = s.windows.n, tokens = s.done * (context - 1), seconds = nffi.C.nb_now() - s.start }
+    local progress = o.progress or nffi.progress
+    if progress then
+      progress { done = s.done, total = s.windows.n, tokens = s.done * (context - 1), seconds = nffi.C.nb_now() - s.start }
     end
   end
   return true
@@ -194,6 +195,18 @@ local function check_options(o)
   end
   if o.activations ~= nil and o.activations ~= "stored" and o.activations ~= "none" then
     error(('activations = "%s", expected stored or none'):format(tostring(o.activations)), 3)
+  end
+end
+
+--- judge(accept, result) -> nil, or the sentence of a bound that was missed
+-- accept: a recipe's (ppl_ratio, kl); result: of run with against.
+function M.judge(accept, result)
+  local ratio = result.ppl_against and result.ppl / result.ppl_against
+  if accept.ppl_ratio and ratio and not (ratio <= accept.ppl_ratio) then
+    return ("perplexity is %.4f times the original's, the recipe accepts %g or less"):format(ratio, accept.ppl_ratio)
+  end
+  if accept.kl and result.kl and not (result.kl <= accept.kl) then
+    return ("KL divergence is %.5f, the recipe accepts %g or less"):format(result.kl, accept.kl)
   end
 end
 

@@ -77,6 +77,18 @@ function M.stop_check()
   if C.nb_stop_requested() ~= 0 then error("interrupted", 0) end
 end
 
+ffi.cdef "int usleep(unsigned microseconds);"
+
+--- sleep(seconds): as stop_check does before, and after: a signal ends the sleep.
+function M.sleep(seconds)
+  M.stop_check()
+  for _ = 1, math.ceil(seconds / 0.9) do
+    ffi.C.usleep(math.min(seconds, 0.9) * 1e6)
+    seconds = seconds - 0.9
+    M.stop_check()
+  end
+end
+
 --- interpreted(f) -> f, never compiled. Debian 12's LuaJIT (2.1.0-beta3 of 2022) now and then compiles a
 -- pairs loop in hot or recursive code so that it finds no key. Functions whose pairs loop decides what is
 -- written, hashed or refused go through here; they cost microseconds.
@@ -84,6 +96,10 @@ function M.interpreted(f)
   jit.off(f)
   return f
 end
+
+--- progress: what long jobs report to where they are told nothing else (nibble.repl.progress's report); nil: nobody.
+-- A session on a terminal sets it.
+M.progress = nil
 
 M.soft_limit_bytes = 1024 * 1024 * 1024
 

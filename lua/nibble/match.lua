@@ -199,6 +199,35 @@ function M.listed(name, layers, fused)
   return hit ~= nil, hit
 end
 
+--- match.layer_names(names, groups) -> array: what consumers call the layers that they make of these modules: the merged
+-- ones of the fused groups ("….qkv_proj") and the mixtures of experts ("….experts").
+function M.layer_names(names, groups)
+  local out, seen = {}, {}
+  local function add(name)
+    if not seen[name] then out[#out + 1], seen[name] = name, true end
+  end
+  for _, name in ipairs(names) do
+    local prefix, leaf = name:match "^(.-)([^.]*)$"
+    local block = prefix:match "^(.*%f[^.%z]experts)%.%d+%.$"
+    if block then add(block) end
+    for _, group in ipairs(not block and groups or {}) do
+      for _, member in ipairs(group) do
+        if member == leaf then add(prefix .. group.as) end
+      end
+    end
+  end
+  return out
+end
+
+--- match.with_layers(names, groups) -> the names and those of match.layer_names.
+function M.with_layers(names, groups)
+  local out = {}
+  for _, list in ipairs { names, M.layer_names(names, groups) } do
+    for _, name in ipairs(list) do out[#out + 1] = name end
+  end
+  return out
+end
+
 --- match.fused_map(groups) -> fused: of {{"q_proj", "k_proj", "v_proj", as = "qkv_proj"}, …}, as nibble.models
 -- tells them.
 function M.fused_map(groups)

@@ -3,7 +3,8 @@
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
 
-local M = { journal = ".nibble-journal", certificate = "nibble.json" }
+-- journal: of a run in one piece; parts: the folder of a run in parts (convert_parts).
+local M = { journal = ".nibble-journal", parts = ".nibble-parts", certificate = "nibble.json" }
 
 -- ---- places -------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ function M.look(dir, ck, id)
   local kind = checkpoint.exists(dir)
   if not kind then return "new" end
   if kind ~= "dir" then return nil, ("%s is a file; give a folder for the output"):format(dir), "eio" end
-  if checkpoint.exists(dir .. "/" .. M.journal) then return "resume" end
+  if checkpoint.exists(dir .. "/" .. M.journal) or checkpoint.exists(dir .. "/" .. M.parts) then return "resume" end
   local entries
   entries, msg, code = checkpoint.list(dir)
   if not entries then return nil, msg, code end

@@ -14,6 +14,18 @@ function M.settings(list)
   return out
 end
 
+--- shard(values) -> {i, n} | nil: --shard i/n, 1-based.
+function M.shard(values)
+  if not values.shard then return nil end
+  if values.merge then error("--shard does a share of the work and --merge gathers it: one of them at a time", 0) end
+  local i, n = values.shard:match "^(%d+)/(%d+)$"
+  i, n = tonumber(i), tonumber(n)
+  if not i or i < 1 or i > n then
+    error(("--shard expects i/n with i from 1 to n, found %q"):format(values.shard), 0)
+  end
+  return { i, n }
+end
+
 --- planned(values) -> plan, ck: the recipe and model of `plan` and `run`.
 function M.planned(values)
   local nb = require "nibble"

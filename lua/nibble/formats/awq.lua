@@ -8,6 +8,8 @@
 -- with w = words of zero-points a row, padded: their groups past G hold nothing.
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
+local match = require "nibble.match"
+local patterns = require "nibble.patterns"
 local scheme = require "nibble.scheme"
 local text = require "nibble.text"
 local common = require "nibble.formats.common"
@@ -215,26 +217,25 @@ function M.write(dst, rec, a, b, q)
 end
 
 -- Consumers skip a module when an entry occurs anywhere in its name (AWQ-11), so an entry must not occur
--- in the name of a quantized one.
-local function skip_list(records)
-  local names = {}
+-- in the name of a quantized one, nor of a layer that a consumer makes of quantized ones.
+local function skip_list(records, fused)
+  local names, quantized = {}, {}
   for _, name in ipairs(common.unquantized(records)) do
-    if name:match "[^.]*$" ~= "lm_head" then names[#names + 1] = name end
+    if text.leaf(name) ~= "lm_head" then names[#names + 1] = name end
   end
-  for _, name in ipairs(names) do
-    for _, rec in ipairs(records) do
-      if rec.scheme and rec.name:find(name, 1, true) then
-        return fail("einexact", "%s stays as it is and %s is quantized, but AWQ's modules_to_not_convert is matched "
-          .. "as a part of names: the first would skip the second; write compressed-tensors", name, rec.name)
-      end
-    end
+  for _, rec in ipairs(records) do
+    if rec.scheme then quantized[#quantized + 1] = rec.name end
   end
-  return names
+  for _, name in ipairs(match.layer_names(quantized, fused)) do quantized[#quantized + 1] = name end
+  local entries, name, other = patterns.substrings(names, quantized)
+  if entries then return entries end
+  return fail("einexact", "%s stays as it is and %s is quantized, but AWQ's modules_to_not_convert is matched "
+    .. "as a part of names: the first would skip the second; write compressed-tensors", name, other)
 end
 
---- config(records) -> quantization_config | nil, msg, code
--- One scheme for all quantized modules; the other linear layers (lm_head apart) in modules_to_not_convert.
-function M.config(records)
+--- config(records [, {fused =}]) -> quantization_config | nil, msg, code
+-- One scheme for all quantized modules; modules_to_not_convert means the other linear layers (lm_head apart).
+function M.config(records, opts)
   local json = require "nibble.json"
   local kinds = common.by_scheme(records)
   if #kinds == 0 then return fail("einval", "no module is quantized: nothing to write as AWQ") end
@@ -246,11 +247,11 @@ function M.config(records)
         scheme.describe(kinds[i].scheme))
     end
   end
-  local skipped, msg, code = skip_list(records)
+  local skipped, msg, code = skip_list(records, opts and opts.fused)
   if not skipped then return nil, msg, code end
   local head
   for _, rec in ipairs(records) do
-    if rec.scheme and rec.name:match "[^.]*$" == "lm_head" then head = true end
+    if rec.scheme and text.leaf(rec.name) == "lm_head" then head = true end
   end
   return { quant_method = "awq", bits = 4, group_size = s.group, zero_point = true, version = "gemm", lm_head = head,
     modules_to_not_convert = #skipped > 0 and json.array(skipped) or json.null }

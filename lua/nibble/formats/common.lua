@@ -195,6 +195,15 @@ function M.by_scheme(records, also)
   return order
 end
 
+--- linear(records) -> those of the linear modules, quantized or not.
+function M.linear(records)
+  local out = {}
+  for _, rec in ipairs(records) do
+    if rec.kind == "linear" then out[#out + 1] = rec end
+  end
+  return out
+end
+
 --- unquantized(records) -> names of the linear modules that stay as they are.
 function M.unquantized(records)
   local names = {}

@@ -2,6 +2,7 @@
 -- writing one (FORMATS 4, SYSTEMS CTM-SEL-02, CTM-SEL-03).
 local json = require "nibble.json"
 local match = require "nibble.match"
+local patterns = require "nibble.patterns"
 local schemes = require "nibble.scheme"
 local presets = require "nibble.scheme_presets"
 local activations = require "nibble.scheme_activations"
@@ -160,18 +161,38 @@ end
 -- As the module is on the disk, or as it will be written.
 local function storage_of(rec) return rec.storage or M.storage(rec.scheme) end
 
+-- Entries that mean these names, of the names of all linear modules, and no other.
+local function entries_of(names, all)
+  local out = json.array {}
+  for i, pattern in ipairs(patterns.regexes(names, all)) do out[i] = pattern.name or "re:" .. pattern.text end
+  return out
+end
+
+local function names_of(records)
+  local out = {}
+  for i, rec in ipairs(records) do out[i] = rec.name end
+  return out
+end
+
+-- A consumer's LM head is no Linear: where it is quantized, a target names it.
+local function targets_of(kind, all, only)
+  if not only then return entries_of(names_of(kind.records), all) end
+  local out = json.array { "Linear" }
+  for _, rec in ipairs(kind.records) do
+    if text.leaf(rec.name) == "lm_head" then out[#out + 1] = rec.name end
+  end
+  return out
+end
+
 --- config(records [, {source = checkpoint}]) -> quantization_config
 -- records: every module written. One config group where all are quantized alike, with target Linear and
--- the other linear layers in `ignore`; several groups name their modules one by one. Each says its format; the
+-- the other linear layers in `ignore`; several groups name their modules by patterns. Each says its format; the
 -- whole is "mixed-precision" where they differ. kv_cache_scheme and transform_config of the source stay.
 function M.config(records, opts)
   local config_groups, kinds, whole = {}, common.by_scheme(records, storage_of), nil
+  local all = names_of(common.linear(records))
   for i, kind in ipairs(kinds) do
-    local targets, format = json.array {}, storage_of(kind.records[1])
-    if #kinds == 1 then targets[1] = "Linear"
-    else
-      for j, rec in ipairs(kind.records) do targets[j] = rec.name end
-    end
+    local targets, format = targets_of(kind, all, #kinds == 1), storage_of(kind.records[1])
     whole = (whole == nil or whole == format) and format or "mixed-precision"
     config_groups["group_" .. i - 1] = { targets = targets, weights = weight_args(kind.scheme), format = format,
       input_activations = input_args(kind.scheme.activations), output_activations = json.null }
@@ -179,7 +200,7 @@ function M.config(records, opts)
   local source = opts and opts.source
   return {
     quant_method = "compressed-tensors", format = whole, quantization_status = "compressed", version = "0.12.0",
-    config_groups = config_groups, ignore = json.array(common.unquantized(records)),
+    config_groups = config_groups, ignore = entries_of(common.unquantized(records), all),
     kv_cache_scheme = carried(source, "kv_cache_scheme") or json.null, global_compression_ratio = json.null,
     transform_config = carried(source, "transform_config"),
   }

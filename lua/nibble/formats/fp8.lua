@@ -50,6 +50,14 @@ function M.settings(ck)
   return { static = activation == "static", block = block, where = where }
 end
 
+--- says(settings) -> scheme of the modules that the config does not leave out.
+function M.says(st)
+  if st.block then
+    return scheme.new { type = "float", bits = 8, strategy = "block", block = st.block, activations = by_group(st.block[2]) }
+  end
+  return scheme.new { type = "float", bits = 8, strategy = "tensor", activations = st.static and static() or token() }
+end
+
 local function scale_suffix(s) return s.strategy == "block" and "weight_scale_inv" or "weight_scale" end
 
 -- The scheme that config and tensors mean | nil, msg, code

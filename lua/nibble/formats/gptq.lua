@@ -6,6 +6,8 @@
 --   g_idx    I32 [k]                group of each column; absent = k//group (AutoRound)
 -- Two formats differ in the zero-points only: "gptq" (v1) stores z-1 mod 2^b in each field, "gptq_v2" z itself.
 local nffi = require "nibble.ffi"
+local match = require "nibble.match"
+local patterns = require "nibble.patterns"
 local scheme = require "nibble.scheme"
 local text = require "nibble.text"
 local common = require "nibble.formats.common"
@@ -50,6 +52,17 @@ local function scheme_of(module, f)
   -- Without a word on symmetry the stored zero-points are taken at their word.
   local s, msg = scheme.new { bits = f.bits, group = f.group, symmetric = f.sym == true }
   if not s then return fail("eformat", "%s: the config contradicts itself: %s", module, msg) end
+  return s
+end
+
+-- What the config means for a module, by its name: scheme | false: not quantized | nil, msg, code
+local function meant(st, module)
+  local rule = overrides.find(st.rules, module)
+  if rule and rule.skip then return false end
+  local f = rule and fields_of(rule.fields, st.base) or st.base
+  local s, msg, code = scheme_of(module, f)
+  if not s then return nil, msg, code end
+  if f.desc_act and s.strategy == "group" then s.actorder = "group" end
   return s
 end
 
@@ -207,51 +220,39 @@ local function write(dst, rec, a, b, q, v1)
   return common.put_bias(dst, rec, q, a)
 end
 
--- GPTQModel's `dynamic` keys are matched by re.match on the module's name.
-local function exact(name) return "^" .. name:gsub("[^%w_]", "\\%0") .. "$" end
-
--- The name that consumers give the merged module of a fused group ("...qkv_proj"), for each name of it.
-local function fused_names(names, fused)
-  local out, seen = {}, {}
-  for _, name in ipairs(names) do
-    local prefix, leaf = name:match "^(.-)([^.]*)$"
-    for _, group in ipairs(fused or {}) do
-      for _, member in ipairs(group) do
-        if member == leaf and not seen[prefix .. group.as] then
-          seen[prefix .. group.as] = true
-          out[#out + 1] = prefix .. group.as
-        end
-      end
-    end
-  end
-  return out
-end
-
 local function names_of(records)
   local names = {}
   for i, rec in ipairs(records) do names[i] = rec.name end
   return names
 end
 
-local function add_rules(dynamic, names, sign, value, fused)
-  for _, list in ipairs { names, fused_names(names, fused) } do
-    for _, name in ipairs(list) do dynamic[sign .. ":" .. exact(name)] = value end
+-- GPTQModel's `dynamic` keys are matched by re.match on the name of the layer, which may be a merged one.
+local function add_rules(dynamic, names, all, sign, value, fused)
+  for _, pattern in ipairs(patterns.regexes(match.with_layers(names, fused), all)) do
+    dynamic[sign .. ":" .. pattern.text] = value
   end
 end
 
-local function override_of(s) return { bits = s.bits, group_size = s.group, sym = s.symmetric } end
+local function acts(s) return s.actorder == "group" end
+
+-- What a module says otherwise than most.
+local function override_of(s, base)
+  local desc_act
+  if acts(s) ~= acts(base) then desc_act = acts(s) end
+  return { bits = s.bits, group_size = s.group, sym = s.symmetric, desc_act = desc_act }
+end
 
 -- Overrides for modules quantized otherwise than most, and skips for linear layers that stay floats.
 local function dynamic_of(records, kinds, opts)
-  local dynamic = {}
+  local dynamic, all = {}, match.with_layers(names_of(common.linear(records)), opts.fused)
   for i = 2, #kinds do
-    add_rules(dynamic, names_of(kinds[i].records), "+", override_of(kinds[i].scheme), opts.fused)
+    add_rules(dynamic, names_of(kinds[i].records), all, "+", override_of(kinds[i].scheme, kinds[1].scheme), opts.fused)
   end
   local skipped = {}
   for _, name in ipairs(common.unquantized(records)) do
     if name:match "[^.]*$" ~= "lm_head" then skipped[#skipped + 1] = name end
   end
-  add_rules(dynamic, skipped, "-", {}, opts.fused)
+  add_rules(dynamic, skipped, all, "-", {}, opts.fused)
   return next(dynamic) and dynamic or nil
 end
 
@@ -265,10 +266,9 @@ end
 local function config(records, opts, checkpoint_format)
   local kinds = common.by_scheme(records)
   if #kinds == 0 then return fail("einval", "no module is quantized: nothing to write as %s", checkpoint_format) end
-  local s, desc_act = kinds[1].scheme, false
-  for _, kind in ipairs(kinds) do desc_act = desc_act or kind.scheme.actorder == "group" end
+  local s = kinds[1].scheme
   return {
-    quant_method = "gptq", bits = s.bits, group_size = s.group, desc_act = desc_act, sym = s.symmetric,
+    quant_method = "gptq", bits = s.bits, group_size = s.group, desc_act = acts(s), sym = s.symmetric,
     checkpoint_format = checkpoint_format, lm_head = has_quantized_head(records),
     dynamic = dynamic_of(records, kinds, opts or {}),
   }
@@ -295,7 +295,7 @@ local function scale_dtype(s) return s.scale_dtype == "bf16" and "bf16" or "f16"
 local function variant(name, title, v1)
   return {
     name = name, title = title, settings = settings, probe = probe, row_step = row_step, layout = layout,
-    can = can, scale_dtype = scale_dtype,
+    can = can, scale_dtype = scale_dtype, says = meant,
     side_file = "quantize_config.json", -- older consumers look there
     detect = function(ck) return overrides.method(ck) == name end,
     read = function(src, rec, a, b, q) return read(src, rec, a, b, q, v1) end,

@@ -11,6 +11,8 @@
 -- q.factor (weight_scale_2) and q.input_factor; q.global and q.input_global are their reciprocals in float32.
 local nffi = require "nibble.ffi"
 local json = require "nibble.json"
+local match = require "nibble.match"
+local patterns = require "nibble.patterns"
 local scheme = require "nibble.scheme"
 local common = require "nibble.formats.common"
 local floats = require "nibble.formats.floats"
@@ -183,6 +185,20 @@ local function module_algo(module, st)
   return common.contradiction(module, "nothing of it in quantized_layers", "it holds codes and scales")
 end
 
+--- says(settings, module) -> scheme | false: not quantized | nil, msg, code: what the config means for a module, by its
+-- name. An entry is an exact name, a wildcard or, for older exports, a part of a name (FORMATS 6).
+function M.says(st, module)
+  if exclusion(st, module) then return false end
+  for _, name in ipairs(st.names) do
+    if module:find(name, 1, true) then return false end
+  end
+  local algo = st.layers and st.layers[module] or st.algo
+  if not algo and st.layers then return false end
+  local unknown = algo and algo.unknown or st.unknown
+  if unknown then return fail("eunsupported", "%s: modelopt's %s is not known here", module, unknown) end
+  return scheme.new(scheme_fields(algo))
+end
+
 --- probe(ck, module, tensors, settings) -> rec | nil (not quantized) | nil, msg, code
 function M.probe(_, module, tensors, st)
   local weight = tensors.weight
@@ -324,16 +340,19 @@ local function config_group(algo)
       dynamic = algo.activations.dynamic == true }, algo.activations.group) or json.null } }
 end
 
---- config(records) -> quantization_config, flat as newer exports have it.
-function M.config(records)
-  local kinds, algo = common.by_scheme(records), nil
+--- config(records [, {fused =}]) -> quantization_config, flat as newer exports have it.
+function M.config(records, opts)
+  local kinds, algo, all, fused = common.by_scheme(records), nil, {}, opts and opts.fused
+  for i, rec in ipairs(common.linear(records)) do all[i] = rec.name end
+  -- Consumers look for a merged layer under its own name.
+  local excluded = patterns.globs(match.with_layers(common.unquantized(records), fused), match.with_layers(all, fused))
   for i, kind in ipairs(kinds) do
     local this = algo_of(kind.scheme)
     if i == 1 then algo = this elseif algo ~= this then algo = nil end
   end
   return {
     quant_method = "modelopt", quant_algo = algo and algo.name or "MIXED_PRECISION", kv_cache_scheme = json.null,
-    group_size = algo and algo.group or nil, ignore = json.array(common.unquantized(records)),
+    group_size = algo and algo.group or nil, ignore = json.array(excluded),
     config_groups = algo and config_group(algo) or nil, quantized_layers = not algo and layers_of(records) or nil,
     producer = { name = "nibble", version = nffi.version },
   }

@@ -76,6 +76,15 @@ local function read_config(arch, ck)
   return c
 end
 
+--- config(arch, ck) -> the model's numbers | nil, msg, code: config.json against what the architecture needs.
+-- layers, hidden, heads, kv_heads, head_dim, vocab, intermediate, experts; get(key): config.json's value or the default.
+function M.config(arch, ck)
+  local ok, c = pcall(read_config, arch, ck)
+  if ok then return c end
+  if type(c) ~= "table" then error(c, 0) end
+  return nil, c.msg, c.code
+end
+
 -- ---- one forward pass ----------------------------------------------------------------
 
 local Forward = {}
@@ -270,11 +279,8 @@ Model.__index = Model
 -- activations: "stored" (default): layers quantize their input as their schemes say; "none": they don't.
 -- runner: runs the layers that it takes by the systems' methods (methods.runner).
 function M.new(arch, ck, options)
-  local ok, c = pcall(read_config, arch, ck)
-  if not ok then
-    if type(c) ~= "table" then error(c, 0) end
-    return nil, ("%s: %s"):format(ck.path, c.msg), c.code
-  end
+  local c, msg, code = M.config(arch, ck)
+  if not c then return nil, ("%s: %s"):format(ck.path, msg), code end
   local cache = options and options.cache_bytes or CACHE_BYTES
   return setmetatable({ arch = arch, ck = ck, c = c, vocab = c.vocab, max_position = c.max_position,
     weights = weights.new(ck, cache, options and options.activations), runner = options and options.runner, pool = {} },

@@ -40,7 +40,7 @@ local function text(p)
   if p.name then parts[#parts + 1] = short(p.name) end
   if (p.seconds or 0) > 0 then
     parts[#parts + 1] = " " .. (p.bytes and units.rate(p.bytes, p.seconds)
-      or ("%s %s/s"):format(units.count(p.done / p.seconds), p.unit or ""))
+      or ("%s %s/s"):format(units.count((p.tokens or p.done) / p.seconds), p.tokens and "tokens" or p.unit or ""))
   end
   if p.seconds and share > 0 and share < 1 then
     parts[#parts + 1] = " ETA " .. units.seconds(p.seconds * (1 - share) / share)

@@ -1,0 +1,272 @@
+-- check: a lint of checkpoints: what their consumers would refuse, load wrongly or load slowly, before they are tried.
+--
+-- Rules live in check/<topic>.lua; each file returns an array of {id =, about =, consumer = true where it is asked for
+-- each consumer, run = function(context, add) … end}. What consumers accept is data in nibble.backends.checks.
+local checkpoint = require "nibble.checkpoint"
+local facts = require "nibble.backends.checks"
+local formats = require "nibble.formats"
+local models = require "nibble.models"
+local layers = require "nibble.select.layers"
+local nffi = require "nibble.ffi"
+local text = require "nibble.text"
+
+local M = {}
+
+-- In this order: what an earlier rule explains, a later one doesn't tell again.
+local topics = { "index", "config", "shapes", "fused", "ignore", "coverage", "actorder", "ranks", "values" }
+
+-- ---- the rules ------------------------------------------------------------------------
+
+local function rules_of(topic)
+  local ok, rules = pcall(require, "nibble.check." .. topic)
+  if ok then return rules end
+  if tostring(rules):find("module 'nibble.check." .. topic .. "' not found", 1, true) then return {} end
+  error(rules, 0)
+end
+
+--- check.rules() -> array of {topic, id, about, consumer = bool}: all there are, in the order in which they run.
+function M.rules()
+  local out = {}
+  for _, topic in ipairs(topics) do
+    for _, rule in ipairs(rules_of(topic)) do
+      out[#out + 1] = { topic = topic, id = rule.id, about = rule.about, consumer = rule.consumer or false }
+    end
+  end
+  return out
+end
+
+--- check.consumers() -> names of the consumers whose rules are known, the default first.
+function M.consumers()
+  local out = {}
+  for i, c in ipairs(facts) do out[i] = c.name end
+  return out
+end
+
+-- ---- many alike as one ------------------------------------------------------------------
+
+local ranks = { error = 1, warning = 2, note = 3 }
+
+local function plain_text(s) return (s:gsub("[%^%$%(%)%%%.%[%]%*%+%-%?]", "%%%0")) end
+
+-- What findings of many modules have in common: the sentence without names and numbers.
+local function key_of(f)
+  local says = f.key
+  if not says then
+    says = f.says
+    for _, name in ipairs { f.module or false, f.tensor or false } do
+      if name then says = says:gsub(plain_text(name), "") end
+    end
+    says = says:gsub("%d+", "#")
+  end
+  return table.concat({ f.rule, f.severity, f.source or "", says, f.repair and f.repair.kind or "" }, "\1")
+end
+
+local function collapse(list)
+  local out, by = {}, {}
+  for _, f in ipairs(list) do
+    local key = key_of(f)
+    local first = by[key]
+    if not first then
+      f.count, f.modules = f.count or 1, f.modules or (f.module and { f.module } or nil)
+      by[key], out[#out + 1] = f, f
+    else
+      first.count = first.count + (f.count or 1)
+      for _, name in ipairs(f.modules or { f.module }) do
+        first.modules = first.modules or {}
+        first.modules[#first.modules + 1] = name
+      end
+      if f.tensor then
+        first.tensors = first.tensors or { first.tensor }
+        first.tensors[#first.tensors + 1] = f.tensor
+      end
+    end
+    f.key = nil
+  end
+  return out
+end
+
+-- Errors first, then by the module's name in natural order, then as they were found.
+local function sorted(list)
+  local names, seen = {}, {}
+  for _, f in ipairs(list) do
+    local name = f.module or f.tensor or f.file or ""
+    if not seen[name] then
+      seen[name], names[#names + 1] = true, name
+    end
+  end
+  local place, at = {}, {}
+  for i, name in ipairs(text.natural_sort(names)) do place[name] = i end
+  for i, f in ipairs(list) do at[f] = i end
+  table.sort(list, function(a, b)
+    if a.severity ~= b.severity then return ranks[a.severity] < ranks[b.severity] end
+    local x, y = place[a.module or a.tensor or a.file or ""], place[b.module or b.tensor or b.file or ""]
+    if x ~= y then return x < y end
+    return at[a] < at[b]
+  end)
+  return list
+end
+
+-- ---- running ----------------------------------------------------------------------------
+
+local function known_consumers(asked)
+  if asked == nil then asked = facts[1].name end
+  if asked == "all" then asked = M.consumers() end
+  if type(asked) == "string" then
+    local list = {}
+    for name in asked:gmatch "[^,%s]+" do list[#list + 1] = name end
+    asked = list
+  end
+  if #asked == 0 then return nil, "consumer: expected at least one name" end
+  local out = {}
+  for i, name in ipairs(asked) do
+    for _, c in ipairs(facts) do
+      if c.name == name then out[i] = c end
+    end
+    if not out[i] then return nil, ("unknown consumer %q%s"):format(name, text.did_you_mean(name, M.consumers())) end
+  end
+  return out
+end
+
+local function known_options(options)
+  local o, known = {}, { "consumer", "device", "tp", "values", "progress" }
+  for key, value in pairs(options or {}) do
+    local found
+    for _, name in ipairs(known) do found = found or name == key end
+    if not found then return nil, ("unknown option %s%s"):format(tostring(key), text.did_you_mean(tostring(key), known)) end
+    o[key] = value
+  end
+  local msg
+  o.consumers, msg = known_consumers(o.consumer)
+  if not o.consumers then return nil, msg end
+  o.device = o.device or "sm_80"
+  local ok, why = require("nibble.backends.query").device(o.device)
+  if not ok then return nil, why end
+  o.asked_tp = o.tp ~= nil
+  if type(o.tp) == "number" then o.tp = { o.tp } end
+  o.tp = o.tp or { 1, 2, 4, 8 }
+  for _, tp in ipairs(o.tp) do
+    if type(tp) ~= "number" or tp < 1 or tp > 1024 or tp % 1 ~= 0 then
+      return nil, ("tp = %s: expected whole numbers from 1 to 1024"):format(tostring(tp))
+    end
+  end
+  return o
+end
+
+nffi.interpreted(known_options)
+
+-- An open checkpoint, or where opening refuses, a survey of what is there.
+local function opened(from)
+  if type(from) ~= "string" then return setmetatable({ warnings = from.warnings or {} }, { __index = from }) end
+  local ck, msg, code = checkpoint.open(from)
+  if ck then return ck end
+  if code == "enomem" or code == "eintr" then return nil, msg, code end
+  local s, why, what = require("nibble.check.survey").open(from)
+  if not s then return nil, why, what end
+  if #s.findings == 0 then
+    s.findings[1] = { rule = "damaged-file", says = msg, fix = "get the file again" }
+  end
+  return s
+end
+
+-- A table whose absent fields are the base's, also below `explained`.
+local function per_consumer(base, c)
+  local context = setmetatable({ facts = c, consumer = c.name }, { __index = base })
+  context.explained = setmetatable({}, { __index = base.explained })
+  return context
+end
+
+-- What all rules see. explained: names of modules and layers that a finding is about already.
+local function context_of(ck, o)
+  local context = { ck = ck, config = ck.config, quantization = ck.quantization, device = o.device, tp = o.tp,
+    asked_tp = o.asked_tp, values = o.values ~= false, progress = o.progress, explained = {}, by_name = {} }
+  context.modules, context.faults = formats.survey(ck)
+  for _, rec in ipairs(context.modules) do context.by_name[rec.name] = rec end
+  context.fused, context.routers = layers.structure(ck.config)
+  context.arch = ck.config and models.of(ck.config) or nil
+  return context
+end
+
+local result_mt = {}
+
+local function adder(list, rule, context)
+  return function(f)
+    f.rule = f.rule or rule.id
+    f.severity = f.severity or "error"
+    f.source = f.source or (rule.consumer and context.consumer) or nil
+    if not ranks[f.severity] or type(f.says) ~= "string" then
+      error(("rule %s: a finding needs a severity and a sentence"):format(rule.id), 2)
+    end
+    list[#list + 1] = f
+  end
+end
+
+-- The context with those modules only whose tensors can be read: of damaged files nothing is mapped.
+local function readable(context)
+  local parts, modules = context.ck.parts, {}
+  for _, rec in ipairs(context.modules) do
+    local fine = true
+    for _, info in pairs(rec.tensors) do fine = fine and parts[info.file] ~= nil end
+    if fine then modules[#modules + 1] = rec end
+  end
+  return setmetatable({ modules = modules }, { __index = context })
+end
+nffi.interpreted(readable)
+
+local function run_rules(context, contexts)
+  local list = {}
+  for _, topic in ipairs(topics) do
+    local alone = { topic == "values" and context.ck.parts and readable(context) or context }
+    for _, rule in ipairs(rules_of(topic)) do
+      for _, c in ipairs(rule.consumer and contexts or alone) do
+        nffi.stop_check()
+        rule.run(c, adder(list, rule, c))
+      end
+    end
+  end
+  return list
+end
+
+--- check.run(checkpoint | path, options) -> result | nil, msg, code
+-- options: consumer ("vllm-0.33" unless named; a name, several with commas or in an array, or "all"), device ("sm_80"),
+-- tp ({1, 2, 4, 8}: tensor-parallel sizes), values (true: tensors' bytes are read too; false: headers only), progress:
+-- what repl.progress gives. A path may be of a checkpoint that opening refuses: then all that is wrong is told at once.
+-- result: {findings, counts = {error, warning, note}, name, consumers, device, tp}; tostring is a text for a person,
+-- :totable() plain data. A finding: {rule, severity, module | modules, count, tensor, file, says, source, fix, repair}.
+function M.run(from, options)
+  local o, msg = known_options(options)
+  if not o then return nil, msg, "einval" end
+  local ck, why, code = opened(from)
+  if not ck then return nil, why, code end
+  local context = context_of(ck, o)
+  local contexts, names = {}, {}
+  for i, c in ipairs(o.consumers) do contexts[i], names[i] = per_consumer(context, c), c.name end
+  local findings = sorted(collapse(run_rules(context, contexts)))
+  local counts = { error = 0, warning = 0, note = 0 }
+  for _, f in ipairs(findings) do counts[f.severity] = counts[f.severity] + 1 end
+  return setmetatable({ findings = findings, counts = counts, name = ck.name or ck.path, consumers = names, device = o.device,
+    tp = o.tp, modules = #context.modules, tensors = #ck.tensors, values = context.values }, result_mt)
+end
+
+-- ---- showing ------------------------------------------------------------------------------
+
+result_mt.__index = {}
+
+--- result:totable() -> the same as plain data.
+function result_mt.__index.totable(r)
+  local json = require "nibble.json"
+  local findings = {}
+  for i, f in ipairs(r.findings) do
+    local copy = {}
+    for k, v in pairs(f) do copy[k] = v end
+    copy.modules, copy.tensors = f.modules and json.array(f.modules), f.tensors and json.array(f.tensors)
+    findings[i] = copy
+  end
+  return { name = r.name, consumers = json.array(r.consumers), device = r.device, tp = json.array(r.tp), values = r.values,
+    counts = r.counts, findings = json.array(findings) }
+end
+
+nffi.interpreted(result_mt.__index.totable)
+
+function result_mt.__tostring(r) return require("nibble.check.text").of(r) end
+
+return M

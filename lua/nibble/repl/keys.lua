@@ -1,0 +1,102 @@
+-- keys: the terminal's bytes as the characters that libedit edits with. Pasted text comes out whole (terminals mark
+-- it when asked to), Ctrl-C and a changed window are seen while waiting.
+local ffi = require "ffi"
+local C = require("nibble.ffi").C
+
+local M = {}
+
+ffi.cdef [[
+  struct nb_pollfd { int fd; short events, revents; };
+  int poll(struct nb_pollfd *fds, unsigned long n, int timeout_ms);
+  long read(int fd, void *to, size_t bytes);
+  int tcgetattr(int fd, void *to);
+]]
+
+M.PASTE_ON, M.PASTE_OFF = "\27[?2004h", "\27[?2004l"
+
+local CTRL_D, ESCAPE = 4, 27
+M.REDRAW = 31 -- Ctrl-_, which line.lua binds to it
+local PASTE_BEGINS, PASTE_ENDS = "[200~", "\27[201~"
+local LOOK_MS, SEQUENCE_MS = 200, 30 -- between two looks at the stop flag; an escape sequence's bytes come together
+
+local waiting, one, modes = ffi.new "struct nb_pollfd[1]", ffi.new "uint8_t[1]", ffi.new "uint32_t[32]"
+
+local function ready(ms)
+  waiting[0].fd, waiting[0].events = 0, 1
+  return ffi.C.poll(waiting, 1, ms) > 0
+end
+
+local function byte() return ffi.C.read(0, one, 1) == 1 and one[0] or nil end
+
+-- Local modes with ICANON: another program, or a stop and fg, took the terminal out of editing.
+local function cooked() return ffi.C.tcgetattr(0, modes) == 0 and bit.band(modes[3], 2) ~= 0 end
+
+-- The rest of an escape sequence as text: "[A", "OH", "b"; "" for the key itself.
+local function sequence()
+  local out = {}
+  while #out < 16 and ready(SEQUENCE_MS) do
+    local c = byte()
+    if not c then break end
+    out[#out + 1] = string.char(c)
+    local first = out[1]
+    if (first ~= "[" and first ~= "O") or (#out > 1 and c >= 0x40) then break end
+  end
+  return table.concat(out)
+end
+
+-- What was pasted, up to the mark of its end; nil when Ctrl-C came instead.
+local function pasted()
+  local out, last = {}, ""
+  while last ~= PASTE_ENDS do
+    if C.nb_stop_requested() ~= 0 then return nil end
+    if ready(LOOK_MS) then
+      local c = byte()
+      if not c then break end
+      out[#out + 1] = string.char(c)
+      last = (last .. out[#out]):sub(-#PASTE_ENDS)
+    end
+  end
+  return (table.concat(out):gsub("\27%[201~$", ""))
+end
+
+--- reader(state) -> function() -> code point, or -1 at the end of the input and when Ctrl-C came (libedit itself
+-- would go on waiting): state.interrupted tells, state.typed whether something was typed before.
+-- state.paste(text): takes what was pasted; state.tick(cooked) -> whether to draw the line anew: now and then while
+-- nothing comes, cooked: the terminal has left editing.
+function M.reader(state)
+  local queue = {}
+  local function key()
+    repeat -- a signal just before poll() doesn't end it: so look again now and then
+      if C.nb_stop_requested() ~= 0 then
+        state.interrupted = true
+        return -1
+      end
+      local came = ready(LOOK_MS)
+      if not came and state.tick(cooked()) then return M.REDRAW end
+    until came
+    local c = byte()
+    if not c then return -1 end
+    if c == 0 then return CTRL_D end -- Ctrl-D that came before libedit had the terminal
+    state.typed = true
+    if c == ESCAPE then
+      local rest = sequence()
+      if rest == PASTE_BEGINS then
+        local text = pasted()
+        if text then state.paste(text) end
+        return M.REDRAW
+      end
+      for i = 1, #rest do queue[i] = rest:byte(i) end
+    end
+    if c < 0xc0 then return c end
+    local more = c >= 0xf0 and 3 or c >= 0xe0 and 2 or 1
+    local code = bit.band(c, bit.rshift(0x3f, more))
+    for _ = 1, more do code = code * 64 + bit.band(byte() or 0, 0x3f) end
+    return code
+  end
+  return function()
+    if queue[1] then return table.remove(queue, 1) end
+    return key()
+  end
+end
+
+return M

@@ -157,7 +157,8 @@ describe("diff", function()
   it("compares norms, biases and odd dtypes, too", function()
     local function with(v)
       local t = { ["model.norm.weight"] = nb.tensor("bf16", { 64 }):fill(v), [up .. ".weight"] = nb.tensor("bf16", { 8, 64 }):fill(1),
-        [up .. ".bias"] = nb.tensor("f32", { 8 }):fill(v), ["position.ids"] = nb.tensor("i64", { 5 }):fill(v), ["scalar.scale"] = nb.tensor("f32", {}):fill(v) }
+        [up .. ".bias"] = nb.tensor("f32", { 8 }):fill(v), ["position.ids"] = nb.tensor("i64", { 5 }):fill(v),
+        ["scalar.scale"] = nb.tensor("f32", {}):fill(v) }
       return checkpoint(t)
     end
     local r = assert(nb.diff(with(1), with(3), { sort = "name" }))

@@ -281,6 +281,15 @@ function methods.decide(s, layer)
   return d
 end
 
+--- selection:at(tp) -> a selection of the same layers on tp tensor-parallel ranks; config and layers are shared.
+function methods.at(s, tp)
+  local out = {}
+  for key, value in pairs(s) do out[key] = value end
+  out.tp, out.decisions, out.asked, out.warnings = tp, {}, {}, {}
+  return setmetatable(out, selection_mt)
+end
+require("nibble.ffi").interpreted(methods.at)
+
 --- selection:all() -> array of decisions, one for each layer of the consumer.
 function methods.all(s)
   local out = {}

@@ -10,7 +10,7 @@
 typedef struct level_list {
   nb_names names;
   uint8_t *flags;
-  int64_t room;
+  int64_t room, most;
   int64_t last;   /* the level met last: names that follow each other mostly share it */
   nb_text member; /* a name of that level, up to where it ends */
 } level_list;
@@ -20,6 +20,7 @@ static int add_level(level_list *l, nb_text level, int flags) {
               memcmp(l->member.data, level.data, (size_t)level.bytes) == 0;
   if (!same) {
     if (memchr(level.data, 0, (size_t)level.bytes)) return NB_OK; /* nobody types such a name */
+    if (l->names.count >= l->most && nb_names_find(&l->names, level) < 0) return NB_OK;
     int64_t before = l->names.count;
     int rc = nb_names_add(&l->names, &l->last, level);
     if (rc < 0) return rc;
@@ -82,11 +83,11 @@ static int write_levels(nb_tensor *out, const level_list *l) {
 
 int nb_safetensors_levels(nb_tensor *out, const nb_safetensors *s, const char *text, int64_t bytes,
                           int inside, int64_t most) {
-  level_list l = {.last = -1};
+  level_list l = {.last = -1, .most = most};
   nb_text typed = {text, bytes};
   memset(out, 0, sizeof *out);
   int rc = NB_OK;
-  for (int64_t i = 0; i < s->names.count && rc == NB_OK && l.names.count < most; i++) {
+  for (int64_t i = 0; i < s->names.count && rc == NB_OK; i++) {
     nb_text name = nb_names_get(&s->names, i);
     rc = inside ? has_inside(&l, name, typed) : begins(&l, name, typed);
   }

@@ -187,6 +187,15 @@ int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
  * to the last bin; values outside are not counted. */
 int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
 
+/* How many finite values are below lo or above hi. */
+int nb_tensor_count_beyond(int64_t *count, const nb_tensor *t, double lo, double hi);
+
+enum { NB_CELLS_ABSMAX = 0, NB_CELLS_RMS = 1, NB_CELLS_MEAN = 2 };
+/* A matrix from afar (cells.c): out F64 [rows, columns], one number for each cell of that grid over a [n,k], of a's
+ * values or, with b (NULL: none), of a - b: the largest magnitude, the root of the mean square, or the mean. Cell r
+ * has rows r*n/rows to (r+1)*n/rows, columns likewise. NaN: a value in it is not finite. */
+int nb_cells(nb_tensor *out, const nb_tensor *a, const nb_tensor *b, int kind);
+
 /* sums f64 [k] += the squares of each column of x f32 [m,k], in double; rows in order, so the sums
  * depend neither on threads nor on how the rows come in batches. */
 int nb_column_squares(nb_tensor *sums, const nb_tensor *x);

@@ -31,7 +31,7 @@ char *nibble_strerror(int code) __asm__("strerror");
 ]]
 local libc = ffi.C
 local O_RDONLY, O_APPENDING, O_CLOEXEC = 0, 0x441, 0x80000 -- appending: O_WRONLY | O_CREAT | O_APPEND
-local SETPGROUP, POLLIN, EINTR, PR_SET_PDEATHSIG = 2, 1, 4, 1
+local SETPGROUP, POLLIN, POLLERR, EINTR, PR_SET_PDEATHSIG = 2, 1, 8, 4, 1
 
 local M = { SIGINT = 2, SIGKILL = 9, SIGTERM = 15 }
 local Process = {}
@@ -67,8 +67,14 @@ function M.program()
   return "nibble"
 end
 
---- die_with_parent(): the kernel kills this process when the one that started it ends.
-function M.die_with_parent() libc.nibble_prctl(PR_SET_PDEATHSIG, M.SIGKILL) end
+--- die_with_parent(fd) -> false when it has ended already: the kernel kills this process when the one that started it
+-- ends. fd: of a pipe that the parent reads.
+function M.die_with_parent(fd)
+  libc.nibble_prctl(PR_SET_PDEATHSIG, M.SIGKILL)
+  local pipe_end = ffi.new "nibble_pollfd[1]"
+  pipe_end[0].fd = fd
+  return libc.nibble_poll(pipe_end, 1, 0) ~= 1 or bit.band(pipe_end[0].revents, POLLERR) == 0
+end
 
 -- A pipe: the end to read from, the end to write into.
 local function pipe()

@@ -106,23 +106,31 @@ function M.table(list) return require("nibble.sweep.text").table(list) end
 
 -- ---- running -------------------------------------------------------------------------------
 
---- sweep:pending([{shard = {i, n}, retry_failed =}]) -> array of the jobs that have no result yet (of the i-th of n shares).
-function Sweep.pending(s, o)
-  local out, shard = {}, o and o.shard or { 1, 1 }
-  for i, job in ipairs(s.jobs) do
-    if (i - shard[1]) % shard[2] == 0 then
-      local r = results.read(s.dir, job.job)
-      if not r or (o and o.retry_failed and r.status == "failed") then out[#out + 1] = job end
-    end
-  end
+-- The jobs of the i-th of n shares: i, i+n, i+2n …
+local function share_of(s, shard)
+  if not shard then return s.jobs end
+  local out = {}
+  for i = shard[1], #s.jobs, shard[2] do out[#out + 1] = s.jobs[i] end
   return out
 end
 
--- The sweep's own results.
-local function own(s, list)
+--- sweep:pending([{shard = {i, n}, retry_failed =}]) -> jobs that have no result yet (of the i-th of n shares), notes
+-- notes: sentences about results that are damaged: their jobs count as having none.
+function Sweep.pending(s, o)
+  local out, notes = {}, {}
+  for _, job in ipairs(share_of(s, o and o.shard)) do
+    local r, damage = results.read(s.dir, job.job)
+    if damage then notes[#notes + 1] = damage .. ": it is set aside, and the job runs again" end
+    if not r or (o and o.retry_failed and r.status == "failed") then out[#out + 1] = job end
+  end
+  return out, notes
+end
+
+-- The results of these jobs.
+local function results_of(list, all)
   local ours, out = {}, {}
-  for _, job in ipairs(s.jobs) do ours[job.job] = true end
-  for _, r in ipairs(list) do if ours[r.job] then out[#out + 1] = r end end
+  for _, job in ipairs(list) do ours[job.job] = true end
+  for _, r in ipairs(all) do if ours[r.job] then out[#out + 1] = r end end
   return out
 end
 
@@ -131,31 +139,32 @@ function Sweep.merge(s)
   local list, notes, code = results.merge(s.dir)
   if not list then return nil, notes, code end
   for _, note in ipairs(notes) do s.notes[#s.notes + 1] = note end
-  return own(s, list)
+  return results_of(s.jobs, list)
 end
 
 --- sweep:run{jobs = 1, shard = {i, n}, keep =, retry_failed =, progress =} -> counts, results | nil, msg, code
 -- Runs what has no result yet: alone in the folder, or as the i-th of n shares beside others. counts and progress:
--- nibble.sweep.engine.run's. results: of all this sweep's jobs; results.jsonl and report.html are written, by shards when
--- nothing is left to do.
+-- nibble.sweep.engine.run's. results: of this sweep's jobs, or of the share; results.jsonl and report.html are written, by
+-- shards when nothing is left to do.
 function Sweep.run(s, o)
   o = o or {}
   local held, msg, code = folder.hold(s.dir, o.shard ~= nil)
   if not held then return nil, msg, code end
+  local todo, damaged = s:pending(o)
+  for _, note in ipairs(damaged) do s.notes[#s.notes + 1] = note end
   local called, counts
-  called, counts, msg, code = pcall(engine.run, s.dir, s:pending(o), o)
+  called, counts, msg, code = pcall(engine.run, s.dir, todo, o)
   held:release()
   if not called then error(counts, 0) end
   if not counts then return nil, msg, code end
   local list
   if o.shard and #s:pending() > 0 then
     list, msg, code = results.all(s.dir)
-    list = list and own(s, list)
   else
     list, msg, code = s:merge()
   end
   if not list then return nil, msg, code end
-  return counts, list
+  return counts, results_of(share_of(s, o.shard), list)
 end
 
 function Sweep.__tostring(s)

@@ -8,7 +8,7 @@ local M = {
     .. "goes on; what has a result isn't run again. Many machines that share DIR: --shard i/n on each, such as\n"
     .. "  parallel nibble sweep --out DIR --shard {}/8 ::: 1 2 3 4 5 6 7 8\n"
     .. "  nibble sweep --out DIR --shard $((JOB_COMPLETION_INDEX+1))/8     in a Kubernetes indexed job\n"
-    .. "Exit status 1: a job failed, or a bound of a recipe's `accept` was missed.",
+    .. "Exit status 1: a job (of the share) failed, or missed a bound of its recipe's `accept`.",
   args = { { "RECIPE", many = true } },
   options = {
     { "--model", "MODEL", many = true, doc = "a checkpoint; may be given several times" },
@@ -40,7 +40,7 @@ local function one_job(values)
   local worker = require "nibble.sweep.worker"
   local process = require "nibble.process"
   local channel = require("nibble.sweep.engine").CHANNEL
-  process.die_with_parent()
+  if not process.die_with_parent(channel) then return 130 end
   local r, msg, code = worker.run(values.out, values.job, { keep = values.keep, retry_failed = values.retry_failed,
     tell = function(stage, share) process.write(channel, ("%s %.3f\n"):format(stage, share)) end })
   if not r then return cli.fail(msg, code == "ebusy" and worker.CLAIMED or 2) end
@@ -125,7 +125,7 @@ function M.run(values)
   end
   for _, note in ipairs(sweep.notes) do cli.say("%s", note) end
   local failed, missed = finished(values, list)
-  local waiting = #sweep:pending()
+  local waiting = #sweep:pending { shard = shard }
   if waiting > 0 then cli.say("%s without a result yet; the same command goes on", plural(waiting, "job")) end
   if sweep.waiting > 0 then
     cli.say("%s more in %s without a result: nibble sweep --out %s runs them", plural(sweep.waiting, "job"), sweep.dir, sweep.dir)

@@ -174,7 +174,8 @@ local function work(dir, job, kept, attempts, o)
   if not called then ok, msg = nil, tostring(ok):gsub("^[^%s:]+%.lua:%d+: ", "") end
   r.status, r.seconds, r.peak_bytes = ok and "done" or "failed", nffi.C.nb_now() - t0, peak_bytes()
   if not ok then
-    r.message, r.figures, r.modules = msg:gsub("%s*\n%s*", " "), {}, {}
+    r.message = msg:gsub("%s*\n%s*", " "):gsub("; what was proven stays, and the same command goes on$", "")
+    r.figures, r.modules = {}, {}
     io.stderr:write("nibble: ", r.message, "\n")
   end
   local code

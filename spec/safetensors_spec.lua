@@ -181,7 +181,6 @@ describe("safetensors", function()
 end)
 
 describe("levels of names", function()
-  local ffi = require "ffi"
   local nffi = require "nibble.ffi"
 
   -- {name = flags} of nb_safetensors_levels.
@@ -195,12 +194,12 @@ describe("levels of names", function()
 
   it("are names up to the next dot, with what lies below, each once", function()
     local support = require "spec.support.files"
-    local dir, parts = support.temporary(), {}
+    local folder, parts = support.temporary(), {}
     for _, name in ipairs { "a", "a.b.c.d", "ax.w", "a.b.w", "b.c", "a.b2.w", "nul\\u0000.w" } do
       parts[#parts + 1] = ('"%s":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'):format(name)
     end
-    support.write(dir .. "/m.safetensors", support.safetensors("{" .. table.concat(parts, ",") .. "}", ""))
-    local ck = assert(require("nibble").open(dir .. "/m.safetensors"))
+    support.write(folder .. "/m.safetensors", support.safetensors("{" .. table.concat(parts, ",") .. "}", ""))
+    local ck = assert(require("nibble").open(folder .. "/m.safetensors"))
     assert.same({ a = 7, ax = 2, b = 2 }, levels(ck, ""))
     assert.same({ a = 7, ax = 2 }, levels(ck, "a"))
     assert.same({ ["a.b"] = 6, ["a.b2"] = 2 }, levels(ck, "a."))
@@ -209,6 +208,6 @@ describe("levels of names", function()
     assert.same({ ["a.b.c"] = 2, ["a.b"] = 2, ["a.b2"] = 2 }, levels(ck, ".b", true))
     assert.same({ ["b.c"] = 1, ["a.b.c"] = 2 }, levels(ck, "c", true))
     assert.same({ a = 7 }, levels(ck, "", false, 1))
-    support.remove(dir)
+    support.remove(folder)
   end)
 end)

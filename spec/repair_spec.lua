@@ -354,6 +354,87 @@ describe("repair: scales", function()
   end)
 end)
 
+describe("repair: padding", function()
+  -- The first rows and columns are the weight, all others 0.
+  local function grown(small, large, name)
+    local a, b = assert(small:weight(name, "f32")), assert(large:weight(name, "f32"))
+    local n, k, columns, p, q = a:size(1), a:size(2), b:size(2), a:ptr(), b:ptr()
+    for i = 0, b:size(1) - 1 do
+      for j = 0, columns - 1 do
+        local wanted = i < n and j < k and p[i * k + j] or 0
+        if q[i * columns + j] ~= wanted then error(("%s[%d,%d]: %g for %g"):format(name, i, j, q[i * columns + j], wanted)) end
+      end
+    end
+    return b:size()
+  end
+
+  local function quantized(model, fields)
+    local dir = fresh()
+    fields.name = "padded"
+    assert(assert(nb.plan(assert(nb.recipe(fields)), assert(nb.open("spec/models/parity/" .. model)))):run(dir))
+    return dir
+  end
+
+  local function loss(ck)
+    local ids = {}
+    for i = 1, 96 do ids[i] = i * 7 % 60 + 1 end
+    return assert(nb.models.load(ck)):logits(nb.tensor("i32", { 96 }, ids))
+  end
+
+  for _, case in ipairs {
+    { "compressed-tensors", "W4A16 g64 sym", "llama" }, { "gptq", "W4A16 g64 asym", "llama" }, { "awq", "W4A16 g64 asym", "llama" },
+    { "compressed-tensors", "W4A16 g32 asym", "qwen3-moe" }, { "compressed-tensors", "NVFP4A16", "mixtral" },
+    { "modelopt", "NVFP4A16", "qwen3-moe" }, { "compressed-tensors", "W8A16 channel", "mixtral" },
+    { "compressed-tensors", "MXFP4A16", "mixtral" },
+  } do
+    it(("adds zeros alone: %s in %s of a %s"):format(case[2], case[1], case[3]), function()
+      local dir = quantized(case[3], { scheme = case[2], output = { format = case[1] } })
+      local before = assert(nb.open(dir))
+      local key = case[3] == "qwen3-moe" and "moe_intermediate_size" or "intermediate_size"
+      local size = before.config[key]
+      local ck, result = mended(dir, { tp = 4, only = "padding" }, ("padding  config.json: %s %d → %%d+; 4 ranks"):format(key, size))
+      local to = ck.config[key]
+      assert.is_true(to > size and to % 64 == 0 and to <= 256, to .. " of " .. size)
+      assert.is_true(result.copied > 0 and result.copied < result.modules)
+      local some = 0
+      for _, rec in ipairs(assert(before:modules())) do
+        local leaf = rec.name:match "[^.]*$"
+        if rec.name:find "mlp.*_proj$" or leaf:find "^w[123]$" then
+          local shape = grown(before, ck, rec.name)
+          assert.same((leaf == "down_proj" or leaf == "w2") and { rec.n, to } or { to, rec.k }, shape)
+          some = some + 1
+        end
+      end
+      assert.is_true(some > 2)
+      local x, y = loss(before), loss(ck)
+      for i = 1, x:numel() do assert.is_true(math.abs(x:get(i) - y:get(i)) <= 1e-4 * (1 + math.abs(x:get(i))), i) end
+    end)
+  end
+
+  it("a float model is padded to whole ranks, its bias too", function()
+    local function t(n, k) return nb.tensor("bf16", k and { n, k } or { n }):fill(0.5) end
+    local p = "model.layers.0.mlp."
+    local dir = folder({ [p .. "gate_proj.weight"] = t(10, 8), [p .. "up_proj.weight"] = t(10, 8), [p .. "down_proj.weight"] = t(8, 10),
+      [p .. "gate_proj.bias"] = t(10), [p .. "up_proj.bias"] = t(10), [p .. "down_proj.bias"] = t(8) },
+      { intermediate_size = 10, num_attention_heads = 8 })
+    local before = assert(nb.open(dir))
+    local ck = mended(dir, { tp = 4 }, { "gate_proj: %[10×8%] → %[12×8%]; rows of zeros", "down_proj: %[8×10%] → %[8×12%]; columns of zeros" })
+    assert.same({ 12, 8 }, grown(before, ck, p .. "up_proj"))
+    assert.same({ 8, 12 }, grown(before, ck, p .. "down_proj"))
+    assert.same({ 0.5, 0, 0 }, { ck:tensor(p .. "gate_proj.bias"):get(10), ck:tensor(p .. "gate_proj.bias"):get(11), ck:tensor(p
+      .. "gate_proj.bias"):get(12) })
+    assert.equal(8, ck:info(p .. "down_proj.bias").shape[1])
+  end)
+
+  it("refuses heads that don't divide, other names, and sizes that config.json doesn't know", function()
+    refused("spec/models/tiny-llama", { tp = 16 }, "4 attention heads don't divide among 16 ranks, and heads can't be padded")
+    local dir = broken("models/tiny-llama", { config = function(c) c.intermediate_size = 700 end })
+    refused(dir, { tp = 4, only = "padding" }, "its layers have 768, 768 and 768, but config.json's intermediate_size is 700")
+    refused(folder({ ["h.0.mlp.fc1.weight"] = nb.tensor("bf16", { 8, 8 }) }, {}), { tp = 2 }, "no layer has gate, up and down projections")
+    refused("spec/models/tiny-llama", { tp = 4 }, "nothing to repair")
+  end)
+end)
+
 describe("repair", function()
   it("does the kinds that are asked for, and says of others that they are unknown", function()
     local dir = broken("interop/gptq-v1-sym-w4g128", { config = without_config, weights = function() end })

@@ -187,6 +187,15 @@ int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
  * to the last bin; values outside are not counted. */
 int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
 
+/* How many finite values are below lo or above hi. */
+int nb_tensor_count_beyond(int64_t *count, const nb_tensor *t, double lo, double hi);
+
+enum { NB_CELLS_ABSMAX = 0, NB_CELLS_RMS = 1, NB_CELLS_MEAN = 2 };
+/* A matrix from afar (cells.c): out F64 [rows, columns], one number for each cell of that grid over a [n,k], of a's
+ * values or, with b (NULL: none), of a - b: the largest magnitude, the root of the mean square, or the mean. Cell r
+ * has rows r*n/rows to (r+1)*n/rows, columns likewise. NaN: a value in it is not finite. */
+int nb_cells(nb_tensor *out, const nb_tensor *a, const nb_tensor *b, int kind);
+
 /* sums f64 [k] += the squares of each column of x f32 [m,k], in double; rows in order, so the sums
  * depend neither on threads nor on how the rows come in batches. */
 int nb_column_squares(nb_tensor *sums, const nb_tensor *x);
@@ -320,6 +329,13 @@ int64_t nb_safetensors_count(const nb_safetensors *s);
 int nb_safetensors_info(nb_tensor_info *out, const nb_safetensors *s, int64_t i);
 /* Index of the tensor of that name, or -1. */
 int64_t nb_safetensors_find(const nb_safetensors *s, const char *name, int64_t bytes);
+/* What may follow on a level: a tensor is called so; tensors lie below it; levels do. */
+enum { NB_LEVEL_TENSOR = 1, NB_LEVEL_BELOW = 2, NB_LEVEL_DEEP = 4 };
+/* The names that begin with text, each up to its next dot; or, with inside, the modules
+ * that have text in their names (the tensors where only those have): each once, at most
+ * `most`, in the files' order. out: u8, for each '0' + NB_LEVEL_*, the name, and a NUL. */
+int nb_safetensors_levels(nb_tensor *out, const nb_safetensors *s, const char *text, int64_t bytes,
+                          int inside, int64_t most);
 /* A mapped view of tensor i. */
 int nb_safetensors_tensor(nb_tensor *out, const nb_safetensors *s, int64_t i);
 

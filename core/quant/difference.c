@@ -329,9 +329,8 @@ static int side_of(side *s, const nb_weight *w) {
     s->load = nb_load_of(w->values->dtype);
     return NB_OK;
   }
-  if (w->bits < 0 || w->bits > 8 || w->rows < 1 || w->columns < 1)
-    return nb_fail(NB_EINVAL, "%s: %d bits, blocks of %lldx%lld", what, w->bits, (long long)w->rows,
-                   (long long)w->columns);
+  if (w->rows < 1 || w->columns < 1)
+    return nb_fail(NB_EINVAL, "%s: blocks of %lldx%lld", what, (long long)w->rows, (long long)w->columns);
   s->single = nb_tensor_numel(w->scales) == 1;
   s->group = w->columns;
   s->groups = NB_CEIL(w->k, w->columns);

@@ -89,7 +89,6 @@ local function measure(dir, threads)
   for _, o in ipairs(others) do
     row("diff bf16 " .. o.name, threads, { float, o.ck }, function() assert(diff.run(float, o.ck)) end)
   end
-  row("diff of the same bytes", threads, { float, float }, function() assert(diff.run(float, float)) end)
 end
 
 return {

@@ -329,6 +329,13 @@ int64_t nb_safetensors_count(const nb_safetensors *s);
 int nb_safetensors_info(nb_tensor_info *out, const nb_safetensors *s, int64_t i);
 /* Index of the tensor of that name, or -1. */
 int64_t nb_safetensors_find(const nb_safetensors *s, const char *name, int64_t bytes);
+/* What may follow on a level: a tensor is called so; tensors lie below it; levels do. */
+enum { NB_LEVEL_TENSOR = 1, NB_LEVEL_BELOW = 2, NB_LEVEL_DEEP = 4 };
+/* The names that begin with text, each up to its next dot; or, with inside, the modules
+ * that have text in their names (the tensors where only those have): each once, at most
+ * `most`, in the files' order. out: u8, for each '0' + NB_LEVEL_*, the name, and a NUL. */
+int nb_safetensors_levels(nb_tensor *out, const nb_safetensors *s, const char *text, int64_t bytes,
+                          int inside, int64_t most);
 /* A mapped view of tensor i. */
 int nb_safetensors_tensor(nb_tensor *out, const nb_safetensors *s, int64_t i);
 

@@ -15,7 +15,7 @@ local view_m = require "nibble.repair.view"
 local M = {}
 
 -- In this order: what one mends, the next ones can read.
-local topics = { "files", "modules", "config", "scales", "padding" }
+local topics = { "files", "modules", "config", "lists", "scales", "padding" }
 
 local function all_kinds()
   local out = {}

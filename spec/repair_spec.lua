@@ -115,7 +115,7 @@ describe("repair: the index", function()
       index.metadata.total_size = 17
     end)
     assert.is_nil(nb.open(dir))
-    local ck, result = mended(dir, { shard = "3MB" }, { "model.layers.9.ghost.weight: .* → the entry is left out", "model.norm.weight: .* → listed",
+    local ck, result = mended(dir, nil, { "model.layers.9.ghost.weight: .* → the entry is left out", "model.norm.weight: .* → listed",
       "up_proj.weight: .* → the entry names the file that holds it" })
     same_tensors(model, ck)
     assert.equal(result.modules, result.copied)

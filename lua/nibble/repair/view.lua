@@ -102,10 +102,29 @@ end
 --- view:info(name) -> the tensor's record | nil
 function View.info(v, name) return v.by_name[name] end
 
+-- Mapped bytes that may stay resident: a copy reads the whole model.
+local resident_bytes = 64 * 2 ^ 20
+
+-- A mapped tensor is handed out; the pages of those before it need not stay.
+local function hand_out(v, t, bytes)
+  v.handed, v.first_handed, v.handed_bytes = v.handed or {}, v.first_handed or 1, (v.handed_bytes or 0) + bytes
+  v.handed[#v.handed + 1] = { t = t, bytes = bytes }
+  while v.handed_bytes > resident_bytes and v.first_handed < #v.handed do
+    local old = v.handed[v.first_handed]
+    old.t:drop()
+    v.handed_bytes, v.handed[v.first_handed], v.first_handed = v.handed_bytes - old.bytes, false, v.first_handed + 1
+  end
+  return t
+end
+
 --- view:read(info) -> tensor | nil, msg, code: of a record that the view has or had: mapped, or made from older ones.
 function View.read(v, info)
   local edit = info.edit
-  if not edit then return v.survey.parts[info.file]:tensor(info.name) end
+  if not edit then
+    local t, msg, code = v.survey.parts[info.file]:tensor(info.name)
+    if not t then return nil, msg, code end
+    return hand_out(v, t, info.bytes)
+  end
   if v.last ~= edit then
     local made, msg, code = edit.make()
     if not made then return nil, msg, code end

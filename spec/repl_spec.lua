@@ -39,6 +39,13 @@ describe("session with piped input", function()
     assert.same({ "", "line 2: twice\n" }, { out, err })
   end)
 
+  it("tells why an assignment gave nil, and nothing else of one", function()
+    local out, err = session { 'm = open "none"', "t = {}", "t.x = 5", "t.x", "a = 1 -- said", "a", "t.f = function()", "  return nil, 'why'",
+      "end", "b = t.f()", ":time c = 7", "c" }
+    assert.equal("none doesn't exist; expected a checkpoint's folder or a .safetensors file\nwhy\n", err)
+    assert.matches("^5\n1\n[%d.]+ ms  [^\n]*\n7\n$", out)
+  end)
+
   it("has the model, nibble's parts and Lua's own names", function()
     local out = session({ "model", 'model["lm_head"].n', "tensor('f32', {2}):numel()", "nibble.version", "math.pi > 3" },
       { MODEL })

@@ -96,7 +96,6 @@ local function between_keys(edit, state)
   local columns, rows = terminal.size(1)
   local last_look
   function state.paste(text)
-    text = text:gsub("\r\n?", "\n"):gsub("%z", "")
     text = require("nibble.repl.pieces").clean(text):gsub("%s*\n%s*$", "")
     edit.rl_insert_text(text)
   end

@@ -20,6 +20,11 @@ describe("session with piped input", function()
     assert.equal(0, status)
   end)
 
+  it("shows what a function takes", function()
+    assert.equal("function: open(path) -> checkpoint | nil, msg, code\nfunction: function(a, b)\n",
+      (session { "open", "f = function(a, b) end", "f" }))
+  end)
+
   it("keeps the last three values", function()
     assert.equal("1\n2\n3\n3\t2\t1\n", (session { "1", "2", "x = 0", "3", "_, __, ___" }))
   end)

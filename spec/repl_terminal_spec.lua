@@ -299,6 +299,20 @@ describe("session on a terminal", function()
     leave(t)
   end)
 
+  it("draws a run's progress in one line, however narrow", function()
+    local t = start(nil, 40, 12)
+    t:send('plan("any-w4a16", model):run "' .. home .. '/out"\r')
+    local seen = assert(t:expect "every module decoded")
+    local lines = 0
+    for drawn in seen:gmatch "\r\27%[K([^\r\n]*)" do
+      lines = lines + 1
+      assert.is_true(require("nibble.show").width(drawn) < 40)
+    end
+    assert.is_true(lines > 0)
+    assert(t:expect(PROMPT))
+    leave(t)
+  end)
+
   it("opens the editor and runs what was written", function()
     files.write(home .. "/editor", "#!/bin/sh\necho 'edited = 11' > \"$1\"\n")
     local t = start { VISUAL = "sh " .. home .. "/editor" }

@@ -194,7 +194,7 @@ end
 -- remember(text) enters it into the history. complete(line, word) -> {insert = text that takes word's place | nil,
 -- show = text below the line | nil} | nil.
 function M.reader(complete)
-  if terminal.draws(0) and terminal.draws(1) then
+  if terminal.draws(0) and terminal.draws(1) and (os.getenv "TERM" or "") ~= "" then
     local read, remember = edited(complete)
     if read then return read, remember end
   end

@@ -39,7 +39,11 @@ local function show_values(session, values)
   -- nil, msg: the world's failure, told as such
   if values[1] == nil and type(values[2]) == "string" then return session:complain(values[2]) end
   local printer, out, env = require("nibble.repl.show").value, {}, session.env
-  for i = 1, values.n do out[i] = printer(values[i]) end
+  for i = 1, values.n do
+    local v = values[i]
+    local signature = type(v) == "function" and require("nibble.repl.help").signature(v)
+    out[i] = signature and "function: " .. signature or printer(v)
+  end
   env.___, env.__, env._ = env.__, env._, values[1]
   session:say(table.concat(out, "\t"))
 end

@@ -5,7 +5,7 @@ local tensor = require "nibble.tensor"
 local ffi = require "ffi"
 
 -- The README's, word for word.
-local function nearest(w, scheme, options, out)
+local function nearest(w, scheme, _, out)
   local x, codes, scales, half = w:ptr(), out.codes:ptr(), out.scales:ptr(), 2 ^ (scheme.bits - 1)
   for g = 0, out.n * out.groups - 1 do
     local first, last, absmax = g * out.group, (g + 1) * out.group - 1, 0

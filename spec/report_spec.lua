@@ -104,13 +104,30 @@ describe("report", function()
     local _, steps = plot:match('class="front" d="([^"]*)"'):gsub("H", "")
     assert.equal(#groups[1].front - 1, steps)
     assert.matches(">unquantized</text>", plot, 1, true)
+    local twins = require("nibble.report.rows").front({ { i = 2, bits = 4, ppl = 5 }, { i = 1, bits = 4, ppl = 5 }, { i = 3, bits = 5, ppl = 5 } },
+      "bits", "ppl")
+    assert.same({ 1, 1 }, { #twins, twins[1].i })
+  end)
+
+  it("begins with the unquantized model, then by rising perplexity, failed jobs last", function()
+    local list = results.sweep()
+    list[5].figures.ppl = 1
+    local order = {}
+    for name in nb.report.html(list):gmatch '<tr id="r%d+"[^\n]-<span class="r" title="([^"]*)"' do order[#order + 1] = name end
+    assert.same({ "unquantized", "w6a16", "w8a16" }, { unpack(order, 1, 3) })
+    assert.equal("w4a16-gptq", order[14])
   end)
 
   it("keeps each model and text to its own picture, and names paths that end alike in full", function()
     local two = nb.report.html(results.sweep { models = { "a/m", "b/m" }, texts = { "x.txt", "y.txt" } })
     local _, figures = two:gsub('<figure class="group">', "")
     assert.equal(4, figures)
-    assert.matches("<b>a/m</b> on x.txt", two, 1, true)
+    assert.matches("<b>a/m</b> on x.txt<", two, 1, true)
+    local ways = results.sweep { failed = false }
+    for i, r in ipairs(results.sweep { failed = false }) do ways[13 + i], r.context, r.windows = r, 512, nil end
+    local read = nb.report.html(ways)
+    assert.matches("</b> on heldout.txt, 32 windows of 2048 tokens<", read, 1, true)
+    assert.matches("<em>tiny-llama</em> on heldout.txt, all windows of 512 tokens within", read, 1, true)
     local _, layers = two:gsub('<figure class="layers"', "")
     assert.equal(2, layers)
   end)
@@ -120,8 +137,10 @@ describe("report", function()
     local place = {}
     for i, field in ipairs(data.fields) do place[field] = i end
     assert.equal(29, #data.models[1].names)
+    assert.equal(0, data.rows[1][place.kl] == nb.json.null and 0 or 1)
     for i, r in ipairs(data.rows) do
       if data.texts[r[place.recipe]] == "w4a16" then
+        assert.is_true(math.abs(r[place.ppl] - sweep[8].figures.ppl) < 1e-5)
         assert.matches("^<tr id=\"r" .. i .. "\"", row(page, "w4a16"))
         local at = {}
         for k, name in ipairs(data.models[1].names) do at[name] = k end
@@ -132,6 +151,25 @@ describe("report", function()
           if m.sqnr_db then assert.is_true(math.abs(cell / data.scale - m.sqnr_db) <= 0.00501) else assert.equal("", cell) end
         end
       end
+    end
+  end)
+
+  it("places figures on round ticks: linear, logarithmic from a factor of six, sizes in their unit, one figure alone", function()
+    local axis = require "nibble.report.axis"
+    local function ends(a) return { a.ticks[1], a.ticks[#a.ticks], a.log or false } end
+    assert.same({ 2, 9, false }, ends(axis.new({ 2.1, 8.9 }, { count = 7 })))
+    assert.same({ 10, 1000, true }, ends(axis.new { 9, 1100 }))
+    assert.same({ 1e-5, 0.1, true }, ends(axis.new { 1e-5, 0.1 }))
+    assert.same({ 0, 1000, false }, ends(axis.new { 0, 1000 }))
+    assert.same({ 2 ^ 31, 3 * 2 ^ 31, false }, ends(axis.new({ 2 ^ 31, 6e9 }, { unit = 2 ^ 30, count = 4 })))
+    for _, values in ipairs { { 5 }, { 0 }, { -3, -3 }, { 1e-300, 1e300 }, { -1e300, 1e300 }, { 9.2431, 9.24311 } } do
+      local a = axis.new(values)
+      assert.is_true(#a.ticks >= 1 and #a.ticks <= 12, #a.ticks)
+      for _, v in ipairs(values) do
+        local at = a.place(v)
+        assert.is_true(at >= 0 and at <= 1, v .. " is at " .. at)
+      end
+      for i = 2, #a.ticks do assert.is_true(a.ticks[i] > a.ticks[i - 1]) end
     end
   end)
 
@@ -171,7 +209,8 @@ describe("report", function()
     assert.is_nil(json:find("[<>&]"))
     assert.is_nil(json:find("\226\128[\168\169]"))
     local said = table.concat(data_of(text).texts, " ")
-    assert.is_truthy(said:find("</script><script>alert(1)</script>", 1, true), "and the script reads it as it was")
+    assert.is_truthy(said:find(evil:gsub("[%z\27]", "�"), 1, true), "and the script reads it as it was")
+    assert.equal("&lt;a b=&#39;&quot;&amp;&gt;", require("nibble.report.format").html "<a b='\"&>")
   end)
 
   it("takes figures that are no numbers, and fields that are missing or of another kind", function()

@@ -102,6 +102,11 @@ describe("a folder", function()
     refused(of(small, "--out /proc/sweep"), "^nibble: cannot make the folder /proc/sweep: ")
   end)
 
+  it("inside the model's folder is refused", function()
+    refused(of(small, "--out " .. llama .. "/sweep"), "lies inside the model's folder .*tiny%-llama, which is never written to")
+    assert.is_nil(checkpoint.exists(llama .. "/sweep"))
+  end)
+
   it("of another version of the format is left alone", function()
     local dir = copy_of_done()
     edit(dir .. "/sweep.json", '^{"sweep":1', '{"sweep":2')

@@ -434,7 +434,10 @@ local lazy = {}
 
 function lazy.tensors(ck)
   local out, shapes = {}, {}
-  for i = 1, ck.count do out[i] = info_at(ck, i - 1, shapes) end
+  for i = 1, ck.count do
+    nffi.stop_check()
+    out[i] = info_at(ck, i - 1, shapes)
+  end
   return out
 end
 

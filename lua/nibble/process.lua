@@ -127,7 +127,8 @@ function Process.kill(p, signal)
   if not p.ended then libc.nibble_kill(p.pid, signal) end
 end
 
---- p:wait() -> {status = 0…255 or nil, signal = its number or nil, peak_bytes =}: when it has ended.
+--- p:wait() -> {status = 0…255 or nil, signal = its number or nil, peak_bytes =, cpu_seconds =}: when it has ended.
+-- cpu_seconds: its own and those of the programs that it waited for.
 function Process.wait(p)
   if p.ended then return p.ended end
   local status, usage = ffi.new "int[1]", ffi.new "nibble_rusage"
@@ -137,7 +138,8 @@ function Process.wait(p)
   p:close()
   local signal = bit.band(status[0], 127)
   p.ended = { status = signal == 0 and bit.rshift(status[0], 8) or nil, signal = signal ~= 0 and signal or nil,
-              peak_bytes = tonumber(usage.maxrss) * 1024 }
+              peak_bytes = tonumber(usage.maxrss) * 1024,
+              cpu_seconds = tonumber(usage.user[0] + usage.system[0]) + tonumber(usage.user[1] + usage.system[1]) * 1e-6 }
   return p.ended
 end
 
@@ -164,7 +166,7 @@ end
 --- write(fd, text): as much as goes at once; a reader that is gone doesn't matter.
 function M.write(fd, text) libc.nibble_write(fd, text, #text) end
 
---- run{program, argument, …} -> {status =, signal =, out =, err =, peak_bytes =} | nil, msg, code
+--- run{program, argument, …} -> {out =, err =, and p:wait()'s} | nil, msg, code
 -- Waits for the program and keeps what it prints. Ctrl-C ends it and raises "interrupted".
 function M.run(o)
   local p, msg, code = M.spawn { pipes = { [1] = true, [2] = true }, unpack(o) }
@@ -184,8 +186,8 @@ function M.run(o)
     end
   end
   local ended = p:wait()
-  return { status = ended.status, signal = ended.signal, peak_bytes = ended.peak_bytes, out = table.concat(texts[1]),
-           err = table.concat(texts[2]) }
+  ended.out, ended.err = table.concat(texts[1]), table.concat(texts[2])
+  return ended
 end
 
 return M

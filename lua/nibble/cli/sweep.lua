@@ -73,15 +73,7 @@ local function teller(report, finish, terminal)
       local line = said[p.result.status] or text.line(p.result)
       cli.say("%s: %s%s", jobs.title(p.job), p.result.status == "failed" and "failed: " or "", line)
     end
-    if not terminal then return end
-    local share, at = p.done, p.running[1]
-    for _, item in ipairs(p.running) do share = share + (item.stage == "eval" and 0.5 + item.share / 2 or item.share / 2) end
-    local parts = { p.failed > 0 and ("%d failed, "):format(p.failed) or "", ("%d running  "):format(#p.running),
-      at and ("%s %s %.0f %%"):format(at.title, at.stage or "", at.share * 100) or "" }
-    if share > 0 and share < p.total then
-      parts[#parts + 1] = "  ETA " .. require("nibble.units").seconds(p.seconds * (p.total - share) / share)
-    end
-    report { done = p.done, total = p.total, share = share / p.total, name = table.concat(parts) }
+    if terminal then report(text.progress(p)) end
   end
 end
 
@@ -111,7 +103,7 @@ function M.run(values)
   for _, note in ipairs(sweep.notes) do cli.say("%s", note) end
   sweep.notes = {}
   if values.engine == "slurm" then return require("nibble.sweep.slurm").submit(sweep, values) end
-  local counts, list
+  local list
   if values.merge then
     list = assert(sweep:merge())
   else
@@ -121,7 +113,7 @@ function M.run(values)
       progress = told }) }
     finish()
     if not results[1] then error(results[2], 0) end
-    counts, list = assert(unpack(results, 2, 4))
+    list = assert(unpack(results, 2, 4))
   end
   for _, note in ipairs(sweep.notes) do cli.say("%s", note) end
   local failed, missed = finished(values, list)
@@ -132,7 +124,7 @@ function M.run(values)
   end
   if failed > 0 then cli.say("%s failed; --retry-failed runs them again", plural(failed, "job")) end
   if missed > 0 then cli.say("%s missed a bound of accept", plural(missed, "job")) end
-  return (failed + missed > 0 or counts and counts.stopped > 0) and 1 or 0
+  return (failed + missed > 0 or list.counts and list.counts.stopped > 0) and 1 or 0
 end
 
 return M

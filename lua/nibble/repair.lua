@@ -15,7 +15,7 @@ local view_m = require "nibble.repair.view"
 local M = {}
 
 -- In this order: what one mends, the next ones can read.
-local topics = { "files", "modules", "config", "scales", "padding" }
+local topics = { "files", "modules", "config", "lists", "scales", "padding" }
 
 local function all_kinds()
   local out = {}
@@ -166,10 +166,18 @@ local function jobs_of(view)
   return jobs, bytes
 end
 
+-- Files as large as the model's own, where it has several.
+local function shard_bytes(p)
+  if p.options.shard then return require("nibble.recipe").parse_bytes(p.options.shard) end
+  local largest = 0
+  for _, part in pairs(p.view.survey.parts) do largest = math.max(largest, part.bytes) end
+  return #p.view.files > 1 and largest or 5e9
+end
+
 -- 32 hex digits of all that is written but the tensors' values.
 local function identity(p, jobs)
   local lines = { "nibble repair 1", nffi.version, json.encode(p:totable().changes), json.encode(p.view.texts),
-    json.encode(p.view.metadata), tostring(p.options.shard) }
+    json.encode(p.view.metadata), tostring(shard_bytes(p)) }
   for _, job in ipairs(jobs) do
     for _, t in ipairs(job.layout) do lines[#lines + 1] = ("%s %s %s"):format(t.name, t.dtype, text.shape(t.shape)) end
   end
@@ -207,14 +215,10 @@ function methods.run(p, dir, options)
   for _, job in ipairs(jobs) do
     if job.action == "copy" then copied = copied + 1 end
   end
-  local shard
-  if p.options.shard then
-    local msg
-    shard, msg = require("nibble.recipe").parse_bytes(p.options.shard)
-    if not shard then return nil, "shard: " .. msg, "einval" end
-  end
+  local shard, why = shard_bytes(p)
+  if not shard then return nil, "shard: " .. why, "einval" end
   local run, msg, code = require("nibble.convert").execute({ model = p.view, jobs = jobs, format = { name = "repair" },
-    shard_bytes = shard or 5e9, texts = p.view.texts, metadata = p.view.metadata, repairs = p:totable().changes,
+    shard_bytes = shard, texts = p.view.texts, metadata = p.view.metadata, repairs = p:totable().changes,
     totals = { modules = #jobs, bytes_in = bytes, bytes_out = bytes }, id = function() return id end }, dir, options)
   if not run then return nil, msg, code end
   return setmetatable({ plan = p, dir = run.dir, modules = #jobs, copied = copied, bytes_out = bytes, seconds = run.seconds,

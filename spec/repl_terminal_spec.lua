@@ -305,8 +305,10 @@ describe("session on a terminal", function()
     local seen = assert(t:expect "every module decoded")
     local lines = 0
     for drawn in seen:gmatch "\r\27%[K([^\r\n]*)" do
-      lines = lines + 1
-      assert.is_true(require("nibble.show").width(drawn) < 40)
+      if drawn:find("/39 ", 1, true) then -- and not what follows the last one
+        lines = lines + 1
+        assert.is_true(require("nibble.show").width(drawn) < 40)
+      end
     end
     assert.is_true(lines > 0)
     assert(t:expect(PROMPT))

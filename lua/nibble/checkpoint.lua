@@ -210,6 +210,16 @@ end
 local not_copied = { ["config.json"] = true }
 for _, name in ipairs(M.quant_files) do not_copied[name] = true end
 
+--- other_files(dir) -> array of names relative to dir that a conversion copies: no weights, index, dot files, config.json or
+-- quantization configs.
+function M.other_files(dir)
+  local out = {}
+  for _, name in ipairs(other_files(dir, M.list(dir) or {}, "", {})) do
+    if not not_copied[name] then out[#out + 1] = name end
+  end
+  return out
+end
+
 local function warn_of_stray_weights(ck, names)
   local known = {}
   for _, name in ipairs(ck.files) do known[name] = true end
@@ -262,10 +272,7 @@ local function open_dir(path)
   elseif #files > 1 then
     ck.warnings[1] = ("%s: %d numbered shards, but no %s; consumers need one"):format(path, #files, INDEX)
   end
-  ck.other_files = {}
-  for _, name in ipairs(other_files(path, names, "", {})) do
-    if not not_copied[name] then ck.other_files[#ck.other_files + 1] = name end
-  end
+  ck.other_files = M.other_files(path)
   return ck
 end
 
@@ -427,7 +434,10 @@ local lazy = {}
 
 function lazy.tensors(ck)
   local out, shapes = {}, {}
-  for i = 1, ck.count do out[i] = info_at(ck, i - 1, shapes) end
+  for i = 1, ck.count do
+    nffi.stop_check()
+    out[i] = info_at(ck, i - 1, shapes)
+  end
   return out
 end
 

@@ -1,6 +1,7 @@
 -- recipe: a quantization policy as data: reading it in a small sandbox, checking
 -- every key and type, and matching module names. DESIGN 5 shows the form.
-local interpreted = require("nibble.ffi").interpreted
+local nffi = require "nibble.ffi"
+local interpreted = nffi.interpreted
 local words = require "nibble.text"
 
 local M = {}
@@ -337,7 +338,12 @@ function M.bounded(f, ...)
     error(("ran for %d million instructions without an end"):format(instruction_limit / 1e6), 0)
   end, "", instruction_limit)
   local ok, result = coroutine.resume(co, ...)
-  debug.sethook(hook, mask, count)
+  if type(hook) == "string" then -- the executable's own, which Ctrl-C has set: "external hook" can't be set again
+    debug.sethook()
+    nffi.stop_check()
+  else
+    debug.sethook(hook, mask, count)
+  end
   return ok, result
 end
 

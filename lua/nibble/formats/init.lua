@@ -122,6 +122,7 @@ local function each_module(ck, faults, fn)
   for j = 1, count do texts[j - 1].data, texts[j - 1].bytes = infos[j].name, #infos[j].name end
   nffi.must(C.nb_module_order(order, module, module_bytes, texts, count, cache_scale_texts, #cache_scales))
   while i < count do
+    nffi.stop_check()
     local name, tensors, bytes, params = nil, {}, 0, 0
     local number = module[i]
     repeat
@@ -420,6 +421,7 @@ function M.grep(ck, pattern)
   if not matches then return nil, msg, code end
   local out = {}
   for _, rec in ipairs(all.list) do
+    nffi.stop_check()
     if matches(rec.name) then out[#out + 1] = rec end
   end
   return out

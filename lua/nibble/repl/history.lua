@@ -29,14 +29,15 @@ end
 -- append puts one more on the disk; nothing happens where the file can't be written.
 function M.open(edit, limit)
   local path = M.path()
-  if not path or not pcall(require("nibble.checkpoint").mkdir, path:match "^(.*)/") then return function() end end
+  if not path then return function() end end
   local count = lines_in(path)
   if count then
-    edit.read_history(path)
-    if count > 2 * limit then edit.write_history(path) end
+    local read = edit.read_history(path) == 0
+    if read and count > 2 * limit then edit.write_history(path) end
   end
   return function(text)
     local f = io.open(path, "ab")
+    if not f and require("nibble.checkpoint").mkdir(path:match "^(.*)/") then f = io.open(path, "ab") end
     if not f then return end
     if f:seek "end" == 0 then f:write(HEADER, "\n") end
     f:write(M.encode(text), "\n")

@@ -24,6 +24,7 @@ ffi.cdef [[
   void rl_forced_update_display(void);
   void rl_resize_terminal(void);
   void rl_prep_terminal(int meta);
+  void rl_deprep_terminal(void);
   extern int (*rl_getc_function)(void *file);
   extern char **(*rl_attempted_completion_function)(const char *word, int from, int to);
   extern int rl_attempted_completion_over, rl_completion_append_character, rl_catch_signals;
@@ -93,22 +94,31 @@ end
 -- What happens between keys: pasted text goes into the line, Tabs and all; the window may change.
 local function between_keys(edit, state)
   local columns, rows = terminal.size(1)
+  local last_look
   function state.paste(text)
-    text = text:gsub("\r\n?", "\n"):gsub("%z", "")
     text = require("nibble.repl.pieces").clean(text):gsub("%s*\n%s*$", "")
     edit.rl_insert_text(text)
+  end
+  function state.look_again()
+    last_look = nil
+    state.tick(false)
   end
   function state.tick(cooked)
     local now_columns, now_rows = terminal.size(1)
     local changed = now_columns ~= columns or now_rows ~= rows
     columns, rows = now_columns, now_rows
-    if cooked then
+    if cooked then -- libedit believes that it is still editing
+      edit.rl_deprep_terminal()
       edit.rl_prep_terminal(1)
       io.write(require("nibble.repl.keys").PASTE_ON)
       io.flush()
     end
     if changed then edit.rl_resize_terminal() end
-    return changed or cooked
+    -- A long time between two looks: the process was stopped, and the screen may hold other things now.
+    local now = C.nb_now()
+    local stopped = last_look and now - last_look > 1
+    last_look = now
+    return changed or cooked or stopped
   end
 end
 
@@ -149,7 +159,7 @@ local function edited(complete)
   jit.off(call, true) -- libedit calls back into Lua
 
   local function read(prompt)
-    state.tick(false)
+    state.look_again()
     local text = call(prompt)
     if state.interrupted then return nil, "interrupted", state.typed end
     return text
@@ -184,7 +194,7 @@ end
 -- remember(text) enters it into the history. complete(line, word) -> {insert = text that takes word's place | nil,
 -- show = text below the line | nil} | nil.
 function M.reader(complete)
-  if terminal.draws(0) and terminal.draws(1) then
+  if terminal.draws(0) and terminal.draws(1) and (os.getenv "TERM" or "") ~= "" then
     local read, remember = edited(complete)
     if read then return read, remember end
   end

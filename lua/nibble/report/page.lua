@@ -14,12 +14,12 @@ local html, number = format.html, format.number
 local SENTENCES = 8
 
 local function named(row)
-  return "<strong>" .. html(row.recipe .. (row.set ~= "" and " " .. row.set or "")) .. "</strong>"
+  return "<strong>" .. html(row.name) .. "</strong>"
 end
 
 -- The answer for one model on one text.
 local function sentence(group, several)
-  local what = "<em>" .. html(group.model_name) .. "</em>" .. (several and " on " .. html(group.text_name) or "")
+  local what = "<em>" .. html(group.model_name) .. "</em>" .. (several and " on " .. html(group.on) or "")
   local best, nearest = group.best, group.nearest
   if best then
     return ("%s keeps %s within 1 %% of the unquantized perplexity (%s, %s) at the fewest bits: <b>%s bits per weight</b>, %s."):format(
@@ -43,7 +43,7 @@ local function answer(groups)
     if i <= SENTENCES then out[i] = "<p>" .. sentence(group, #groups > 1) .. "</p>" end
   end
   if #groups > SENTENCES then
-    out[#out + 1] = ("<p>%d more pairs of model and text are below.</p>"):format(#groups - SENTENCES)
+    out[#out + 1] = ("<p>And %d more below.</p>"):format(#groups - SENTENCES)
   end
   return '<div class="answer">' .. table.concat(out, "\n") .. "</div>\n"
 end
@@ -90,7 +90,7 @@ local function front_table(group)
   local out = {}
   for i, row in ipairs(group.front) do
     out[i] = ('<tr%s><th scope="row">%s<td>%s<td>%s<td>%s'):format(row == group.best and ' class="best"' or "",
-      html(row.recipe .. (row.set ~= "" and " " .. row.set or "")), number("bits", row.bits), number("ppl", row.ppl),
+      html(row.name), number("bits", row.bits), number("ppl", row.ppl),
       row.ratio and format.percent(row.ratio - 1) or "–")
   end
   return '<div class="fronts"><table><caption>The Pareto front: no recipe has both fewer bits and less perplexity</caption><thead><tr>'
@@ -112,7 +112,7 @@ local function size_section(rows, groups)
   for _, group in ipairs(groups) do
     local pictures = #group.front > 0 and scatter.svg(group, shape) or ""
     if pictures ~= "" then
-      out[#out + 1] = table.concat { '<figure class="group"><figcaption><b>', html(group.model_name), "</b> on ", html(group.text_name),
+      out[#out + 1] = table.concat { '<figure class="group"><figcaption><b>', html(group.model_name), "</b> on ", html(group.on),
         '</figcaption><div class="pair"><div class="pictures">', pictures, "</div>", front_table(group), "</div></figure>\n" }
     end
   end
@@ -143,7 +143,7 @@ local function layer_figures(m, at)
     and ("<p class=\"note\">The %d of %d recipes with the smallest perplexity.</p>"):format(layers.HEAT_ROWS, #m.rows) or ""
   return table.concat {
     ('<figure class="layers" data-model="%d" data-row="%d"><figcaption><b>%s</b> by <span class="which">%s</span></figcaption>')
-      :format(at - 1, row.i, html(m.name), html(row.recipe .. (row.set ~= "" and " " .. row.set or ""))),
+      :format(at - 1, row.i, html(m.name), html(row.name)),
     '<div class="pair"><div class="pictures">', picture, "</div>", layers.legend(m), "</div></figure>\n",
     '<figure class="heats" data-model="', tostring(at - 1), '"><figcaption><b>', html(m.name),
     "</b>, every recipe by layer: the more ink, the more error</figcaption>", heat_legend(edges),

@@ -77,7 +77,7 @@ local function labels(front, at, boxes, best)
   local order = {}
   for _, row in ipairs(front) do table.insert(order, row == best and 1 or #order + 1, row) end
   for _, row in ipairs(order) do
-    local name = #row.recipe > 26 and row.recipe:sub(1, 24):gsub("[\128-\255]+$", "") .. "…" or row.recipe
+    local name = format.short(row.name, 30)
     local w, p = 6.3 * #name, at[row]
     local tries = { { 8, -13 }, { 9, -6 }, { 8, 3 }, { -8 - w, 3 }, { -9 - w, -6 }, { -8 - w, -13 }, { -w / 2, -20 }, { -w / 2, 9 } }
     for _, t in ipairs(tries) do
@@ -124,8 +124,8 @@ local function steps(front, at)
 end
 
 local function title(row, xf, yf)
-  return format.html(("%s%s\n%s %s, %s %s"):format(row.recipe, row.set ~= "" and " " .. row.set or "",
-    xf[2], format.number(xf[1], row[xf[1]]), yf[2], format.number(yf[1], row[yf[1]])))
+  local function said(field) return field[2] .. " " .. format.number(field[1], row[field[1]]) end
+  return format.html(("%s\n%s, %s"):format(row.name, said(xf), said(yf)))
 end
 
 local function picture(group, xf, yf, shape, shown)

@@ -72,7 +72,7 @@ footer p{max-width:75em}button,select,input{font:inherit;color:inherit}
 figure{margin:0 0 24px;background:var(--panel);border:1px solid var(--rule);border-radius:10px;padding:16px 18px}
 figcaption{margin-bottom:10px;color:var(--muted);overflow-wrap:anywhere}figcaption b{color:var(--ink)}
 .pair{display:flex;flex-wrap:wrap;gap:16px 32px;align-items:flex-start}
-.pictures{flex:1 1 460px;min-width:0;max-width:700px}svg{display:block;width:100%;height:auto}
+.pictures{flex:1 1 460px;min-width:0;max-width:640px}svg{display:block;width:100%;height:auto}
 svg.symbols{position:absolute;width:0;height:0}svg text{font-size:12px;fill:var(--muted)}svg .e{text-anchor:end}
 svg .m{text-anchor:middle}svg .a{fill:var(--ink);font-weight:600}svg .name{font-size:11.5px;fill:var(--ink)}
 svg .best{font-weight:700;fill:var(--accent)}svg .reft{font-size:11px}.grid{stroke:var(--rule);fill:none}
@@ -111,7 +111,7 @@ thead button{background:none;border:0;padding:0;cursor:pointer;color:inherit}the
 .tall{overflow:auto;max-height:max(420px,85vh)}
 #table th:first-child,.changes th:first-child{position:sticky;left:0;background:var(--panel);z-index:1}
 #table thead th:first-child{z-index:3}
-#table tbody th,#table td:nth-child(2),#table td:nth-child(3){max-width:15em;overflow:hidden;text-overflow:ellipsis}
+#table tbody th,#table td:nth-child(2),#table td:nth-child(3){max-width:22em;overflow:hidden;text-overflow:ellipsis}
 #table tbody tr:hover>*,.changes tbody tr:hover>*{background:var(--soft)}
 #table tr.detail:hover>*,#table tr.detail>*{background:var(--bg)}
 #table .detail .modules th,#table .detail .modules td{position:static;background:none;max-width:none;overflow:visible}
@@ -129,7 +129,7 @@ td p,.message{white-space:pre-wrap;overflow-wrap:anywhere;max-width:28em;min-wid
 .fronts{flex:1 1 300px;min-width:0;max-height:400px;overflow:auto}
 .fronts caption{text-align:left;color:var(--muted);font-size:13px;padding-bottom:6px}
 .fronts th,.fronts td,.modules th,.modules td{padding:3px 8px}
-.fronts tbody th{max-width:14em;overflow:hidden;text-overflow:ellipsis}.fronts .best>*{background:var(--soft)}
+.fronts tbody th{max-width:19em;overflow:hidden;text-overflow:ellipsis}.fronts .best>*{background:var(--soft)}
 .fronts .best th{font-weight:650}tr.worse .change{color:var(--bad)}tr.better .change{color:var(--good)}
 .changes td small:first-of-type{margin-left:2px}small.bad{color:var(--bad)}small.good{color:var(--good)}
 .changes td:nth-child(4){white-space:normal;min-width:11em}

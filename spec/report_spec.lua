@@ -122,7 +122,12 @@ describe("report", function()
     local two = nb.report.html(results.sweep { models = { "a/m", "b/m" }, texts = { "x.txt", "y.txt" } })
     local _, figures = two:gsub('<figure class="group">', "")
     assert.equal(4, figures)
-    assert.matches("<b>a/m</b> on x.txt", two, 1, true)
+    assert.matches("<b>a/m</b> on x.txt<", two, 1, true)
+    local ways = results.sweep { failed = false }
+    for i, r in ipairs(results.sweep { failed = false }) do ways[13 + i], r.context, r.windows = r, 512, nil end
+    local read = nb.report.html(ways)
+    assert.matches("</b> on heldout.txt, 32 windows of 2048 tokens<", read, 1, true)
+    assert.matches("<em>tiny-llama</em> on heldout.txt, all windows of 512 tokens within", read, 1, true)
     local _, layers = two:gsub('<figure class="layers"', "")
     assert.equal(2, layers)
   end)

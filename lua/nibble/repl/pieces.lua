@@ -41,6 +41,14 @@ function M.compile(text, name)
   return nil, as_expression and msg or why, open
 end
 
+--- assignment(text, name) -> function | nil: of one assignment to a name or field, returns the value and what came
+-- with it: m = open "none" would lose the reason why m is nil.
+function M.assignment(text, name)
+  local target, value = text:match "^%s*([%a_][%w_.]*)%s*=([^=].*)$"
+  if not target or not loadstring("return " .. value) then return nil end
+  return (loadstring(("local _v, _why =%s\n%s = _v return _v, _why"):format(value, target), name))
+end
+
 -- A piece and whether it is whole (true), could become it (false), or never will (nil, msg).
 local function judge(text)
   if not text:find "\n" and M.special(text) then return true end

@@ -147,6 +147,9 @@ describe("repair: the index", function()
     files.write(dir .. "/model.safetensors", files.read "spec/interop/ct-w4a16-g128/model.safetensors")
     local ck = mended(dir, nil, "stray%-file  model.safetensors: weights beside model.safetensors.index.json, .* → left out")
     same_tensors(model, ck)
+    files.write(dir .. "/adapter_model.safetensors", "x")
+    ck = mended(dir, nil, "stray")
+    assert.equal("x", files.read(ck.path .. "/adapter_model.safetensors"))
   end)
 
   it("says what is lost: a missing shard, a damaged one, a tensor that config.json means", function()
@@ -163,6 +166,11 @@ describe("repair: the index", function()
     local plan = assert(nb.repair.plan(dir))
     assert.matches("model.layers.0.mlp.up_proj.weight is in no file, and config.json means model.layers.0.mlp.up_proj: its weights are lost",
       tostring(plan))
+    dir = broken("interop/ct-w4a16-g128", {})
+    files.write(dir .. "/model.safetensors.index.json", '{"weight_map": {"a": "../model.safetensors"}}')
+    refused(dir, nil, "index.json names none of the weight files that are here; remove it")
+    dir = broken("interop/ct-w4a16-g128", { config = function(c) c.quantization_config.config_groups = {} end })
+    refused(dir, nil, "not mended: model.layers.0.self_attn.q_proj: no target of .* and 0 config groups fit its tensors; 1 more")
     refused(root .. "/nothing", nil, "doesn't exist; repair takes a checkpoint's folder")
   end)
 end)
@@ -491,6 +499,19 @@ describe("repair: padding", function()
 end)
 
 describe("repair", function()
+  it("knows every kind that the check offers", function()
+    local known = {}
+    for _, k in ipairs(nb.repair.kinds()) do known[k.kind] = true end
+    local some = 0
+    for _, name in ipairs(assert(checkpoint.list "lua/nibble/check")) do
+      for kind in files.read("lua/nibble/check/" .. name):gmatch 'repair = [^\n]*kind = "([^"]+)"' do
+        assert.is_true(known[kind], kind)
+        some = some + 1
+      end
+    end
+    assert.is_true(some > 5)
+  end)
+
   it("does the kinds that are asked for, and says of others that they are unknown", function()
     local dir = broken("interop/gptq-v1-sym-w4g128", { config = without_config, weights = function() end })
     local plan = assert(nb.repair.plan(dir, { only = "metadata" }))
@@ -500,6 +521,7 @@ describe("repair", function()
     assert.equal("einval", code)
     assert.equal('unknown kind of repair "indx"; did you mean "index"?', msg)
     assert.matches('unknown option onyl; did you mean "only"', select(2, nb.repair.plan(dir, { onyl = "index" })))
+    assert.matches("unknown consumer vllm; known: ", select(2, nb.repair.plan(dir, { tp = 2, consumer = "vllm" })))
     assert.matches("tp = 1.5: expected a whole number", select(2, nb.repair.plan(dir, { tp = 1.5 })))
     assert.has_error(function() nb.repair.plan(nb.open(dir)) end, "repair: expected a checkpoint's folder, found table")
   end)

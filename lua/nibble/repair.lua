@@ -68,6 +68,10 @@ local function checked(options)
   if o.tp ~= nil and not (type(o.tp) == "number" and o.tp >= 1 and o.tp <= 1024 and o.tp % 1 == 0) then
     return nil, ("tp = %s: expected a whole number from 1 to 1024"):format(tostring(o.tp))
   end
+  if o.consumer ~= nil then
+    local consumer, why = require("nibble.backends").consumer(o.consumer)
+    if not consumer then return nil, why end
+  end
   o.set = o.set or {}
   return o
 end
@@ -76,6 +80,15 @@ end
 
 local plan_mt = { __index = {} }
 local methods = plan_mt.__index
+
+-- What the tensors and the config still contradict each other in.
+local function tell_faults(plan)
+  local _, faults = plan.view:modules()
+  local first = faults.config or faults[1] and faults[1].unreadable
+  if first and plan.view.quantization then
+    plan.cannot[#plan.cannot + 1] = #faults > 1 and ("%s; %d more modules that can't be read"):format(first, #faults - 1) or first
+  end
+end
 
 --- repair.plan(path [, {only = "index,…", tp = 4, consumer =, set = {bits = 4, …}}]) -> plan | nil, msg, code
 -- What can be mended of the checkpoint in the folder, and what can't. tp: pads for so many tensor-parallel ranks of the
@@ -104,6 +117,7 @@ function M.plan(path, options)
       if ok == nil and msg then return nil, msg, code end
     end
   end
+  if not o.only then tell_faults(plan) end
   return plan
 end
 

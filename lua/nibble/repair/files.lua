@@ -41,13 +41,19 @@ local function index(view, _, report)
   end
 end
 
+-- Weights that loaders would take for the checkpoint's: another whole, or shards of another numbering. Files of other
+-- names (adapters) go along.
 local function stray(view, _, report)
   local own = {}
   for _, file in ipairs(view.files) do own[file] = true end
   for _, name in ipairs(checkpoint.list(view.dir) or {}) do
     if name:match "%.safetensors$" and not own[name] then
-      report.change { file = name, was = ("weights beside %s, which %s"):format(view.survey.index or view.files[1],
-        view.survey.index and "doesn't name it" or "is the checkpoint"), now = "left out" }
+      if name == "model.safetensors" or name:find "%-%d+%-of%-%d+%.safetensors$" then
+        report.change { file = name, was = ("weights beside %s, which %s"):format(view.survey.index or view.files[1],
+          view.survey.index and "doesn't name it" or "is the checkpoint"), now = "left out" }
+      else
+        view.other_files[#view.other_files + 1] = name
+      end
     end
   end
 end
@@ -66,6 +72,6 @@ end
 return {
   { kind = "index", about = "stale, missing and wrong entries of the index; its total_size; tensors that are there twice", run = index,
     always = true },
-  { kind = "stray-file", about = "weight files that are no part of the checkpoint are left out", run = stray, always = true },
+  { kind = "stray-file", about = "weights that loaders would take for the checkpoint's own", run = stray, always = true },
   { kind = "metadata", about = '__metadata__ without format', run = metadata },
 }

@@ -75,6 +75,10 @@ function M.open(path)
   for _, f in ipairs(s.findings) do
     if lost[f.rule] then return nil, ("%s: %s; %s"):format(path, f.says, f.fix), "eformat" end
   end
+  if #s.tensors == 0 then
+    return nil, ("%s: %s names none of the weight files that are here; remove it, and they are taken as they are"):format(path,
+      s.index or "the index"), "eformat"
+  end
   local index = s.index and checkpoint.read_object(s.dir .. "/" .. s.index)
   s.map = index and type(index.weight_map) == "table" and index.weight_map or nil
   s.doubled = {}

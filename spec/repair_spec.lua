@@ -115,7 +115,7 @@ describe("repair: the index", function()
       index.metadata.total_size = 17
     end)
     assert.is_nil(nb.open(dir))
-    local ck, result = mended(dir, { shard = "3MB" }, { "model.layers.9.ghost.weight: .* → the entry is left out", "model.norm.weight: .* → listed",
+    local ck, result = mended(dir, nil, { "model.layers.9.ghost.weight: .* → the entry is left out", "model.norm.weight: .* → listed",
       "up_proj.weight: .* → the entry names the file that holds it" })
     same_tensors(model, ck)
     assert.equal(result.modules, result.copied)
@@ -147,6 +147,9 @@ describe("repair: the index", function()
     files.write(dir .. "/model.safetensors", files.read "spec/interop/ct-w4a16-g128/model.safetensors")
     local ck = mended(dir, nil, "stray%-file  model.safetensors: weights beside model.safetensors.index.json, .* → left out")
     same_tensors(model, ck)
+    files.write(dir .. "/adapter_model.safetensors", "x")
+    ck = mended(dir, nil, "stray")
+    assert.equal("x", files.read(ck.path .. "/adapter_model.safetensors"))
   end)
 
   it("says what is lost: a missing shard, a damaged one, a tensor that config.json means", function()
@@ -163,6 +166,11 @@ describe("repair: the index", function()
     local plan = assert(nb.repair.plan(dir))
     assert.matches("model.layers.0.mlp.up_proj.weight is in no file, and config.json means model.layers.0.mlp.up_proj: its weights are lost",
       tostring(plan))
+    dir = broken("interop/ct-w4a16-g128", {})
+    files.write(dir .. "/model.safetensors.index.json", '{"weight_map": {"a": "../model.safetensors"}}')
+    refused(dir, nil, "index.json names none of the weight files that are here; remove it")
+    dir = broken("interop/ct-w4a16-g128", { config = function(c) c.quantization_config.config_groups = {} end })
+    refused(dir, nil, "not mended: model.layers.0.self_attn.q_proj: no target of .* and 0 config groups fit its tensors; 1 more")
     refused(root .. "/nothing", nil, "doesn't exist; repair takes a checkpoint's folder")
   end)
 end)
@@ -234,6 +242,58 @@ describe("repair: configs", function()
     local ck = mended(dir, nil, 'no format in __metadata__ → format "pt"')
     assert.same({ format = "pt" }, ck.metadata)
     same_tensors(assert(nb.open "spec/interop/ct-w4a16-g128"), ck)
+  end)
+end)
+
+describe("repair: lists", function()
+  it("act-order that is none is taken out of the config", function()
+    local original = assert(nb.open "spec/interop/gptq-v1-sym-w4g128")
+    local dir = broken("interop/gptq-v1-sym-w4g128", { config = function(c) c.quantization_config.desc_act = true end })
+    files.write(dir .. "/quantize_config.json", nb.json.encode(assert(nb.json.decode(files.read(dir .. "/config.json"))).quantization_config))
+    local ck = mended(dir, nil, { "actorder  config.json: desc_act true → false; the columns of every module are in order",
+      "side%-file  quantize_config.json: desc_act = true → desc_act = false, as config.json" })
+    assert.is_false(ck.quantization.config.desc_act)
+    same_tensors(original, ck)
+    nothing_to_mend(ck.path)
+    local q = support.quantized(nb.scheme.parse "W4A16 g32", 64, 128, "bf16")
+    local tensors = assert(support.store("compressed-tensors", "m.up_proj", q, { dtype = "bf16" }))
+    tensors["m.up_proj.weight_g_idx"] = nb.tensor("i32", { 128 })
+    for c = 0, 127 do tensors["m.up_proj.weight_g_idx"]:ptr()[c] = math.floor(c / 32) end
+    local config = assert(nb.formats.get "compressed-tensors").config { { name = "m.up_proj", kind = "linear", scheme =
+      nb.scheme.parse "W4A16 g32 actorder" } }
+    ck = mended(folder(tensors, { quantization_config = config }), nil, "actorder group → null; .*, and 1 weight_g_idx are left out")
+    assert.is_nil(ck:info "m.up_proj.weight_g_idx")
+    assert.is_true(assert(ck:quantized "m.up_proj"):equal(q))
+    local acts = folder(assert(support.store("gptq", "m.up_proj", support.quantized(nb.scheme.parse "W4A16 g32 actorder", 64, 128, "f16"))),
+      { quantization_config = { quant_method = "gptq", bits = 4, group_size = 32, sym = true, desc_act = true } })
+    refused(acts, nil, "nothing to repair")
+  end)
+
+  it("float layers that the ignore list forgets are named in it, as each dialect does", function()
+    local names = { "q_proj", "k_proj", "v_proj", "o_proj" }
+    for _, case in ipairs { { "compressed-tensors", "W4A16 g32" }, { "gptq", "W4A16 g32" }, { "fp8", "FP8_BLOCK" }, { "modelopt", "NVFP4A16" } } do
+      local tensors, records = {}, {}
+      for l = 0, 2 do
+        for _, leaf in ipairs(names) do
+          local name = ("model.layers.%d.self_attn.%s"):format(l, leaf)
+          local scheme = l ~= 1 and nb.scheme.parse(case[2])
+          if scheme then
+            local q = support.quantized(scheme, 128, 128, case[1] == "gptq" and "f16" or "bf16")
+            for key, t in pairs(assert(support.store(case[1], name, q, { dtype = "bf16" }))) do tensors[key] = t end
+            records[#records + 1] = { name = name, kind = "linear", scheme = scheme }
+          else
+            tensors[name .. ".weight"] = nb.tensor("bf16", { 128, 128 }):fill(0.25)
+          end
+        end
+      end
+      local config = assert(nb.formats.get(case[1])).config(records)
+      local dir = folder(tensors, { model_type = "llama", architectures = nb.json.array { "LlamaForCausalLM" }, quantization_config = config })
+      local ck = mended(dir, { only = "ignore" }, "ignore  model.layers.1.self_attn.q_proj: stored float, quantized by the config's word → named in")
+      local said = assert(nb.policy.parse(nil, ck.quantization.config, ck))
+      assert.is_true(assert(said:same(nb.policy(ck))), case[1])
+      assert.is_false(assert(nb.policy.parse(nil, config, ck)):same(nb.policy(ck)))
+      same_tensors(assert(nb.open(dir)), ck)
+    end
   end)
 end)
 
@@ -406,6 +466,9 @@ describe("repair: padding", function()
         end
       end
       assert.is_true(some > 2)
+      for _, f in ipairs(case[1] == "compressed-tensors" and nb.check.run(ck, { tp = 4, values = false }).findings or {}) do
+        assert.is_true(f.repair == nil or f.repair.kind ~= "padding", f.says)
+      end
       local x, y = loss(before), loss(ck)
       for i = 1, x:numel() do assert.is_true(math.abs(x:get(i) - y:get(i)) <= 1e-4 * (1 + math.abs(x:get(i))), i) end
     end)
@@ -436,6 +499,19 @@ describe("repair: padding", function()
 end)
 
 describe("repair", function()
+  it("knows every kind that the check offers", function()
+    local known = {}
+    for _, k in ipairs(nb.repair.kinds()) do known[k.kind] = true end
+    local some = 0
+    for _, name in ipairs(assert(checkpoint.list "lua/nibble/check")) do
+      for kind in files.read("lua/nibble/check/" .. name):gmatch 'repair = [^\n]*kind = "([^"]+)"' do
+        assert.is_true(known[kind], kind)
+        some = some + 1
+      end
+    end
+    assert.is_true(some > 5)
+  end)
+
   it("does the kinds that are asked for, and says of others that they are unknown", function()
     local dir = broken("interop/gptq-v1-sym-w4g128", { config = without_config, weights = function() end })
     local plan = assert(nb.repair.plan(dir, { only = "metadata" }))
@@ -445,6 +521,7 @@ describe("repair", function()
     assert.equal("einval", code)
     assert.equal('unknown kind of repair "indx"; did you mean "index"?', msg)
     assert.matches('unknown option onyl; did you mean "only"', select(2, nb.repair.plan(dir, { onyl = "index" })))
+    assert.matches("unknown consumer vllm; known: ", select(2, nb.repair.plan(dir, { tp = 2, consumer = "vllm" })))
     assert.matches("tp = 1.5: expected a whole number", select(2, nb.repair.plan(dir, { tp = 1.5 })))
     assert.has_error(function() nb.repair.plan(nb.open(dir)) end, "repair: expected a checkpoint's folder, found table")
   end)

@@ -20,6 +20,11 @@ describe("session with piped input", function()
     assert.equal(0, status)
   end)
 
+  it("shows what a function takes", function()
+    assert.equal("function: open(path) -> checkpoint | nil, msg, code\nfunction: function(a, b)\n",
+      (session { "open", "f = function(a, b) end", "f" }))
+  end)
+
   it("keeps the last three values", function()
     assert.equal("1\n2\n3\n3\t2\t1\n", (session { "1", "2", "x = 0", "3", "_, __, ___" }))
   end)
@@ -37,6 +42,13 @@ describe("session with piped input", function()
       .. "\tsession[2]:1: in main chunk\n1\n", out)
     out, err = session { "for i = 1, 2 do", "error 'twice'", "end" }
     assert.same({ "", "line 2: twice\n" }, { out, err })
+  end)
+
+  it("tells why an assignment gave nil, and nothing else of one", function()
+    local out, err = session { 'm = open "none"', "t = {}", "t.x = 5", "t.x", "a = 1 -- said", "a", "t.f = function()", "  return nil, 'why'",
+      "end", "b = t.f()", ":time c = 7", "c" }
+    assert.equal("none doesn't exist; expected a checkpoint's folder or a .safetensors file\nwhy\n", err)
+    assert.matches("^5\n1\n[%d.]+ ms  [^\n]*\n7\n$", out)
   end)
 
   it("has the model, nibble's parts and Lua's own names", function()
@@ -154,12 +166,14 @@ describe("commands", function()
     local dir = files.temporary()
     files.write(dir .. "/editor", "#!/bin/sh\nsed -i s/old/new/ \"$1\"\n")
     files.write(dir .. "/file.lua", "print 'old file'\n")
-    local lines = { "function f()", "  return 'old'", "end", ":edit f", "f()", "'an old piece'", ":edit", ":edit " .. dir .. "/file.lua",
+    local lines = { "function f()", "  return 'old'", "end", ":edit f", "f()", "'an old piece'", ":edit", "x = = 1", ":edit",
+      ":edit " .. dir .. "/file.lua",
       ":edit print", ":edit nothing", "'same'", ":edit" }
     local r = command.run({}, { stdin = table.concat(lines, "\n"), before = "VISUAL='sh " .. dir .. "/editor'" })
     files.remove(dir)
-    assert.equal("new\nan old piece\nan new piece\nnew file\nsame\nunchanged, nothing was run\n", r.out)
-    assert.matches("^print was not typed in this session; name its file: :edit FILE\nnothing typed here is called nothing", r.err)
+    assert.equal("new\nan old piece\nan new piece\nunchanged, nothing was run\nnew file\nsame\nunchanged, nothing was run\n", r.out)
+    assert.matches("^unexpected symbol near '='\nprint was not typed in this session; name its file: :edit FILE\n"
+      .. "nothing typed here is called nothing", r.err)
   end)
 end)
 

@@ -97,6 +97,38 @@ describe("session on a terminal", function()
     leave(t)
   end)
 
+  it("takes bytes that are no UTF-8 and paste that is no text", function()
+    local t = start()
+    t:send "a = '\255\195('\r"
+    assert(t:expect(PROMPT))
+    ask(t, "#a", "\n7\r") -- two replacement characters and a parenthesis
+    t:send "\27[200~b = 1 -- \27\1\127\255\0\27[201~\r"
+    assert(t:expect(PROMPT))
+    ask(t, "b", "\n1\r")
+    t:send("\27[200~c = '" .. ("x"):rep(20000) .. "'\n" .. ("d = #c\n"):rep(300) .. "\27[201~\r")
+    assert(t:expect(PROMPT))
+    ask(t, "d + 1", "\n20001\r")
+    leave(t)
+  end)
+
+  it("tells once that a local is gone with its line", function()
+    local t = start()
+    ask(t, "local x = 1", "(x is gone with its line; without `local` it stays)")
+    t:send "local y = 2\r"
+    assert.is_nil(assert(t:expect(PROMPT)):find("gone", 1, true))
+    leave(t)
+  end)
+
+  it("keeps the session when Ctrl-C comes into a search or its own pager", function()
+    local t = start({ PAGER = "", PATH = "/nowhere" }, 80, 8)
+    t:send "('line\\n'):rep(20)\r"
+    assert(t:expect "-- more: Enter, q leaves -- ")
+    t:send "\3"
+    assert(t:expect(PROMPT))
+    ask(t, "5 + 5", "\n10\r")
+    leave(t)
+  end)
+
   it("keeps a history: pieces whole, on the disk before they run, searched by Ctrl-R", function()
     local t = start()
     t:send "for i = 1, 1 do\r"
@@ -169,6 +201,7 @@ describe("session on a terminal", function()
   end)
 
   it("ends at the second Ctrl-C in a compiled loop, with the history on the disk", function()
+    if os.getenv "NIBBLE_JIT" == "off" then return pending "nothing is compiled here" end
     local t = start()
     t:send "x = 0 print 'go' for i = 1, 1e13 do x = i end\r"
     assert(t:expect "\ngo\r\n")
@@ -263,6 +296,22 @@ describe("session on a terminal", function()
     t:send "' #x\21y = 7\r"
     assert(t:expect(PROMPT))
     ask(t, "y", "\n7\r")
+    leave(t)
+  end)
+
+  it("draws a run's progress in one line, however narrow", function()
+    local t = start(nil, 40, 12)
+    t:send('plan("any-w4a16", model):run "' .. home .. '/out"\r')
+    local seen = assert(t:expect "every module decoded")
+    local lines = 0
+    for drawn in seen:gmatch "\r\27%[K([^\r\n]*)" do
+      if drawn:find("/39 ", 1, true) then -- and not what follows the last one
+        lines = lines + 1
+        assert.is_true(require("nibble.show").width(drawn) < 40)
+      end
+    end
+    assert.is_true(lines > 0)
+    assert(t:expect(PROMPT))
     leave(t)
   end)
 

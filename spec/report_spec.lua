@@ -122,9 +122,15 @@ describe("report", function()
     local two = nb.report.html(results.sweep { models = { "a/m", "b/m" }, texts = { "x.txt", "y.txt" } })
     local _, figures = two:gsub('<figure class="group">', "")
     assert.equal(4, figures)
-    assert.matches("<b>a/m</b> on x.txt", two, 1, true)
+    assert.matches("<b>a/m</b> on x.txt<", two, 1, true)
+    local ways = results.sweep { failed = false }
+    for i, r in ipairs(results.sweep { failed = false }) do ways[13 + i], r.context, r.windows = r, 512, nil end
+    local read = nb.report.html(ways)
+    assert.matches("</b> on heldout.txt, 32 windows of 2048 tokens<", read, 1, true)
+    assert.matches("<em>tiny-llama</em> on heldout.txt, all windows of 512 tokens within", read, 1, true)
     local _, layers = two:gsub('<figure class="layers"', "")
     assert.equal(2, layers)
+    assert.same({ 29, 0 }, { #data_of(two).models[1].names, data_of(two).models[2].like })
   end)
 
   it("packs modules: names once, decibels that read back to what was measured", function()
@@ -254,7 +260,7 @@ describe("report", function()
   it("leaves out more of the modules where less fits", function()
     local most = nb.report.most_bytes
     local seen, text = {}, page
-    for _ = 1, 4 do -- each page one byte too large for the next
+    for _ = 1, 5 do -- each page one byte too large for the next
       nb.report.most_bytes = #text - 1
       text = nb.report.html(sweep, { title = "Sweep one" })
       seen[#seen + 1] = text:match "it leaves out ([^<]*)%.</p>"
@@ -263,7 +269,8 @@ describe("report", function()
     end
     nb.report.most_bytes = most
     assert.same({ "the squared error of each module", "the bytes, scheme and squared error of each module",
-      "the modules (each layer's worst one is kept)", "the modules" }, seen)
+      "the modules (each layer's worst one is kept)", "the modules", "the modules and the recipes' text" }, seen)
+    assert.is_nil(text:find("made up", 1, true))
   end)
 end)
 

@@ -15,7 +15,7 @@ local view_m = require "nibble.repair.view"
 local M = {}
 
 -- In this order: what one mends, the next ones can read.
-local topics = { "files", "modules", "config", "scales", "padding" }
+local topics = { "files", "modules", "config", "lists", "scales", "padding" }
 
 local function all_kinds()
   local out = {}
@@ -68,6 +68,10 @@ local function checked(options)
   if o.tp ~= nil and not (type(o.tp) == "number" and o.tp >= 1 and o.tp <= 1024 and o.tp % 1 == 0) then
     return nil, ("tp = %s: expected a whole number from 1 to 1024"):format(tostring(o.tp))
   end
+  if o.consumer ~= nil then
+    local consumer, why = require("nibble.backends").consumer(o.consumer)
+    if not consumer then return nil, why end
+  end
   o.set = o.set or {}
   return o
 end
@@ -76,6 +80,15 @@ end
 
 local plan_mt = { __index = {} }
 local methods = plan_mt.__index
+
+-- What the tensors and the config still contradict each other in.
+local function tell_faults(plan)
+  local _, faults = plan.view:modules()
+  local first = faults.config or faults[1] and faults[1].unreadable
+  if first and plan.view.quantization then
+    plan.cannot[#plan.cannot + 1] = #faults > 1 and ("%s; %d more modules that can't be read"):format(first, #faults - 1) or first
+  end
+end
 
 --- repair.plan(path [, {only = "index,…", tp = 4, consumer =, set = {bits = 4, …}}]) -> plan | nil, msg, code
 -- What can be mended of the checkpoint in the folder, and what can't. tp: pads for so many tensor-parallel ranks of the
@@ -104,6 +117,7 @@ function M.plan(path, options)
       if ok == nil and msg then return nil, msg, code end
     end
   end
+  if not o.only then tell_faults(plan) end
   return plan
 end
 
@@ -166,10 +180,18 @@ local function jobs_of(view)
   return jobs, bytes
 end
 
+-- Files as large as the model's own, where it has several.
+local function shard_bytes(p)
+  if p.options.shard then return require("nibble.recipe").parse_bytes(p.options.shard) end
+  local largest = 0
+  for _, part in pairs(p.view.survey.parts) do largest = math.max(largest, part.bytes) end
+  return #p.view.files > 1 and largest or 5e9
+end
+
 -- 32 hex digits of all that is written but the tensors' values.
 local function identity(p, jobs)
   local lines = { "nibble repair 1", nffi.version, json.encode(p:totable().changes), json.encode(p.view.texts),
-    json.encode(p.view.metadata), tostring(p.options.shard) }
+    json.encode(p.view.metadata), tostring(shard_bytes(p)) }
   for _, job in ipairs(jobs) do
     for _, t in ipairs(job.layout) do lines[#lines + 1] = ("%s %s %s"):format(t.name, t.dtype, text.shape(t.shape)) end
   end
@@ -207,14 +229,10 @@ function methods.run(p, dir, options)
   for _, job in ipairs(jobs) do
     if job.action == "copy" then copied = copied + 1 end
   end
-  local shard
-  if p.options.shard then
-    local msg
-    shard, msg = require("nibble.recipe").parse_bytes(p.options.shard)
-    if not shard then return nil, "shard: " .. msg, "einval" end
-  end
+  local shard, why = shard_bytes(p)
+  if not shard then return nil, "shard: " .. why, "einval" end
   local run, msg, code = require("nibble.convert").execute({ model = p.view, jobs = jobs, format = { name = "repair" },
-    shard_bytes = shard or 5e9, texts = p.view.texts, metadata = p.view.metadata, repairs = p:totable().changes,
+    shard_bytes = shard, texts = p.view.texts, metadata = p.view.metadata, repairs = p:totable().changes,
     totals = { modules = #jobs, bytes_in = bytes, bytes_out = bytes }, id = function() return id end }, dir, options)
   if not run then return nil, msg, code end
   return setmetatable({ plan = p, dir = run.dir, modules = #jobs, copied = copied, bytes_out = bytes, seconds = run.seconds,

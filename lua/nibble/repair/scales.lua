@@ -2,6 +2,7 @@
 -- scales of experts that calibration never reached (FORMATS 4, 6).
 local json = require "nibble.json"
 local layers = require "nibble.select.layers"
+local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
 local text = require "nibble.text"
 
@@ -102,6 +103,7 @@ local function global_scale(view, _, report)
   for _, rec in ipairs(modules) do by_name[rec.name] = rec end
   local groups = { (layers.structure(view.config)), (layers.structure(nil)) }
   for _, rec in ipairs(modules) do
+    nffi.stop_check()
     local parent, leaf = text.split_name(rec.name)
     for _, list in ipairs(groups) do
       for _, group in ipairs(list) do
@@ -187,7 +189,8 @@ end
 
 local function dead_experts(view, _, report)
   local blocks, order = {}, {}
-  for _, rec in ipairs(view:modules()) do
+  for _, rec in ipairs((view:modules())) do
+    nffi.stop_check()
     local block, index, leaf = expert_of(rec.name)
     if block and rec.scheme then
       local key = block .. "\0" .. leaf
@@ -209,7 +212,7 @@ local function dead_experts(view, _, report)
     end
   end
 end
-require("nibble.ffi").interpreted(dead_experts)
+nffi.interpreted(dead_experts)
 
 return {
   { kind = "dead-expert-scale", about = "scales of 0, NaN or infinity of experts that calibration never reached", run = dead_experts },

@@ -75,6 +75,10 @@ function M.open(path)
   for _, f in ipairs(s.findings) do
     if lost[f.rule] then return nil, ("%s: %s; %s"):format(path, f.says, f.fix), "eformat" end
   end
+  if #s.tensors == 0 then
+    return nil, ("%s: %s names none of the weight files that are here; remove it, and they are taken as they are"):format(path,
+      s.index or "the index"), "eformat"
+  end
   local index = s.index and checkpoint.read_object(s.dir .. "/" .. s.index)
   s.map = index and type(index.weight_map) == "table" and index.weight_map or nil
   s.doubled = {}
@@ -102,10 +106,29 @@ end
 --- view:info(name) -> the tensor's record | nil
 function View.info(v, name) return v.by_name[name] end
 
+-- Mapped bytes that may stay resident: a copy reads the whole model.
+local resident_bytes = 64 * 2 ^ 20
+
+-- A mapped tensor is handed out; the pages of those before it need not stay.
+local function hand_out(v, t, bytes)
+  v.handed, v.first_handed, v.handed_bytes = v.handed or {}, v.first_handed or 1, (v.handed_bytes or 0) + bytes
+  v.handed[#v.handed + 1] = { t = t, bytes = bytes }
+  while v.handed_bytes > resident_bytes and v.first_handed < #v.handed do
+    local old = v.handed[v.first_handed]
+    old.t:drop()
+    v.handed_bytes, v.handed[v.first_handed], v.first_handed = v.handed_bytes - old.bytes, false, v.first_handed + 1
+  end
+  return t
+end
+
 --- view:read(info) -> tensor | nil, msg, code: of a record that the view has or had: mapped, or made from older ones.
 function View.read(v, info)
   local edit = info.edit
-  if not edit then return v.survey.parts[info.file]:tensor(info.name) end
+  if not edit then
+    local t, msg, code = v.survey.parts[info.file]:tensor(info.name)
+    if not t then return nil, msg, code end
+    return hand_out(v, t, info.bytes)
+  end
   if v.last ~= edit then
     local made, msg, code = edit.make()
     if not made then return nil, msg, code end
@@ -121,12 +144,12 @@ function View.tensor(v, name)
   return v:read(info)
 end
 
--- The formats remember what they found of an object as long as it lives: a changed view is another one.
-local function as_now(v) return setmetatable({}, { __index = v }) end
+--- view:as_now() -> the view as it is now, for what remembers an object as long as it lives: a changed view is another.
+function View.as_now(v) return setmetatable({}, { __index = v }) end
 
 --- view:modules() -> array of records, faults: formats.survey of the view as it is now.
 function View.modules(v)
-  if not v.found then v.found = { formats.survey(as_now(v)) } end
+  if not v.found then v.found = { formats.survey(v:as_now()) } end
   return v.found[1], v.found[2]
 end
 
@@ -144,7 +167,7 @@ end
 --- view:expected() -> module name -> {n, k, …}: what config.json means, where the architecture is known.
 function View.expected(v)
   local arch = v.config and models.of(v.config)
-  local e = arch and require("nibble.check.model").expected(arch, as_now(v))
+  local e = arch and require("nibble.check.model").expected(arch, v:as_now())
   return e and e.by or {}
 end
 
@@ -208,6 +231,35 @@ function View.set_config(v, key, value)
   v.config, msg, code = json.decode(made, "config.json")
   if not v.config then return nil, msg, code end
   if key == "quantization_config" then v.quantization = { config = v.config[key], source = "config.json:" .. key } end
+  changed(v)
+  return true
+end
+
+-- A copy of decoded JSON whose objects keep the order that they were read in: rules that come first count.
+local function in_order(value)
+  if type(value) ~= "table" or value == json.null then return value end
+  local out = json.is_array(value) and json.array {} or { __order = value.__order or json.keys(value) }
+  if json.is_array(value) then
+    for i, x in ipairs(value) do out[i] = in_order(x) end
+  else
+    for _, key in ipairs(json.keys(value)) do out[key] = in_order(value[key]) end
+  end
+  return out
+end
+
+--- view:quantization_copy() -> the quantization config, to be changed and given to set_quantization.
+function View.quantization_copy(v) return json.decode(json.encode(in_order(v.quantization.config))) end
+
+--- view:set_quantization(config) -> true | nil, msg, code: where the quantization config lies, config.json or a side file.
+function View.set_quantization(v, config)
+  local source = v.quantization.source
+  if source == "config.json:quantization_config" then return v:set_config("quantization_config", in_order(config)) end
+  if not v.texts[source] then
+    return nil, ("the quantization config lies in %s, where nibble changes nothing; move it to quantization_config"):format(source),
+      "eunsupported"
+  end
+  v.texts[source] = json.encode(in_order(config), { indent = 2 }) .. "\n"
+  v.quantization = { config = json.decode(v.texts[source]), source = source }
   changed(v)
   return true
 end

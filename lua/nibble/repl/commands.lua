@@ -28,7 +28,7 @@ local function trace(session) session:say(session.trace or "no error so far") en
 -- Runs an expression or statement once: seconds, what it allocated, and the rate of what it gave.
 local function time(session, code)
   if code == "" then return session:complain ":time needs something to run: :time w:quantize{scheme = \"W4A16\"}" end
-  local chunk, msg = session:chunk(code)
+  local chunk, msg, assigns = session:chunk(code)
   if not chunk then return session:complain(msg) end
   collectgarbage()
   local heap, tensors, start = collectgarbage "count" * 1024, tonumber(C.nb_live_bytes()), C.nb_now()
@@ -40,7 +40,7 @@ local function time(session, code)
     "Lua " .. units.bytes(math.max(0, heap)), "tensors " .. units.bytes(math.max(0, tensors)) }
   local bytes = require("nibble.repl.memory").bytes_of(values[1])
   if bytes and bytes > 0 then parts[#parts + 1] = units.rate(bytes, seconds) .. " of what it gave" end
-  session:show(values)
+  if not assigns or values[1] == nil then session:show(values) end
   session:say(table.concat(parts, "  "))
 end
 

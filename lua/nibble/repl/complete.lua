@@ -1,13 +1,9 @@
 -- complete: what Tab offers: names, fields and methods after . and :, modules and tensors inside m["…, options inside
 -- of a call's table, their values, paths, recipes, commands.
---
--- Types take part by their metatable: __methods, a table whose keys are method
--- names; __fields, an array of tables whose keys are fields; and __names(value),
--- the names that value["..."] takes.
-local ffi = require "ffi"
 local context_m = require "nibble.repl.context"
+local reflect = require "nibble.repl.reflect"
 
-local M = { chain = context_m.chain }
+local M = { chain = context_m.chain, value_of = reflect.value_of, keys_of = reflect.keys_of }
 
 local NAME = "[%a_][%w_]*"
 
@@ -15,63 +11,6 @@ local keywords = {
   "and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in", "local", "nil", "not", "or",
   "repeat", "return", "then", "true", "until", "while",
 }
-
--- ---- values ------------------------------------------------------------------------------------------
-
-local function metatable_of(value)
-  if type(value) == "cdata" then
-    local ok, tensor = pcall(require, "nibble.tensor")
-    return ok and ffi.istype(tensor.type, value) and { __methods = tensor.methods } or nil
-  end
-  local mt = getmetatable(value)
-  return type(mt) == "table" and mt or nil
-end
-
--- What stands for a field that would have to be computed: a quantized module's dequantized weight.
-local function stand_in(value, key)
-  local mt = type(value) == "table" and metatable_of(value)
-  local fields = mt and rawget(mt, "__fields")
-  if not fields or rawget(value, key) ~= nil or not fields[2] or not fields[2][key] or not fields[1].scheme then return nil end
-  if key == "weight" then return require("nibble.tensor").type() end
-  return setmetatable({}, { __methods = require("nibble.quantized").methods })
-end
-
---- value_of(keys, env) -> the value of a chain in env, without raising anything or computing a weight; nil when
--- there is none.
-function M.value_of(keys, env)
-  local value = env
-  for _, key in ipairs(keys) do
-    local ok, found = pcall(function()
-      local instead = stand_in(value, key)
-      if instead ~= nil then return instead end
-      return value[key]
-    end)
-    if not ok or found == nil then return nil end
-    value = found
-  end
-  return value
-end
-
---- keys_of(value) -> set of the names that value.NAME may take -> whether each is a method.
-function M.keys_of(value)
-  local out = {}
-  local function add(t)
-    if type(t) ~= "table" then return end
-    for k, v in pairs(t) do
-      if type(k) == "string" and k:match("^" .. NAME .. "$") and not k:match "^__" and out[k] == nil then out[k] = type(v) == "function" end
-    end
-  end
-  if type(value) == "table" then add(value) end
-  local mt = type(value) == "string" and { __methods = string } or metatable_of(value)
-  if mt then
-    for _, fields in ipairs(rawget(mt, "__fields") or {}) do
-      for k in pairs(fields) do out[k] = false end
-    end
-    add(rawget(mt, "__methods"))
-    add(rawget(mt, "__index"))
-  end
-  return out
-end
 
 -- ---- candidates ----------------------------------------------------------------------------------------
 -- Each kind returns {from = where in the text the token begins, words = what it may become, …} or nil.
@@ -103,7 +42,7 @@ end
 
 -- The names that value["…"] takes.
 local function named(value, partial)
-  local mt = value ~= nil and metatable_of(value)
+  local mt = value ~= nil and reflect.metatable_of(value)
   if mt and rawget(mt, "__names") and rawget(value, "handle") then
     return require("nibble.repl.names").complete(value, partial)
   end
@@ -202,13 +141,22 @@ local function option_words(text, context, call, env)
   return { from = #text - #partial + 1, words = words, about = about }
 end
 
+-- The value of the expression at the end of text; of a call what its function says that it gives.
+local function value_at(text, env)
+  local keys = M.chain(text)
+  if keys then return M.value_of(keys, env) end
+  local callee = text:match "^(.*[%w_\"%]])%s*%b()$" or text:match "^(.*[%w_\"%]])%s*%b{}$"
+  keys = callee and M.chain(callee)
+  local f = keys and M.value_of(keys, env)
+  return f and reflect.result_of(f)
+end
+
 local function code_words(text, context, env)
   local base, separator, partial = text:match("^(.*)([.:])(" .. NAME .. ")$")
   if not base then base, separator, partial = text:match "^(.*)([.:])()$" end
   if base and not base:find "%.$" then
     if type(partial) == "number" then partial = "" end
-    local keys = M.chain(base)
-    local value = keys and M.value_of(keys, env)
+    local value = value_at(base, env)
     if value == nil then return { from = #text + 1, words = {} } end
     return { from = #text - #partial + 1, words = beginning(listed(M.keys_of(value), separator == ":"), partial) }
   end

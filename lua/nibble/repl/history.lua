@@ -32,8 +32,8 @@ function M.open(edit, limit)
   if not path then return function() end end
   local count = lines_in(path)
   if count then
-    edit.read_history(path)
-    if count > 2 * limit then edit.write_history(path) end
+    local read = edit.read_history(path) == 0
+    if read and count > 2 * limit then edit.write_history(path) end
   end
   return function(text)
     local f = io.open(path, "ab")

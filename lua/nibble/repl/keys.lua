@@ -44,6 +44,28 @@ local function sequence()
   return table.concat(out)
 end
 
+local characters = { "^[\194-\223][\128-\191]", "^\224[\160-\191][\128-\191]", "^\237[\128-\159][\128-\191]",
+  "^[\225-\236\238\239][\128-\191][\128-\191]", "^\240[\144-\191][\128-\191][\128-\191]",
+  "^[\241-\243][\128-\191][\128-\191][\128-\191]", "^\244[\128-\143][\128-\191][\128-\191]" }
+
+-- Bytes above ASCII as UTF-8; what is none becomes U+FFFD.
+local function as_utf8(run)
+  local out, at = {}, 1
+  while at <= #run do
+    local found
+    for _, pattern in ipairs(characters) do found = found or run:match(pattern, at) end
+    out[#out + 1] = found or "\239\191\189"
+    at = at + #(found or "x")
+  end
+  return table.concat(out)
+end
+
+--- text(bytes) -> what an editor can hold of bytes: lines end in \n, no control characters but that and Tab, UTF-8.
+function M.text(bytes)
+  local lines = bytes:gsub("\r\n?", "\n"):gsub("[%z\1-\8\11-\31\127]", "")
+  return (lines:gsub("[\128-\255]+", as_utf8))
+end
+
 -- What was pasted, up to the mark of its end; nil when Ctrl-C came instead.
 local function pasted()
   local out, last = {}, ""
@@ -56,7 +78,27 @@ local function pasted()
       last = (last .. out[#out]):sub(-#PASTE_ENDS)
     end
   end
-  return (table.concat(out):gsub("\27%[201~$", ""))
+  return M.text((table.concat(out):gsub("\27%[201~$", "")))
+end
+
+local UNKNOWN = 0xfffd -- in place of what is no UTF-8
+
+-- The character that begins with byte c; a byte that doesn't belong to it goes into the queue.
+local function character(c, queue)
+  local more = c >= 0xf0 and 3 or c >= 0xe0 and 2 or c >= 0xc0 and 1 or 0
+  if more == 0 or c > 0xf4 then return UNKNOWN end
+  local code = bit.band(c, bit.rshift(0x3f, more))
+  for _ = 1, more do
+    local follows = ready(SEQUENCE_MS) and byte()
+    if not follows then return UNKNOWN end
+    if follows < 0x80 or follows >= 0xc0 then
+      queue[#queue + 1] = follows
+      return UNKNOWN
+    end
+    code = code * 64 + bit.band(follows, 0x3f)
+  end
+  local surrogate = code >= 0xd800 and code < 0xe000
+  return (code > 0x10ffff or surrogate) and UNKNOWN or code
 end
 
 --- reader(state) -> function() -> code point, or -1 at the end of the input and when Ctrl-C came (libedit itself
@@ -87,11 +129,7 @@ function M.reader(state)
       end
       for i = 1, #rest do queue[i] = rest:byte(i) end
     end
-    if c < 0xc0 then return c end
-    local more = c >= 0xf0 and 3 or c >= 0xe0 and 2 or 1
-    local code = bit.band(c, bit.rshift(0x3f, more))
-    for _ = 1, more do code = code * 64 + bit.band(byte() or 0, 0x3f) end
-    return code
+    return c < 0x80 and c or character(c, queue)
   end
   return function()
     if queue[1] then return table.remove(queue, 1) end

@@ -96,7 +96,6 @@ local function between_keys(edit, state)
   local columns, rows = terminal.size(1)
   local last_look
   function state.paste(text)
-    text = text:gsub("\r\n?", "\n"):gsub("%z", "")
     text = require("nibble.repl.pieces").clean(text):gsub("%s*\n%s*$", "")
     edit.rl_insert_text(text)
   end
@@ -195,7 +194,7 @@ end
 -- remember(text) enters it into the history. complete(line, word) -> {insert = text that takes word's place | nil,
 -- show = text below the line | nil} | nil.
 function M.reader(complete)
-  if terminal.draws(0) and terminal.draws(1) then
+  if terminal.draws(0) and terminal.draws(1) and (os.getenv "TERM" or "") ~= "" then
     local read, remember = edited(complete)
     if read then return read, remember end
   end

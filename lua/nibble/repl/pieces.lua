@@ -25,7 +25,7 @@ end
 function M.special(line)
   if line:match "^%s*:%a" or line:match "^%s*%?" or line:match "^%s*!" then return true end
   local word = line:match "^%s*(%a+)%s*$"
-  return word == "exit" or word == "quit" or (line:match "^%s*[%w_.:]+%?%s*$") ~= nil
+  return word == "exit" or word == "quit" or (line:match "^%s*[%w_.:-]+%?%s*$") ~= nil
 end
 
 --- compile(text, name) -> function | nil, msg, whether more lines could make it whole
@@ -39,6 +39,14 @@ function M.compile(text, name)
   local as_expression = msg:find(unfinished, 1, true) ~= nil
   local open = (as_expression or why:find(unfinished, 1, true) ~= nil) and text:find "%S" ~= nil
   return nil, as_expression and msg or why, open
+end
+
+--- assignment(text, name) -> function | nil: of one assignment to a name or field, returns the value and what came
+-- with it: m = open "none" would lose the reason why m is nil.
+function M.assignment(text, name)
+  local target, value = text:match "^%s*([%a_][%w_.]*)%s*=([^=].*)$"
+  if not target or not loadstring("return " .. value) then return nil end
+  return (loadstring(("local _v, _why =%s\n%s = _v return _v, _why"):format(value, target), name))
 end
 
 -- A piece and whether it is whole (true), could become it (false), or never will (nil, msg).

@@ -2,7 +2,7 @@
 -- checkpoint that the session was started with, `_`, `__`, `___` the last values.
 --
 -- A session is a table: env (its names), read and remember (line.lua), pieces (what ran, by number), trace (of the
--- last error), errors (how many), person (whether someone types), log (transcript.lua).
+-- last error), errors (how many), last_text (what ran last, right or wrong), person (whether someone types), log (transcript.lua).
 local nffi = require "nibble.ffi"
 local C = nffi.C
 local pieces = require "nibble.repl.pieces"
@@ -39,7 +39,11 @@ local function show_values(session, values)
   -- nil, msg: the world's failure, told as such
   if values[1] == nil and type(values[2]) == "string" then return session:complain(values[2]) end
   local printer, out, env = require("nibble.repl.show").value, {}, session.env
-  for i = 1, values.n do out[i] = printer(values[i]) end
+  for i = 1, values.n do
+    local v = values[i]
+    local signature = type(v) == "function" and require("nibble.repl.help").signature(v)
+    out[i] = signature and "function: " .. signature or printer(v)
+  end
   env.___, env.__, env._ = env.__, env._, values[1]
   session:say(table.concat(out, "\t"))
 end
@@ -87,27 +91,45 @@ end
 --- session:show(values): what a piece gave, {n =, values…}; an error in a value's own text is told too.
 function session_mt.show(session, values) session:protected(show_values, session, values) end
 
---- session:chunk(text) -> function | nil, msg: a piece of Lua with the session's names.
+--- session:chunk(text) -> function, nil, whether it assigns | nil, msg: a piece of Lua with the session's names.
+-- One that assigns gives the value and, as nil, msg, why there is none.
 function session_mt.chunk(session, text)
   local number = #session.pieces + 1
   session.pieces[number] = text
-  local chunk, msg = pieces.compile(text, ("=session[%d]"):format(number))
+  local name = ("=session[%d]"):format(number)
+  local assigns = pieces.assignment(text, name)
+  local chunk, msg = assigns, nil
+  if not chunk then chunk, msg = pieces.compile(text, name) end
   if not chunk then return nil, sentence(session, msg) end
-  return setfenv(chunk, session.env)
+  return setfenv(chunk, session.env), nil, assigns ~= nil
 end
 
 local function run_piece(session, text)
-  if pieces.special(text) and not text:find "\n" then return require("nibble.repl.commands").run(session, text) end
-  local chunk, msg = session:chunk(text)
+  if pieces.special(text) and not text:find "\n" then
+    local done = session:protected(require("nibble.repl.commands").run, session, text)
+    return done and done[1]
+  end
+  local chunk, msg, assigns = session:chunk(text)
   if not chunk then return session:complain(msg) end
   local values = session:protected(chunk)
   if not values then return "failed" end
+  if assigns then
+    if values[1] ~= nil or type(values[2]) ~= "string" then return end
+    session:complain(values[2])
+    return "failed"
+  end
   session:show(values)
+  local name = session.person and not session.told_local and text:match "^%s*local%s+([%a_][%w_]*)%s*=[^\n]*$"
+  if name then
+    session.told_local = true
+    session:say(("(%s is gone with its line; without `local` it stays)"):format(name))
+  end
 end
 
 --- session:run(text) -> "exit" | nil: all pieces of text, to the first that fails.
 function session_mt.run(session, text)
   local list, msg = pieces.split(text)
+  if not pieces.special(text) then session.last_text = text end
   if not list then
     if not msg then msg = select(2, pieces.compile(text, "=session")) end
     return session:complain(sentence(session, msg, text))

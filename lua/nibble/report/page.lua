@@ -19,7 +19,7 @@ end
 
 -- The answer for one model on one text.
 local function sentence(group, several)
-  local what = "<em>" .. html(group.model_name) .. "</em>" .. (several and " on " .. html(group.text_name) or "")
+  local what = "<em>" .. html(group.model_name) .. "</em>" .. (several and " on " .. html(group.on) or "")
   local best, nearest = group.best, group.nearest
   if best then
     return ("%s keeps %s within 1 %% of the unquantized perplexity (%s, %s) at the fewest bits: <b>%s bits per weight</b>, %s."):format(
@@ -43,7 +43,7 @@ local function answer(groups)
     if i <= SENTENCES then out[i] = "<p>" .. sentence(group, #groups > 1) .. "</p>" end
   end
   if #groups > SENTENCES then
-    out[#out + 1] = ("<p>%d more pairs of model and text are below.</p>"):format(#groups - SENTENCES)
+    out[#out + 1] = ("<p>And %d more below.</p>"):format(#groups - SENTENCES)
   end
   return '<div class="answer">' .. table.concat(out, "\n") .. "</div>\n"
 end
@@ -112,7 +112,7 @@ local function size_section(rows, groups)
   for _, group in ipairs(groups) do
     local pictures = #group.front > 0 and scatter.svg(group, shape) or ""
     if pictures ~= "" then
-      out[#out + 1] = table.concat { '<figure class="group"><figcaption><b>', html(group.model_name), "</b> on ", html(group.text_name),
+      out[#out + 1] = table.concat { '<figure class="group"><figcaption><b>', html(group.model_name), "</b> on ", html(group.on),
         '</figcaption><div class="pair"><div class="pictures">', pictures, "</div>", front_table(group), "</div></figure>\n" }
     end
   end

@@ -9,7 +9,7 @@ local M = {}
 local finite = format.finite
 
 -- How much of a recipe's text and of a message the page keeps.
-local RECIPE_MOST, MESSAGE_MOST, NAME_MOST = 20000, 4000, 300
+local RECIPE_MOST, MESSAGE_MOST, NAME_MOST = 20000, 1500, 300
 
 local function text(v, most) return type(v) == "string" and v ~= "" and format.clean(v, most or NAME_MOST) or nil end
 local function number(v) return type(v) == "number" and v or nil end
@@ -157,11 +157,17 @@ local function fill(group)
   group.best, group.nearest = best_of(group)
 end
 
+-- ", 32 windows of 2048 tokens"
+local function windows_text(group)
+  local context, windows = finite(group.context), finite(group.windows)
+  return (context and ", %s of %.0f tokens" or ""):format(windows and ("%.0f windows"):format(windows) or "all windows", context)
+end
+
 --- new(results) -> rows, groups
 -- rows: in the table's order, whatever the results' order was, each with i (1-based), group, name (recipe and
 -- settings), and figures as numbers or nil.
--- groups: {model=, text=, rows=, reference=row|nil, ppl= of the unquantized, front=, best= within 1 % at the fewest bits,
--- nearest= the smallest ratio}.
+-- groups: {model=, model_name=, on= the text and, where it was read in several ways, how, rows=, reference=row|nil, ppl= of the
+-- unquantized, front=, best= within 1 % at the fewest bits, nearest= the smallest ratio}.
 function M.new(results)
   local rows = {}
   for place, r in ipairs(results) do
@@ -186,7 +192,16 @@ function M.new(results)
     group.rows[#group.rows + 1] = row
     row.group = group
   end
-  for _, group in ipairs(groups) do fill(group) end
+  local same = {} -- one text read in two ways
+  for _, group in ipairs(groups) do
+    fill(group)
+    local key = group.model .. "\0" .. group.rows[1].text
+    same[key] = (same[key] or 0) + 1
+  end
+  for _, group in ipairs(groups) do
+    group.on = group.text_name
+    if same[group.model .. "\0" .. group.rows[1].text] > 1 then group.on = group.on .. windows_text(group) end
+  end
   return rows, groups
 end
 

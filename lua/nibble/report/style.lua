@@ -72,7 +72,7 @@ footer p{max-width:75em}button,select,input{font:inherit;color:inherit}
 figure{margin:0 0 24px;background:var(--panel);border:1px solid var(--rule);border-radius:10px;padding:16px 18px}
 figcaption{margin-bottom:10px;color:var(--muted);overflow-wrap:anywhere}figcaption b{color:var(--ink)}
 .pair{display:flex;flex-wrap:wrap;gap:16px 32px;align-items:flex-start}
-.pictures{flex:1 1 460px;min-width:0;max-width:700px}svg{display:block;width:100%;height:auto}
+.pictures{flex:1 1 460px;min-width:0;max-width:640px}svg{display:block;width:100%;height:auto}
 svg.symbols{position:absolute;width:0;height:0}svg text{font-size:12px;fill:var(--muted)}svg .e{text-anchor:end}
 svg .m{text-anchor:middle}svg .a{fill:var(--ink);font-weight:600}svg .name{font-size:11.5px;fill:var(--ink)}
 svg .best{font-weight:700;fill:var(--accent)}svg .reft{font-size:11px}.grid{stroke:var(--rule);fill:none}

@@ -75,8 +75,8 @@ end
 
 local said = { worse = "worse", mixed = "traded", better = "better", new = "new", vanished = "vanished", same = "same" }
 
--- "6.2500 (+0.12)" of a figure that both have; bad when it moved the wrong way.
-local function figure(item, field, kind, larger_is_better)
+-- "6.2500 +0.12" of a figure that both have; judged: "bad" when it moved the wrong way, "good" when the right one.
+local function figure(item, field, kind, better)
   local row, was = item.row or item.was, item.row and item.was
   local text = number(kind, row[field])
   local a, b = format.finite(row[field]), was and format.finite(was[field])
@@ -86,7 +86,8 @@ local function figure(item, field, kind, larger_is_better)
   end
   local change = a - b
   local delta = kind == "ppl" and b ~= 0 and format.percent(change / math.abs(b)) or format.signed(kind, change)
-  return ('<td>%s <small class="%s">%s</small>'):format(text, ((change > 0) == (larger_is_better or false)) and "good" or "bad", delta)
+  local judged = better and ((change > 0) == (better == "larger") and "good" or "bad") or ""
+  return ('<td>%s <small class="%s">%s</small>'):format(text, judged, delta)
 end
 
 local function change_line(item)
@@ -100,7 +101,8 @@ local function change_line(item)
       name_of { recipe = row.recipe, set = row.set }, html(row.model), html(row.model_name), html(row.text), html(row.text_name),
       said[item.kind], #why > 0 and " <small>" .. table.concat(why, "; ") .. "</small>" or ""),
     row.status == "failed" and item.kind ~= "vanished" and ('<td colspan="4" class="message">%s'):format(html(row.message))
-      or figure(item, "bits", "bits") .. figure(item, "ppl", "ppl") .. figure(item, "kl", "kl") .. figure(item, "sqnr", "db", true),
+      or figure(item, "bits", "bits", "smaller") .. figure(item, "ppl", "ppl", "smaller") .. figure(item, "kl", "kl", "smaller")
+        .. figure(item, "sqnr", "db", "larger"),
     figure(item, "seconds", "seconds"), "\n",
   }
 end

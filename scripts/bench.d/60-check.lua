@@ -28,7 +28,8 @@ local function make_float(dir)
 end
 
 local function make_quantized(from, dir, format, scheme)
-  local recipe = assert(nb.recipe { name = "bench", scheme = scheme, group = scheme:find "W4" and 128 or nil, method = "rtn", output = { format = format } })
+  local recipe = assert(nb.recipe { name = "bench", scheme = scheme,
+    group = scheme:find "W4" and 128 or nil, method = "rtn", output = { format = format } })
   assert(assert(nb.plan(recipe, assert(nb.open(from)))):run(dir))
 end
 

@@ -216,14 +216,14 @@ local function build(ck, faults)
   return { list = list, by_name = by_name, format = f, settings = st }
 end
 
--- All that it makes stays: the collector, which would look at it again and again, rests meanwhile.
+-- From this many tensors on the collector rests meanwhile: all that is made stays.
+local MANY = 4096
+
 local function opened(ck)
   local all = cache[ck]
   if all then return all end
-  collectgarbage "stop"
-  local done, found, msg, code = pcall(build, ck)
-  collectgarbage "restart"
-  if not done then error(found, 0) end
+  local found, msg, code
+  if (ck.count or 0) >= MANY then found, msg, code = nffi.uncollected(build, ck) else found, msg, code = build(ck) end
   if not found then return nil, msg, code end
   cache[ck] = found
   return found

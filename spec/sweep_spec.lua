@@ -154,6 +154,12 @@ describe("shards", function()
     local ppl = function(d) return (files.read(d .. "/results.jsonl"):gsub('"seconds":.-"processor"', "")) end
     assert.equal(ppl(done), ppl(dir))
   end)
+
+  it("as jobs side by side", function()
+    local dir = fresh()
+    assert.equal(1, sweep(of(small .. " " .. other .. " " .. wrong, "--jobs 3 --out " .. dir)).status)
+    assert.same(figures(done), figures(dir))
+  end)
 end)
 
 describe("--set", function()

@@ -8,7 +8,8 @@ local tensor = require "nibble.tensor"
 local terminal = require "nibble.terminal"
 local text = require "nibble.text"
 local units = require "nibble.units"
-local C = require("nibble.ffi").C
+local nffi = require "nibble.ffi"
+local C = nffi.C
 
 local M = {}
 
@@ -211,6 +212,7 @@ function M.is_list(x) return getmetatable(x) == List end
 local function keep(list, test)
   local out = {}
   for _, rec in ipairs(list) do
+    nffi.stop_check()
     if test(rec) then out[#out + 1] = rec end
   end
   return out

@@ -179,6 +179,10 @@ describe("check's values", function()
     only(ck, "zero-points-wrapped", "warning", "1 zero%-point is stored as 15, which stands for 0 or for 16")
     gptq.sym = true
     only(one("gptq", "W4A16 g32 asym", gptq, "f16"), "zero-points", "error", "zero%-point of row %d+, group %d is")
+    ck, tensors = one("gptq", "W4A16 g32 sym", gptq, "f16")
+    assert.same({}, findings(ck))
+    tensors[up .. ".qzeros"]:fill(-0x77777778) -- eights, as gptq_v2 stores them
+    only(ck, "zero-points", "error", "zero%-point of row 0, group 0 is 9 and not 8")
     gptq.sym = false
   end)
 

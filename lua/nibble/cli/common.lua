@@ -43,6 +43,22 @@ function M.with_progress(job)
   return unpack(results, 2, 4)
 end
 
+--- must(value, msg) -> value; nil raises msg, and false is a value.
+function M.must(value, msg)
+  if value == nil then error(msg, 0) end
+  return value
+end
+
+--- submitted(jobs, dir, values) -> status: says what Slurm will do, and where to look.
+function M.submitted(jobs, dir, values)
+  if values.json then
+    io.write(require("nibble.json").encode { array = jobs.array, merge = jobs.merge, tasks = jobs.tasks, logs = dir }, "\n")
+  else
+    io.write(require("nibble.slurm").how_to_look(jobs, dir), "\n")
+  end
+  return 0
+end
+
 -- The figures of a result: what a document can hold of it.
 local function figures(result)
   local out = {}

@@ -435,6 +435,16 @@ int nb_file_stamp(int64_t *bytes, int64_t *changed_ns, const char *path);
 /* order[i] = index of the name that comes i-th in natural order: bytes as bytes, runs of
  * digits as numbers ("layers.2" before "layers.10"), leading zeroes last of all. */
 int nb_natural_order(int64_t *order, const nb_text *names, int64_t count);
+/* Names of tensors by module, modules in natural order (io/modules.c): order[i] the tensor that comes i-th,
+ * module[i] the number of its module, from 0, module_bytes[i] how much of its name is the module's: what precedes
+ * the last dot, or all of it where there is none or what follows is one of `whole`. */
+int nb_module_order(int64_t *order, int64_t *module, int64_t *module_bytes, const nb_text *tensors,
+                    int64_t count, const nb_text *whole, int64_t whole_count);
+/* Names that differ in numbers only (a number: a part between dots, of 1 to 15 digits) and are of one kind
+ * are a group (io/modules.c): group [count] its number, from 0 in order of appearance; numbers (I64, made here)
+ * from starts[i] to starts[i+1] (starts: [count+1]) those of name i. */
+int nb_name_groups(int32_t *group, int64_t *starts, nb_tensor *numbers, const nb_text *names,
+                   const int32_t *kinds, int64_t count);
 /* Columns that UTF-8 text takes on a terminal (io/unicode.c): 2 for wide characters, 0 for what combines,
  * for control characters and for colours (ESC [ … m); 1 for a byte that is no UTF-8. */
 int64_t nb_text_columns(const char *text, int64_t bytes);

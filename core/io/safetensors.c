@@ -30,6 +30,9 @@ typedef struct reader {
   int64_t data_begin, data_bytes, first; /* first: number of this file's first tensor */
   nb_text name;                          /* the current tensor's */
   char shown[ST_SHOW];                   /* the same, for sentences */
+  char last_dtype_name[64];              /* most tensors have the dtype of the one before */
+  int64_t last_dtype_bytes;
+  int16_t last_dtype;
 } reader;
 
 static const char *who(reader *r) { return nb_text_show(r->name, r->shown, sizeof r->shown); }
@@ -46,6 +49,11 @@ static int read_dtype(reader *r, st_record *t) {
   nb_text text;
   char shown[64], name[64], *c = name;
   if (!nb_scan_string(&r->scan, &text)) return not_json(r);
+  if (r->last_dtype_bytes && text.bytes == r->last_dtype_bytes &&
+      memcmp(text.data, r->last_dtype_name, (size_t)text.bytes) == 0) {
+    t->dtype = r->last_dtype;
+    return NB_OK;
+  }
   int dtype = -1;
   if (text.bytes < (int64_t)sizeof name) {
     for (int64_t i = 0; i < text.bytes; i++) *c++ = text.data[i];
@@ -59,7 +67,9 @@ static int read_dtype(reader *r, st_record *t) {
                    "%s: tensor %s has the unknown dtype \"%s\"; expected one of safetensors' (F32, BF16, "
                    "I32, U8, F8_E4M3, ...)",
                    r->path, who(r), nb_text_show(text, shown, sizeof shown));
-  t->dtype = (int16_t)dtype;
+  t->dtype = r->last_dtype = (int16_t)dtype;
+  r->last_dtype_bytes = text.bytes;
+  memcpy(r->last_dtype_name, name, (size_t)text.bytes);
   return NB_OK;
 }
 

@@ -143,7 +143,9 @@ local function run_command(name, argv, at)
   end
   if values.threads then nffi.C.nb_threads_set(values.threads) end
   nffi.C.nb_stop_install_batch() -- a session ends by them, as other programs do
-  return guarded(c, c.run, values)
+  local status = guarded(c, c.run, values)
+  M.ends_at_once = c.only_reads
+  return status
 end
 
 local function exists(path)
@@ -208,6 +210,8 @@ function M.main(argv)
   local status = dispatch(argv)
   local written, why = io.stdout:flush()
   if not written and status == 0 then return M.fail("cannot write the output: " .. tostring(why)) end
+  -- Nothing is open for writing: the system takes the memory back at once, Lua would value by value.
+  if M.ends_at_once then os.exit(status) end
   return status
 end
 

@@ -197,6 +197,18 @@ local function check_options(o)
   end
 end
 
+--- judge(accept, result) -> nil, or the sentence of a bound that was missed
+-- accept: a recipe's (ppl_ratio, kl); result: of run with against.
+function M.judge(accept, result)
+  local ratio = result.ppl_against and result.ppl / result.ppl_against
+  if accept.ppl_ratio and ratio and not (ratio <= accept.ppl_ratio) then
+    return ("perplexity is %.4f times the original's, the recipe accepts %g or less"):format(ratio, accept.ppl_ratio)
+  end
+  if accept.kl and result.kl and not (result.kl <= accept.kl) then
+    return ("KL divergence is %.5f, the recipe accepts %g or less"):format(result.kl, accept.kl)
+  end
+end
+
 --- run{model=, text=|ids=, context=2048, against=nil, activations="stored", through="reference", bos=nil, windows=nil,
 --    per_token=false, progress=nil} -> result | nil, msg, code
 -- model, against: opened checkpoints, of any readable format; the KL divergence is

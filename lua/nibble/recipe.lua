@@ -324,18 +324,29 @@ function M.bounded(f, ...)
   return ok, result
 end
 
+-- The text and path of a recipe that `from` (a path, or "" for the caller) asks for by name. sources.given, an earlier
+-- recipe's list, goes before the files; sources.list keeps what was found.
+local function source(sources, name, from)
+  local text, path
+  for _, s in ipairs(sources.given or {}) do
+    if s.name == name and s.from == from then text, path = s.text, s.path end
+  end
+  if not text then text, path = find(name, from ~= "" and (from:match "^(.*/)" or "") or nil) end
+  if text then table.insert(sources.list, { name = name, from = from, path = path, text = text }) end
+  return text, path
+end
+
 -- Runs a recipe's text with only math, string and recipe in reach, and not for ever.
-local function evaluate(text, path, open_files)
+local function evaluate(text, path, open_files, sources)
   local chunk, syntax = loadstring(text, "@" .. path)
   if not chunk then return nil, "recipe " .. syntax end
-  local dir = path:match "^(.*/)" or ""
   local env = { math = with(math, {}), string = with(string, {}) } -- copies: ours must stay whole
   env.recipe = function(name)
     if type(name) ~= "string" then error("recipe expects a name, found a " .. type(name), 2) end
-    local base_text, base_path = find(name, dir)
+    local base_text, base_path = source(sources, name, path)
     if not base_text then error(("recipe %q was not found%s"):format(name, base_path), 2) end
     if open_files[base_path] then error(("recipe %q inherits from itself"):format(name), 2) end
-    local base, msg = evaluate(base_text, base_path, with(open_files, { [base_path] = true }))
+    local base, msg = evaluate(base_text, base_path, with(open_files, { [base_path] = true }), sources)
     if not base then error(msg, 0) end
     local copy, why = copy_of(base, base_path)
     if copy == nil then error(why, 0) end
@@ -372,19 +383,22 @@ local function assign(r, key, value)
   return true
 end
 
---- recipe(path | name | table [, {set = {["output.shard"] = "1GB"}}]) -> recipe | nil, msg, "einval"
+--- recipe(path | name | table [, {set = {["output.shard"] = "1GB"}, sources =}]) -> recipe | nil, msg, "einval"
 -- Reads and checks a recipe. Unknown keys, wrong types and broken patterns are
 -- refused with the place and a suggestion. A name without a path is looked for
 -- among the recipes that ship with nibble. set: values that override the file's.
+-- r.sources: the texts it was made of, its own first, as {name, from, path, text}; given as an option they are taken
+-- instead of the files, so that a recipe can be kept as data.
 function M.load(what, options)
   local r, path, text = what, "recipe", nil
+  local sources = { list = {}, given = options and options.sources }
   if type(what) == "string" then
-    text, path = find(what)
+    text, path = source(sources, what, "")
     if not text then
       return nil, ("recipe %s was not found%s; give a path, or a name from recipes/"):format(what, path), "einval"
     end
     local msg
-    r, msg = evaluate(text, path, { [path] = true })
+    r, msg = evaluate(text, path, { [path] = true }, sources)
     if r == nil then return nil, msg or ("recipe %s returns nothing; end it with return { … }"):format(path), "einval" end
   end
   local why
@@ -397,7 +411,7 @@ function M.load(what, options)
   local ok, msg = check(path, r)
   if not ok then return nil, msg, "einval" end
   r.name = r.name or path:gsub("^.*/", ""):gsub("%.lua$", "")
-  return setmetatable(r, { __index = { path = path, text = text }, __tostring = M.describe })
+  return setmetatable(r, { __index = { path = path, text = text, sources = sources.list }, __tostring = M.describe })
 end
 
 -- A stable text of a value: what a plan's identity is hashed from. Functions

@@ -10,6 +10,15 @@ function M.width(text)
   return tonumber(C.nb_text_columns(text, #text))
 end
 
+--- printable(text) -> text whose control characters, which a file's names may hold, are replaced; colours stay.
+function M.printable(text)
+  if not text:find "[%z\1-\31\127\194]" then return text end
+  text = text:gsub("()([%z\1-\31\127])", function(at, c)
+    return not (c == "\27" and text:find("^%[[%d;]*m", at + 1)) and "�" or nil
+  end)
+  return (text:gsub("\194[\128-\159]", "�"))
+end
+
 -- Text as its characters and colours, each with its width.
 local function pieces(text)
   local out, at = {}, 1
@@ -22,11 +31,11 @@ local function pieces(text)
 end
 
 --- cut(text, columns [, middle]) -> text in at most so many columns: what is left out at the end, or in the middle,
--- is an ellipsis. Colours stay.
+-- is an ellipsis (in the middle: more of the end stays, which tells names apart). Colours stay.
 function M.cut(text, columns, middle)
   if M.width(text) <= columns then return text end
   if columns < 1 then return "" end
-  local head = middle and math.floor((columns - 1) / 2) or columns - 1
+  local head = middle and math.floor((columns - 1) / 3) or columns - 1
   local list, out, used = pieces(text), {}, 0
   local tail_first, tail = #list + 1, columns - 1 - head
   while tail_first > 1 and list[tail_first - 1][2] <= tail do
@@ -47,45 +56,59 @@ end
 -- A name is not cut below this many columns as long as another column can give way.
 local LEAST_NAME = 24
 
+-- How many columns of the terminal too many a line of such cells takes.
+local function excess(widths, width)
+  local sum = 2 * (#widths - 1)
+  for _, w in ipairs(widths) do sum = sum + w end
+  return sum - width
+end
+
 -- Column widths that fit into `width`: names (the first column) shortened first, then the last column where it is
 -- text, then columns given up from the right, and names again.
 local function fit(widths, align, width)
-  local function excess()
-    local sum = 2 * (#widths - 1)
-    for _, w in ipairs(widths) do sum = sum + w end
-    return sum - width
-  end
   local function shrink(i, least)
-    widths[i] = math.max(math.min(widths[i], least), widths[i] - math.max(0, excess()))
+    widths[i] = math.max(math.min(widths[i], least), widths[i] - math.max(0, excess(widths, width)))
   end
   if #widths > 0 then shrink(1, LEAST_NAME) end
-  while excess() > 0 and #widths > 1 do
+  while excess(widths, width) > 0 and #widths > 1 do
     if align:sub(#widths, #widths) ~= "r" then shrink(#widths, LEAST_NAME) end
-    if excess() > 0 then widths[#widths] = nil end
+    if excess(widths, width) > 0 then widths[#widths] = nil end
   end
   if #widths > 0 then shrink(1, 1) end
 end
 
---- columns(rows, align [, width]) -> text: rows of cells, two blanks between columns.
+local function line_of(row, widths, align, width)
+  local line = {}
+  for i = 1, math.min(#row, #widths) do
+    local cell = M.printable(row[i])
+    if width then cell = M.cut(cell, widths[i], i == 1) end
+    local blanks = (" "):rep(widths[i] - M.width(cell))
+    line[i] = align:sub(i, i) == "r" and blanks .. cell or cell .. blanks
+  end
+  return (table.concat(line, "  "):gsub("%s+$", ""))
+end
+
+--- columns(rows, align [, width [, total]]) -> text: rows of cells, two blanks between columns.
 -- align: one letter per column, "l" or "r"; the last left column isn't padded. width: the columns of the terminal
 -- that it is cut to (terminal.width(); nil: not cut): names, in the first column, are shortened in the middle, a
--- last column of text at its end, and what still has no room is left out from the right.
-function M.columns(rows, align, width)
+-- last column of text at its end, and what still has no room is left out from the right. total: a last row that is
+-- always whole; where the table is cut it stands below it, as a line of its own.
+function M.columns(rows, align, width, total)
   local widths = {}
-  for _, row in ipairs(rows) do
-    for i, cell in ipairs(row) do widths[i] = math.max(widths[i] or 0, M.width(cell)) end
+  local function widen(row)
+    for i, cell in ipairs(row) do widths[i] = math.max(widths[i] or 0, M.width(M.printable(cell))) end
+  end
+  for _, row in ipairs(rows) do widen(row) end
+  local apart = total and width and excess(widths, width) > 0
+  if total and not apart then
+    widen(total)
+    apart = width and excess(widths, width) > 0
   end
   if width then fit(widths, align, width) end
   local out = {}
-  for r, row in ipairs(rows) do
-    local line = {}
-    for i = 1, math.min(#row, #widths) do
-      local cell = width and M.cut(row[i], widths[i], i == 1) or row[i]
-      local blanks = (" "):rep(widths[i] - M.width(cell))
-      line[i] = align:sub(i, i) == "r" and blanks .. cell or cell .. blanks
-    end
-    out[r] = (table.concat(line, "  "):gsub("%s+$", ""))
-  end
+  for r, row in ipairs(rows) do out[r] = line_of(row, widths, align, width) end
+  if apart then out[#out + 1] = table.concat(total, "  "):gsub("   +", "  ")
+  elseif total then out[#out + 1] = line_of(total, widths, align) end
   return table.concat(out, "\n") .. "\n"
 end
 

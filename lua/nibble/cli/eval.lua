@@ -48,14 +48,7 @@ local function missed(model, result)
   local checkpoint = require "nibble.checkpoint"
   local text = checkpoint.read_file(model.dir .. "/nibble.json")
   local certificate = text and require("nibble.json").decode(text)
-  local accept = type(certificate) == "table" and certificate.accept or {}
-  local ratio = result.ppl_against and result.ppl / result.ppl_against
-  if accept.ppl_ratio and ratio and not (ratio <= accept.ppl_ratio) then
-    return ("perplexity is %.4f times the original's, the recipe accepts %g or less"):format(ratio, accept.ppl_ratio)
-  end
-  if accept.kl and result.kl and not (result.kl <= accept.kl) then
-    return ("KL divergence is %.5f, the recipe accepts %g or less"):format(result.kl, accept.kl)
-  end
+  return require("nibble.eval").judge(type(certificate) == "table" and certificate.accept or {}, result)
 end
 
 function M.run(values)

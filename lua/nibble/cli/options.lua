@@ -5,7 +5,7 @@
 -- summary=, notes=, options={{"--json", doc=}, {"--out", "DIR", doc=, required=true},
 -- {"--set", "k=v", many=true, doc=}, {"--context", "N", number=true, doc=},
 -- {"--which", "WHICH", values={"this", "that"}, doc=}, {"--consumer", "NAME", words=function() -> array, doc=}}}.
--- values are all that there are; words are what a shell offers.
+-- values are all that there are; words are what a shell offers. internal=true: nibble's own, shown nowhere.
 local hint = require("nibble.text").hint
 
 local M = {}
@@ -27,7 +27,7 @@ end
 local function names(command)
   local out = {}
   for _, list in ipairs { command.options or {}, M.common } do
-    for _, option in ipairs(list) do out[#out + 1] = option[1] end
+    for _, option in ipairs(list) do out[#out + 1] = not option.internal and option[1] or nil end
   end
   return out
 end
@@ -135,7 +135,7 @@ function M.usage(command)
   end
   for _, option in ipairs(command.options or {}) do
     local text = option[1] .. (option[2] and " " .. option[2] or "")
-    parts[#parts + 1] = option.required and text or ("[%s]"):format(text)
+    if not option.internal then parts[#parts + 1] = option.required and text or ("[%s]"):format(text) end
   end
   return table.concat(parts, " ")
 end
@@ -149,7 +149,8 @@ function M.help(command)
   end
   for _, list in ipairs { command.options or {}, M.common } do
     for _, option in ipairs(list) do
-      out[#out + 1] = ("  %-20s %s"):format(option[1] .. (option[2] and " " .. option[2] or ""), option.doc)
+      local text = option[1] .. (option[2] and " " .. option[2] or "")
+      if not option.internal then out[#out + 1] = ("  %-20s %s"):format(text, option.doc) end
     end
   end
   return table.concat(out, "\n") .. "\n"

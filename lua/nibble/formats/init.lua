@@ -26,8 +26,10 @@
 -- k=, params=, bytes=, bits_per_weight=, bias=bool, tensors={suffix -> info}, unreadable=sentence|nil,
 -- note=sentence|nil, variant=word|nil}; bits_per_weight counts every stored tensor of the module; variant: how
 -- its tensors differ from what the format's writer lays out, so that copying them is not writing the format.
+local ffi = require "ffi"
 local tensor = require "nibble.tensor"
 local nffi = require "nibble.ffi"
+local C = nffi.C
 local scheme = require "nibble.scheme"
 local regex = require "nibble.regex"
 local text = require "nibble.text"
@@ -106,62 +108,73 @@ end
 
 -- Scales of the key-value cache lie beside the projections' weights, but are none of theirs: each its own module, so
 -- that they go along whatever becomes of the weight.
-local cache_scales = { k_scale = true, v_scale = true }
+local cache_scales = { "k_scale", "v_scale" }
+local cache_scale_texts = ffi.new("nb_text[?]", #cache_scales)
+for i, suffix in ipairs(cache_scales) do cache_scale_texts[i - 1].data, cache_scale_texts[i - 1].bytes = suffix, #suffix end
 
--- Module -> its tensors by the name's last part, in the checkpoint's order.
-local function by_module(ck, faults)
-  local order, tensors = {}, {}
-  for _, info in ipairs(ck.tensors) do
-    local module, suffix = text.split_name(info.name)
-    if cache_scales[suffix] then module, suffix = info.name, "" end
-    local of = tensors[module]
-    if not of then
-      of = {}
-      tensors[module], order[#order + 1] = of, module
-    end
-    of[suffix] = info
-    if telling[suffix] and not ck.quantization then
-      if not faults then return no_config(ck, module, suffix) end
-      faults.packed = faults.packed or info.name
-    end
+-- fn(module, tensors, bytes, params) for every module in natural order; tensors: by the name's last part; bytes and
+-- params: their sums. true | nil, msg, code.
+local function each_module(ck, faults, fn)
+  local infos, i = ck.tensors, 0
+  local count = #infos
+  local texts, module_bytes = ffi.new("nb_text[?]", count + 1), ffi.new("int64_t[?]", count + 1)
+  local order, module = ffi.new("int64_t[?]", count + 1), ffi.new("int64_t[?]", count + 1)
+  for j = 1, count do texts[j - 1].data, texts[j - 1].bytes = infos[j].name, #infos[j].name end
+  nffi.must(C.nb_module_order(order, module, module_bytes, texts, count, cache_scale_texts, #cache_scales))
+  while i < count do
+    local name, tensors, bytes, params = nil, {}, 0, 0
+    local number = module[i]
+    repeat
+      local info, own = infos[tonumber(order[i]) + 1], tonumber(module_bytes[i])
+      name = name or info.name:sub(1, own)
+      local suffix = info.name:sub(own + 2)
+      if telling[suffix] and not ck.quantization then
+        if not faults then return no_config(ck, name, suffix) end
+        faults.packed = faults.packed or info.name
+      end
+      tensors[suffix], bytes, params = info, bytes + info.bytes, params + info.params
+      i = i + 1
+    until i >= count or module[i] ~= number
+    local ok, msg, code = fn(name, tensors, bytes, params)
+    if not ok then return nil, msg, code end
   end
-  return order, tensors
+  return true
 end
 
--- Sizes of a record: what its tensors take, spread over its weights.
-local function measure(rec)
-  rec.bytes, rec.params = 0, 0
-  local stored = 0
-  for _, info in pairs(rec.tensors) do
-    rec.bytes = rec.bytes + info.bytes
-    stored = stored + info.params
-  end
-  if rec.scheme then
-    rec.params = rec.n * rec.k + (rec.bias and rec.n or 0)
-  else
-    rec.params = stored
-  end
-  rec.bits_per_weight = rec.params > 0 and rec.bytes * 8 / rec.params or 0
+-- Sizes of a record whose tensors take so many bytes and hold so many numbers: spread over its weights.
+local function measured(rec, bytes, stored)
+  rec.bytes, rec.params = bytes, rec.scheme and rec.n * rec.k + (rec.bias and rec.n or 0) or stored
+  rec.bits_per_weight = rec.params > 0 and bytes * 8 / rec.params or 0
   return rec
 end
 
-nffi.interpreted(measure)
+-- The same where the sums are not known yet.
+local measure = nffi.interpreted(function(rec)
+  local bytes, stored = 0, 0
+  for _, info in pairs(rec.tensors) do bytes, stored = bytes + info.bytes, stored + info.params end
+  return measured(rec, bytes, stored)
+end)
 
-local function probe_one(ck, f, st, module, tensors)
-  local plain = require "nibble.formats.plain"
+local function probe_one(ck, f, plain, st, module, tensors, bytes, params)
+  local rec
   if f ~= plain then
-    local rec, msg, code = f.probe(ck, module, tensors, st)
+    local msg, code
+    rec, msg, code = f.probe(ck, module, tensors, st)
     if msg and not rec then return nil, msg, code end
-    if rec then
-      for _, part in ipairs(rec.parts or { rec }) do
-        part.format = part.format or f.name
-        measure(part)
-      end
-      return rec
-    end
   end
-  local rec = plain.probe(ck, module, tensors)
-  rec.format = plain.name
+  if not rec then
+    rec = plain.probe(ck, module, tensors)
+    rec.format = plain.name
+  end
+  if rec.parts then
+    for _, part in ipairs(rec.parts) do
+      part.format = part.format or f.name
+      measure(part)
+    end
+    return rec
+  end
+  rec.format = rec.format or f.name
+  if rec.tensors == tensors then return measured(rec, bytes, params) end
   return measure(rec)
 end
 
@@ -182,33 +195,37 @@ local function build(ck, faults)
     if not faults then return nil, msg, code end
     faults.config, f, st = msg, opaque(ck), {}
   end
-  local order, tensors
-  order, tensors, code = by_module(ck, faults)
-  if not order then return nil, tensors, code end
-  local list, by_name = {}, {}
-  for _, module in ipairs(text.natural_sort(order)) do
-    local rec
-    rec, msg, code = probe_one(ck, f, st, module, tensors[module])
+  local plain, list, by_name = require "nibble.formats.plain", {}, {}
+  local ok
+  ok, msg, code = each_module(ck, faults, function(module, tensors, bytes, params)
+    local rec, why, which = probe_one(ck, f, plain, st, module, tensors, bytes, params)
     if not rec then
-      if not faults then return nil, msg, code end
-      rec = refused(ck, module, tensors[module], msg)
+      if not faults then return nil, why, which end
+      rec = refused(ck, module, tensors, why)
       faults[#faults + 1] = rec
     end
-    for _, part in ipairs(rec.parts or { rec }) do
-      list[#list + 1], by_name[part.name] = part, part
+    if rec.parts then
+      for _, part in ipairs(rec.parts) do list[#list + 1], by_name[part.name] = part, part end
+    else
+      list[#list + 1], by_name[rec.name] = rec, rec
     end
-  end
+    return true
+  end)
+  if not ok then return nil, msg, code end
   return { list = list, by_name = by_name, format = f, settings = st }
 end
 
+-- All that it makes stays: the collector, which would look at it again and again, rests meanwhile.
 local function opened(ck)
   local all = cache[ck]
   if all then return all end
-  local msg, code
-  all, msg, code = build(ck)
-  if not all then return nil, msg, code end
-  cache[ck] = all
-  return all
+  collectgarbage "stop"
+  local done, found, msg, code = pcall(build, ck)
+  collectgarbage "restart"
+  if not done then error(found, 0) end
+  if not found then return nil, msg, code end
+  cache[ck] = found
+  return found
 end
 
 --- modules(ck) -> array of records in natural order ("layers.2" before "layers.10") | nil, msg, code

@@ -1,0 +1,134 @@
+-- results: what came of a sweep's jobs: one result.json each, and from these alone results.jsonl and report.html.
+local checkpoint = require "nibble.checkpoint"
+local folder = require "nibble.sweep.folder"
+local json = require "nibble.json"
+local nffi = require "nibble.ffi"
+
+local M = {}
+
+-- A result's keys, in their order.
+local keys = {
+  "job", "status", "recipe", "recipe_hash", "recipe_text", "set", "model", "model_hash", "text", "text_hash", "context", "windows",
+  "activations", "figures", "modules", "message", "seconds", "seconds_run", "seconds_eval", "peak_bytes", "attempts", "host",
+  "processor", "version",
+}
+local figure_keys = { "ppl", "nll", "tokens", "ppl_against", "kl", "top1_agreement", "bits_per_weight", "bytes", "bytes_model",
+                      "worst_sqnr_db", "worst", "accepted" }
+local module_keys = { "name", "scheme", "action", "bytes", "params", "sqnr_db", "mse" }
+-- These may be null, and are then written so.
+local nullable = { "recipe", "recipe_hash", "recipe_text", "windows" }
+
+local function finite(v) return type(v) ~= "number" or (v == v and v ~= math.huge and v ~= -math.huge) end
+
+local function ordered(t, order)
+  local out = { __order = order }
+  for _, k in ipairs(order) do if t[k] ~= nil and finite(t[k]) then out[k] = t[k] end end
+  return out
+end
+
+--- encode(result) -> one line of JSON.
+function M.encode(r)
+  local out, modules = ordered(r, keys), {}
+  for _, k in ipairs(nullable) do if out[k] == nil then out[k] = json.null end end
+  for i, m in ipairs(r.modules or {}) do modules[i] = ordered(m, module_keys) end
+  out.set, out.modules = r.set or {}, json.array(modules)
+  out.figures = ordered(r.figures or {}, figure_keys)
+  return json.encode(out)
+end
+
+--- write(dir, result) -> true | nil, msg, code: as the job's result.json.
+function M.write(dir, r) return checkpoint.write_file(folder.path(dir, r.job, "result.json"), M.encode(r) .. "\n") end
+
+local function decode(text, hash)
+  local r, msg = json.decode(text)
+  if type(r) ~= "table" or r == json.null then return nil, msg or "it is no JSON object" end
+  if (hash and r.job ~= hash) or type(r.job) ~= "string" then return nil, "it is another job's" end
+  if r.status ~= "done" and r.status ~= "failed" then return nil, ("its status is %s"):format(tostring(r.status)) end
+  for _, k in ipairs { "figures", "set" } do
+    if type(r[k]) ~= "table" then return nil, ("its %s are no object"):format(k) end
+  end
+  for _, k in ipairs(keys) do if r[k] == json.null then r[k] = nil end end
+  return r
+end
+
+--- read(dir, hash) -> result | nil | nil, msg: of one job; msg where there is a file that holds none.
+function M.read(dir, hash)
+  local path = folder.path(dir, hash, "result.json")
+  if checkpoint.exists(path) ~= "file" then return nil end
+  local text, msg = checkpoint.read_file(path)
+  if not text then return nil, msg end
+  local r
+  r, msg = decode(text, hash)
+  if r then return r end
+  return nil, ("%s is damaged (%s)"):format(path, msg)
+end
+
+--- set_aside(dir, hash) -> true | nil, msg: a damaged result.json gives way: the job runs again.
+function M.set_aside(dir, hash)
+  local path = folder.path(dir, hash, "result.json")
+  return os.rename(path, path .. ".damaged")
+end
+
+-- Models together, then texts; of each the model itself first, then recipes by name and settings.
+local function in_order(list)
+  local said = require("nibble.sweep.jobs").set_text
+  local function key(r)
+    return table.concat({ r.model or "", r.model_hash or "", r.text or "", r.text_hash or "", r.recipe and "1" .. r.recipe or "0",
+      said(r.set), r.job }, "\0")
+  end
+  local by = {}
+  for _, r in ipairs(list) do by[r] = key(r) end
+  table.sort(list, function(a, b) return by[a] < by[b] end)
+  return list
+end
+
+--- all(dir) -> results, notes | nil, msg, code: every job's that has one; notes: sentences about those that are damaged.
+function M.all(dir)
+  local names, msg, code = checkpoint.list(dir .. "/jobs")
+  if not names then return nil, msg, code end
+  local out, notes = {}, {}
+  for _, name in ipairs(names) do
+    nffi.stop_check()
+    local hash = name:match "^(%x+)/$"
+    local r, why = nil, nil
+    if hash then r, why = M.read(dir, hash) end
+    out[#out + 1], notes[#notes + 1] = r, why
+  end
+  return in_order(out), notes
+end
+
+--- lines(dir) -> results | nil, msg, code: those of results.jsonl, of a folder whose jobs are gone.
+function M.lines(dir)
+  local path = dir .. "/results.jsonl"
+  local text, msg, code = checkpoint.read_file(path)
+  if not text then return nil, msg, code end
+  local out, n = {}, 0
+  for line in text:gmatch "[^\n]+" do
+    n = n + 1
+    local r, why = decode(line)
+    if not r then return nil, ("%s: line %d is damaged (%s)"):format(path, n, why), "eformat" end
+    out[n] = r
+  end
+  return out
+end
+
+--- merge(dir) -> results, notes | nil, msg, code: writes results.jsonl and report.html anew.
+function M.merge(dir)
+  return folder.exclusively(dir, function()
+    local list, notes, code = M.all(dir)
+    if not list then return nil, notes, code end
+    local lines = {}
+    for i, r in ipairs(list) do lines[i] = M.encode(r) .. "\n" end
+    local ok, msg
+    ok, msg, code = checkpoint.write_file(dir .. "/results.jsonl", table.concat(lines))
+    if not ok then return nil, msg, code end
+    local found, report = pcall(require, "nibble.report")
+    if found and list[1] then
+      ok, msg = report.write(dir .. "/report.html", list, { title = (checkpoint.real(dir) or dir):match "[^/]+$" })
+      if not ok then notes[#notes + 1] = ("no report: %s"):format(msg) end
+    end
+    return list, notes
+  end)
+end
+
+return M

@@ -114,9 +114,17 @@ again() { # back into the queue, unless start after start ends in its first minu
   scontrol requeue "$id"
 }
 case $status in
+1) exit 0 ;; # work that failed, and wrote down why
 138) again && exit 0 ;;
 143) scontrol -o show job "$id" | grep -q ' JobState=RUNNING ' && again && exit 0 ;; # else who cancels means it
 esac
+exit $status
+]]
+
+local merge_body = [[
+%s --merge --threads "${SLURM_CPUS_ON_NODE:-1}"
+status=$?
+[ $status -eq 1 ] && exit 0 # what was merged says what failed
 exit $status
 ]]
 
@@ -126,7 +134,7 @@ function M.scripts(o)
   local tasks = "--array=" .. ranges(o.tasks) .. (o.array_limit and "%" .. o.array_limit or "")
   local words = command_line(o.command)
   return header(o, "%A_%a.log", { tasks, "--requeue", "--signal=B:USR1@60" }) .. task_body:format(words, o.shards),
-    header(o, "%j.log", { "--requeue" }) .. ("exec %s --merge --threads \"${SLURM_CPUS_ON_NODE:-1}\"\n"):format(words)
+    header(o, "%j.log", { "--requeue" }) .. merge_body:format(words)
 end
 
 -- ---- Slurm's commands -----------------------------------------------------------------------
@@ -240,7 +248,7 @@ function M.submit(o)
   local active, msg, code = M.active(o.dir)
   if active == nil then return nil, msg, code end
   if active then
-    return nil, ("Slurm's jobs %s and %s are at work there already; --wait waits for them, scancel %s %s ends them"):format(
+    return nil, ("%s: Slurm's jobs %s and %s are at work already; --wait waits for them, scancel %s %s ends them"):format(o.dir,
       active.array, active.merge, active.array, active.merge), "eio"
   end
   local made
@@ -293,6 +301,10 @@ function M.wait(jobs, dir, progress)
   if c.bad then
     return nil, ("task %s of Slurm's job %s ended as %s; its log: %s/%s_%s.log"):format(tostring(c.bad.task), jobs.array, c.bad.state,
       dir, jobs.array, tostring(c.bad.task)), "eio"
+  end
+  if c.bad_merge and c.bad_merge.state == "CANCELLED" then
+    return nil, ("not all tasks of Slurm's job %s ended well, so %s doesn't merge; logs are in %s"):format(jobs.array, jobs.merge, dir),
+      "eio"
   end
   if c.bad_merge then
     return nil, ("the merge, Slurm's job %s, ended as %s; its log: %s/%s.log"):format(jobs.merge, c.bad_merge.state, dir, jobs.merge),

@@ -34,27 +34,26 @@ local function command(values)
   return words
 end
 
--- -> nil: the merge is over | status: it is left to Slurm.
+local function submit(values, plan, dir)
+  local count, made, code = parts.parts(plan, values.out)
+  if not count then return nil, made, code end
+  local shards, tasks = slurm.shards(count), {}
+  for i = 1, shards do tasks[i] = i end
+  local jobs, msg
+  jobs, msg, code = slurm.submit(setmetatable({ dir = dir, name = "nibble-run", command = command(values), shards = shards,
+    tasks = tasks }, { __index = values }))
+  if not jobs then output.unmake(made) end
+  return jobs, msg, code
+end
+
+-- -> status, or nil: the output is complete.
 local function on_slurm(values, plan)
   local dir = values.out:gsub("/+$", "") .. ".slurm" -- beside the output, which holds a checkpoint only
-  if checkpoint.exists(values.out .. "/" .. output.certificate) then return nil end
-  local jobs = common.must(slurm.active(dir))
-  if not jobs or not values.wait then
-    local count, made = parts.parts(plan, values.out)
-    if not count then error(made, 0) end
-    local shards, tasks = slurm.shards(count), {}
-    local msg
-    for i = 1, shards do tasks[i] = i end
-    jobs, msg = slurm.submit(setmetatable({ dir = dir, name = "nibble-run", command = command(values), shards = shards,
-      tasks = tasks }, { __index = values }))
-    if not jobs then
-      output.unmake(made)
-      error(msg, 0)
-    end
-  end
-  if not values.wait then return common.submitted(jobs, dir, values) end
-  local ok, msg = common.with_progress(function(report) return slurm.wait(jobs, dir, report) end)
-  if not ok and not checkpoint.exists(values.out .. "/" .. output.certificate) then error(msg, 0) end
+  local certificate = values.out .. "/" .. output.certificate
+  if checkpoint.exists(certificate) then return nil end
+  local status, why = common.on_slurm(dir, values, function() return submit(values, plan, dir) end)
+  if why and not checkpoint.exists(certificate) then error(why, 0) end
+  return status
 end
 
 function M.run(values)

@@ -64,7 +64,7 @@ local function outcome(e, item)
   if ended.status == worker.CLAIMED then return { status = "claimed" } end
   local r = results.read(e.dir, item.job.job)
   if r then return r end
-  if ended.status == 130 or asked_to_stop[ended.signal or 0] then return { status = "stopped" } end
+  if asked_to_stop[ended.signal or ended.status - 128] then return { status = "stopped" } end
   return crashed(e, item, ended)
 end
 

@@ -174,7 +174,7 @@ local function submitted(...)
   local out, msg, code = ask("sbatch", "--parsable", ...)
   if not out then return nil, msg, code end
   local id = out:match "^%s*(%d+)"
-  if not id then return nil, ("sbatch printed %q, expected a job's id"):format(out), "eio" end
+  if not id then return nil, ("sbatch printed %q, expected a job's id"):format((out:gsub("%s+$", ""))), "eio" end
   return id
 end
 

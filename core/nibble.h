@@ -187,6 +187,15 @@ int nb_tensor_stats(nb_stats *out, const nb_tensor *t);
  * to the last bin; values outside are not counted. */
 int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_tensor *t);
 
+/* How many finite values are below lo or above hi. */
+int nb_tensor_count_beyond(int64_t *count, const nb_tensor *t, double lo, double hi);
+
+enum { NB_CELLS_ABSMAX = 0, NB_CELLS_RMS = 1, NB_CELLS_MEAN = 2 };
+/* A matrix from afar (cells.c): out F64 [rows, columns], one number for each cell of that grid over a [n,k], of a's
+ * values or, with b (NULL: none), of a - b: the largest magnitude, the root of the mean square, or the mean. Cell r
+ * has rows r*n/rows to (r+1)*n/rows, columns likewise. NaN: a value in it is not finite. */
+int nb_cells(nb_tensor *out, const nb_tensor *a, const nb_tensor *b, int kind);
+
 /* sums f64 [k] += the squares of each column of x f32 [m,k], in double; rows in order, so the sums
  * depend neither on threads nor on how the rows come in batches. */
 int nb_column_squares(nb_tensor *sums, const nb_tensor *x);
@@ -320,6 +329,13 @@ int64_t nb_safetensors_count(const nb_safetensors *s);
 int nb_safetensors_info(nb_tensor_info *out, const nb_safetensors *s, int64_t i);
 /* Index of the tensor of that name, or -1. */
 int64_t nb_safetensors_find(const nb_safetensors *s, const char *name, int64_t bytes);
+/* What may follow on a level: a tensor is called so; tensors lie below it; levels do. */
+enum { NB_LEVEL_TENSOR = 1, NB_LEVEL_BELOW = 2, NB_LEVEL_DEEP = 4 };
+/* The names that begin with text, each up to its next dot; or, with inside, the modules
+ * that have text in their names (the tensors where only those have): each once, at most
+ * `most`, in the files' order. out: u8, for each '0' + NB_LEVEL_*, the name, and a NUL. */
+int nb_safetensors_levels(nb_tensor *out, const nb_safetensors *s, const char *text, int64_t bytes,
+                          int inside, int64_t most);
 /* A mapped view of tensor i. */
 int nb_safetensors_tensor(nb_tensor *out, const nb_safetensors *s, int64_t i);
 
@@ -770,6 +786,24 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
 int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales,
                         const nb_tensor *global, int64_t rows, int64_t columns);
 
+enum { NB_PACKING_NONE = 0, NB_PACKING_CT, NB_PACKING_GPTQ, NB_PACKING_AWQ };
+
+/* A weight [n,k] in any form, borrowed. Floats: values f32|bf16|f16 [n,k], scales NULL. Integer codes: bits
+ * 1 to 8, values u8 [n,k], or words by packing (ct: the dense one); zeros, g_idx as in nb_dequantize. Float
+ * codes: bits 0, values as in nb_dequantize_float; a factor (0: none) multiplies and global is not looked at.
+ * scales: one a block of rows x columns (ints: 1 x group), or one for all. */
+typedef struct nb_weight {
+  int64_t n, k, rows, columns;
+  const struct nb_tensor *values, *scales, *zeros, *g_idx, *global;
+  int32_t bits, packing;
+  float factor;
+} nb_weight;
+
+/* b against a, dequantized to float32 in segments of rows. Sums in float32 over up to 1024 columns (in
+ * double where that would not hold them), then in double; the same bits for any number of threads and any
+ * instruction set. Rows are whole ones; max_at in the flattened weight. (quant/difference.c) */
+int nb_weight_compare(nb_comparison *sums, const nb_weight *a, const nb_weight *b);
+
 /* Codes u8 [n,k] of w f32|bf16|f16 [n,k] on a given grid: round((w + s*z) / s) in
  * float32, clamped to 0 .. 2^bits-1. scales [n,G] as w; zeros [n,G] u8 or float, NULL:
  * 2^(bits-1); g_idx as in nb_dequantize. NB_EFORMAT: NaN, or a scale of 0. (given_grid.c) */
@@ -872,6 +906,8 @@ int nb_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tenso
 const char *nb_blas_name(void);
 /* Multiply-adds a second, times two, on that many threads: measured, about 50 ms. */
 double nb_peak_flops(int threads);
+/* Bytes a second at which so many threads read all of t (whole MiB of it) and do nothing else, once. */
+double nb_peak_read(const nb_tensor *t, int threads);
 
 /* y = weight * x / sqrt(mean(x^2) + eps), over each run of weight's size d; y may be x. */
 int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);

@@ -6,6 +6,7 @@
 #include "blocks.h"
 #include "dtype.h"
 
+#include <float.h>
 #include <math.h>
 #include <omp.h>
 
@@ -133,6 +134,24 @@ int nb_tensor_hist(int64_t *counts, int bins, double lo, double hi, const nb_ten
   for (int64_t k = 0; k < threads; k++)
     for (int64_t i = 0; i < 4 * (int64_t)bins; i++) counts[i / 4] += own[k * stride + i];
   free(own);
+  return stopped ? nb_fail_stopped() : NB_OK;
+}
+
+int nb_tensor_count_beyond(int64_t *count, const nb_tensor *t, double lo, double hi) {
+  NB_TRY(nb_real_only(t, "a count"));
+  int64_t numel = nb_tensor_numel(t), found = 0;
+  bool stopped = false;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (numel > CHUNK) \
+    reduction(|| : stopped) reduction(+ : found)
+  for (int64_t at = 0; at < numel; at += NB_BLOCK) {
+    if ((stopped = stopped || nb_stop_requested())) continue;
+    int64_t n = NB_MIN((int64_t)NB_BLOCK, numel - at), beyond = 0;
+    double x[NB_BLOCK];
+    nb_load_f64(x, element(t, at), t->dtype, n);
+    for (int64_t i = 0; i < n; i++) beyond += ((x[i] < lo) | (x[i] > hi)) & (fabs(x[i]) <= DBL_MAX);
+    found += beyond;
+  }
+  *count = found;
   return stopped ? nb_fail_stopped() : NB_OK;
 }
 

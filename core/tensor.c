@@ -160,11 +160,15 @@ int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src) {
                    nb_tensor_describe(src, b, sizeof b));
   }
   int64_t bytes = nb_tensor_bytes(src), block = 4 << 20, blocks = NB_CEIL(bytes, block);
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (blocks > 1)
-  for (int64_t i = 0; i < blocks; i++)
-    memcpy((char *)dst->data + i * block, (const char *)src->data + i * block,
-           (size_t)NB_MIN(block, bytes - i * block));
-  return NB_OK;
+  int stopped = 0;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) if (blocks > 1)
+  for (int64_t i = 0; i < blocks; i++) {
+    if (nb_stop_requested()) stopped = 1;
+    else
+      memcpy((char *)dst->data + i * block, (const char *)src->data + i * block,
+             (size_t)NB_MIN(block, bytes - i * block));
+  }
+  return stopped ? nb_fail_stopped() : NB_OK;
 }
 
 int nb_tensor_copy_block(nb_tensor *dst, const nb_tensor *src, int dim, int64_t dst_at, int64_t src_at,

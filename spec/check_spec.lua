@@ -16,7 +16,7 @@ describe("check", function()
       local t = w["model.norm.weight"]
       table.insert(w, { name = "model.layers.0.mlp.extra.weight", dtype = t.dtype, shape = t.shape, data = t.data })
     end })
-    local result = assert(nb.check.run(dir, { values = false }))
+    local result = assert(nb.check.run(dir, { values = false, tp = { 1 } }))
     assert.same({ "error missing-module model.layers.1.mlp.up_proj", "warning unexpected-module model.layers.0.mlp.extra" },
       check.lines(result))
     assert.same({ error = 1, warning = 1, note = 0 }, result.counts)
@@ -66,7 +66,7 @@ end)
 
 describe("nibble check", function()
   it("exits with 0 where there is no error, 1 where there is one, 2 for wrong use", function()
-    local r = command.run { "check", "spec/models/tiny-llama", "--headers" }
+    local r = command.run { "check", "spec/models/tiny-llama", "--headers", "--tp", "1,2" }
     assert.equal(0, r.status)
     assert.matches("nothing found in 39 modules of 39 tensors\n$", r.out)
     local dir = check.broken(PLAIN, { weights = function(w) editor.remove(w, "lm_head.weight") end })

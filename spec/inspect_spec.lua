@@ -9,8 +9,8 @@ local terminal = require "spec.support.terminal"
 local LLAMA = "spec/models/tiny-llama"
 
 -- What inspect draws on a terminal of that many columns, line by line.
-local function on_terminal(columns, rest)
-  local t = terminal.start({ "inspect", LLAMA, rest }, { COLUMNS = tostring(columns), TERM = "xterm" })
+local function on_terminal(columns, variable)
+  local t = terminal.start({ "inspect", LLAMA }, { COLUMNS = variable, TERM = "xterm" }, columns)
   if not t then return nil end
   local _, seen = t:expect("\0", 10)
   assert.equal(0, t:close())
@@ -40,7 +40,8 @@ describe("inspect's table", function()
         assert.matches(part, lines[#lines], 1, true)
       end
     end
-    assert.matches("^model.*….*_layernorm  ×4  bf16", on_terminal(60)[5])
+    assert.matches("^model.*….*_layernorm  ×4  bf16", on_terminal(60, "200")[5])
+    assert.same(on_terminal(60), on_terminal(0, "60")) -- a terminal that doesn't know its size
   end)
 
   it("shows names of a hostile file without what they would do", function()

@@ -124,6 +124,36 @@ describe("policy", function()
     refused(policy_of(2, function(name) return not floats(name) and "NVFP4" end), "auto-round", "AutoRound holds integer codes")
   end)
 
+  it("keeps ModelOpt's entries, which are parts of names too, off other names", function()
+    local names = { "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj", "model.layers.0.mlp.gate" }
+    local p = assert(nb.policy.parse("fp8", { quant_method = "fp8", modules_to_not_convert = { names[3] } }, names))
+    for _, e in ipairs(p.entries) do e.n, e.k, e.scheme = 128, 128, e.scheme and nb.scheme.parse "NVFP4" end
+    assert.same({ "*model.layers.0.mlp.gate" }, list(comes_back(p, "modelopt").ignore))
+  end)
+
+  it("proves what it compiled: data that would mean another policy is refused", function()
+    local dialect = assert(require("nibble.policy.dialects").get "awq")
+    local write = dialect.write
+    finally(function() dialect.write = write end)
+    local p = policy_of(2, function(name) return not floats(name) and "W4A16" end)
+    local function refused(change, pattern)
+      dialect.write = function(...)
+        local data = assert(write(...))
+        change(data)
+        return data
+      end
+      local none, msg, code = p:compile "awq"
+      assert.is_nil(none)
+      assert.equal("einexact", code)
+      assert.matches(pattern, msg)
+    end
+    refused(function(data) data.modules_to_not_convert = nb.json.null end, "model.layers.0.mlp.gate would be W4A16 g128 asym there, not float")
+    refused(function(data) data.modules_to_not_convert = { "gate" } end, "gate_proj would be float there, not W4A16 g128 sym")
+    refused(function(data) data.group_size = 64 end, "q_proj would be W4A16 g64 asym there, not W4A16 g128 sym")
+    refused(function(data) data.modules_to_not_convert = { "mlp.gate", "qkv_proj" } end,
+      "the layer model.layers.0.self_attn.qkv_proj that consumers make of model.layers.0.self_attn.q_proj and 2 more would be float there")
+  end)
+
   it("evaluates data by the dialect's own rule: substrings, the first rule that matches, names before classes", function()
     local names = { "model.layers.0.mlp.gate", "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj", "lm_head" }
     local function quantized(dialect, data)

@@ -161,6 +161,40 @@ describe("quant", function()
     assert.equal(2 * scales:get(1), doubled.scales:cast "f32":get(1))
   end)
 
+  it("runs a Lua loop tile by tile of a large weight, and says in which rows it failed", function()
+    local w, tiles = weight(300, 4096), {}
+    local function nearest(t, scheme, _, out)
+      local x, codes, scales, half = t:ptr(), out.codes:ptr(), out.scales:ptr(), 2 ^ (scheme.bits - 1)
+      tiles[#tiles + 1] = out.n
+      for g = 0, out.n * out.groups - 1 do
+        local first, last, absmax = g * out.group, (g + 1) * out.group - 1, 0
+        for i = first, last do absmax = math.max(absmax, math.abs(x[i])) end
+        local s = out.round(absmax > 0 and absmax / (half - 0.5) or 1)
+        scales[g] = s
+        for i = first, last do codes[i] = math.max(-half, math.min(half - 1, math.floor(x[i] / s + 0.5))) + half end
+      end
+    end
+    local q = assert(w:quantize { scheme = "W4A16", group = 128, method = nearest })
+    assert.is_true(#tiles > 1)
+    local rows = 0
+    for _, n in ipairs(tiles) do rows = rows + n end
+    assert.equal(300, rows)
+    for _, part in ipairs { { 1, 64 }, { 129, 192 }, { 257, 300 } } do -- as those rows by themselves
+      local a, b = unpack(part)
+      assert.same({ true }, { q:rows(a, b):equal(assert(w:rows(a, b):quantize { scheme = "W4A16", group = 128, method = nearest })) })
+    end
+    local c = quant.error_of(assert(w:quantize { scheme = "W4A16", group = 128 }), w)
+    assert.is_true(math.abs(quant.error_of(q, w).sqnr_db - c.sqnr_db) < 0.01) -- ties fall the other way
+    local calls = 0
+    local none, msg = quant.quantize(w, nb.scheme.parse("W4A16", { group = 128 }), { method = function(t, s, o, out)
+      calls = calls + 1
+      nearest(t, s, o, out)
+      if calls == 3 then out.scales:set(1, 0 / 0) end
+    end })
+    assert.is_nil(none)
+    assert.matches("^rows 129%-192: function quant_spec.lua:%d+: scales: %-?nan in row 0, group 0", msg)
+  end)
+
   it("takes what a function returns, when it fits", function()
     local w = weight(2, 64)
     local q = assert(quant.quantize(w, nb.scheme.parse("W4A16_ASYM", { group = 64 }), { method = function(x, _, _, out)

@@ -104,41 +104,79 @@ describe("report", function()
     local _, steps = plot:match('class="front" d="([^"]*)"'):gsub("H", "")
     assert.equal(#groups[1].front - 1, steps)
     assert.matches(">unquantized</text>", plot, 1, true)
+    local twins = require("nibble.report.rows").front({ { i = 2, bits = 4, ppl = 5 }, { i = 1, bits = 4, ppl = 5 }, { i = 3, bits = 5, ppl = 5 } },
+      "bits", "ppl")
+    assert.same({ 1, 1 }, { #twins, twins[1].i })
+  end)
+
+  it("begins with the unquantized model, then by rising perplexity, failed jobs last", function()
+    local list = results.sweep()
+    list[5].figures.ppl = 1
+    local order = {}
+    for name in nb.report.html(list):gmatch '<tr id="r%d+"[^\n]-<span class="r" title="([^"]*)"' do order[#order + 1] = name end
+    assert.same({ "unquantized", "w6a16", "w8a16" }, { unpack(order, 1, 3) })
+    assert.equal("w4a16-gptq", order[14])
   end)
 
   it("keeps each model and text to its own picture, and names paths that end alike in full", function()
     local two = nb.report.html(results.sweep { models = { "a/m", "b/m" }, texts = { "x.txt", "y.txt" } })
     local _, figures = two:gsub('<figure class="group">', "")
     assert.equal(4, figures)
-    assert.matches("<b>a/m</b> on x.txt", two, 1, true)
+    assert.matches("<b>a/m</b> on x.txt<", two, 1, true)
+    local ways = results.sweep { failed = false }
+    for i, r in ipairs(results.sweep { failed = false }) do ways[13 + i], r.context, r.windows = r, 512, nil end
+    local read = nb.report.html(ways)
+    assert.matches("</b> on heldout.txt, 32 windows of 2048 tokens<", read, 1, true)
+    assert.matches("<em>tiny-llama</em> on heldout.txt, all windows of 512 tokens within", read, 1, true)
     local _, layers = two:gsub('<figure class="layers"', "")
     assert.equal(2, layers)
   end)
 
-  it("packs modules: names once, decibels in tenths that read back to what was measured", function()
+  it("packs modules: names once, decibels that read back to what was measured", function()
     local data = data_of(page)
     local place = {}
     for i, field in ipairs(data.fields) do place[field] = i end
     assert.equal(29, #data.models[1].names)
+    assert.equal(0, data.rows[1][place.kl] == nb.json.null and 0 or 1)
     for i, r in ipairs(data.rows) do
       if data.texts[r[place.recipe]] == "w4a16" then
+        assert.is_true(math.abs(r[place.ppl] - sweep[8].figures.ppl) < 1e-5)
         assert.matches("^<tr id=\"r" .. i .. "\"", row(page, "w4a16"))
         local at = {}
         for k, name in ipairs(data.models[1].names) do at[name] = k end
-        local tenths = {}
-        for cell in (data.texts[r[place.dbs]] .. ","):gmatch "([^,]*)," do tenths[#tenths + 1] = cell end
+        local decibels = {}
+        for cell in (data.texts[r[place.dbs]] .. ","):gmatch "([^,]*)," do decibels[#decibels + 1] = cell end
         for _, m in ipairs(sweep[8].modules) do
-          local cell = tenths[at[m.name]]
-          if m.sqnr_db then assert.is_true(math.abs(cell / 10 - m.sqnr_db) <= 0.0501) else assert.equal("", cell) end
+          local cell = decibels[at[m.name]]
+          if m.sqnr_db then assert.is_true(math.abs(cell / data.scale - m.sqnr_db) <= 0.00501) else assert.equal("", cell) end
         end
       end
+    end
+  end)
+
+  it("places figures on round ticks: linear, logarithmic from a factor of six, sizes in their unit, one figure alone", function()
+    local axis = require "nibble.report.axis"
+    local function ends(a) return { a.ticks[1], a.ticks[#a.ticks], a.log or false } end
+    assert.same({ 2, 9, false }, ends(axis.new({ 2.1, 8.9 }, { count = 7 })))
+    assert.same({ 10, 1000, true }, ends(axis.new { 9, 1100 }))
+    assert.same({ 1e-5, 0.1, true }, ends(axis.new { 1e-5, 0.1 }))
+    assert.same({ 0, 1000, false }, ends(axis.new { 0, 1000 }))
+    assert.same({ 2 ^ 31, 3 * 2 ^ 31, false }, ends(axis.new({ 2 ^ 31, 6e9 }, { unit = 2 ^ 30, count = 4 })))
+    for _, values in ipairs { { 5 }, { 0 }, { -3, -3 }, { 1e-300, 1e300 }, { -1e300, 1e300 }, { 9.2431, 9.24311 } } do
+      local a = axis.new(values)
+      assert.is_true(#a.ticks >= 1 and #a.ticks <= 12, #a.ticks)
+      for _, v in ipairs(values) do
+        local at = a.place(v)
+        assert.is_true(at >= 0 and at <= 1, v .. " is at " .. at)
+      end
+      for i = 2, #a.ticks do assert.is_true(a.ticks[i] > a.ticks[i - 1]) end
     end
   end)
 
   it("finds layers and kinds in names, experts as one kind by their worst", function()
     local layers = require "nibble.report.layers"
     local function module(name, db) return { name = name, sqnr_db = db } end
-    local r = { recipe = "r", model = "m", model_name = "m", set = "", modules = {
+    local r = { recipe = "r", model = "m", model_name = "m", set = "", modules = { module "model.layers.2.input_layernorm",
       module("model.layers.10.mlp.experts.1.down_proj", 11), module("model.layers.2.mlp.experts.0.down_proj", 9),
       module("model.layers.2.mlp.experts.7.down_proj", 7), module("model.layers.2.mlp.shared.down_proj", 8),
       module("model.layers.2.self_attn.q_proj", 12), module("lm_head", 3), module("visual.blocks.0.qkv", 5) } }
@@ -171,7 +209,8 @@ describe("report", function()
     assert.is_nil(json:find("[<>&]"))
     assert.is_nil(json:find("\226\128[\168\169]"))
     local said = table.concat(data_of(text).texts, " ")
-    assert.is_truthy(said:find("</script><script>alert(1)</script>", 1, true), "and the script reads it as it was")
+    assert.is_truthy(said:find(evil:gsub("[%z\27]", "�"), 1, true), "and the script reads it as it was")
+    assert.equal("&lt;a b=&#39;&quot;&amp;&gt;", require("nibble.report.format").html "<a b='\"&>")
   end)
 
   it("takes figures that are no numbers, and fields that are missing or of another kind", function()
@@ -219,19 +258,17 @@ describe("report", function()
 
   it("leaves out more of the modules where less fits", function()
     local most = nb.report.most_bytes
-    local small = results.many(40, 36)
-    local seen = {}
-    local full = #nb.report.html(small)
-    for _, share in ipairs { 0.97, 0.85, 0.7, 0.2 } do
-      nb.report.most_bytes = math.floor(full * share)
-      local text = nb.report.html(small)
+    local seen, text = {}, page
+    for _ = 1, 4 do -- each page one byte too large for the next
+      nb.report.most_bytes = #text - 1
+      text = nb.report.html(sweep, { title = "Sweep one" })
       seen[#seen + 1] = text:match "it leaves out ([^<]*)%.</p>"
       well_formed(text)
       data_of(text)
     end
     nb.report.most_bytes = most
-    assert.equal("the modules", seen[#seen])
-    assert.is_true(#seen >= 3)
+    assert.same({ "the squared error of each module", "the bytes, scheme and squared error of each module",
+      "the modules (each layer's worst one is kept)", "the modules" }, seen)
   end)
 end)
 
@@ -296,5 +333,58 @@ describe("report.write", function()
     assert.has_error(function() nb.report.write("x", "results") end, "report: results must be an array of results, found string")
     assert.has_error(function() nb.report.html({}, { against = 1 }) end, "report: against must be an array of results, found number")
     assert.has_error(function() nb.report.html({}, { titel = "x" }) end, 'report: unknown option "titel"; did you mean "title"?')
+  end)
+end)
+
+describe("nibble report", function()
+  local command = require "spec.support.command"
+  local root, now, before
+
+  local function folder(name, list)
+    local lines = {}
+    for i, r in ipairs(list) do lines[i] = require("nibble.sweep.results").encode(r) .. "\n" end
+    assert(require("nibble.checkpoint").mkdir(root .. "/" .. name))
+    files.write(root .. "/" .. name .. "/results.jsonl", table.concat(lines))
+    return root .. "/" .. name
+  end
+
+  setup(function()
+    root = files.temporary()
+    now, before = folder("now", results.sweep()), folder("before", results.sweep { seed = 2 })
+  end)
+  teardown(function() files.remove(root) end)
+
+  it("writes the folder's report, named after it, and says where", function()
+    local r = command.run { "report", now }
+    assert.same({ 0, now .. "/report.html\n", "" }, { r.status, r.out, r.err })
+    local text = files.read(now .. "/report.html")
+    assert.matches("<title>now</title>", text, 1, true)
+    assert.equal(14, select(2, text:gsub('<tr id="r', "")))
+    r = command.run { "report", now .. "/", "--out", root .. "/elsewhere.html" }
+    assert.equal(0, r.status, r.err)
+    assert.equal(text, files.read(root .. "/elsewhere.html"))
+  end)
+
+  it("compares with another sweep", function()
+    local r = command.run { "report", now, "--against", before, "--out", root .. "/compared.html", "--title", "A & B" }
+    assert.equal(0, r.status, r.err)
+    local text = files.read(root .. "/compared.html")
+    assert.matches("<h1>A &amp; B</h1>", text, 1, true)
+    assert.matches("<h2>Against before</h2>", text, 1, true)
+    assert.matches('<tr class="worse">', text, 1, true)
+  end)
+
+  it("says in a sentence what is no sweep, and where it cannot write", function()
+    for said, arguments in pairs {
+      ["holds no sweep"] = { "report", root }, ["none"] = { "report", root .. "/none" }, ["compared"] =
+        { "report", now, "--against", root .. "/compared" },
+      ["none/x.html"] = { "report", now, "--out", root .. "/none/x.html" }, ["report needs DIR"] = { "report" },
+    } do
+      local r = command.run(arguments)
+      assert.equal(2, r.status)
+      assert.equal("", r.out)
+      assert.matches("^nibble: [^\n]*\n$", r.err)
+      assert.is_truthy(r.err:find(said, 1, true), r.err)
+    end
   end)
 end)

@@ -179,3 +179,35 @@ describe("safetensors", function()
     assert.is_truthy(ffi)
   end)
 end)
+
+describe("levels of names", function()
+  local nffi = require "nibble.ffi"
+
+  -- {name = flags} of nb_safetensors_levels.
+  local function levels(ck, text, inside, most)
+    local t, out = require("nibble.tensor").type(), {}
+    nffi.must(nffi.C.nb_safetensors_levels(t, ck.handle, text, #text, inside and 1 or 0, most or 100))
+    for flags, name in ffi.string(t.data, t:bytes()):gmatch "(.)(%Z*)%z" do out[name] = flags:byte() - 48 end
+    t:free()
+    return out
+  end
+
+  it("are names up to the next dot, with what lies below, each once", function()
+    local support = require "spec.support.files"
+    local folder, parts = support.temporary(), {}
+    for _, name in ipairs { "a", "a.b.c.d", "ax.w", "a.b.w", "b.c", "a.b2.w", "nul\\u0000.w" } do
+      parts[#parts + 1] = ('"%s":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'):format(name)
+    end
+    support.write(folder .. "/m.safetensors", support.safetensors("{" .. table.concat(parts, ",") .. "}", ""))
+    local ck = assert(require("nibble").open(folder .. "/m.safetensors"))
+    assert.same({ a = 7, ax = 2, b = 2 }, levels(ck, ""))
+    assert.same({ a = 7, ax = 2 }, levels(ck, "a"))
+    assert.same({ ["a.b"] = 6, ["a.b2"] = 2 }, levels(ck, "a."))
+    assert.same({ ["a.b.c"] = 2, ["a.b.w"] = 1 }, levels(ck, "a.b."))
+    assert.same({}, levels(ck, "a.b.w."))
+    assert.same({ ["a.b.c"] = 2, ["a.b"] = 2, ["a.b2"] = 2 }, levels(ck, ".b", true))
+    assert.same({ ["b.c"] = 1, ["a.b.c"] = 2 }, levels(ck, "c", true))
+    assert.same({ a = 7 }, levels(ck, "", false, 1))
+    support.remove(folder)
+  end)
+end)

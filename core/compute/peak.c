@@ -1,5 +1,5 @@
-/* peak.c - the multiply-adds a second that this processor can do at all: what
- * products are measured against. */
+/* peak.c - what this machine can do at all: the multiply-adds a second that products are
+ * measured against, the rate of reading that jobs over files are. */
 #include "peak.h"
 
 #include "base.h"
@@ -37,4 +37,26 @@ double nb_peak_flops(int threads) {
     best = NB_MAX(best, flops / (nb_now() - start));
   }
   return sink < 0.0 ? -best : best;
+}
+
+double nb_peak_read(const nb_tensor *t, int threads) {
+  enum { CHUNK = 1 << 20, LANES = 4 };
+  typedef uint64_t v2 __attribute__((vector_size(16)));
+  int64_t bytes = nb_tensor_bytes(t) / CHUNK * CHUNK;
+  uint64_t seen = 0;
+  double start = nb_now();
+#pragma omp parallel for num_threads(NB_MAX(threads, 1)) schedule(static) reduction(| : seen)
+  for (int64_t at = 0; at < bytes; at += CHUNK) {
+    v2 all[LANES] = {0}, v;
+    for (int64_t i = 0; i < CHUNK; i += (int64_t)sizeof all)
+#pragma GCC unroll 4
+      for (int j = 0; j < LANES; j++) {
+        memcpy(&v, (const char *)t->data + at + i + j * (int)sizeof v, sizeof v);
+        all[j] |= v;
+      }
+    v = (all[0] | all[1]) | (all[2] | all[3]);
+    seen |= v[0] | v[1];
+  }
+  double seconds = nb_now() - start;
+  return (seen == 1 ? -1 : 1) * (double)bytes / seconds; /* so that nothing is optimized away */
 }

@@ -56,21 +56,30 @@ int nb_fp4_pack(nb_tensor *bytes, const nb_tensor *codes, int64_t n0) {
   int64_t k = codes->ndim == 2 ? codes->shape[1] : 0, width = NB_CEIL(k, 2);
   NB_TRY(check(bytes, codes, width, NB_U8, n0, "fp4 pack"));
   uint64_t seen = 0;
+  int stopped = 0;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (nb_tensor_numel(codes) > 1 << 18) \
     reduction(| \
-              : seen)
-  for (int64_t r = 0; r < codes->shape[0]; r++)
-    seen |= pack_row((uint8_t *)bytes->data + (n0 + r) * width, (const uint8_t *)codes->data + r * k, k);
+              : seen, stopped)
+  for (int64_t r = 0; r < codes->shape[0]; r++) {
+    if (nb_stop_requested()) stopped = 1;
+    else seen |= pack_row((uint8_t *)bytes->data + (n0 + r) * width, (const uint8_t *)codes->data + r * k, k);
+  }
+  if (stopped) return nb_fail_stopped();
   return seen & 0xf0f0f0f0f0f0f0f0u ? nb_codes_check(codes, 4, "fp4 pack") : NB_OK;
 }
 
 int nb_fp4_unpack(nb_tensor *codes, const nb_tensor *bytes, int64_t n0) {
   int64_t k = codes->ndim == 2 ? codes->shape[1] : 0, width = NB_CEIL(k, 2);
   NB_TRY(check(bytes, codes, width, NB_U8, n0, "fp4 unpack"));
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (nb_tensor_numel(codes) > 1 << 18)
-  for (int64_t r = 0; r < codes->shape[0]; r++)
-    unpack_row((uint8_t *)codes->data + r * k, (const uint8_t *)bytes->data + (n0 + r) * width, k);
-  return NB_OK;
+  int stopped = 0;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (nb_tensor_numel(codes) > 1 << 18) \
+    reduction(| \
+              : stopped)
+  for (int64_t r = 0; r < codes->shape[0]; r++) {
+    if (nb_stop_requested()) stopped = 1;
+    else unpack_row((uint8_t *)codes->data + r * k, (const uint8_t *)bytes->data + (n0 + r) * width, k);
+  }
+  return stopped ? nb_fail_stopped() : NB_OK;
 }
 
 /* ---- signed integers ---------------------------------------------------------------- */

@@ -82,8 +82,13 @@ int nb_w4a8_pack(nb_tensor *packed, const nb_tensor *nibbles, const nb_tensor *s
   nb_w4a8_form f;
   NB_TRY(check(&f, packed, nibbles, scales, bias, group));
   memset(packed->data, 0, (size_t)nb_tensor_bytes(packed));
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (f.n * f.k > 1 << 16)
+  int stopped = 0;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) \
+    reduction(| \
+              : stopped) if (f.n * f.k > 1 << 16)
   for (int64_t s = 0; s < f.strips; s++) {
+    if (nb_stop_requested()) stopped = 1;
+    if (stopped) continue;
     uint8_t *strip = (uint8_t *)packed->data + s * f.strip_bytes;
     for (int64_t o = 0; o < NB_MIN(NB_W4A8_STRIP, f.n - s * NB_W4A8_STRIP); o++) {
       int64_t row = s * NB_W4A8_STRIP + o;
@@ -101,15 +106,20 @@ int nb_w4a8_pack(nb_tensor *packed, const nb_tensor *nibbles, const nb_tensor *s
       if (bias) ((float *)(void *)(strip + f.bias_at))[o] = ((const float *)bias->data)[row];
     }
   }
-  return NB_OK;
+  return stopped ? nb_fail_stopped() : NB_OK;
 }
 
 int nb_w4a8_unpack(nb_tensor *nibbles, nb_tensor *scales, nb_tensor *bias, const nb_tensor *packed,
                    int64_t group) {
   nb_w4a8_form f;
   NB_TRY(check(&f, packed, nibbles, scales, bias, group));
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (f.n * f.k > 1 << 16)
+  int stopped = 0;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) \
+    reduction(| \
+              : stopped) if (f.n * f.k > 1 << 16)
   for (int64_t row = 0; row < f.n; row++) {
+    if (nb_stop_requested()) stopped = 1;
+    if (stopped) continue;
     const uint8_t *strip = (const uint8_t *)packed->data + row / NB_W4A8_STRIP * f.strip_bytes;
     int64_t o = row % NB_W4A8_STRIP;
     uint8_t *to = (uint8_t *)nibbles->data + row * f.k / 2;
@@ -126,5 +136,5 @@ int nb_w4a8_unpack(nb_tensor *nibbles, nb_tensor *scales, nb_tensor *bias, const
     }
     if (bias) ((float *)bias->data)[row] = ((const float *)(const void *)(strip + f.bias_at))[o];
   }
-  return NB_OK;
+  return stopped ? nb_fail_stopped() : NB_OK;
 }

@@ -24,6 +24,12 @@ static void row_g_idx(void *out, const uint8_t *codes, const nb_dequant *d, cons
   }
 }
 
+nb_dequant_row_fn *nb_dequant_row_of(bool g_idx) {
+  bool avx2 = nb_cpu() & NB_CPU_AVX2;
+  if (g_idx) return avx2 ? nb_dequant_row_g_idx_avx2 : row_g_idx;
+  return avx2 ? nb_dequant_row_avx2 : row_groups;
+}
+
 /* ---- rows over threads ------------------------------------------------------ */
 
 static int dequant_rows(nb_dequant *d, nb_dequant_row_fn *row_fn) {
@@ -94,7 +100,5 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
                   .scales = scales->data,
                   .zeros = zeros ? zeros->data : NULL,
                   .g_idx = g_idx ? g_idx->data : NULL};
-  bool avx2 = nb_cpu() & NB_CPU_AVX2;
-  if (g_idx) return dequant_rows(&d, avx2 ? nb_dequant_row_g_idx_avx2 : row_g_idx);
-  return dequant_rows(&d, avx2 ? nb_dequant_row_avx2 : row_groups);
+  return dequant_rows(&d, nb_dequant_row_of(g_idx != NULL));
 }

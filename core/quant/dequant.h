@@ -18,5 +18,7 @@ typedef struct nb_dequant {
 typedef void nb_dequant_row_fn(void *out, const uint8_t *codes, const nb_dequant *d, const float *scale,
                                const int32_t *zero);
 nb_dequant_row_fn nb_dequant_row_avx2, nb_dequant_row_g_idx_avx2;
+/* The fastest that nb_cpu() allows; of columns whose groups g_idx names, or that divide evenly. */
+nb_dequant_row_fn *nb_dequant_row_of(bool g_idx);
 
 #endif

@@ -21,7 +21,7 @@ extern const nb_dequant_float_kernels nb_dequant_float_portable, nb_dequant_floa
 typedef float v8f __attribute__((vector_size(32)));
 enum { LANES = 8 };
 
-static void load_e2m1(float *out, const uint8_t *codes, int64_t n) {
+static inline void load_e2m1(float *out, const uint8_t *codes, int64_t n) {
   const float *value = nb_code_values(NB_F4);
   int64_t i = 0;
 #ifdef __AVX2__
@@ -35,7 +35,7 @@ static void load_e2m1(float *out, const uint8_t *codes, int64_t n) {
   for (; i < n; i++) out[i] = value[codes[i] & 15];
 }
 
-static void multiply(float *x, int64_t n, int64_t first, int64_t columns, const float *scale) {
+static inline void multiply(float *x, int64_t n, int64_t first, int64_t columns, const float *scale) {
   int64_t g = first / columns, next = (g + 1) * columns - first; /* where the next group begins */
   for (int64_t i = 0; i < n; next += columns) {
     int64_t end = NB_MIN(n, next);

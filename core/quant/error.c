@@ -33,10 +33,18 @@ int nb_quant_error_of(nb_quant_sums *sums, const nb_tensor *dequantized, const n
   int64_t n = w->shape[0], k = w->shape[1];
   row_sums *rows = nb_alloc(n, sizeof *rows);
   if (!rows) return NB_ENOMEM;
-#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (n * k > 65536)
-  for (int64_t r = 0; r < n; r++)
-    rows[r] = row_error((const float *)dequantized->data + r * k,
-                        (const char *)w->data + r * k * nb_elem_bytes(w->dtype), w->dtype, k);
+  int stopped = 0;
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) if (n * k > 65536)
+  for (int64_t r = 0; r < n; r++) {
+    if (nb_stop_requested()) stopped = 1;
+    else
+      rows[r] = row_error((const float *)dequantized->data + r * k,
+                          (const char *)w->data + r * k * nb_elem_bytes(w->dtype), w->dtype, k);
+  }
+  if (stopped) {
+    free(rows);
+    return nb_fail_stopped();
+  }
   for (int64_t r = 0; r < n; r++) {
     sums->error2 += rows[r].error2;
     sums->weight2 += rows[r].weight2;

@@ -58,7 +58,7 @@ local function key_of(f)
     end
     says = says:gsub("%d+", "#")
   end
-  return table.concat({ f.rule, f.severity, f.source or "", says }, "\1")
+  return table.concat({ f.rule, f.severity, f.source or "", says, f.repair and f.repair.kind or "" }, "\1")
 end
 
 local function collapse(list)
@@ -141,6 +141,7 @@ local function known_options(options)
   o.device = o.device or "sm_80"
   local ok, why = require("nibble.backends.query").device(o.device)
   if not ok then return nil, why end
+  o.asked_tp = o.tp ~= nil
   if type(o.tp) == "number" then o.tp = { o.tp } end
   o.tp = o.tp or { 1, 2, 4, 8 }
   for _, tp in ipairs(o.tp) do
@@ -150,6 +151,8 @@ local function known_options(options)
   end
   return o
 end
+
+nffi.interpreted(known_options)
 
 -- An open checkpoint, or where opening refuses, a survey of what is there.
 local function opened(from)
@@ -175,7 +178,7 @@ end
 -- What all rules see. explained: names of modules and layers that a finding is about already.
 local function context_of(ck, o)
   local context = { ck = ck, config = ck.config, quantization = ck.quantization, device = o.device, tp = o.tp,
-    values = o.values ~= false, progress = o.progress, explained = {}, by_name = {} }
+    asked_tp = o.asked_tp, values = o.values ~= false, progress = o.progress, explained = {}, by_name = {} }
   context.modules, context.faults = formats.survey(ck)
   for _, rec in ipairs(context.modules) do context.by_name[rec.name] = rec end
   context.fused, context.routers = layers.structure(ck.config)
@@ -197,11 +200,24 @@ local function adder(list, rule, context)
   end
 end
 
+-- The context with those modules only whose tensors can be read: of damaged files nothing is mapped.
+local function readable(context)
+  local parts, modules = context.ck.parts, {}
+  for _, rec in ipairs(context.modules) do
+    local fine = true
+    for _, info in pairs(rec.tensors) do fine = fine and parts[info.file] ~= nil end
+    if fine then modules[#modules + 1] = rec end
+  end
+  return setmetatable({ modules = modules }, { __index = context })
+end
+nffi.interpreted(readable)
+
 local function run_rules(context, contexts)
   local list = {}
   for _, topic in ipairs(topics) do
+    local alone = { topic == "values" and context.ck.parts and readable(context) or context }
     for _, rule in ipairs(rules_of(topic)) do
-      for _, c in ipairs(rule.consumer and contexts or { context }) do
+      for _, c in ipairs(rule.consumer and contexts or alone) do
         nffi.stop_check()
         rule.run(c, adder(list, rule, c))
       end
@@ -248,6 +264,8 @@ function result_mt.__index.totable(r)
   return { name = r.name, consumers = json.array(r.consumers), device = r.device, tp = json.array(r.tp), values = r.values,
     counts = r.counts, findings = json.array(findings) }
 end
+
+nffi.interpreted(result_mt.__index.totable)
 
 function result_mt.__tostring(r) return require("nibble.check.text").of(r) end
 

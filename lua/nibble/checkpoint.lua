@@ -210,6 +210,16 @@ end
 local not_copied = { ["config.json"] = true }
 for _, name in ipairs(M.quant_files) do not_copied[name] = true end
 
+--- other_files(dir) -> array of names relative to dir that a conversion copies: no weights, index, dot files, config.json or
+-- quantization configs.
+function M.other_files(dir)
+  local out = {}
+  for _, name in ipairs(other_files(dir, M.list(dir) or {}, "", {})) do
+    if not not_copied[name] then out[#out + 1] = name end
+  end
+  return out
+end
+
 local function warn_of_stray_weights(ck, names)
   local known = {}
   for _, name in ipairs(ck.files) do known[name] = true end
@@ -262,10 +272,7 @@ local function open_dir(path)
   elseif #files > 1 then
     ck.warnings[1] = ("%s: %d numbered shards, but no %s; consumers need one"):format(path, #files, INDEX)
   end
-  ck.other_files = {}
-  for _, name in ipairs(other_files(path, names, "", {})) do
-    if not not_copied[name] then ck.other_files[#ck.other_files + 1] = name end
-  end
+  ck.other_files = M.other_files(path)
   return ck
 end
 
@@ -400,15 +407,37 @@ function methods.quantized(ck, name) return formats().quantized(ck, name) end
 -- where it stays as it is.
 function methods.input(ck, name) return formats().input(ck, name) end
 
---- ck:grep(pattern) -> array of records whose names match | nil, msg, code
--- pattern: a glob ("*.mlp.*"), "re:" and a regular expression, or a part of the name.
-function methods.grep(ck, pattern) return formats().grep(ck, pattern) end
+-- The modules as a list, or the error of a caller's mistake.
+local function listed(ck, how, wanted)
+  local modules = require "nibble.modules"
+  local recs, msg, code = methods.modules(ck)
+  if not recs then return nil, msg, code end
+  recs, msg = modules[how](recs, wanted)
+  if not recs then error(msg, 3) end
+  return modules.list(ck, recs)
+end
+
+--- ck:grep(pattern) -> list of the modules whose names match | nil, msg, code
+-- pattern: a glob ("*.mlp.*"), "re:" and a regular expression, or a piece of the name. The list is an array of modules
+-- that prints as a table and can be narrowed: list:grep, list:select, list:stats, list:totals, list:names, list:show.
+function methods.grep(ck, pattern) return listed(ck, "grep", pattern) end
+
+--- ck:select{kind =, scheme =, bits =, dtype =, name =, min_bytes =, …} -> list of the modules that have it all | nil,
+-- msg, code
+-- kind: "linear", "embedding", "norm" or "other"; scheme: words of what the table shows ("W4A16", "W4A16 g128");
+-- quantized, symmetric: true or false; dtype, format; bits, group, n, k, params, bytes, bits_per_weight: numbers,
+-- each also with min_ and max_; name: a pattern as grep takes it; where: a function of a module. An array means any
+-- of its values, a function one that says yes: m:select{kind = "linear", bits = {2, 3, 4}, min_bytes = 2^20}.
+function methods.select(ck, wanted) return listed(ck, "choose", wanted) end
 
 local lazy = {}
 
 function lazy.tensors(ck)
   local out, shapes = {}, {}
-  for i = 1, ck.count do out[i] = info_at(ck, i - 1, shapes) end
+  for i = 1, ck.count do
+    nffi.stop_check()
+    out[i] = info_at(ck, i - 1, shapes)
+  end
   return out
 end
 

@@ -50,6 +50,15 @@ local function write_config(run, dir)
   return true
 end
 
+-- The texts that a plan brings along (nibble.repair's) in place of the config of a format.
+local function write_texts(run, dir)
+  for _, name in ipairs(json.keys(run.plan.texts)) do
+    local ok, msg, code = checkpoint.write_file(dir .. "/" .. name, run.plan.texts[name])
+    if not ok then return nil, msg, code end
+  end
+  return true
+end
+
 -- The certificate: no time, host or path in it, so that equal runs write equal bytes.
 local function write_certificate(run, dir)
   local plan = run.plan
@@ -60,7 +69,8 @@ local function write_certificate(run, dir)
   end
   local text = json.encode({ nibble = nffi.version, plan = plan:id(), format = plan.format.name,
     recipe = plan.recipe and plan.recipe.name or nil, accept = plan.recipe and plan.recipe.accept or nil,
-    modules = json.array(list), __order = { "nibble", "plan", "format", "recipe", "accept", "modules" } }, { indent = 2 })
+    repairs = plan.repairs, modules = json.array(list),
+    __order = { "nibble", "plan", "format", "recipe", "accept", "repairs", "modules" } }, { indent = 2 })
   return checkpoint.write_file(dir .. "/" .. output.certificate, text .. "\n")
 end
 
@@ -160,7 +170,7 @@ local function execute(run, dir)
   if not ok then return nil, msg, code end
   ok, msg, code = run.writer:finish()
   if not ok then return nil, msg, code end
-  ok, msg, code = write_config(run, dir)
+  ok, msg, code = (plan.texts and write_texts or write_config)(run, dir)
   if not ok then return nil, msg, code end
   ok, msg, code = write_certificate(run, dir)
   if not ok then return nil, msg, code end
@@ -195,7 +205,7 @@ end
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
 -- this call made; an interruption or a full disk leaves what the next run goes on from.
--- progress: default M.progress, which a session on a terminal sets.
+-- progress: default nffi.progress, which a session on a terminal sets.
 -- ahead_bytes: output written and not yet proven, default 32 MiB: what a killed run may have to do again.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 -- shard: only the i-th of n shares of the files (convert_parts.run), whose result it gives.
@@ -206,7 +216,7 @@ function M.execute(plan, dir, options)
   dir = dir:gsub("/+$", "")
   local state, msg, code = output.look(dir, plan.model, plan:id())
   if not state then return nil, msg, code end
-  local run = steps.start(plan, dir, setmetatable({ progress = options.progress or M.progress }, { __index = options }))
+  local run = steps.start(plan, dir, setmetatable({ progress = options.progress or nffi.progress }, { __index = options }))
   run.state = state
   if state == "complete" then
     recall(plan, msg)

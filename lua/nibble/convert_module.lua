@@ -267,7 +267,9 @@ end
 
 local function make_copy() return {}, {} end
 
-local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized, copy = make_copy }
+-- repair: the model's tensors are already what is meant.
+local makers = { quantize = make_quantized, convert = make_converted, dequantize = make_dequantized, copy = make_copy,
+  repair = make_copy }
 
 -- The source's tensor where the module has none of its own: a bias, or all of a copy.
 local function passing(run, job, suffix, expect)

@@ -110,7 +110,7 @@ end
 --- writer(plan, dir, options) -> the writer of the plan's output, all of it or (only =) one file | nil, msg, code
 function M.writer(plan, dir, options)
   return checkpoint.writer { dir = dir, tensors = M.tensors(plan), shard_bytes = plan.shard_bytes,
-    metadata = { format = "pt" }, resume = options.resume, only = options.only }
+    metadata = plan.metadata or { format = "pt" }, resume = options.resume, only = options.only }
 end
 
 -- Whether all of the module is in files that this run's writer holds.

@@ -121,8 +121,9 @@ local function run_windows(s, o)
     if ok and s.against then ok, msg, code = check_losses(s, s.nll_against, s.against) end
     if not ok then return nil, msg, code end
     s.done = s.done + n
-    if o.progress then
-      o.progress { done = s.done, total = s.windows.n, tokens = s.done * (context - 1), seconds = nffi.C.nb_now() - s.start }
+    local progress = o.progress or nffi.progress
+    if progress then
+      progress { done = s.done, total = s.windows.n, tokens = s.done * (context - 1), seconds = nffi.C.nb_now() - s.start }
     end
   end
   return true

@@ -97,6 +97,22 @@ function M.interpreted(f)
   return f
 end
 
+--- uncollected(f, ...) -> what f(...) gives (at most 3 values), the garbage collector at rest meanwhile: for what makes
+-- much that stays, at which the collector would look again and again.
+function M.uncollected(f, ...)
+  if not collectgarbage "isrunning" then return f(...) end
+  collectgarbage() -- to the end of its cycle: while it sweeps strings their table can't grow, and finding one takes ages
+  collectgarbage "stop"
+  local done, a, b, c = pcall(f, ...)
+  collectgarbage "restart"
+  if not done then error(a, 0) end
+  return a, b, c
+end
+
+--- progress: what long jobs report to where they are told nothing else (nibble.repl.progress's report); nil: nobody.
+-- A session on a terminal sets it.
+M.progress = nil
+
 M.soft_limit_bytes = 1024 * 1024 * 1024
 
 return M

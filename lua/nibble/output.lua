@@ -22,8 +22,8 @@ end
 
 local function within(path, dir) return path == dir or path:sub(1, #dir + 1) == dir:gsub("/$", "") .. "/" end
 
--- A run copies all of the model's folder: neither may hold the other.
-local function apart(dir, ck)
+--- apart(dir, ck) -> true | nil, msg, code: a run copies all of the model's folder: neither may hold the other.
+function M.apart(dir, ck)
   if checkpoint.exists(ck.path) ~= "dir" then return true end
   local out, model = absolute(dir), absolute(ck.path)
   local how = out == model and "is" or within(out, model) and "lies inside" or within(model, out) and "holds"
@@ -36,7 +36,7 @@ end
 --- look(dir, ck, id) -> "new" | "resume" | "complete", certificate | nil, msg, code
 -- ck: the model that is read; id: the plan's.
 function M.look(dir, ck, id)
-  local ok, msg, code = apart(dir, ck)
+  local ok, msg, code = M.apart(dir, ck)
   if not ok then return nil, msg, code end
   local kind = checkpoint.exists(dir)
   if not kind then return "new" end

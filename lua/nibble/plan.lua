@@ -213,6 +213,7 @@ function M.new(recipe, ck, options)
   p.rules = rules.matchers(patterns)
   local quantized = 0
   for i, rec in ipairs(p.modules) do
+    nffi.stop_check()
     p.jobs[i], msg, code = job_of(p, rec)
     if not p.jobs[i] then return nil, msg, code end
     if p.jobs[i].action == "quantize" then quantized = quantized + 1 end
@@ -255,6 +256,7 @@ function M.conversion(ck, format_name, options)
   end
   local some
   for _, rec in ipairs(p.modules) do
+    nffi.stop_check()
     if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
     local job = { name = rec.name, rec = rec, reason = rec.scheme and "convert" or rec.kind }
     if not rec.scheme then job.action = "copy"
@@ -305,6 +307,7 @@ function plan_mt:id()
   if self.input_scales then add(recipes.canonical(self.input_scales)) end
   for _, t in ipairs(self.model.tensors) do add(t.name) add(t.dtype) add_shape(t.shape) add(t.file or "") end
   for _, job in ipairs(self.jobs) do
+    nffi.stop_check()
     add(job.action) add(job.name)
     for _, t in ipairs(job.layout) do add(M.tensor_name(job, t)) add(t.dtype) add_shape(t.shape) end
   end

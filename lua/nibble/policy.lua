@@ -168,6 +168,9 @@ local function prove(d, data, entries, config)
   return true
 end
 
+-- In a session data shows as what a config file would hold.
+local as_json = { __tostring = function(data) return json.encode(data, { indent = 2 }) end }
+
 --- policy:compile(dialect [, modules]) -> data | nil, msg, code
 -- data: the quantization config that means the policy, and for these modules (default: the policy's own) nothing else.
 -- "einexact": the dialect can't hold a scheme or can't tell two modules apart; the sentence names them.
@@ -197,7 +200,7 @@ function methods.compile(p, dialect, modules)
   local ok
   ok, msg, code = prove(d, data, entries, config)
   if not ok then return nil, msg, code end
-  return data
+  return setmetatable(data, as_json)
 end
 
 --- policy:same(other) -> true | false, sentence: whether both say the same of the same modules.

@@ -31,7 +31,7 @@ char *nibble_strerror(int code) __asm__("strerror");
 ]]
 local libc = ffi.C
 local O_RDONLY, O_APPENDING, O_CLOEXEC = 0, 0x441, 0x80000 -- appending: O_WRONLY | O_CREAT | O_APPEND
-local SETPGROUP, POLLIN, EINTR, PR_SET_PDEATHSIG = 2, 1, 4, 1
+local SETPGROUP, POLLIN, POLLERR, EINTR, PR_SET_PDEATHSIG = 2, 1, 8, 4, 1
 
 local M = { SIGINT = 2, SIGKILL = 9, SIGTERM = 15 }
 local Process = {}
@@ -67,8 +67,14 @@ function M.program()
   return "nibble"
 end
 
---- die_with_parent(): the kernel kills this process when the one that started it ends.
-function M.die_with_parent() libc.nibble_prctl(PR_SET_PDEATHSIG, M.SIGKILL) end
+--- die_with_parent(fd) -> false when it has ended already: the kernel kills this process when the one that started it
+-- ends. fd: of a pipe that the parent reads.
+function M.die_with_parent(fd)
+  libc.nibble_prctl(PR_SET_PDEATHSIG, M.SIGKILL)
+  local pipe_end = ffi.new "nibble_pollfd[1]"
+  pipe_end[0].fd = fd
+  return libc.nibble_poll(pipe_end, 1, 0) ~= 1 or bit.band(pipe_end[0].revents, POLLERR) == 0
+end
 
 -- A pipe: the end to read from, the end to write into.
 local function pipe()
@@ -121,7 +127,8 @@ function Process.kill(p, signal)
   if not p.ended then libc.nibble_kill(p.pid, signal) end
 end
 
---- p:wait() -> {status = 0…255 or nil, signal = its number or nil, peak_bytes =}: when it has ended.
+--- p:wait() -> {status = 0…255 or nil, signal = its number or nil, peak_bytes =, cpu_seconds =}: when it has ended.
+-- cpu_seconds: its own and those of the programs that it waited for.
 function Process.wait(p)
   if p.ended then return p.ended end
   local status, usage = ffi.new "int[1]", ffi.new "nibble_rusage"
@@ -131,7 +138,8 @@ function Process.wait(p)
   p:close()
   local signal = bit.band(status[0], 127)
   p.ended = { status = signal == 0 and bit.rshift(status[0], 8) or nil, signal = signal ~= 0 and signal or nil,
-              peak_bytes = tonumber(usage.maxrss) * 1024 }
+              peak_bytes = tonumber(usage.maxrss) * 1024,
+              cpu_seconds = tonumber(usage.user[0] + usage.system[0]) + tonumber(usage.user[1] + usage.system[1]) * 1e-6 }
   return p.ended
 end
 
@@ -158,7 +166,7 @@ end
 --- write(fd, text): as much as goes at once; a reader that is gone doesn't matter.
 function M.write(fd, text) libc.nibble_write(fd, text, #text) end
 
---- run{program, argument, …} -> {status =, signal =, out =, err =, peak_bytes =} | nil, msg, code
+--- run{program, argument, …} -> {out =, err =, and p:wait()'s} | nil, msg, code
 -- Waits for the program and keeps what it prints. Ctrl-C ends it and raises "interrupted".
 function M.run(o)
   local p, msg, code = M.spawn { pipes = { [1] = true, [2] = true }, unpack(o) }
@@ -178,8 +186,8 @@ function M.run(o)
     end
   end
   local ended = p:wait()
-  return { status = ended.status, signal = ended.signal, peak_bytes = ended.peak_bytes, out = table.concat(texts[1]),
-           err = table.concat(texts[2]) }
+  ended.out, ended.err = table.concat(texts[1]), table.concat(texts[2])
+  return ended
 end
 
 return M

@@ -270,6 +270,23 @@ local function fail(msg, code, level)
   return nil, msg, code
 end
 
+-- Weights that a Lua function sees at once: as float32 they stay in the caches, and Ctrl-C is heard between two tiles,
+-- because a compiled loop hears nothing.
+local USER_TILE = 256 * 1024
+
+-- M.tile of a whole weight: of a user's function tile by tile, where rows can be quantized one by one.
+local function in_tiles(method, q, w, scheme, options, o)
+  if not (method.user and M.row_local(method, scheme)) or o.order then return M.tile(method, q, w, scheme, options, o) end
+  local rows = math.max(1, math.floor(USER_TILE / q.k))
+  for a = 1, q.n, rows do
+    nffi.stop_check()
+    local b = math.min(q.n, a + rows - 1)
+    local ok, msg, code = M.tile(method, q:rows(a, b), w:rows(a, b), scheme, options, o)
+    if not ok then return nil, q.n > rows and ("rows %d-%d: %s"):format(a, b, msg) or msg, code end
+  end
+  return true
+end
+
 --- quantize(w, scheme [, {method="rtn", options={…}, scale_dtype=, importance=}]) -> Quantized | nil, msg, code
 -- w: f32, bf16 or f16 [n,k]; scheme: a name or a table (scheme.parse); method: see method(); scale_dtype:
 -- f32, bf16 or f16, default the scheme's, else w's; importance: [k], for actorder = "group" (actorder.order). NaN or Inf
@@ -293,7 +310,7 @@ function M.quantize(w, scheme, opts)
   end
   local q = scheme_m.quantized(scheme, w:size(1), k, opts.scale_dtype or scheme.scale_dtype or w:type())
   local order = opts.importance and require("nibble.actorder").order(opts.importance)
-  local ok, msg, code = M.tile(method, q, w, scheme, (complete(method, opts.options)), { order = order })
+  local ok, msg, code = in_tiles(method, q, w, scheme, (complete(method, opts.options)), { order = order })
   if not ok then return fail(msg, code, 2) end
   return q
 end

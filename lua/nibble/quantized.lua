@@ -191,4 +191,6 @@ function meta.__tostring(q)
   return ("quantized [%d×%d]  %s  scales %s"):format(q.n, q.k, scheme.describe(q.scheme), q.scales:type())
 end
 
+M.methods = methods -- for completion
+
 return M

@@ -1,6 +1,7 @@
 -- recipe: a quantization policy as data: reading it in a small sandbox, checking
 -- every key and type, and matching module names. DESIGN 5 shows the form.
-local interpreted = require("nibble.ffi").interpreted
+local nffi = require "nibble.ffi"
+local interpreted = nffi.interpreted
 local words = require "nibble.text"
 
 local M = {}
@@ -282,6 +283,14 @@ local function slurp(path)
   return text
 end
 
+-- The folder of the recipes that ship with nibble: this file lies in the tree's lua/nibble/, or in
+-- share/lua/5.1/nibble/ of an installation; the executable has them in itself.
+local function shipped_folder()
+  local source = debug.getinfo(1, "S").source
+  local tree, installed = source:match "^@(.*)lua/nibble/recipe%.lua$", source:match "^@(.*)lua/5%.1/nibble/recipe%.lua$"
+  return tree and tree .. "recipes/" or installed and installed .. "nibble/recipes/"
+end
+
 -- A recipe is found as a path, beside the recipe that names it, or by name among
 -- those that ship with nibble (in the executable, or in the tree's recipes/).
 local function find(name, beside)
@@ -297,17 +306,26 @@ local function find(name, beside)
   local short = name:gsub("^.*/", ""):gsub("%.lua$", "")
   local shipped = rawget(_G, "NIBBLE_RECIPES")
   if shipped and shipped[short] then return shipped[short], "recipes/" .. short .. ".lua" end
-  -- This file lies in the tree's lua/nibble/, or in share/lua/5.1/nibble/ of an installation.
-  local source = debug.getinfo(1, "S").source
-  local tree, installed = source:match "^@(.*)lua/nibble/recipe%.lua$", source:match "^@(.*)lua/5%.1/nibble/recipe%.lua$"
-  local dir = tree and tree .. "recipes/" or installed and installed .. "nibble/recipes/"
+  local dir = shipped_folder()
   local text = dir and slurp(dir .. short .. ".lua")
   if text then return text, dir .. short .. ".lua" end
-  local known = {}
-  for k in pairs(shipped or {}) do known[#known + 1] = k end
-  table.sort(known)
+  local known = M.names()
   return nil, known[1] and words.did_you_mean(short, known) or ""
 end
+
+--- names() -> sorted array: the recipes that ship with nibble.
+function M.names()
+  local out, shipped, dir = {}, rawget(_G, "NIBBLE_RECIPES"), shipped_folder()
+  for name in pairs(shipped or {}) do out[#out + 1] = name end
+  for _, file in ipairs(not shipped and dir and require("nibble.checkpoint").list(dir) or {}) do
+    out[#out + 1] = file:match "^(.*)%.lua$"
+  end
+  table.sort(out)
+  return out
+end
+
+--- source(path | name) -> text, path of a recipe's file | nil, hint
+function M.source(name) return find(name) end
 
 local instruction_limit = 5e7
 
@@ -320,7 +338,12 @@ function M.bounded(f, ...)
     error(("ran for %d million instructions without an end"):format(instruction_limit / 1e6), 0)
   end, "", instruction_limit)
   local ok, result = coroutine.resume(co, ...)
-  debug.sethook(hook, mask, count)
+  if type(hook) == "string" then -- the executable's own, which Ctrl-C has set: "external hook" can't be set again
+    debug.sethook()
+    nffi.stop_check()
+  else
+    debug.sethook(hook, mask, count)
+  end
   return ok, result
 end
 

@@ -12,6 +12,7 @@ local kernels = require "nibble.select.kernels"
 local scheme_m = require "nibble.scheme"
 local formats = require "nibble.formats"
 local text = require "nibble.text"
+local nffi = require "nibble.ffi"
 local decision = require("nibble.methods.config").decision
 
 local M = {}
@@ -281,10 +282,22 @@ function methods.decide(s, layer)
   return d
 end
 
+--- selection:at(tp) -> a selection of the same layers on tp tensor-parallel ranks; config and layers are shared.
+function methods.at(s, tp)
+  local out = {}
+  for key, value in pairs(s) do out[key] = value end
+  out.tp, out.decisions, out.asked, out.warnings = tp, {}, {}, {}
+  return setmetatable(out, selection_mt)
+end
+require("nibble.ffi").interpreted(methods.at)
+
 --- selection:all() -> array of decisions, one for each layer of the consumer.
 function methods.all(s)
   local out = {}
-  for i, layer in ipairs(s.layers) do out[i] = s:decide(layer) end
+  for i, layer in ipairs(s.layers) do
+    nffi.stop_check()
+    out[i] = s:decide(layer)
+  end
   return out
 end
 
@@ -309,6 +322,7 @@ function methods.grep(s, pattern)
   if not matches then return nil, msg, code end
   local out = {}
   for _, layer in ipairs(s.layers) do
+    nffi.stop_check()
     local hit = matches(layer.name)
     for _, rec in ipairs(layer.members) do hit = hit or matches(rec.name) end
     if hit then out[#out + 1] = s:decide(layer) end

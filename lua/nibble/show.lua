@@ -157,18 +157,28 @@ function M.line(t)
   return ("%s  absmax %s%.3g  std %.2g%s  %s"):format(text, about, s.absmax, s.std, odd, M.sparkline(hist))
 end
 
---- corner(t [, rows, columns]) -> the line, then the first values of the first rows.
-function M.corner(t, rows, columns)
+-- "0.0123", in at most 10 columns.
+local function number_text(v)
+  if v == math.floor(v) and math.abs(v) < 1e6 then return ("%d"):format(v) end
+  return ("%.4g"):format(v)
+end
+
+--- corner(t [, rows [, columns [, width]]]) -> the line, then the first values of the first rows (6 and 8 of them),
+-- aligned; of what has more than two dimensions, rows of the last. width: cut to a terminal of so many columns.
+function M.corner(t, rows, columns, width)
   rows, columns = rows or 6, columns or 8
-  local out, width = { M.line(t) }, t.ndim > 0 and t:size(t.ndim) or 1
-  local height = width > 0 and t:numel() / width or 0
-  for r = 0, math.min(rows, height) - 1 do
-    local cells = {}
-    for c = 1, math.min(columns, width) do cells[c] = ("%10.4g"):format(t:get(r * width + c)) end
-    out[#out + 1] = table.concat(cells, " ") .. (width > columns and "  …" or "")
+  local line, k = M.line(t), t.ndim > 0 and t:size(t.ndim) or 1
+  local n = k > 0 and t:numel() / k or 0
+  if t.ndim == 0 or t:numel() <= 1 or t:type() == "c64" then return line end
+  if width then columns = math.max(1, math.min(columns, math.floor((width - 3) / 12))) end
+  local cells = {}
+  for r = 1, math.min(rows, n) do
+    cells[r] = { "" }
+    for c = 1, math.min(columns, k) do cells[r][c + 1] = number_text(t:get((r - 1) * k + c)) end
+    if k > columns then cells[r][columns + 2] = "…" end
   end
-  if height > rows then out[#out + 1] = (" "):rep(9) .. "⋮" end
-  return table.concat(out, "\n")
+  if n > rows then cells[rows + 1] = { "", "⋮" } end
+  return line .. "\n" .. M.columns(cells, ("r"):rep(columns + 1) .. "l"):gsub("\n$", "")
 end
 
 --- comparison(c) -> one line: mse, SQNR, cosine, the worst row, the error over the columns.

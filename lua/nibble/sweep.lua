@@ -5,6 +5,7 @@ local engine = require "nibble.sweep.engine"
 local folder = require "nibble.sweep.folder"
 local jobs = require "nibble.sweep.jobs"
 local nffi = require "nibble.ffi"
+local output = require "nibble.output"
 local results = require "nibble.sweep.results"
 local words = require "nibble.text"
 
@@ -43,7 +44,7 @@ local function others_waiting(dir, all, list)
   local ours, n = {}, 0
   for _, job in ipairs(list) do ours[job.job] = true end
   for _, job in ipairs(all) do
-    if not ours[job.job] and job.version == nffi.version and not results.read(dir, job.job) then n = n + 1 end
+    if not ours[job.job] and job.version == nffi.version and not results.exists(dir, job.job) then n = n + 1 end
   end
   return n
 end
@@ -62,6 +63,11 @@ function M.new(o)
   local list, msg, code = jobs.expand { recipes = o.recipes, models = o.models, texts = o.texts, set = o.set, context = o.context,
     windows = o.windows, activations = o.activations, cache = cache, progress = o.progress }
   if not list then return nil, msg, code end
+  for _, job in ipairs(list.jobs) do
+    local apart
+    apart, msg, code = output.apart(dir, { path = job.model_path })
+    if not apart then return nil, msg, code end
+  end
   local t
   t, msg, code = folder.add(dir, list.jobs, list.recipes)
   if not t then return nil, msg, code end
@@ -93,12 +99,21 @@ end
 function M.read(dir)
   dir = dir:gsub("(.)/+$", "%1")
   if checkpoint.exists(dir .. "/jobs") ~= "dir" then
-    if checkpoint.exists(dir .. "/results.jsonl") == "file" then return results.lines(dir) end
+    if checkpoint.exists(dir .. "/results.jsonl") == "file" then
+      local list, msg, code = results.lines(dir)
+      if not list then return nil, msg, code end
+      return M.results(list)
+    end
     return nil, ("%s holds no sweep: neither jobs nor results.jsonl"):format(dir), "eio"
   end
   local list, msg, code = results.all(dir)
   if not list then return nil, msg, code end
-  return list
+  return M.results(list)
+end
+
+--- results(list [, counts]) -> list, which a session shows as a table; .counts: of the run that made them.
+function M.results(list, counts)
+  return setmetatable(list, { __tostring = M.table, __index = { counts = counts } })
 end
 
 --- table(results) -> text: by model, text and bits per weight.
@@ -106,24 +121,39 @@ function M.table(list) return require("nibble.sweep.text").table(list) end
 
 -- ---- running -------------------------------------------------------------------------------
 
---- sweep:pending([{shard = {i, n}, retry_failed =}]) -> array of the jobs that have no result yet (of the i-th of n shares).
-function Sweep.pending(s, o)
-  local out, shard = {}, o and o.shard or { 1, 1 }
-  for i, job in ipairs(s.jobs) do
-    if (i - shard[1]) % shard[2] == 0 then
-      local r = results.read(s.dir, job.job)
-      if not r or (o and o.retry_failed and r.status == "failed") then out[#out + 1] = job end
-    end
-  end
+-- The jobs of the i-th of n shares: i, i+n, i+2n …
+local function share_of(s, shard)
+  if not shard then return s.jobs end
+  local out = {}
+  for i = shard[1], #s.jobs, shard[2] do out[#out + 1] = s.jobs[i] end
   return out
 end
 
--- The sweep's own results.
-local function own(s, list)
-  local ours, out = {}, {}
-  for _, job in ipairs(s.jobs) do ours[job.job] = true end
-  for _, r in ipairs(list) do if ours[r.job] then out[#out + 1] = r end end
+--- sweep:pending([{shard = {i, n}, retry_failed =}]) -> jobs that have no result yet (of the i-th of n shares), notes
+-- notes: sentences about results that are damaged: their jobs count as having none.
+function Sweep.pending(s, o)
+  local out, notes = {}, {}
+  for _, job in ipairs(share_of(s, o and o.shard)) do
+    local r, damage = results.read(s.dir, job.job)
+    if damage then notes[#notes + 1] = damage .. ": it is set aside, and the job runs again" end
+    if not r or (o and o.retry_failed and r.status == "failed") then out[#out + 1] = job end
+  end
+  return out, notes
+end
+
+-- The results of these jobs.
+local function results_of(list, all)
+  local ours, out = {}, M.results {}
+  for _, job in ipairs(list) do ours[job.job] = true end
+  for _, r in ipairs(all) do if ours[r.job] then out[#out + 1] = r end end
   return out
+end
+
+local function all_done(s)
+  for _, job in ipairs(s.jobs) do
+    if not results.exists(s.dir, job.job) then return false end
+  end
+  return true
 end
 
 --- sweep:merge() -> results of this sweep's jobs | nil, msg, code: writes results.jsonl and report.html from what is done.
@@ -131,31 +161,36 @@ function Sweep.merge(s)
   local list, notes, code = results.merge(s.dir)
   if not list then return nil, notes, code end
   for _, note in ipairs(notes) do s.notes[#s.notes + 1] = note end
-  return own(s, list)
+  return results_of(s.jobs, list)
 end
 
---- sweep:run{jobs = 1, shard = {i, n}, keep =, retry_failed =, progress =} -> counts, results | nil, msg, code
--- Runs what has no result yet: alone in the folder, or as the i-th of n shares beside others. counts and progress:
--- nibble.sweep.engine.run's. results: of all this sweep's jobs; results.jsonl and report.html are written, by shards when
--- nothing is left to do.
+--- sweep:run{jobs = 1, shard = {i, n}, keep =, retry_failed =, progress =} -> results | nil, msg, code
+-- Runs what has no result yet: alone in the folder, or as the i-th of n shares beside others. results: of this sweep's jobs, or
+-- of the share; results.counts and progress: nibble.sweep.engine.run's. results.jsonl and report.html are written, by shards
+-- when nothing is left to do.
 function Sweep.run(s, o)
   o = o or {}
   local held, msg, code = folder.hold(s.dir, o.shard ~= nil)
   if not held then return nil, msg, code end
+  local session = nffi.progress
+  o = setmetatable({ progress = o.progress or session and function(p) session(require("nibble.sweep.text").progress(p)) end },
+    { __index = o })
+  local todo, damaged = s:pending(o)
+  for _, note in ipairs(damaged) do s.notes[#s.notes + 1] = note end
   local called, counts
-  called, counts, msg, code = pcall(engine.run, s.dir, s:pending(o), o)
+  called, counts, msg, code = pcall(engine.run, s.dir, todo, o)
   held:release()
   if not called then error(counts, 0) end
   if not counts then return nil, msg, code end
+  local mine = share_of(s, o.shard)
   local list
-  if o.shard and #s:pending() > 0 then
-    list, msg, code = results.all(s.dir)
-    list = list and own(s, list)
+  if o.shard and not all_done(s) then -- the others' results are theirs: there may be thousands
+    list = results.of(s.dir, mine)
   else
     list, msg, code = s:merge()
   end
   if not list then return nil, msg, code end
-  return counts, list
+  return M.results(results_of(mine, list), counts)
 end
 
 function Sweep.__tostring(s)

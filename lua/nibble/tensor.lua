@@ -65,6 +65,7 @@ function M.new(dtype, shape, values)
   end
   local id = M.dtype_id(dtype)
   local s, ndim = shape_of(shape, 2)
+  nffi.stop_check() -- so that a person's own loop over short jobs stops too, compiled or not
   M.collect_if_full()
   local t = tensor_t()
   must(C.nb_tensor_new(t, id, ndim, s))
@@ -221,10 +222,16 @@ function methods.free(t)
   t.ndim, t.shape[0] = 1, 0
 end
 
+-- Elements between two looks at the stop flag (compiled loops see no Ctrl-C): 512 KiB of doubles.
+local map_block = 65536
+
 --- t:totable() -> flat Lua table of numbers.
 function methods.totable(t)
   local out, get = {}, getters[t.dtype]
-  for i = 1, t:numel() do out[i] = get(t, i - 1) end
+  for i = 1, t:numel() do
+    if i % map_block == 0 then nffi.stop_check() end
+    out[i] = get(t, i - 1)
+  end
   return out
 end
 
@@ -233,9 +240,6 @@ function methods.fill(t, v)
   C.nb_tensor_fill(t, v)
   return t
 end
-
--- Elements between two looks at the stop flag (compiled loops see no Ctrl-C): 512 KiB of doubles.
-local map_block = 65536
 
 --- t:map(fn [, out]) -> out
 -- out[i] = fn(t[i]) for every element, rounded as t:cast rounds; out: a tensor of as many

@@ -33,12 +33,15 @@ function M.lines(result)
   return out
 end
 
---- found(path, options) -> the lines, the findings. options.values: false unless given.
+--- found(path, options) -> the lines, the findings. Headers only and one rank, unless options say otherwise; tp = false: the
+-- sizes that are looked at where nobody names them.
 function M.found(path, options)
-  local o = { values = false }
-  for k, v in pairs(options or {}) do o[k] = v end
+  local o = { values = false, tp = { 1 } }
+  for k, v in pairs(options or {}) do o[k] = v or nil end
+  if options and options.tp == false then o.tp = nil end
   local result = assert(nb.check.run(path, o))
   return M.lines(result), result.findings
 end
+require("nibble.ffi").interpreted(M.found)
 
 return M

@@ -7,7 +7,9 @@ local M = {}
 
 ffi.cdef [[
   struct spec_pollfd { int fd; short events, revents; };
+  struct spec_winsize { unsigned short rows, columns, width_px, height_px; };
   int forkpty(int *master, char *name, const void *termios, const void *window);
+  int ioctl(int fd, unsigned long request, ...);
   int execv(const char *path, char *const argv[]);
   int setenv(const char *name, const char *value, int overwrite);
   int kill(int pid, int signal);
@@ -22,14 +24,18 @@ ffi.cdef [[
 local methods = {}
 local terminal_mt = { __index = methods }
 
---- start(args, env) -> a process on a new terminal | nil where there are none
+local TIOCSWINSZ = 0x5414
+
+local function window(columns, rows) return ffi.new("struct spec_winsize[1]", { { rows = rows, columns = columns } }) end
+
+--- start(args, env [, columns = 80, rows = 24]) -> a process on a new terminal | nil where there are none
 -- (a bare chroot without /dev/pts). env: {NAME = value}.
-function M.start(args, env)
+function M.start(args, env, columns, rows)
   local argv = ffi.new("const char *[?]", #args + 2)
   argv[0] = command.program
   for i, a in ipairs(args) do argv[i] = a end
   local master = ffi.new "int[1]"
-  local pid = ffi.C.forkpty(master, nil, nil, nil)
+  local pid = ffi.C.forkpty(master, nil, nil, window(columns or 80, rows or 24))
   if pid == 0 then
     for k, v in pairs(env or {}) do ffi.C.setenv(k, v, 1) end
     ffi.C.execv(command.program, ffi.cast("char *const *", argv))
@@ -41,6 +47,9 @@ end
 
 --- t:send(text)
 function methods.send(t, text) ffi.C.write(t.fd, text, #text) end
+
+--- t:resize(columns, rows): the window's new size; the process gets SIGWINCH.
+function methods.resize(t, columns, rows) ffi.C.ioctl(t.fd, TIOCSWINSZ, window(columns, rows)) end
 
 --- t:expect(text [, seconds]) -> everything up to text since the last match | nil, what came instead
 function methods.expect(t, text, seconds)
@@ -56,7 +65,8 @@ function methods.expect(t, text, seconds)
     waiting[0].fd, waiting[0].events = t.fd, 1
     ffi.C.poll(waiting, 1, 50)
     local n = bit.band(waiting[0].revents, 1) == 1 and tonumber(ffi.C.read(t.fd, bytes, 4096)) or 0
-    if n > 0 then t.seen = t.seen .. ffi.string(bytes, n) end
+    -- What turns the marks of pasted text on and off shows nothing.
+    if n > 0 then t.seen = (t.seen .. ffi.string(bytes, n)):gsub("\27%[%?2004[hl]", "") end
     if (n <= 0 and bit.band(waiting[0].revents, 0x38) ~= 0) or C.nb_now() > deadline then return nil, t.seen end
   end
 end

@@ -25,24 +25,25 @@ local function tensors(context, add)
 end
 
 -- Suffixes that a format's modules may have.
-local known = {
-  ["compressed-tensors"] = "weight weight_packed weight_scale weight_zero_point weight_shape weight_global_scale weight_g_idx "
-    .. "input_scale input_zero_point input_global_scale bias output_scale",
-  gptq = "qweight qzeros scales g_idx bias", gptq_v2 = "qweight qzeros scales g_idx bias", awq = "qweight qzeros scales g_idx bias",
-  fp8 = "weight weight_scale weight_scale_inv input_scale bias",
-  modelopt = "weight weight_scale weight_scale_2 input_scale bias pre_quant_scale",
-}
-for format, words in pairs(known) do
-  local set = {}
-  for word in words:gmatch "%S+" do set[word] = true end
-  known[format] = set
+local function set(words)
+  local out = {}
+  for word in words:gmatch "%S+" do out[word] = true end
+  return out
 end
+
+local known = {
+  ["compressed-tensors"] = set("weight weight_packed weight_scale weight_zero_point weight_shape weight_global_scale weight_g_idx "
+    .. "input_scale input_zero_point input_global_scale bias output_scale"),
+  gptq = set "qweight qzeros scales g_idx bias", gptq_v2 = set "qweight qzeros scales g_idx bias",
+  awq = set "qweight qzeros scales g_idx bias", fp8 = set "weight weight_scale weight_scale_inv input_scale bias",
+  modelopt = set "weight weight_scale weight_scale_2 input_scale bias pre_quant_scale",
+}
 
 local function extra(context, add)
   for _, rec in ipairs(context.modules) do
-    local set = rec.scheme and known[rec.format]
-    for suffix in pairs(set and rec.tensors or {}) do
-      if not set[suffix] then
+    local suffixes = rec.scheme and known[rec.format]
+    for suffix in pairs(suffixes and rec.tensors or {}) do
+      if not suffixes[suffix] then
         add { severity = "warning", module = rec.name, tensor = rec.name .. "." .. suffix, key = suffix,
           says = ("%s is no tensor of %s, and loaders stop at it or pass over it"):format(suffix, rec.format),
           source = rec.format, fix = "leave it out" }

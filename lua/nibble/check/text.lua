@@ -32,7 +32,7 @@ function M.of(r)
   for _, f in ipairs(r.findings) do
     out[#out + 1] = ("%-7s  %s%s  %s"):format(f.severity, f.rule, f.count > 1 and (" ×%d"):format(f.count) or "", place(f))
     out[#out + 1] = ("  %s%s"):format(f.says, f.source and ("  [%s]"):format(f.source) or "")
-    if f.fix then out[#out + 1] = "  fix: " .. f.fix .. (f.repair and " (nibble repair does it)" or "") end
+    if f.fix then out[#out + 1] = "  fix: " .. f.fix .. (f.repair and " (nibble repair: " .. f.repair.kind .. ")" or "") end
   end
   for i, line in ipairs(out) do out[i] = line:gsub("%s+$", "") end
   return table.concat(out, "\n")

@@ -35,7 +35,9 @@ local function commands()
     local c = cli.command(name)
     out[i] = { name = name, summary = c.summary, args = c.args or {}, options = {} }
     for _, list in ipairs { c.options or {}, options.common } do
-      for _, option in ipairs(list) do table.insert(out[i].options, option) end
+      for _, option in ipairs(list) do
+        if not option.internal then table.insert(out[i].options, option) end
+      end
     end
   end
   return out

@@ -142,7 +142,7 @@ local function command_section(out, command, options)
   out[#out + 1] = ".PP\n" .. roff(command.summary:gsub("^%l", string.upper) .. ".")
   if command.notes then out[#out + 1] = ".PP\n" .. roff(command.notes) end
   for _, option in ipairs(command.options or {}) do
-    item(out, option[1] .. (option[2] and " " .. option[2] or ""), option.doc)
+    if not option.internal then item(out, option[1] .. (option[2] and " " .. option[2] or ""), option.doc) end
   end
 end
 

@@ -10,7 +10,8 @@ local M = {
   },
 }
 
-local function name_of(dir) return (dir:gsub("/+$", "")):match "[^/]*$" end
+-- As the sweep itself calls its report: the folder's own name, wherever one stands.
+local function name_of(dir) return (require("nibble.checkpoint").real(dir) or dir):match "[^/]+$" or dir end
 
 function M.run(values)
   local nb = require "nibble"
@@ -18,7 +19,7 @@ function M.run(values)
   local against = values.against and assert(nb.sweep.read(values.against))
   local out = values.out or values.dir:gsub("(.)/+$", "%1") .. "/report.html"
   assert(nb.report.write(out, results, {
-    title = values.title or "Sweep " .. name_of(values.dir), against = against or nil,
+    title = values.title or name_of(values.dir), against = against or nil,
     against_name = against and name_of(values.against) or nil,
   }))
   print(out)

@@ -9,7 +9,7 @@ local M = {
     .. "goes on; what has a result isn't run again. Many machines that share DIR: --shard i/n on each, such as\n"
     .. "  parallel nibble sweep --out DIR --shard {}/8 ::: 1 2 3 4 5 6 7 8\n"
     .. "  nibble sweep --out DIR --shard $((JOB_COMPLETION_INDEX+1))/8     in a Kubernetes indexed job\n"
-    .. "Exit status 1: a job failed, or a bound of a recipe's `accept` was missed.",
+    .. "Exit status 1: a job (of the share) failed, or missed a bound of its recipe's `accept`.",
   args = { { "RECIPE", many = true } },
   options = {
     { "--model", "MODEL", many = true, doc = "a checkpoint; may be given several times" },
@@ -36,7 +36,7 @@ local function one_job(values)
   local worker = require "nibble.sweep.worker"
   local process = require "nibble.process"
   local channel = require("nibble.sweep.engine").CHANNEL
-  process.die_with_parent()
+  if not process.die_with_parent(channel) then return 130 end
   local r, msg, code = worker.run(values.out, values.job, { keep = values.keep, retry_failed = values.retry_failed,
     tell = function(stage, share) process.write(channel, ("%s %.3f\n"):format(stage, share)) end })
   if not r then return cli.fail(msg, code == "ebusy" and worker.CLAIMED or 2) end
@@ -69,15 +69,7 @@ local function teller(report, finish, terminal)
       local line = said[p.result.status] or text.line(p.result)
       cli.say("%s: %s%s", jobs.title(p.job), p.result.status == "failed" and "failed: " or "", line)
     end
-    if not terminal then return end
-    local share, at = p.done, p.running[1]
-    for _, item in ipairs(p.running) do share = share + (item.stage == "eval" and 0.5 + item.share / 2 or item.share / 2) end
-    local parts = { p.failed > 0 and ("%d failed, "):format(p.failed) or "", ("%d running  "):format(#p.running),
-      at and ("%s %s %.0f %%"):format(at.title, at.stage or "", at.share * 100) or "" }
-    if share > 0 and share < p.total then
-      parts[#parts + 1] = "  ETA " .. require("nibble.units").seconds(p.seconds * (p.total - share) / share)
-    end
-    report { done = p.done, total = p.total, share = share / p.total, name = table.concat(parts) }
+    if terminal then report(text.progress(p)) end
   end
 end
 
@@ -114,7 +106,7 @@ function M.run(values)
     if why then cli.say("%s", why) end
     values.merge = true
   end
-  local counts, list
+  local list
   if values.merge then
     list = assert(sweep:merge())
   else
@@ -124,18 +116,18 @@ function M.run(values)
       progress = told }) }
     finish()
     if not results[1] then error(results[2], 0) end
-    counts, list = assert(unpack(results, 2, 4))
+    list = assert(unpack(results, 2, 4))
   end
   for _, note in ipairs(sweep.notes) do cli.say("%s", note) end
   local failed, missed = finished(values, list)
-  local waiting = #sweep:pending()
+  local waiting = #sweep:pending { shard = shard }
   if waiting > 0 then cli.say("%s without a result yet; the same command goes on", plural(waiting, "job")) end
   if sweep.waiting > 0 then
     cli.say("%s more in %s without a result: nibble sweep --out %s runs them", plural(sweep.waiting, "job"), sweep.dir, sweep.dir)
   end
   if failed > 0 then cli.say("%s failed; --retry-failed runs them again", plural(failed, "job")) end
   if missed > 0 then cli.say("%s missed a bound of accept", plural(missed, "job")) end
-  return (failed + missed > 0 or counts and counts.stopped > 0) and 1 or 0
+  return (failed + missed > 0 or list.counts and list.counts.stopped > 0) and 1 or 0
 end
 
 return M

@@ -12,6 +12,8 @@ local keys = {
 }
 local known = {}
 for _, key in ipairs(keys) do known[key] = true end
+--- ct_args.known: key -> true, of arguments.
+M.known = known
 
 local strategies = { tensor = true, channel = true, group = true, block = true, token = true, tensor_group = true,
   attn_head = true }

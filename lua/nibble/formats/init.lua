@@ -122,6 +122,7 @@ local function each_module(ck, faults, fn)
   for j = 1, count do texts[j - 1].data, texts[j - 1].bytes = infos[j].name, #infos[j].name end
   nffi.must(C.nb_module_order(order, module, module_bytes, texts, count, cache_scale_texts, #cache_scales))
   while i < count do
+    nffi.stop_check()
     local name, tensors, bytes, params = nil, {}, 0, 0
     local number = module[i]
     repeat
@@ -215,14 +216,14 @@ local function build(ck, faults)
   return { list = list, by_name = by_name, format = f, settings = st }
 end
 
--- All that it makes stays: the collector, which would look at it again and again, rests meanwhile.
+-- From this many tensors on the collector rests meanwhile: all that is made stays.
+local MANY = 4096
+
 local function opened(ck)
   local all = cache[ck]
   if all then return all end
-  collectgarbage "stop"
-  local done, found, msg, code = pcall(build, ck)
-  collectgarbage "restart"
-  if not done then error(found, 0) end
+  local found, msg, code
+  if (ck.count or 0) >= MANY then found, msg, code = nffi.uncollected(build, ck) else found, msg, code = build(ck) end
   if not found then return nil, msg, code end
   cache[ck] = found
   return found
@@ -420,6 +421,7 @@ function M.grep(ck, pattern)
   if not matches then return nil, msg, code end
   local out = {}
   for _, rec in ipairs(all.list) do
+    nffi.stop_check()
     if matches(rec.name) then out[#out + 1] = rec end
   end
   return out

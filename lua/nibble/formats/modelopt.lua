@@ -333,6 +333,19 @@ local function args(s, group)
   return { num_bits = s.bits, type = s.type, dynamic = s.dynamic ~= nil and s.dynamic or false, group_size = group }
 end
 
+-- Entries that mean these names of all. Consumers look for a merged layer under its own name, and take an entry without
+-- a wildcard for a part of names, too.
+local function excluding(names, all)
+  local selected, out = {}, patterns.globs(names, all)
+  for _, name in ipairs(names) do selected[name] = true end
+  for i, entry in ipairs(out) do
+    for _, name in ipairs(entry:find("*", 1, true) and {} or all) do
+      if not selected[name] and name:find(entry, 1, true) then out[i] = "*" .. entry end
+    end
+  end
+  return out
+end
+
 -- Informative, but some consumers take the group size and whether activations are quantized from it.
 local function config_group(algo)
   return { group_0 = { targets = json.array { "Linear" }, weights = args({ bits = algo.bits, type = "float" }, algo.group),
@@ -344,8 +357,7 @@ end
 function M.config(records, opts)
   local kinds, algo, all, fused = common.by_scheme(records), nil, {}, opts and opts.fused
   for i, rec in ipairs(common.linear(records)) do all[i] = rec.name end
-  -- Consumers look for a merged layer under its own name.
-  local excluded = patterns.globs(match.with_layers(common.unquantized(records), fused), match.with_layers(all, fused))
+  local excluded = excluding(match.with_layers(common.unquantized(records), fused), match.with_layers(all, fused))
   for i, kind in ipairs(kinds) do
     local this = algo_of(kind.scheme)
     if i == 1 then algo = this elseif algo ~= this then algo = nil end

@@ -3,15 +3,13 @@
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local C = nffi.C
-local progress = require "nibble.repl.progress"
+local terminal = require "nibble.terminal"
 
 local M = {}
 
 ffi.cdef [[
-  struct nb_pollfd { int fd; short events, revents; };
-  int poll(struct nb_pollfd *fds, unsigned long n, int timeout_ms);
-  long read(int fd, void *to, size_t bytes);
   char *setlocale(int category, const char *name);
+  char *nl_langinfo(int item);
   void *malloc(size_t bytes);
   void free(void *p);
   char *readline(const char *prompt);
@@ -21,7 +19,12 @@ ffi.cdef [[
   int write_history(const char *path);
   void stifle_history(int lines);
   int add_history(const char *line);
+  int rl_parse_and_bind(const char *line);
+  int rl_insert_text(const char *text);
   void rl_forced_update_display(void);
+  void rl_resize_terminal(void);
+  void rl_prep_terminal(int meta);
+  void rl_deprep_terminal(void);
   extern int (*rl_getc_function)(void *file);
   extern char **(*rl_attempted_completion_function)(const char *word, int from, int to);
   extern int rl_attempted_completion_over, rl_completion_append_character, rl_catch_signals;
@@ -30,83 +33,48 @@ ffi.cdef [[
   extern const char *rl_readline_name;
 ]]
 
-local HISTORY_LINES = 2000
-local CTRL_D = 4
+local HISTORY_PIECES = 2000
+local LC_CTYPE, CODESET = 0, 14
 
--- One character of the terminal as a code point, -1 at the end of the input or
--- when Ctrl-C came: libedit itself would go on waiting then.
-local function reader(state)
-  local bytes, waiting = ffi.new "uint8_t[1]", ffi.new "struct nb_pollfd[1]"
-  local function byte()
-    return ffi.C.read(0, bytes, 1) == 1 and bytes[0] or nil
+-- What libedit is given for the word: one text, which takes the word's place.
+local function to_array(text)
+  local array = ffi.cast("char **", ffi.C.malloc(3 * ffi.sizeof "char *"))
+  for i = 0, 1 do
+    array[i] = ffi.cast("char *", ffi.C.malloc(#text + 1))
+    ffi.copy(array[i], text)
   end
-  return function()
-    waiting[0].fd, waiting[0].events = 0, 1
-    repeat -- a signal just before poll() doesn't end it: so look again now and then
-      if C.nb_stop_requested() ~= 0 then
-        state.interrupted = true
-        return -1
-      end
-    until ffi.C.poll(waiting, 1, 250) > 0
-    local c = byte()
-    if not c then return -1 end
-    if c == 0 then return CTRL_D end -- Ctrl-D that came before libedit had the terminal
-    if c > 32 then state.typed = true end
-    if c < 0xc0 then return c end
-    local more = c >= 0xf0 and 3 or c >= 0xe0 and 2 or 1
-    local code = bit.band(c, bit.rshift(0x3f, more))
-    for _ = 1, more do code = code * 64 + bit.band(byte() or 0, 0x3f) end
-    return code
-  end
-end
-
-local function common_prefix(words)
-  local prefix = words[1]
-  for _, w in ipairs(words) do
-    while w:sub(1, #prefix) ~= prefix do prefix = prefix:sub(1, -2) end
-  end
-  return prefix
-end
-
--- The candidates as libedit takes them: its own to free, the common beginning first.
-local function to_array(words)
-  local all = { common_prefix(words), unpack(words) }
-  local array = ffi.cast("char **", ffi.C.malloc((#all + 1) * ffi.sizeof "char *"))
-  for i, w in ipairs(all) do
-    array[i - 1] = ffi.cast("char *", ffi.C.malloc(#w + 1))
-    ffi.copy(array[i - 1], w)
-  end
-  array[#all] = nil
+  array[2] = nil
   return array
 end
 
+-- The byte after `count` characters of UTF-8 text: libedit counts characters.
+local function byte_offset(text, count)
+  local at = 1
+  for _ = 1, count do
+    at = (text:match("^[%z\1-\127\194-\244][\128-\191]*()", at)) or at + 1
+  end
+  return at - 1
+end
+
+local function say_below(edit, text)
+  io.write("\n", (text:gsub("\n*$", "")), "\n")
+  io.flush()
+  edit.rl_forced_update_display()
+end
+
+-- libedit's question: what the word may become. One Tab inserts what all candidates begin with, or lists them.
 local function completer(edit, state)
   return function(_, from, to)
     edit.rl_attempted_completion_over = 1
     local ok, found = pcall(function()
-      local line = ffi.string(edit.rl_line_buffer):sub(1, to)
-      return state.complete(line, line:sub(from + 1))
+      local buffer = ffi.string(edit.rl_line_buffer)
+      local line = buffer:sub(1, byte_offset(buffer, to))
+      return state.complete(line, line:sub(byte_offset(buffer, from) + 1))
     end)
-    if not ok or (found and type(found) ~= "table") then return nil end
-    if not found then -- inside of a string: libedit completes file names
-      edit.rl_attempted_completion_over = 0
-      return nil
-    end
-    if found.hint then
-      io.write("\n", found.hint, "\n")
-      io.flush()
-      edit.rl_forced_update_display()
-      return nil
-    end
-    return #found > 0 and to_array(found) or nil
+    if not ok or not found then return nil end
+    if found.show then say_below(edit, found.show) end
+    return found.insert and to_array(found.insert) or nil
   end
-end
-
-local function history_path()
-  local home = os.getenv "HOME"
-  local state = os.getenv "XDG_STATE_HOME"
-  if not state or state == "" then state = home and home .. "/.local/state" end
-  return state and state .. "/nibble/history"
 end
 
 local strings = {} -- what libedit keeps pointers to
@@ -117,26 +85,72 @@ local function keep(text)
   return copy
 end
 
+-- LC_CTYPE as the environment says, or UTF-8 where that is a bare C locale: which bytes make a character.
+local function use_utf8()
+  ffi.C.setlocale(LC_CTYPE, "")
+  if ffi.string(ffi.C.nl_langinfo(CODESET)) ~= "UTF-8" then ffi.C.setlocale(LC_CTYPE, "C.UTF-8") end
+end
+
+-- What happens between keys: pasted text goes into the line, Tabs and all; the window may change.
+local function between_keys(edit, state)
+  local columns, rows = terminal.size(1)
+  local last_look
+  function state.paste(text)
+    text = require("nibble.repl.pieces").clean(text):gsub("%s*\n%s*$", "")
+    edit.rl_insert_text(text)
+  end
+  function state.look_again()
+    last_look = nil
+    state.tick(false)
+  end
+  function state.tick(cooked)
+    local now_columns, now_rows = terminal.size(1)
+    local changed = now_columns ~= columns or now_rows ~= rows
+    columns, rows = now_columns, now_rows
+    if cooked then -- libedit believes that it is still editing
+      edit.rl_deprep_terminal()
+      edit.rl_prep_terminal(1)
+      io.write(require("nibble.repl.keys").PASTE_ON)
+      io.flush()
+    end
+    if changed then edit.rl_resize_terminal() end
+    -- A long time between two looks: the process was stopped, and the screen may hold other things now.
+    local now = C.nb_now()
+    local stopped = last_look and now - last_look > 1
+    last_look = now
+    return changed or cooked or stopped
+  end
+end
+
 local function edited(complete)
   local found, edit = pcall(ffi.load, "libedit.so.2")
   if not found then return nil end
+  local keys = require "nibble.repl.keys"
   local state = { complete = complete }
-  ffi.C.setlocale(0, "") -- LC_CTYPE: which bytes make a character
+  use_utf8()
   edit.rl_readline_name = keep "nibble"
   edit.rl_catch_signals = 0
-  edit.rl_getc_function = ffi.cast("int (*)(void *)", reader(state))
+  local getc = keys.reader(state)
+  jit.off(getc, true)
+  edit.rl_getc_function = ffi.cast("int (*)(void *)", getc)
   edit.rl_initialize()
+  edit.rl_parse_and_bind(keep(("bind ^%s ed-redisplay"):format(string.char(keys.REDRAW + 64))))
+  between_keys(edit, state)
   edit.rl_attempted_completion_function = ffi.cast("char **(*)(const char *, int, int)", completer(edit, state))
   edit.rl_basic_word_break_characters = keep " \t\n\"'[({,;=<>"
   edit.rl_completion_append_character = 0
   edit.using_history()
-  edit.stifle_history(HISTORY_LINES)
-  local path, last = history_path(), nil
-  if path and require("nibble.checkpoint").mkdir(path:match "^(.*)/") then edit.read_history(path) end
+  edit.stifle_history(HISTORY_PIECES)
+  local append, last = require("nibble.repl.history").open(edit, HISTORY_PIECES), nil
 
   local function call(prompt)
     state.interrupted, state.typed = false, false
+    edit.rl_prep_terminal(1) -- libedit does it after the prompt: what was typed before would be echoed twice
+    io.write(keys.PASTE_ON)
+    io.flush()
     local p = edit.readline(prompt)
+    io.write(keys.PASTE_OFF)
+    io.flush()
     if p == nil then return nil end
     local text = ffi.string(p)
     ffi.C.free(p)
@@ -145,6 +159,7 @@ local function edited(complete)
   jit.off(call, true) -- libedit calls back into Lua
 
   local function read(prompt)
+    state.look_again()
     local text = call(prompt)
     if state.interrupted then return nil, "interrupted", state.typed end
     return text
@@ -153,14 +168,20 @@ local function edited(complete)
     if text == last or not text:find "%S" then return end
     last = text
     edit.add_history(text)
-    if path then edit.write_history(path) end
+    append(text)
   end
   return read, remember
 end
 
+-- No editing: a pipe, a file, a dumb terminal. Prompts only where a person reads them.
 local function plain()
+  local person = ffi.C.isatty(0) == 1
+  local prompts = ffi.C.isatty(1) == 1 and io.stdout or io.stderr
   return function(prompt)
-    if progress.terminal(0) then io.write(prompt) io.flush() end
+    if person then
+      prompts:write(prompt)
+      prompts:flush()
+    end
     local text = io.read "*l"
     if C.nb_stop_requested() ~= 0 then return nil, "interrupted" end
     return text
@@ -169,11 +190,11 @@ end
 
 --- reader(complete) -> read, remember
 -- read(prompt) -> line | nil at the end of the input | nil, "interrupted", whether
--- something was typed before Ctrl-C.
--- remember(text) enters it into the history. complete(line, word) -> array of
--- words | {hint = text} | nil (file names).
+-- something was typed before Ctrl-C. What was pasted may be several lines.
+-- remember(text) enters it into the history. complete(line, word) -> {insert = text that takes word's place | nil,
+-- show = text below the line | nil} | nil.
 function M.reader(complete)
-  if progress.terminal(0) and progress.terminal(1) then
+  if terminal.draws(0) and terminal.draws(1) and (os.getenv "TERM" or "") ~= "" then
     local read, remember = edited(complete)
     if read then return read, remember end
   end

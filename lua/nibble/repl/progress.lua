@@ -40,7 +40,7 @@ local function text(p)
   if p.name then parts[#parts + 1] = short(p.name) end
   if (p.seconds or 0) > 0 then
     parts[#parts + 1] = " " .. (p.bytes and units.rate(p.bytes, p.seconds)
-      or ("%s %s/s"):format(units.count(p.done / p.seconds), p.unit or ""))
+      or ("%s %s/s"):format(units.count((p.tokens or p.done) / p.seconds), p.tokens and "tokens" or p.unit or ""))
   end
   if p.seconds and share > 0 and share < 1 then
     parts[#parts + 1] = " ETA " .. units.seconds(p.seconds * (1 - share) / share)
@@ -54,7 +54,8 @@ end
 -- finish() ends the line.
 function M.new(file)
   file = file or io.stderr
-  local tty, next_share, drawn, last_drawn = M.terminal(file == io.stdout and 1 or 2), 0.1, false, -1
+  local fd = file == io.stdout and 1 or 2
+  local tty, next_share, drawn, last_drawn = M.terminal(fd), 0.1, false, -1
   local last_share = 0
   local clock = require("nibble.ffi").C.nb_now
   local function report(p)
@@ -65,7 +66,9 @@ function M.new(file)
       local now = clock()
       if now - last_drawn < 0.05 and share < 1 then return end
       last_drawn, drawn = now, true
-      file:write("\r\27[K", M.bar(share, 9), " ", line)
+      -- A line that wrapped could not be drawn over.
+      local drawing = M.bar(share, 9) .. " " .. line
+      file:write("\r\27[K", require("nibble.show").cut(drawing, terminal.width(fd) - 1))
       file:flush()
     elseif share >= next_share - 1e-9 then
       next_share = math.floor(share * 10 + 1e-9) / 10 + 0.1

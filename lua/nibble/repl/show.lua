@@ -1,4 +1,9 @@
 -- show: how a session prints any Lua value.
+local ffi = require "ffi"
+local show = require "nibble.show"
+local tensor_type = require("nibble.tensor").type
+local terminal = require "nibble.terminal"
+
 local M = {}
 
 local function key_text(k)
@@ -41,10 +46,20 @@ local function brief(v, depth)
   return "{" .. table.concat(out, ", ") .. "}"
 end
 
+-- On a terminal a tensor's line has a corner of its values below; elsewhere one line is one value.
+local ROWS, COLUMNS = 4, 6
+
+local function tensor_text(t)
+  local width = terminal.draws(1) and terminal.width(1)
+  if not width then return tostring(t) end
+  return (show.corner(t, ROWS, COLUMNS, width))
+end
+
 --- value(v) -> text: what the session prints for v. Things with their own
 -- text (tensors, plans, checkpoints) use it; tables are written out, two deep.
 function M.value(v)
   if type(v) == "table" and not has_tostring(v) then return brief(v, 3) end
+  if ffi.istype(tensor_type, v) then return tensor_text(v) end
   return tostring(v)
 end
 

@@ -8,14 +8,19 @@ local MISSING = "–"
 
 local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;", ["'"] = "&#39;" }
 
---- clean(text [, most]) -> text without control characters (a visible sign instead), cut to `most` bytes
--- at a character's start. Line breaks and tabs stay.
-function M.clean(text, most)
-  text = tostring(text):gsub("\r\n?", "\n"):gsub("[%z\1-\8\11-\31\127]", "�")
-  if not most or #text <= most then return text end
+--- short(text, most) -> the text, or its beginning and "…": at most `most` bytes of it, whole characters.
+function M.short(text, most)
+  if #text <= most then return text end
   local cut = most
   while cut > 0 and text:byte(cut + 1) >= 0x80 and text:byte(cut + 1) < 0xC0 do cut = cut - 1 end
-  return text:sub(1, cut) .. " …"
+  return text:sub(1, cut) .. "…"
+end
+
+--- clean(text [, most]) -> text without control characters (a visible sign instead), shortened to `most` bytes. Line
+-- breaks and tabs stay.
+function M.clean(text, most)
+  text = tostring(text):gsub("\r\n?", "\n"):gsub("[%z\1-\8\11-\31\127]", "�")
+  return most and M.short(text, most) or text
 end
 
 --- html(text) -> the text, safe between tags and inside quoted attributes.
@@ -46,8 +51,6 @@ local kinds = {
   share = function(v) return ("%.2f %%"):format(100 * v) end,
   db = function(v) return ("%.2f"):format(v) end,
   seconds = units.seconds,
-  count = function(v) return ("%.0f"):format(v) end,
-  error = function(v) return ("%.2e"):format(v) end,
 }
 
 --- number(kind, v) -> the text of a figure: "7.35"; "nan", "inf" as they are; "–" for none.
@@ -62,8 +65,8 @@ end
 function M.percent(share)
   if not M.finite(share) then return MISSING end
   if share == 0 then return "0 %" end
-  local text = ("%+.2f %%"):format(100 * share)
-  if text:match "^.0%.00 %%$" then text = ("%+.1e %%"):format(100 * share) end
+  local size = math.abs(100 * share)
+  local text = (size >= 0.005 and "%+.2f %%" or size >= 0.0005 and "%+.3f %%" or "%+.0e %%"):format(100 * share)
   return (text:gsub("^%-", "−"))
 end
 

@@ -65,11 +65,18 @@ function M.models(rows)
     end
   end
   for _, m in ipairs(models) do
+    local measured = {} -- norms and what stays as it is have no error to show
+    for _, row in ipairs(m.rows) do
+      for _, module in ipairs(row.modules) do
+        if type(module) == "table" and format.finite(module.sqnr_db) and m.index[module.name] then measured[module.name] = true end
+      end
+    end
     m.names = text.natural_sort(m.names)
     local kinds, columns, kind_index, column_index, stacks, many = {}, {}, {}, {}, {}, false
     for i, name in ipairs(m.names) do
       m.index[name] = i
-      local stack, layer, kind = place(name)
+      local stack, layer, kind
+      if measured[name] then stack, layer, kind = place(name) end
       if stack then
         if stacks[1] and not stacks[stack] then many = true end
         stacks[stack], stacks[1] = true, true
@@ -104,12 +111,13 @@ function M.by_layer(m, row)
 end
 
 -- The first step of which four cover lo..hi, and where they begin. The page's script does the same.
+local LEAST_STEP = 0.5 -- dB: less is noise
 local function range(lo, hi)
   for power = -1, 6 do
     for _, m in ipairs { 1, 1.5, 2, 2.5, 3, 4, 5, 7.5 } do
       local step = m * 10 ^ power
       local from = math.floor(lo / step) * step
-      if from + 4 * step >= hi then return from, step end
+      if step >= LEAST_STEP and from + 4 * step >= hi then return from, step end
     end
   end
   return lo, (hi - lo) / 4
@@ -215,14 +223,14 @@ function M.heat(m)
   local function bin_of(v) return width > 0 and math.max(1, math.min(BINS, math.floor((v - lo) / width) + 1)) or BINS end
   local cell, out = (HEAT_WIDTH - NAMES) / #m.columns, {}
   for i, r in ipairs(rows) do
-    local y, name = (i - 0.5) * ROW, r.row.recipe .. (r.row.set ~= "" and " " .. r.row.set or "")
+    local y, name = (i - 0.5) * ROW, r.row.name
     local least, where = math.huge, nil
     for column = 1, #m.columns do
       if r.worst[column] and r.worst[column] < least then least, where = r.worst[column], column end
     end
     out[#out + 1] = ('<g data-i="%d"><title>%s</title><text class="n" x="%d" y="%.0f">%s</text>%s</g>'):format(r.row.i,
       format.html(where and ("%s\nworst layer %s: %.1f dB"):format(name, m.columns[where], least) or name), NAMES - 8, y + 4,
-      format.html(#name > 28 and format.clean(name, 26):sub(1, -6) .. "…" or name),
+      format.html(format.short(name, 26)),
       strokes(r.worst, #m.columns, cell, y, bin_of))
   end
   local every, height = math.ceil(#m.columns / 32), #rows * ROW

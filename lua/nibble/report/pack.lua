@@ -26,10 +26,10 @@ local function rounded(v)
   return v and tonumber(("%.6g"):format(v)) or json.null
 end
 
--- Tenths of a decibel; "i": no error at all.
-local function tenths(db)
+-- Decibels as whole numbers, of tenths or hundredths; "i": no error at all.
+local function whole(db, scale)
   if type(db) ~= "number" or db ~= db then return "" end
-  return db == math.huge and "i" or math.abs(db) < 1e5 and ("%.0f"):format(db * 10) or ""
+  return db == math.huge and "i" or math.abs(db) < 1e5 and ("%.0f"):format(db * scale) or ""
 end
 
 -- One column of a row's modules, in the order of the model's names; trailing holes cut.
@@ -51,7 +51,7 @@ end
 local function layer_text(m, row)
   local _, worst = require("nibble.report.layers").by_layer(m, row)
   local out = {}
-  for i = 1, #m.columns do out[i] = tenths(worst[i]) end
+  for i = 1, #m.columns do out[i] = whole(worst[i], 10) end
   return table.concat(out, ",")
 end
 
@@ -84,11 +84,11 @@ end
 --- new(rows, models, level) -> a table for format.data. level: 0 (all) to 4, see levels.
 function M.new(rows, models, level)
   local list, id = texts()
-  local out = json.array {}
+  local out, scale = json.array {}, level == 0 and 100 or 10
   for i, row in ipairs(rows) do
     local m = models[row.model_index]
     local modules = #row.modules > 0
-    local function packed(most, f) return modules and level <= most and id(memo(row, most, f)) or 0 end
+    local function packed(most, name, f) return modules and level <= most and id(memo(row, name, f)) or 0 end
     out[i] = json.array {
       id(row.status), id(row.recipe), id(row.set), id(row.model_name), id(row.text_name), id(row.scheme),
       rounded(row.bits), rounded(row.bytes), rounded(row.ppl), rounded(row.ratio), rounded(row.kl), rounded(row.top1),
@@ -96,10 +96,10 @@ function M.new(rows, models, level)
       row.model_index - 1, id(row.job), id(row.recipe_hash), id(row.recipe_text), rounded(row.context), rounded(row.windows),
       rounded(row.tokens), rounded(row.nll), rounded(row.ppl_against), rounded(row.bytes_model), id(row.worst),
       rounded(row.seconds_run), rounded(row.seconds_eval), rounded(row.attempts), id(row.host), id(row.processor), id(row.version),
-      packed(2, function() return column(m, row, function(module) return tenths(module.sqnr_db) end) end),
+      packed(2, scale, function() return column(m, row, function(module) return whole(module.sqnr_db, scale) end) end),
       modules and level <= 1 and id(scheme_column(m, row, id)) or 0,
-      packed(1, function() return column(m, row, byte_text) end),
-      packed(0, function() return column(m, row, error_text) end),
+      packed(1, "sizes", function() return column(m, row, byte_text) end),
+      packed(0, "errors", function() return column(m, row, error_text) end),
       level == 3 and modules and id(layer_text(m, row)) or 0,
     }
   end
@@ -112,7 +112,7 @@ function M.new(rows, models, level)
       kept[i].names, kept[i].kind, kept[i].column = names, json.array(m.kind), json.array(m.column)
     end
   end
-  return { fields = fields, rows = out, models = kept, texts = list, chart = require("nibble.report.layers").chart }
+  return { fields = fields, rows = out, models = kept, texts = list, scale = scale, chart = require("nibble.report.layers").chart }
 end
 
 --- least_bytes(packed) -> what its JSON takes at the least: spares writing what would be too long.

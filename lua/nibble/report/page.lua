@@ -14,12 +14,12 @@ local html, number = format.html, format.number
 local SENTENCES = 8
 
 local function named(row)
-  return "<strong>" .. html(row.recipe .. (row.set ~= "" and " " .. row.set or "")) .. "</strong>"
+  return "<strong>" .. html(row.name) .. "</strong>"
 end
 
 -- The answer for one model on one text.
 local function sentence(group, several)
-  local what = "<em>" .. html(group.model_name) .. "</em>" .. (several and " on " .. html(group.text_name) or "")
+  local what = "<em>" .. html(group.model_name) .. "</em>" .. (several and " on " .. html(group.on) or "")
   local best, nearest = group.best, group.nearest
   if best then
     return ("%s keeps %s within 1 %% of the unquantized perplexity (%s, %s) at the fewest bits: <b>%s bits per weight</b>, %s."):format(
@@ -43,7 +43,7 @@ local function answer(groups)
     if i <= SENTENCES then out[i] = "<p>" .. sentence(group, #groups > 1) .. "</p>" end
   end
   if #groups > SENTENCES then
-    out[#out + 1] = ("<p>%d more pairs of model and text are below.</p>"):format(#groups - SENTENCES)
+    out[#out + 1] = ("<p>And %d more below.</p>"):format(#groups - SENTENCES)
   end
   return '<div class="answer">' .. table.concat(out, "\n") .. "</div>\n"
 end
@@ -66,6 +66,7 @@ local function facts(rows)
     count[state] = count[state] + 1
     seconds, peak = seconds + (format.finite(row.seconds) or 0), math.max(peak, format.finite(row.peak) or 0)
   end
+  if #rows == 0 then return "" end
   local out = { counted(count.recipe, "recipe"), counted(count.model, "model"), counted(count.text, "text"),
     counted(count.done, "job") .. " done" }
   if count.failed > 0 then out[#out + 1] = ('<span class="bad"><b>%d</b> failed</span>'):format(count.failed) end
@@ -89,7 +90,7 @@ local function front_table(group)
   local out = {}
   for i, row in ipairs(group.front) do
     out[i] = ('<tr%s><th scope="row">%s<td>%s<td>%s<td>%s'):format(row == group.best and ' class="best"' or "",
-      html(row.recipe .. (row.set ~= "" and " " .. row.set or "")), number("bits", row.bits), number("ppl", row.ppl),
+      html(row.name), number("bits", row.bits), number("ppl", row.ppl),
       row.ratio and format.percent(row.ratio - 1) or "–")
   end
   return '<div class="fronts"><table><caption>The Pareto front: no recipe has both fewer bits and less perplexity</caption><thead><tr>'
@@ -111,7 +112,7 @@ local function size_section(rows, groups)
   for _, group in ipairs(groups) do
     local pictures = #group.front > 0 and scatter.svg(group, shape) or ""
     if pictures ~= "" then
-      out[#out + 1] = table.concat { '<figure class="group"><figcaption><b>', html(group.model_name), "</b> on ", html(group.text_name),
+      out[#out + 1] = table.concat { '<figure class="group"><figcaption><b>', html(group.model_name), "</b> on ", html(group.on),
         '</figcaption><div class="pair"><div class="pictures">', pictures, "</div>", front_table(group), "</div></figure>\n" }
     end
   end
@@ -142,7 +143,7 @@ local function layer_figures(m, at)
     and ("<p class=\"note\">The %d of %d recipes with the smallest perplexity.</p>"):format(layers.HEAT_ROWS, #m.rows) or ""
   return table.concat {
     ('<figure class="layers" data-model="%d" data-row="%d"><figcaption><b>%s</b> by <span class="which">%s</span></figcaption>')
-      :format(at - 1, row.i, html(m.name), html(row.recipe .. (row.set ~= "" and " " .. row.set or ""))),
+      :format(at - 1, row.i, html(m.name), html(row.name)),
     '<div class="pair"><div class="pictures">', picture, "</div>", layers.legend(m), "</div></figure>\n",
     '<figure class="heats" data-model="', tostring(at - 1), '"><figcaption><b>', html(m.name),
     "</b>, every recipe by layer: the more ink, the more error</figcaption>", heat_legend(edges),
@@ -182,8 +183,8 @@ local NOTES = [[
 unquantized model on the same text. KL: mean KL divergence from it, in nats a token. Top-1: the share of tokens where both find the
 same token the likeliest. SQNR: signal to quantization noise of a module's weights, in decibels; 6 dB are one bit.</p>]]
 
---- html(o) -> the page in two pieces, between which the data go (JSON, see format.data).
--- o: {title=, rows=, groups=, models=, comparison=|nil}; left_out(level) -> a sentence for the notes.
+--- html(o) -> the page in two pieces; between them belong left_out's text and the data (JSON, see format.data).
+-- o: {title=, rows=, groups=, models=, comparison=|nil}: of report.rows, report.layers, report.compare.
 function M.html(o)
   local versions, seen = {}, {}
   for _, row in ipairs(o.rows) do
@@ -200,15 +201,15 @@ function M.html(o)
     '<meta http-equiv="Content-Security-Policy" content="', POLICY, '">\n<link rel="icon" href="data:,">\n<title>', title,
     "</title>\n<style>\n", require "nibble.report.style", "</style></head>\n<body>\n", scatter.symbols(),
     '<header><h1>', title, "</h1>\n", answer(o.groups), facts(o.rows), "</header>\n<main>\n", change_section(o.comparison),
-    size_section(o.rows, o.groups), '<section id="results"><h2>Results</h2>\n<div class="tools"></div>\n', table_.results(o.rows),
-    "</section>\n", layer_section(o.models), "</main>\n<footer>\n", NOTES,
+    size_section(o.rows, o.groups), '<section id="results"', #o.rows == 0 and " hidden" or "", "><h2>Results</h2>\n",
+    '<div class="tools"></div>\n', table_.results(o.rows), "</section>\n", layer_section(o.models), "</main>\n<footer>\n", NOTES,
     #versions > 0 and "\n<p>Measured by nibble " .. html(table.concat(versions, ", ")) .. ".</p>" or "",
   }
   local after = table.concat { "</script>\n<script>\n", require "nibble.report.script", "</script>\n</body></html>\n" }
   return before, after
 end
 
---- left_out(what) -> the note and the opening of the data. what: nil or false when the page holds everything.
+--- left_out(what) -> the end of the notes, with what the page leaves out (false: nothing), up to where the data begin.
 function M.left_out(what)
   return (what and ("\n<p>To keep this page small, it leaves out %s.</p>"):format(what) or "")
     .. '\n</footer>\n<script type="application/json" id="data">'

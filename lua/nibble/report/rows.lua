@@ -11,13 +11,13 @@ local finite = format.finite
 -- How much of a recipe's text and of a message the page keeps.
 local RECIPE_MOST, MESSAGE_MOST, NAME_MOST = 20000, 4000, 300
 
-local function text(v, most) return type(v) == "string" and format.clean(v, most or NAME_MOST) or nil end
+local function text(v, most) return type(v) == "string" and v ~= "" and format.clean(v, most or NAME_MOST) or nil end
 local function number(v) return type(v) == "number" and v or nil end
 local function table_of(v) return type(v) == "table" and v ~= json.null and v or {} end
 
--- {group = 64} -> "group=64 method=mse", sorted.
-local function settings_text(set)
-  local out = {}
+-- {group = 64} -> "group=64 method=mse", sorted; weights alone measured is a setting too.
+local function settings_text(set, activations)
+  local out = { activations == "none" and "activations=none" or nil }
   for k, v in pairs(table_of(set)) do out[#out + 1] = tostring(k) .. "=" .. tostring(v) end
   table.sort(out)
   return format.clean(table.concat(out, " "), NAME_MOST)
@@ -44,7 +44,8 @@ end
 local function row_of(r)
   local f = table_of(r.figures)
   local row = {
-    job = text(r.job) or "", status = r.status == "done" and "done" or "failed", recipe = text(r.recipe), set = settings_text(r.set),
+    job = text(r.job) or "", status = r.status == "done" and "done" or "failed", recipe = text(r.recipe),
+    set = settings_text(r.set, r.activations),
     reference = r.recipe == nil or r.recipe == json.null,
     recipe_hash = text(r.recipe_hash), recipe_text = text(r.recipe_text, RECIPE_MOST),
     model = text(r.model) or "?", text = text(r.text) or "?", context = number(r.context), windows = number(r.windows),
@@ -57,9 +58,9 @@ local function row_of(r)
   }
   row.scheme = row.reference and "unquantized" or main_scheme(row.modules) or "–"
   row.recipe = row.reference and "unquantized" or row.recipe or "?"
+  row.name = row.recipe .. (row.set ~= "" and " " .. row.set or "")
   if row.status == "failed" then
     row.message = text(r.message, MESSAGE_MOST) or "no message"
-    if row.message == "" then row.message = "no message" end
   elseif f.accepted == false then
     row.status = "missed"
   end
@@ -156,10 +157,17 @@ local function fill(group)
   group.best, group.nearest = best_of(group)
 end
 
+-- ", 32 windows of 2048 tokens"
+local function windows_text(group)
+  local context, windows = finite(group.context), finite(group.windows)
+  return (context and ", %s of %.0f tokens" or ""):format(windows and ("%.0f windows"):format(windows) or "all windows", context)
+end
+
 --- new(results) -> rows, groups
--- rows: in the table's order, whatever the results' order was, each with i (1-based), group, and figures as numbers or nil.
--- groups: {model=, text=, rows=, reference=row|nil, ppl= of the unquantized, front=, best= within 1 % at the fewest bits,
--- nearest= the smallest ratio}.
+-- rows: in the table's order, whatever the results' order was, each with i (1-based), group, name (recipe and
+-- settings), and figures as numbers or nil.
+-- groups: {model=, model_name=, on= the text and, where it was read in several ways, how, rows=, reference=row|nil, ppl= of the
+-- unquantized, front=, best= within 1 % at the fewest bits, nearest= the smallest ratio}.
 function M.new(results)
   local rows = {}
   for place, r in ipairs(results) do
@@ -184,7 +192,16 @@ function M.new(results)
     group.rows[#group.rows + 1] = row
     row.group = group
   end
-  for _, group in ipairs(groups) do fill(group) end
+  local same = {} -- one text read in two ways
+  for _, group in ipairs(groups) do
+    fill(group)
+    local key = group.model .. "\0" .. group.rows[1].text
+    same[key] = (same[key] or 0) + 1
+  end
+  for _, group in ipairs(groups) do
+    group.on = group.text_name
+    if same[group.model .. "\0" .. group.rows[1].text] > 1 then group.on = group.on .. windows_text(group) end
+  end
   return rows, groups
 end
 

@@ -16,10 +16,10 @@ local WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 340, 58, 16, 30, 46
 local shapes = {
   '<circle id="s1" r="4.5"/>', '<path id="s2" d="M-4-4h8v8h-8z"/>', '<path id="s3" d="M0-5.2 5 4H-5z"/>',
   '<path id="s4" d="M0-5.8 5.2 0 0 5.8-5.2 0z"/>', '<path id="s5" d="M0 5.2 5-4H-5z"/>',
-  '<path id="s6" d="M-1.7-5h3.4v3.3h3.3v3.4h-3.3V5h-3.4V1.7h-3.3v-3.4h3.3z"/>',
+  '<path id="s6" d="M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z"/>',
   '<path id="s7" d="M0-5.6 4.9-2.8v5.6L0 5.6-4.9 2.8v-5.6z"/>',
-  '<path id="s8" d="M0-6 1.7-1.9 6-1.9 2.6.9 3.8 5.2 0 2.7-3.8 5.2-2.6.9-6-1.9-1.7-1.9z"/>',
-  '<path id="s9" d="M-4.9-2.8-2.8-4.9 0-2.1 2.8-4.9 4.9-2.8 2.1 0 4.9 2.8 2.8 4.9 0 2.1-2.8 4.9-4.9 2.8-2.1 0z"/>',
+  '<path id="s8" d="M0-7 1.9-2.2 7-2.2 3 1 4.4 6 0 3.1-4.4 6-3 1-7-2.2-1.9-2.2z"/>',
+  '<path id="s9" d="M-5.6-3-3-5.6 0-2.6 3-5.6 5.6-3 2.6 0 5.6 3 3 5.6 0 2.6-3 5.6-5.6 3-2.6 0z"/>',
   '<path id="s10" d="M-4.8-4.8h9.6L-4.8 4.8h9.6z"/>', '<path id="s11" d="M-5 2.6a5 5 0 0 1 10 0z"/>',
   '<path id="s12" d="M-2-5.6h4v11.2h-4z"/>',
 }
@@ -63,16 +63,21 @@ end
 local function labels(front, at, boxes, best)
   local out = {}
   local function free(x, y, w)
-    if x < LEFT or x + w > WIDTH - 2 or y < TOP or y + 12 > HEIGHT - BOTTOM then return false end
+    if x < LEFT or x + w > WIDTH - 2 or y < TOP - 12 or y + 12 > HEIGHT - BOTTOM then return false end
     for _, b in ipairs(boxes) do
       if x < b[1] + b[3] and b[1] < x + w and y < b[2] + b[4] and b[2] < y + 12 then return false end
     end
     return true
   end
+  for i = 2, #front do -- nor the front's own steps
+    local a, b = at[front[i - 1]], at[front[i]]
+    boxes[#boxes + 1] = { a[1], a[2] - 1, b[1] - a[1], 2 }
+    boxes[#boxes + 1] = { b[1] - 1, a[2], 2, b[2] - a[2] }
+  end
   local order = {}
   for _, row in ipairs(front) do table.insert(order, row == best and 1 or #order + 1, row) end
   for _, row in ipairs(order) do
-    local name = #row.recipe > 26 and row.recipe:sub(1, 24):gsub("[\128-\255]+$", "") .. "…" or row.recipe
+    local name = format.short(row.name, 30)
     local w, p = 6.3 * #name, at[row]
     local tries = { { 8, -13 }, { 9, -6 }, { 8, 3 }, { -8 - w, 3 }, { -9 - w, -6 }, { -8 - w, -13 }, { -w / 2, -20 }, { -w / 2, 9 } }
     for _, t in ipairs(tries) do
@@ -119,8 +124,8 @@ local function steps(front, at)
 end
 
 local function title(row, xf, yf)
-  return format.html(("%s%s\n%s %s, %s %s"):format(row.recipe, row.set ~= "" and " " .. row.set or "",
-    xf[2], format.number(xf[1], row[xf[1]]), yf[2], format.number(yf[1], row[yf[1]])))
+  local function said(field) return field[2] .. " " .. format.number(field[1], row[field[1]]) end
+  return format.html(("%s\n%s, %s"):format(row.name, said(xf), said(yf)))
 end
 
 local function picture(group, xf, yf, shape, shown)
@@ -144,7 +149,10 @@ local function picture(group, xf, yf, shape, shown)
     at[row] = { px(row[xf[1]]), py(row[yf[1]]) }
     boxes[#boxes + 1] = { at[row][1] - 5, at[row][2] - 5, 10, 10 }
   end
-  if line then boxes[#boxes + 1] = { LEFT, py(line) - 16, 80, 18 } end
+  if line then
+    boxes[#boxes + 1] = { LEFT, py(line) - 16, 80, 18 }
+    boxes[#boxes + 1] = { LEFT, py(line) - 1, WIDTH, 2 }
+  end
   local marks = {}
   for pass = 1, 2 do -- the front's lie on top
     for _, row in ipairs(points) do

@@ -6,12 +6,12 @@ local head = [==[
 (() => {
 document.documentElement.classList.add("js");
 const data = JSON.parse(document.getElementById("data").textContent);
-const place = Object.fromEntries(data.fields.map((f, i) => [f, i]));
+const place = new Map(data.fields.map((f, i) => [f, i]));
 const words = new Set(["status", "recipe", "set", "model", "text", "scheme", "job", "hash", "source", "worst", "host", "processor",
   "version", "dbs", "schemes", "sizes", "errors", "layers"]);
 // A field of a row: its text or number; null for none. Rows count from 1, as in the table's ids.
 const get = (row, field) => {
-  const v = data.rows[row - 1][place[field]];
+  const v = data.rows[row - 1][place.get(field)];
   return words.has(field) ? (v ? data.texts[v - 1] : "") : v;
 };
 const $ = (selector, from = document) => from.querySelector(selector);
@@ -30,7 +30,7 @@ const state = { sort: "", dir: "asc", filter: "", model: "", scheme: "", x: "bit
 const initial = { ...state };
 const readAddress = () => {
   Object.assign(state, initial);
-  for (const [k, v] of new URLSearchParams(location.hash.slice(1))) if (k in state) state[k] = v;
+  for (const [k, v] of new URLSearchParams(location.hash.slice(1))) if (Object.keys(initial).includes(k)) state[k] = v;
 };
 const writeAddress = () => {
   const p = new URLSearchParams();
@@ -49,7 +49,7 @@ const showTheme = (choice) => {
   if (choice) root.dataset.theme = choice; else delete root.dataset.theme;
   theme.textContent = "theme: " + (choice || "auto");
 };
-const stored = () => { try { return localStorage.getItem("nibble-theme") || ""; } catch (e) { return ""; } };
+const stored = () => { try { return localStorage.getItem("nibble-theme"); } catch (e) { return ""; } };
 theme.onclick = () => {
   const next = themes[(themes.indexOf(root.dataset.theme || "") + 1) % 3];
   try { localStorage.setItem("nibble-theme", next); } catch (e) { /* not kept */ }
@@ -60,26 +60,27 @@ theme.onclick = () => {
 $("header").append(theme);
 
 // ---- the table
+const collate = new Intl.Collator("en", { numeric: true }).compare;
 const body = $("#table tbody");
 const lines = data.rows.map((_, i) => document.getElementById("r" + (i + 1)));
 const heads = $$("#table thead th");
 const details = new Map();
 const sorted = () => {
   const order = lines.map((_, i) => i + 1);
-  if (!(state.sort in place)) return order;
+  if (!place.has(state.sort)) return order;
   const field = state.sort, sign = state.dir === "desc" ? -1 : 1;
   const text = words.has(field);
-  const compare = new Intl.Collator("en", { numeric: true }).compare;
   return order.sort((a, b) => {
     const x = get(a, field), y = get(b, field);
     const none = (v) => v === null || v === "";
     if (none(x) || none(y)) return none(x) - none(y) || a - b; // none is last in both directions
-    return sign * (text ? compare(x, y) : x - y) || a - b;
+    return sign * (text ? collate(x, y) : x - y) || a - b;
   });
 };
+// Names picked for a field: in the address apart by commas, each of them encoded.
+const chosen = (field) => (state[field] ? state[field].split(",") : []);
 const shown = (row) => {
-  if (state.model && !state.model.split(",").map(decodeURIComponent).includes(get(row, "model"))) return false;
-  if (state.scheme && !state.scheme.split(",").map(decodeURIComponent).includes(get(row, "scheme"))) return false;
+  if (["model", "scheme"].some((field) => state[field] && !chosen(field).includes(encodeURIComponent(get(row, field))))) return false;
   if (!state.filter.trim()) return true;
   const hay = ["recipe", "set", "model", "text", "status", "scheme"].map((f) => get(row, f)).join(" ").toLowerCase();
   return state.filter.toLowerCase().trim().split(/\s+/).every((word) => hay.includes(word));
@@ -131,12 +132,12 @@ box.oninput = () => { state.filter = box.value; filter(); writeAddress(); };
 const chips = (field, label) => {
   const values = [...new Set(data.rows.map((_, i) => get(i + 1, field)))].filter((v) => v && v !== "–");
   if (values.length < 2) return "";
+  values.sort((a, b) => (b === "unquantized") - (a === "unquantized") || collate(a, b));
   const set = el("fieldset", { class: "chips" }, el("legend", {}, label));
   for (const v of values) {
     const chip = el("button", { type: "button", class: "chip", title: v, "data-chip": field }, v);
     chip.onclick = () => {
-      const now = state[field] ? state[field].split(",") : [];
-      const key = encodeURIComponent(v);
+      const now = chosen(field), key = encodeURIComponent(v);
       state[field] = (now.includes(key) ? now.filter((k) => k !== key) : [...now, key]).join(",");
       showChips();
       filter();
@@ -148,8 +149,7 @@ const chips = (field, label) => {
 };
 const showChips = () => {
   for (const chip of $$("[data-chip]")) {
-    const now = (state[chip.dataset.chip] || "").split(",");
-    chip.setAttribute("aria-pressed", String(now.includes(encodeURIComponent(chip.title))));
+    chip.setAttribute("aria-pressed", String(chosen(chip.dataset.chip).includes(encodeURIComponent(chip.title))));
   }
 };
 if (lines.length) $(".tools").append(box, chips("model", "model"), chips("scheme", "scheme"), count);
@@ -192,7 +192,7 @@ const toggle = (row) => (details.has(row) ? close(row) : open(row));
 
 const show = () => {
   readAddress();
-  showTheme(themes.includes(state.theme) && state.theme || stored());
+  showTheme([state.theme, stored()].find((t) => t && themes.includes(t)) || "");
   box.value = state.filter;
   for (const name of ["x", "y"]) {
     const pick = document.getElementById(name + "-" + state[name]);

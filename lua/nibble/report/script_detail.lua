@@ -4,7 +4,7 @@ return [==[
 // ---- figures of modules
 const modelOf = (row) => data.models[get(row, "modelIndex")];
 const split = (row, field) => { const t = get(row, field); return t ? t.split(",") : []; };
-const decibels = (t) => t === "i" ? Infinity : t === "" || t === undefined ? null : Number(t) / 10;
+const decibels = (t) => t === "i" ? Infinity : t === "" || t === undefined ? null : Number(t) / data.scale;
 const bytesText = (n) => {
   let i = 0;
   while (n >= 1024 && i < 5) { n /= 1024; i++; }
@@ -36,7 +36,7 @@ const range = (lo, hi) => {
   for (let power = -1; power <= 6; power++) {
     for (const m of [1, 1.5, 2, 2.5, 3, 4, 5, 7.5]) {
       const step = m * 10 ** power, from = Math.floor(lo / step) * step;
-      if (from + 4 * step >= hi) return [from, step];
+      if (step >= 0.5 && from + 4 * step >= hi) return [from, step];
     }
   }
   return [lo, (hi - lo) / 4];
@@ -107,7 +107,8 @@ for (const figure of $$("figure.heats")) {
     const row = rows[Math.floor((e.clientY - box.top) * scale / svg.dataset.row)];
     const column = Math.floor(((e.clientX - box.left) * scale - names) / (size.width - names) * columns.length);
     if (!row || column < 0 || column >= columns.length) return;
-    const i = Number(row.dataset.i), all = byLayer(i).map((kind) => kind && kind[column]).filter((v) => v !== undefined);
+    const i = Number(row.dataset.i), values = byLayer(i), all = values.map((kind) => kind && kind[column]).filter((v) => v !== undefined);
+    if (!values.flat().length) return; // the page was too small for them
     out.textContent = get(i, "recipe") + ", layer " + columns[column] + ": "
       + (all.length ? Math.min(...all).toFixed(1) + " dB" : "not quantized");
   };
@@ -125,10 +126,12 @@ const moduleTable = (row, list) => {
   for (const i of list) {
     const db = decibels(dbs[i]);
     const cells = [m.names[i], schemes[i] ? data.texts[schemes[i] - 1] : "–"];
-    cells.push(db === null ? "–" : db === Infinity ? "exact" : db.toFixed(1));
+    cells.push(db === null ? "–" : db === Infinity ? "exact" : db.toFixed(data.scale === 100 ? 2 : 1));
     if (sizes.length) cells.push(sizes[i] ? bytesText(Number(sizes[i])) : "–");
     if (errors.length) cells.push(errors[i] || "–");
-    inside.append(el("tr", {}, ...cells.map((t) => el("td", {}, t))));
+    // A long name may break at its dots.
+    const name = cells.shift().split(/(?<=\.)/).flatMap((part) => [part, el("wbr")]);
+    inside.append(el("tr", {}, el("td", {}, ...name), ...cells.map((t) => el("td", {}, t))));
   }
   table.append(inside);
   return table;
@@ -162,6 +165,8 @@ const facts = (row) => {
 };
 const card = (row) => {
   const left = el("div", {}, el("h3", {}, get(row, "recipe") + " on " + get(row, "model")), facts(row));
+  const message = $("td details p", lines[row - 1]);
+  if (message) left.append(el("h4", {}, "It failed"), el("pre", {}, message.textContent));
   if (get(row, "source")) left.append(el("h4", {}, "The recipe"), el("pre", {}, get(row, "source")));
   const right = el("div");
   const template = $('figure.layers[data-model="' + get(row, "modelIndex") + '"]');

@@ -5,7 +5,8 @@
 local palette = {
   bg = { "#fbfbfa", "#121417" }, panel = { "#ffffff", "#191c20" }, ink = { "#1a1c1f", "#e8eaed" },
   muted = { "#5a6068", "#a0a7b0" }, rule = { "#e3e5e8", "#2d3238" }, strong = { "#c3c8ce", "#474e57" },
-  accent = { "#0b5fa5", "#6cb6f5" }, soft = { "#e8f1f9", "#1b2d3f" }, bad = { "#a83c08", "#ff9a66" }, good = { "#046b54", "#4fd0a8" },
+  accent = { "#0b5fa5", "#6cb6f5" }, soft = { "#e8f1f9", "#1b2d3f" }, bad = { "#a83c08", "#ff9a66" },
+  good = { "#046b54", "#4fd0a8" },
   k1 = { "#0b5fa5", "#6cb6f5" }, k2 = { "#bd4b07", "#ff9a66" }, k3 = { "#04785d", "#4fd0a8" }, k4 = { "#a3407f", "#e993d0" },
   k5 = { "#7d6100", "#e2bd45" }, k6 = { "#1780a6", "#86e0f5" }, k7 = { "#3c4148", "#cdd2d9" }, k8 = { "#7148bd", "#b9a0f7" },
   h1 = { "#082b57", "#eef6fd" }, h2 = { "#0f4a86", "#bcdbf6" }, h3 = { "#2b6fb0", "#86b9e6" }, h4 = { "#5a95c9", "#5594ca" },
@@ -39,10 +40,11 @@ end
 
 -- Lines: colour, and a dash of their own.
 local function lines()
-  local dashes = { "none", "7 3", "2 3", "10 3 2 3", "none", "5 2", "1.5 2.5", "9 2 2 2 2 2" }
+  local dashes = { "none", "8 4", "2 4", "11 4 2 4", "18 4", "4 3", "9 3 2 3 2 3", "1 5" }
   local out = {}
   for i = 1, 8 do
-    out[i] = (".k%d{stroke:var(--k%d);stroke-dasharray:%s}.h%d{stroke:var(--h%d)}"):format(i, i, dashes[i], math.min(i, 7), math.min(i, 7))
+    out[i] = (".k%d{stroke:var(--k%d);stroke-dasharray:%s}"):format(i, i, dashes[i])
+    if i < 8 then out[i] = out[i] .. (".h%d{stroke:var(--h%d)}"):format(i, i) end
   end
   return table.concat(out, "\n")
 end
@@ -70,7 +72,7 @@ footer p{max-width:75em}button,select,input{font:inherit;color:inherit}
 figure{margin:0 0 24px;background:var(--panel);border:1px solid var(--rule);border-radius:10px;padding:16px 18px}
 figcaption{margin-bottom:10px;color:var(--muted);overflow-wrap:anywhere}figcaption b{color:var(--ink)}
 .pair{display:flex;flex-wrap:wrap;gap:16px 32px;align-items:flex-start}
-.pictures{flex:1 1 460px;min-width:0;max-width:700px}svg{display:block;width:100%;height:auto}
+.pictures{flex:1 1 460px;min-width:0;max-width:640px}svg{display:block;width:100%;height:auto}
 svg.symbols{position:absolute;width:0;height:0}svg text{font-size:12px;fill:var(--muted)}svg .e{text-anchor:end}
 svg .m{text-anchor:middle}svg .a{fill:var(--ink);font-weight:600}svg .name{font-size:11.5px;fill:var(--ink)}
 svg .best{font-weight:700;fill:var(--accent)}svg .reft{font-size:11px}.grid{stroke:var(--rule);fill:none}
@@ -109,7 +111,7 @@ thead button{background:none;border:0;padding:0;cursor:pointer;color:inherit}the
 .tall{overflow:auto;max-height:max(420px,85vh)}
 #table th:first-child,.changes th:first-child{position:sticky;left:0;background:var(--panel);z-index:1}
 #table thead th:first-child{z-index:3}
-#table tbody th,#table td:nth-child(2),#table td:nth-child(3){max-width:15em;overflow:hidden;text-overflow:ellipsis}
+#table tbody th,#table td:nth-child(2),#table td:nth-child(3){max-width:22em;overflow:hidden;text-overflow:ellipsis}
 #table tbody tr:hover>*,.changes tbody tr:hover>*{background:var(--soft)}
 #table tr.detail:hover>*,#table tr.detail>*{background:var(--bg)}
 #table .detail .modules th,#table .detail .modules td{position:static;background:none;max-width:none;overflow:visible}
@@ -127,7 +129,7 @@ td p,.message{white-space:pre-wrap;overflow-wrap:anywhere;max-width:28em;min-wid
 .fronts{flex:1 1 300px;min-width:0;max-height:400px;overflow:auto}
 .fronts caption{text-align:left;color:var(--muted);font-size:13px;padding-bottom:6px}
 .fronts th,.fronts td,.modules th,.modules td{padding:3px 8px}
-.fronts tbody th{max-width:14em;overflow:hidden;text-overflow:ellipsis}.fronts .best>*{background:var(--soft)}
+.fronts tbody th{max-width:19em;overflow:hidden;text-overflow:ellipsis}.fronts .best>*{background:var(--soft)}
 .fronts .best th{font-weight:650}tr.worse .change{color:var(--bad)}tr.better .change{color:var(--good)}
 .changes td small:first-of-type{margin-left:2px}small.bad{color:var(--bad)}small.good{color:var(--good)}
 .changes td:nth-child(4){white-space:normal;min-width:11em}
@@ -143,7 +145,8 @@ td p,.message{white-space:pre-wrap;overflow-wrap:anywhere;max-width:28em;min-wid
 .chip[aria-pressed=true]{background:var(--ink);color:var(--bg);border-color:var(--ink)}
 .count{color:var(--muted);margin-left:auto}.detail>td{padding:0;white-space:normal}
 .card{position:sticky;left:0;width:100cqw;padding:18px 20px 22px;font-size:13.5px;white-space:normal}
-.card .pair>div{flex:1 1 400px;min-width:0}.card .legend.kinds{flex-direction:row;gap:3px 14px;margin:8px 0 0}
+.card .pair>div{flex:1 1 320px;min-width:0}.card .pair>div+div{flex-grow:1.5}.card h4:first-child{margin-top:0}
+.card .legend.kinds{flex-direction:row;gap:3px 14px;margin:8px 0 0}
 dl{display:grid;grid-template-columns:auto 1fr;gap:2px 16px;margin:0}dt{color:var(--muted)}
 dd{margin:0;overflow-wrap:anywhere}
 pre{background:var(--panel);border:1px solid var(--rule);border-radius:7px;padding:10px 12px;overflow:auto;
@@ -155,7 +158,8 @@ select{border:1px solid var(--strong);border-radius:7px;background:var(--panel);
 @media (max-width:640px){
   header,main,footer{padding-left:14px;padding-right:14px}header{padding-top:24px}#theme{top:22px;right:14px}
   h1{font-size:23px}.answer{font-size:16px}section{margin:34px 0}figure{padding:12px}
-  .pictures,.fronts{flex-basis:100%}svg text{font-size:14px}svg .name{font-size:13.5px}.heat text{font-size:12px}
+  .pictures,.fronts{flex-basis:100%}svg text{font-size:17.5px}svg .name{display:none}svg .reft{font-size:15px}
+  .heat text{font-size:12px!important}.m1>*>tr>:nth-child(2),.t1>*>tr>:nth-child(3){display:none}
   #table tbody th{max-width:10.5em}.card{padding:14px}.legend.kinds{flex-direction:row;margin-top:4px}
   .legend output{margin-left:0}.card .pair>div,.legend.kinds{flex-basis:100%}
   .tools input[type=search]{min-width:0;width:100%}.modules :is(td,th):is(:nth-child(2),:nth-child(5)){display:none}
@@ -163,7 +167,9 @@ select{border:1px solid var(--strong);border-radius:7px;background:var(--panel);
 @media print{
   body{font-size:11px}#theme,.tools,.switches{display:none}header,main,footer{max-width:none;padding:0}
   .scroll,.fronts,.card .long{overflow:visible;max-height:none}thead th,tbody th{position:static!important}
-  figure,tr{break-inside:avoid}h2{break-after:avoid}section{margin:20px 0}table{font-size:9.5px}th,td{padding:3px 5px}
+  figure,tr{break-inside:avoid}h2{break-after:avoid}section{margin:20px 0}
+  table,thead th{font-size:9px}th,td{padding:3px 4px}.card{width:auto}
+  .modules :is(td,th):is(:nth-child(2),:nth-child(5)){display:none}
   #table tbody th,#table td{max-width:none}.heat{min-width:0}
   .heat path,.key path,.p,.line{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 }

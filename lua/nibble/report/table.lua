@@ -46,10 +46,21 @@ local function line(row)
   return table.concat(out) .. "\n"
 end
 
+-- A narrow window has no room for a column that says the same everywhere.
+local function alike(rows)
+  local class = {}
+  for _, c in ipairs { { "model", "m1" }, { "text", "t1" } } do
+    local same = true
+    for _, row in ipairs(rows) do same = same and row[c[1]] == rows[1][c[1]] end
+    if same then class[#class + 1] = c[2] end
+  end
+  return #class > 0 and ' class="' .. table.concat(class, " ") .. '"' or ""
+end
+
 --- results(rows) -> the table.
 function M.results(rows)
-  local out = { ('<div class="scroll%s" tabindex="0" role="region" aria-label="All results"><table id="table"><thead><tr>'):format(
-    #rows > 30 and " tall" or "") }
+  local out = { ('<div class="scroll%s" tabindex="0" role="region" aria-label="All results"><table id="table"%s><thead><tr>'):format(
+    #rows > 30 and " tall" or "", alike(rows)) }
   for _, c in ipairs(M.columns) do
     out[#out + 1] = ('<th scope="col" data-field="%s"%s%s>%s'):format(c[1], c[3] and ' class="num"' or "",
       c[4] and ' title="' .. html(c[4]) .. '"' or "", html(c[2]))
@@ -64,8 +75,8 @@ end
 
 local said = { worse = "worse", mixed = "traded", better = "better", new = "new", vanished = "vanished", same = "same" }
 
--- "6.2500 (+0.12)" of a figure that both have; bad when it moved the wrong way.
-local function figure(item, field, kind, larger_is_better)
+-- "6.2500 +0.12" of a figure that both have; judged: "bad" when it moved the wrong way, "good" when the right one.
+local function figure(item, field, kind, better)
   local row, was = item.row or item.was, item.row and item.was
   local text = number(kind, row[field])
   local a, b = format.finite(row[field]), was and format.finite(was[field])
@@ -75,7 +86,8 @@ local function figure(item, field, kind, larger_is_better)
   end
   local change = a - b
   local delta = kind == "ppl" and b ~= 0 and format.percent(change / math.abs(b)) or format.signed(kind, change)
-  return ('<td>%s <small class="%s">%s</small>'):format(text, ((change > 0) == (larger_is_better or false)) and "good" or "bad", delta)
+  local judged = better and ((change > 0) == (better == "larger") and "good" or "bad") or ""
+  return ('<td>%s <small class="%s">%s</small>'):format(text, judged, delta)
 end
 
 local function change_line(item)
@@ -89,7 +101,8 @@ local function change_line(item)
       name_of { recipe = row.recipe, set = row.set }, html(row.model), html(row.model_name), html(row.text), html(row.text_name),
       said[item.kind], #why > 0 and " <small>" .. table.concat(why, "; ") .. "</small>" or ""),
     row.status == "failed" and item.kind ~= "vanished" and ('<td colspan="4" class="message">%s'):format(html(row.message))
-      or figure(item, "bits", "bits") .. figure(item, "ppl", "ppl") .. figure(item, "kl", "kl") .. figure(item, "sqnr", "db", true),
+      or figure(item, "bits", "bits", "smaller") .. figure(item, "ppl", "ppl", "smaller") .. figure(item, "kl", "kl", "smaller")
+        .. figure(item, "sqnr", "db", "larger"),
     figure(item, "seconds", "seconds"), "\n",
   }
 end

@@ -50,9 +50,9 @@ local function crashed(e, item, ended)
   local r = worker.blank(item.job, kept, attempts)
   r.status, r.seconds, r.peak_bytes = "failed", C.nb_now() - item.started, ended.peak_bytes
   r.message = ended.signal and process.killed(ended.signal) or last_line(e.dir, item.job.job)
+  folder.remove_tree(folder.path(e.dir, item.job.job, "checkpoint"))
   local ok, msg
   ok, msg, code = results.write(e.dir, r)
-  if ok then folder.remove_tree(folder.path(e.dir, item.job.job, "checkpoint")) end
   held:release()
   if not ok then return nil, ("%s (and the job: %s)"):format(msg, r.message), code end
   return r

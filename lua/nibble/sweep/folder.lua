@@ -14,7 +14,7 @@ local process = require "nibble.process"
 local M = { version = 1 }
 
 local ours = { ["sweep.json"] = true, ["jobs/"] = true, ["results.jsonl"] = true, ["report.html"] = true, ["hashes.json"] = true,
-               lock = true, ["write.lock"] = true }
+               lock = true, ["write.lock"] = true, ["slurm/"] = true }
 
 local job_keys = { "job", "recipe", "recipe_hash", "set", "model", "model_hash", "text", "text_hash", "context", "windows",
                    "activations", "version", "model_path", "text_path", "__order" }

@@ -51,10 +51,13 @@ local function decode(text, hash)
   return r
 end
 
+--- exists(dir, hash) -> whether the job has a result.json, whatever is in it.
+function M.exists(dir, hash) return checkpoint.exists(folder.path(dir, hash, "result.json")) == "file" end
+
 --- read(dir, hash) -> result | nil | nil, msg: of one job; msg where there is a file that holds none.
 function M.read(dir, hash)
+  if not M.exists(dir, hash) then return nil end
   local path = folder.path(dir, hash, "result.json")
-  if checkpoint.exists(path) ~= "file" then return nil end
   local text, msg = checkpoint.read_file(path)
   if not text then return nil, msg end
   local r
@@ -82,19 +85,27 @@ local function in_order(list)
   return list
 end
 
---- all(dir) -> results, notes | nil, msg, code: every job's that has one; notes: sentences about those that are damaged.
-function M.all(dir)
-  local names, msg, code = checkpoint.list(dir .. "/jobs")
-  if not names then return nil, msg, code end
+--- of(dir, jobs) -> results, notes: of these jobs ({job = hash}), those that have one; notes: sentences about damaged ones.
+function M.of(dir, jobs)
   local out, notes = {}, {}
-  for _, name in ipairs(names) do
+  for _, job in ipairs(jobs) do
     nffi.stop_check()
-    local hash = name:match "^(%x+)/$"
-    local r, why = nil, nil
-    if hash then r, why = M.read(dir, hash) end
+    local r, why = M.read(dir, job.job)
     out[#out + 1], notes[#notes + 1] = r, why
   end
   return in_order(out), notes
+end
+
+--- all(dir) -> results, notes | nil, msg, code: every job's of the folder, also of one that sweep.json doesn't list.
+function M.all(dir)
+  local names, msg, code = checkpoint.list(dir .. "/jobs")
+  if not names then return nil, msg, code end
+  local jobs = {}
+  for _, name in ipairs(names) do
+    local hash = name:match "^(%x+)/$"
+    jobs[#jobs + 1] = hash and { job = hash }
+  end
+  return M.of(dir, jobs)
 end
 
 --- lines(dir) -> results | nil, msg, code: those of results.jsonl, of a folder whose jobs are gone.

@@ -14,6 +14,18 @@ function M.name(r)
   return set == "" and r.recipe or r.recipe .. " " .. set
 end
 
+--- progress(p) -> {done, total, share, name}: how far the engine's jobs are, for a progress line.
+function M.progress(p)
+  local share, at = p.done, p.running[1]
+  for _, item in ipairs(p.running) do -- of a recipe's job the run is about one half, the evaluation the other
+    share = share + (not item.job.recipe and item.share or item.stage == "eval" and 0.5 + item.share / 2 or item.share / 2)
+  end
+  local parts = { p.failed > 0 and ("%d failed, "):format(p.failed) or "", ("%d running  "):format(#p.running),
+    at and ("%s %s %.0f %%"):format(at.title, at.stage or "", at.share * 100) or "" }
+  if share > 0 and share < p.total then parts[#parts + 1] = "  ETA " .. units.seconds(p.seconds * (p.total - share) / share) end
+  return { done = p.done, total = p.total, share = p.total > 0 and share / p.total or 1, name = table.concat(parts) }
+end
+
 --- line(result) -> what came of one job, in one line.
 function M.line(r)
   if r.status ~= "done" then return r.message or r.status end

@@ -63,7 +63,13 @@ local function unchanged(what, found, hash)
     :format(what, found.path), "eformat"
 end
 
-local function opened(dir, job)
+local function text_unchanged(path, hash)
+  local text, msg, code = identity.text(path)
+  if not text then return nil, msg, code end
+  return unchanged("text", text, hash)
+end
+
+local function opened(dir, job, kept)
   local cache = folder.hashes(dir)
   local model, msg, code = identity.model(job.model_path, { cache = cache })
   if not model then return nil, msg, code end
@@ -71,10 +77,9 @@ local function opened(dir, job)
   ok, msg, code = folder.keep_hashes(dir, cache)
   if ok then ok, msg, code = unchanged("model", model, job.model_hash) end
   if not ok then return nil, msg, code end
-  local text
-  text, msg, code = identity.text(job.text_path)
-  if not text then return nil, msg, code end
-  ok, msg, code = unchanged("text", text, job.text_hash)
+  ok, msg, code = text_unchanged(job.text_path, job.text_hash)
+  local calibrate = kept and kept.calibrate
+  if ok and calibrate then ok, msg, code = text_unchanged(calibrate.path, calibrate.hash) end
   if not ok then return nil, msg, code end
   return checkpoint.open(job.model_path)
 end
@@ -128,13 +133,14 @@ local function evaluate(r, job, model, against, say)
     ids = ids and job.text_path or nil, context = not ids and job.context or nil, windows = job.windows, activations = job.activations,
     progress = function(p) say("eval", p.done / p.total) end }
   if not e then return nil, msg, code end
+  for _, warning in ipairs(e.warnings) do io.stderr:write("nibble: ", warning, "\n") end
   for _, k in ipairs { "ppl", "nll", "tokens", "ppl_against", "kl", "top1_agreement" } do r.figures[k] = e[k] end
   return e
 end
 
 -- Fills the result | nil, msg, code
 local function perform(r, dir, job, kept, say)
-  local ck, msg, code = opened(dir, job)
+  local ck, msg, code = opened(dir, job, kept)
   if not ck then return nil, msg, code end
   if not kept then
     local ok
@@ -174,13 +180,15 @@ local function work(dir, job, kept, attempts, o)
   if not called then ok, msg = nil, tostring(ok):gsub("^[^%s:]+%.lua:%d+: ", "") end
   r.status, r.seconds, r.peak_bytes = ok and "done" or "failed", nffi.C.nb_now() - t0, peak_bytes()
   if not ok then
-    r.message, r.figures, r.modules = msg:gsub("%s*\n%s*", " "), {}, {}
+    r.message = msg:gsub("%s*\n%s*", " "):gsub("; what was proven stays, and the same command goes on$", "")
+    r.figures, r.modules = {}, {}
     io.stderr:write("nibble: ", r.message, "\n")
   end
+  -- First this, so that a kill leaves nothing large behind and a full disk has room for the result.
+  if not o.keep or r.status == "failed" then folder.remove_tree(folder.path(dir, job.job, "checkpoint")) end
   local code
   ok, msg, code = results.write(dir, r)
   if not ok then return nil, msg, code end
-  if not o.keep or r.status == "failed" then folder.remove_tree(folder.path(dir, job.job, "checkpoint")) end
   return r
 end
 

@@ -1,0 +1,448 @@
+/* difference.c - how far one weight is from another, whatever form each is in: floats,
+ * codes, packed words. Both are decoded a segment of a row at a time and compared in the
+ * first-level cache; no dequantized tile is ever in memory.
+ *
+ * A strip of rows is one thread's. Words that lie along the rows (AWQ, GPTQ) are unpacked
+ * in windows of rows and columns, so that whole cache lines are used; the others a few
+ * rows at a time. Sums run in float32 over a segment, then in double in one order. */
+#include "difference.h"
+
+#include "blocks.h"
+#include "dequant.h"
+#include "dequant_float.h"
+#include "layout/simd.h"
+
+static const char what[] = "weight compare";
+
+float nb_segment_portable(nb_segment_sums *sums, float *a, float *b, int64_t n) {
+  return nb_segment_of_floats(sums, a, b, n);
+}
+
+/* Codes of a window: they stay in the second-level cache. */
+enum { WINDOW = 1 << 18, WIDE_ROWS = 128, MOST_ROWS = 512 };
+
+/* One of the two weights, as its rows are decoded. */
+typedef struct side {
+  const nb_weight *w;
+  int64_t group, groups; /* columns of a group, groups of a row */
+  nb_load_fn *load, *load_scale;
+  nb_dequant_row_fn *by_group, *by_index;
+  const nb_dequant_float_kernels *kernels;
+  float divisor; /* of the scales; 0: none */
+  bool packed, nibbles, single;
+} side;
+
+/* What a thread works with, and the largest difference that it has seen. */
+typedef struct scratch {
+  void *tile[2]; /* a window's codes: bytes, or (4 bits) words along the rows */
+  float *scale;
+  int32_t *zero;
+  double *row_error;
+  nb_segment_sums sums; /* of the strip; error2 of the row */
+  double error2;        /* of the strip, as far as float32 summed it */
+  double max_abs;
+  int64_t max_at;
+} scratch;
+
+typedef struct window {
+  int64_t row, rows, column, columns;
+} window;
+
+/* ---- decoding -------------------------------------------------------------------- */
+
+/* Into the tile: 4-bit words along n become words along the rows, others bytes. */
+static int unpack(const side *s, void *tile, const window *at) {
+  const nb_weight *w = s->w;
+  uint32_t *words = w->values->data;
+  int64_t width = w->values->shape[1], first = at->column * w->bits / 32;
+  bool awq = w->packing == NB_PACKING_AWQ, along_n = w->packing == NB_PACKING_GPTQ;
+  if (s->nibbles || awq) {
+    if (w->packing == NB_PACKING_CT) return NB_OK; /* as they lie in the file */
+    nb_tensor out, part;
+    int64_t columns = s->nibbles ? NB_CEIL(at->columns, 8) : at->columns;
+    NB_TRY(nb_shape_set(&out, s->nibbles ? NB_I32 : NB_U8, 2, NB_SHAPE(at->rows, columns), what));
+    NB_TRY(nb_shape_set(&part, NB_I32, 2, NB_SHAPE(awq ? at->columns : columns, width), what));
+    out.data = tile;
+    part.data = words + (awq ? at->column : first) * width;
+    if (!s->nibbles) return nb_awq_unpack(&out, &part, w->bits, at->row);
+    return nb_repack_rows(&out, &part, awq ? NB_AWQ_TO_CT : NB_GPTQ_TO_CT, at->row);
+  }
+  return nb_plane_unpack(
+      &(nb_plane){.words = words + (along_n ? first * width + at->row : at->row * width + first),
+                  .codes = tile,
+                  .bits = w->bits,
+                  .total = at->columns,
+                  .count = at->columns,
+                  .streams = at->rows,
+                  .word_step = along_n ? width : 1,
+                  .word_stream = along_n ? 1 : width,
+                  .code_step = 1,
+                  .code_stream = at->columns});
+}
+
+/* The words of row r from column c on, of 4-bit codes. */
+static const uint32_t *nibble_words(const side *s, const void *tile, const window *at, int64_t r, int64_t c) {
+  if (s->w->packing == NB_PACKING_CT)
+    return (const uint32_t *)s->w->values->data + r * s->w->values->shape[1] + c / 8;
+  return (const uint32_t *)tile + (r - at->row) * NB_CEIL(at->columns, 8) + (c - at->column) / 8;
+}
+
+/* Scales of groups g0 to g1 of row r as float, and zero-points. */
+static void load_groups(const side *s, scratch *x, int64_t r, int64_t g0, int64_t g1) {
+  const nb_weight *w = s->w;
+  int64_t at = s->single ? 0 : r / w->rows * s->groups + g0, count = s->single ? 1 : g1 - g0;
+  s->load_scale(x->scale, (const char *)w->scales->data + at * nb_dtype_bits(w->scales->dtype) / 8, count);
+  for (int64_t i = 1; s->single && i < g1 - g0; i++) x->scale[i] = x->scale[0];
+  if (s->divisor != 0)
+    for (int64_t i = 0; i < g1 - g0; i++) x->scale[i] /= s->divisor;
+  for (int64_t i = 0; w->bits && i < g1 - g0; i++)
+    x->zero[i] = w->zeros ? ((const uint8_t *)w->zeros->data)[s->single ? 0 : at + i] : 1 << (w->bits - 1);
+}
+
+/* Whole groups together, a group that the segment cuts by itself. */
+static void decode_ints(const side *s, scratch *x, float *out, const uint8_t *codes, int64_t r, int64_t c,
+                        int64_t n) {
+  if (s->w->g_idx) {
+    load_groups(s, x, r, 0, s->groups);
+    nb_dequant d = {.k = n, .dtype = NB_F32, .g_idx = (const int32_t *)s->w->g_idx->data + c};
+    s->by_index(out, codes, &d, x->scale, x->zero);
+    return;
+  }
+  int64_t g0 = c / s->group;
+  load_groups(s, x, r, g0, (c + n - 1) / s->group + 1);
+  for (int64_t done = 0, size; done < n; done += size) {
+    int64_t g = (c + done) / s->group, left = NB_MIN(n - done, (g + 1) * s->group - c - done);
+    bool whole = left == s->group;
+    size = whole ? (n - done) / s->group * s->group : left;
+    nb_dequant d = {
+        .per_row = whole ? size / s->group : 1, .group = whole ? s->group : left, .dtype = NB_F32};
+    s->by_group(out + done, codes + done, &d, x->scale + g - g0, x->zero + g - g0);
+  }
+}
+
+static void decode_floats(const side *s, scratch *x, float *out, int64_t r, int64_t c, int64_t n) {
+  const nb_weight *w = s->w;
+  const char *at = (const char *)w->values->data + (r * w->k + c) * nb_dtype_bits(w->values->dtype) / 8;
+  if (!w->scales) {
+    s->load(out, at, n);
+    return;
+  }
+  if (w->values->dtype == NB_U8) s->kernels->e2m1(out, (const uint8_t *)at, n);
+  else s->load(out, at, n);
+  int64_t g0 = c / s->group;
+  load_groups(s, x, r, g0, (c + n - 1) / s->group + 1);
+  s->kernels->multiply(out, n, c - g0 * s->group, s->group, x->scale);
+  if (w->factor != 0)
+    for (int64_t i = 0; i < n; i++) out[i] *= w->factor;
+}
+
+static void decode(const side *s, scratch *x, const void *tile, float *out, const window *at, int64_t r,
+                   int64_t c, int64_t n) {
+  uint8_t bytes[NB_SEGMENT];
+  const uint8_t *codes = (const uint8_t *)s->w->values->data + r * s->w->k + c;
+  if (s->nibbles) {
+    const uint32_t *words = nibble_words(s, tile, at, r, c);
+    int64_t i = nb_cpu() & NB_CPU_AVX2 ? n / 64 * 64 : 0;
+    nb_nibbles_unpack_avx2(bytes, words, i);
+    for (; i < n; i++) bytes[i] = words[i / 8] >> i % 8 * 4 & 15;
+    codes = bytes;
+  } else if (s->packed) {
+    codes = (const uint8_t *)tile + (r - at->row) * at->columns + c - at->column;
+  }
+  if (s->w->bits) decode_ints(s, x, out, codes, r, c, n);
+  else decode_floats(s, x, out, r, c, n);
+}
+
+/* ---- asking for memory ahead of time ------------------------------------------------ */
+
+static void ask_for(const void *from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
+}
+
+/* The i-th part of the words of a window, as many parts as it has rows. */
+static void ask_for_words(const side *s, const window *at, int64_t i) {
+  const nb_weight *w = s->w;
+  if (!s->packed || at->row + at->rows > w->n) return;
+  int64_t width = w->values->shape[1], per = 32 / w->bits, line = 16; /* words */
+  int64_t height = at->rows, row = at->row, column = at->column / per, wide = at->columns / per;
+  if (w->packing == NB_PACKING_GPTQ) height = wide, row = column, column = at->row, wide = at->rows;
+  if (w->packing == NB_PACKING_AWQ)
+    height = at->columns, row = at->column, column = at->row / per, wide = at->rows / per;
+  if (wide <= 0) return;
+  const uint32_t *words = w->values->data;
+  int64_t f = i * height * wide / at->rows, end = (i + 1) * height * wide / at->rows;
+  row += f / wide, column += f % wide;
+  for (int64_t last = column - f % wide + wide; f < end; f += line, column += line) {
+    if (column >= last) row++, column = last - wide;
+    __builtin_prefetch(words + row * width + column);
+  }
+}
+
+/* What is looked at after the window: beside it, or below the strip. */
+static window next_window(const window *at, int64_t k) {
+  window next = *at;
+  next.column += at->columns;
+  if (next.column >= k) next.column = 0, next.row += at->rows;
+  return next;
+}
+
+/* Bytes from a segment of floats to what will be wanted soon: behind it where rows follow each other,
+ * else the row after next. */
+static int64_t ahead_of(const side *s, const window *at) {
+  return (at->columns == s->w->k ? 4 * NB_SEGMENT : 2 * s->w->k) * nb_dtype_bits(s->w->values->dtype) / 8;
+}
+
+static void ask_for_floats(const side *s, const window *at, int64_t r, int64_t c, int64_t n) {
+  int64_t bits = nb_dtype_bits(s->w->values->dtype);
+  if (!s->packed)
+    ask_for((const char *)s->w->values->data + (r * s->w->k + c) * bits / 8 + ahead_of(s, at), n * bits / 8);
+}
+
+/* ---- sums ------------------------------------------------------------------------ */
+
+static double total(const double *lanes) {
+  double s[4] = {0};
+  for (int l = 0; l < NB_SEGMENT_LANES; l++) s[l % 4] += lanes[l];
+  return (s[0] + s[1]) + (s[2] + s[3]);
+}
+
+/* What float32 cannot sum; as compare.c does it, in doubles. */
+static double in_doubles(nb_comparison *c, const float *a, const float *b, int64_t n, double *error2) {
+  _Alignas(64) double x[NB_BLOCK], y[NB_BLOCK];
+  for (int64_t i = 0; i < n; i++) {
+    x[i] = (double)a[i], y[i] = (double)b[i];
+    if (isfinite(x[i]) && isfinite(y[i])) continue;
+    c->odd += !(x[i] == y[i] || (x[i] != x[i] && y[i] != y[i]));
+    x[i] = y[i] = 0;
+  }
+  nb_difference d;
+  nb_blocks_get()->difference(&d, x, y, n);
+  *error2 += d.error2;
+  c->a2 += d.a2;
+  c->b2 += d.b2;
+  c->dot += d.dot;
+  return d.max_abs;
+}
+
+static double distance(float a, float b) {
+  return isfinite(a) && isfinite(b) ? fabs((double)b - (double)a) : 0;
+}
+
+/* Whether the registers' kernel takes these two: floats, and 4-bit codes in order with scales of 16 bits,
+ * whole lanes. */
+static bool in_registers(const side *floats, const side *codes, int64_t n) {
+  return !floats->w->scales && codes->nibbles && !codes->w->g_idx && codes->group % NB_SEGMENT_LANES == 0 &&
+         n % NB_SEGMENT_LANES == 0 && codes->w->scales->dtype != NB_F32 && (nb_cpu() & NB_CPU_AVX2);
+}
+
+static float fused_segment(const side *sides, int codes, scratch *x, const window *at, int64_t r, int64_t c,
+                           int64_t n) {
+  const side *s = &sides[codes];
+  const nb_weight *w = sides[!codes].w;
+  int64_t g0 = c / s->group;
+  load_groups(s, x, r, g0, (c + n - 1) / s->group + 1);
+  nb_nibbles q = {.words = nibble_words(s, x->tile[codes], at, r, c),
+                  .scale = x->scale,
+                  .zero = x->zero,
+                  .group = s->group,
+                  .first = c - g0 * s->group,
+                  .ahead = ahead_of(&sides[!codes], at)};
+  const char *floats = (const char *)w->values->data + (r * w->k + c) * nb_elem_bytes(w->values->dtype);
+  return nb_segment_nibbles_avx2(&x->sums, floats, w->values->dtype, &q, n, codes == 0);
+}
+
+/* n columns of row r from c on; -> the squared error that is not in the sums. */
+static double compare_segment(nb_comparison *out, const side *sides, scratch *x, const window *at, int64_t r,
+                              int64_t c, int64_t n) {
+  _Alignas(64) float a[NB_SEGMENT], b[NB_SEGMENT];
+  int fused = in_registers(&sides[0], &sides[1], n) ? 1 : in_registers(&sides[1], &sides[0], n) ? 0 : -1;
+  double max = fused >= 0 ? (double)fused_segment(sides, fused, x, at, r, c, n) : -1, error2 = 0;
+  int64_t first = r * sides->w->k + c;
+  bool farther = max > x->max_abs || (max == x->max_abs && max > 0 && first < x->max_at);
+  if (fused >= 0 && max >= 0 && !farther) return 0;
+  for (int i = 0; i < 2 && fused < 0; i++) ask_for_floats(&sides[i], at, r, c, n);
+  decode(&sides[0], x, x->tile[0], a, at, r, c, n);
+  decode(&sides[1], x, x->tile[1], b, at, r, c, n);
+  if (fused < 0)
+    max = (double)(nb_cpu() & NB_CPU_AVX2 ? nb_segment_avx2 : nb_segment_portable)(&x->sums, a, b, n);
+  bool doubles = max < 0;
+  if (doubles) max = in_doubles(out, a, b, n, &error2);
+  if (max > x->max_abs || (max == x->max_abs && max > 0 && first < x->max_at)) { /* seldom: the first one */
+    int64_t i = 0;
+    while (i < n - 1 && !((doubles ? distance(a[i], b[i]) : (double)fabsf(b[i] - a[i])) >= max)) i++;
+    if (max > x->max_abs || first + i < x->max_at) x->max_at = first + i;
+    x->max_abs = max;
+  }
+  return error2;
+}
+
+/* Row r's columns of the window. */
+static void compare_row(nb_comparison *out, const side *sides, scratch *x, const window *at, int64_t r) {
+  double error2 = 0;
+  memset(x->sums.error2, 0, sizeof x->sums.error2);
+  window next = next_window(at, sides->w->k);
+  for (int i = 0; i < 2; i++) ask_for_words(&sides[i], &next, r - at->row);
+  for (int64_t c = at->column; c < at->column + at->columns; c += NB_SEGMENT) {
+    int64_t n = NB_MIN((int64_t)NB_SEGMENT, at->column + at->columns - c);
+    error2 += compare_segment(out, sides, x, at, r, c, n);
+  }
+  double in_floats = total(x->sums.error2);
+  x->error2 += in_floats;
+  x->row_error[r - at->row] += error2 + in_floats;
+}
+
+/* Window by window; -> NB_OK or a failure. */
+static int compare_strip(nb_comparison *c, const side *sides, scratch *x, int64_t row, int64_t rows,
+                         int64_t columns) {
+  memset(x->row_error, 0, (size_t)rows * sizeof *x->row_error);
+  x->sums = (nb_segment_sums){0};
+  x->error2 = 0;
+  window at = {.row = row, .rows = rows};
+  for (; at.column < sides->w->k; at.column += columns) {
+    if (nb_stop_requested()) return NB_EINTR;
+    at.columns = NB_MIN(columns, sides->w->k - at.column);
+    for (int i = 0; i < 2; i++)
+      if (sides[i].packed) NB_TRY(unpack(&sides[i], x->tile[i], &at));
+    for (int64_t r = row; r < row + rows; r++) compare_row(c, sides, x, &at, r);
+  }
+  double a2 = total(x->sums.a2), dot = total(x->sums.dot);
+  c->a2 += a2;
+  c->b2 += a2 + 2 * dot + x->error2;
+  c->dot += a2 + dot;
+  for (int64_t r = 0; r < rows; r++) {
+    c->error2 += x->row_error[r];
+    if (x->row_error[r] > c->worst_error2) c->worst_error2 = x->row_error[r], c->worst_row = row + r;
+  }
+  return NB_OK;
+}
+
+static void merge(nb_comparison *out, const nb_comparison *c) {
+  out->error2 += c->error2;
+  out->a2 += c->a2;
+  out->b2 += c->b2;
+  out->dot += c->dot;
+  out->odd += c->odd;
+  if (c->worst_error2 > out->worst_error2) out->worst_error2 = c->worst_error2, out->worst_row = c->worst_row;
+}
+
+/* ---- what is compared --------------------------------------------------------------- */
+
+static bool is_plain(int dtype) { return dtype == NB_F32 || dtype == NB_BF16 || dtype == NB_F16; }
+
+static int words_fit(const nb_weight *w) {
+  int64_t height = w->n, width = nb_plane_width(w->k, w->bits, false);
+  if (w->packing == NB_PACKING_GPTQ) height = width, width = w->n;
+  if (w->packing == NB_PACKING_AWQ) height = w->k, width = NB_CEIL(w->n, 32 / w->bits);
+  return nb_expect_words(w->values, "weight compare: words", 2, NB_SHAPE(height, width));
+}
+
+static int side_of(side *s, const nb_weight *w) {
+  bool avx2 = nb_cpu() & NB_CPU_AVX2;
+  *s = (side){.w = w, .group = w->k, .groups = 1, .packed = w->packing != NB_PACKING_NONE};
+  if (s->packed) NB_TRY(words_fit(w));
+  else NB_TRY(nb_expect(w->values, "weight compare: values", w->bits ? NB_U8 : -1, 2, NB_SHAPE(w->n, w->k)));
+  if (!w->scales) {
+    if (w->bits || s->packed || !is_plain(w->values->dtype))
+      return nb_fail(NB_EINVAL, "%s: %s without scales, expected f32, bf16 or f16", what,
+                     nb_dtype_name(w->values->dtype));
+    s->load = nb_load_of(w->values->dtype);
+    return NB_OK;
+  }
+  if (w->bits < 0 || w->bits > 8 || w->rows < 1 || w->columns < 1)
+    return nb_fail(NB_EINVAL, "%s: %d bits, blocks of %lldx%lld", what, w->bits, (long long)w->rows,
+                   (long long)w->columns);
+  s->single = nb_tensor_numel(w->scales) == 1;
+  s->group = w->columns;
+  s->groups = NB_CEIL(w->k, w->columns);
+  s->nibbles = s->packed && w->bits == 4;
+  int64_t rows = NB_CEIL(w->n, w->rows);
+  if (!s->single) NB_TRY(nb_expect(w->scales, "weight compare: scales", -1, 2, NB_SHAPE(rows, s->groups)));
+  s->load_scale = nb_load_of(w->scales->dtype);
+  if (!w->bits) s->load = nb_load_of(w->values->dtype == NB_U8 ? NB_F8_E4M3 : w->values->dtype);
+  if (!s->load_scale || (!w->bits && !s->load))
+    return nb_fail(NB_EINVAL, "%s: codes are %s and scales %s, which float32 does not hold", what,
+                   nb_dtype_name(w->values->dtype), nb_dtype_name(w->scales->dtype));
+  if (w->zeros && !s->single)
+    NB_TRY(nb_expect(w->zeros, "weight compare: zeros", NB_U8, 2, NB_SHAPE(rows, s->groups)));
+  if (w->g_idx) NB_TRY(nb_expect_groups(w->g_idx, what, w->k, s->groups));
+  if (w->global && !w->factor) {
+    NB_TRY(nb_expect(w->global, "weight compare: global scale", NB_F32, 1, NB_SHAPE(1)));
+    s->divisor = *(const float *)w->global->data;
+  }
+  s->by_group = nb_dequant_row_of(false);
+  s->by_index = nb_dequant_row_of(true);
+  s->kernels = avx2 ? &nb_dequant_float_avx2 : &nb_dequant_float_portable;
+  return NB_OK;
+}
+
+static void scratch_free(scratch *x) {
+  free(x->tile[0]);
+  free(x->tile[1]);
+  free(x->scale);
+  free(x->zero);
+  free(x->row_error);
+}
+
+static bool scratch_make(scratch *x, const side *sides) {
+  int64_t groups = NB_MAX(sides[0].groups, sides[1].groups) + 1;
+  *x = (scratch){.scale = nb_alloc(groups, sizeof(float)),
+                 .zero = nb_alloc(groups, sizeof(int32_t)),
+                 .row_error = nb_alloc(MOST_ROWS, sizeof(double))};
+  bool ok = x->scale && x->zero && x->row_error;
+  for (int i = 0; ok && i < 2; i++)
+    if (sides[i].packed) ok = (x->tile[i] = nb_alloc(WINDOW, 1)) != NULL;
+  if (!ok) scratch_free(x);
+  return ok;
+}
+
+/* Rows of a strip and columns of its windows. */
+static void shape_of_work(int64_t *rows, int64_t *columns, const side *sides) {
+  bool along_n = false, bytes = false;
+  for (int i = 0; i < 2; i++) {
+    along_n |= sides[i].w->packing >= NB_PACKING_GPTQ;
+    bytes |= sides[i].packed && !sides[i].nibbles;
+  }
+  int64_t k = sides->w->k, codes = bytes ? WINDOW : 2 * WINDOW;
+  *rows = along_n ? WIDE_ROWS : NB_MAX(1, NB_MIN((int64_t)MOST_ROWS, WINDOW / 8 / NB_MAX(1, k)));
+  *columns = NB_MIN(k, codes / *rows / 32 * 32);
+}
+
+int nb_weight_compare(nb_comparison *sums, const nb_weight *a, const nb_weight *b) {
+  side sides[2];
+  if (a->n != b->n || a->k != b->k)
+    return nb_fail(NB_EINVAL, "%s: [%lldx%lld] and [%lldx%lld]", what, (long long)a->n, (long long)a->k,
+                   (long long)b->n, (long long)b->k);
+  NB_TRY(side_of(&sides[0], a));
+  NB_TRY(side_of(&sides[1], b));
+  memset(sums, 0, sizeof *sums);
+  sums->numel = a->n * a->k;
+  if (sums->numel == 0) return NB_OK;
+  int64_t rows, columns;
+  shape_of_work(&rows, &columns, sides);
+  int64_t strips = NB_CEIL(a->n, rows);
+  nb_comparison *part = nb_alloc(strips, sizeof *part);
+  if (!part) return NB_ENOMEM;
+  int stopped = 0, no_memory = 0;
+#pragma omp parallel num_threads(nb_threads()) if (strips > 1 && sums->numel > 65536) \
+    reduction(| \
+              : stopped, no_memory)
+  {
+    scratch x;
+    int rc = scratch_make(&x, sides) ? NB_OK : NB_ENOMEM;
+    bool made = rc == NB_OK;
+#pragma omp for schedule(dynamic, 2)
+    for (int64_t i = 0; i < strips; i++)
+      if (rc == NB_OK)
+        rc = compare_strip(&part[i], sides, &x, i * rows, NB_MIN(rows, a->n - i * rows), columns);
+#pragma omp critical
+    if (made && (x.max_abs > sums->max_abs || (x.max_abs == sums->max_abs && x.max_at < sums->max_at)))
+      sums->max_abs = x.max_abs, sums->max_at = x.max_at;
+    if (made) scratch_free(&x);
+    stopped |= rc == NB_EINTR;
+    no_memory |= rc == NB_ENOMEM;
+  }
+  for (int64_t i = 0; i < strips; i++) merge(sums, &part[i]);
+  free(part);
+  if (no_memory) return nb_fail(NB_ENOMEM, "%s: out of memory", what);
+  return stopped ? nb_fail_stopped() : NB_OK;
+}

@@ -1,0 +1,582 @@
+-- Repairs: each kind from a broken checkpoint to a mended one whose weights are what they should be, all else the same
+-- bytes; what can't be mended in one sentence; nothing half-written, the same bytes after a kill (FORMATS 1, 4, 6, 12).
+local nb = require "nibble"
+local checkpoint = require "nibble.checkpoint"
+local command = require "spec.support.command"
+local editor = require "spec.support.editor"
+local files = require "spec.support.files"
+local support = require "spec.support.formats"
+
+local root, made
+
+setup(function() root, made = files.temporary(), 0 end)
+teardown(function() files.remove(root) end)
+
+local function fresh()
+  made = made + 1
+  return ("%s/%d"):format(root, made)
+end
+
+local function broken(from, change) return editor.copy("spec/" .. from, fresh(), change) end
+
+local function without_config(c) c.quantization_config = nil end
+
+-- A checkpoint's folder of these tensors (name -> tensor) in shards: file -> names, with config.json.
+local function folder(tensors, config)
+  local dir = fresh()
+  assert(checkpoint.mkdir(dir))
+  local list = {}
+  for name, t in pairs(tensors) do list[#list + 1] = { name = name, dtype = t:type(), shape = t:size() } end
+  table.sort(list, function(a, b) return a.name < b.name end)
+  local w = assert(checkpoint.writer { dir = dir, tensors = list })
+  for name, t in pairs(tensors) do assert(w:put(name, t)) end
+  assert(w:finish())
+  if config then files.write(dir .. "/config.json", nb.json.encode(config, { indent = 2 })) end
+  return dir
+end
+
+-- tiny-llama in shards with an index.
+local sharded
+local function shards()
+  if not sharded then
+    sharded = fresh()
+    local ck = assert(nb.open "spec/models/tiny-llama")
+    assert(checkpoint.mkdir(sharded))
+    local w = assert(checkpoint.writer { dir = sharded, tensors = ck.tensors, shard_bytes = 3e6 })
+    for _, t in ipairs(ck.tensors) do assert(w:put(t.name, assert(ck:tensor(t.name)))) end
+    assert(w:finish())
+    assert(checkpoint.copy_file("spec/models/tiny-llama/config.json", sharded .. "/config.json"))
+  end
+  local dir = fresh()
+  os.execute(("cp -r %s %s"):format(sharded, dir))
+  return dir
+end
+
+local function edit_index(dir, fn)
+  local path = dir .. "/model.safetensors.index.json"
+  local index = assert(nb.json.decode(files.read(path)))
+  fn(index, index.weight_map)
+  files.write(path, nb.json.encode(index))
+end
+
+local function mended(dir, options, expected)
+  local plan = assert(nb.repair.plan(dir, options))
+  assert.same({}, plan.cannot)
+  local out = fresh()
+  local result = assert(plan:run(out))
+  for _, pattern in ipairs(type(expected) == "table" and expected or { expected }) do assert.matches(pattern, tostring(plan)) end
+  local again = assert(nb.repair.plan(out, options))
+  assert.same({ out:match "[^/]*$" .. ": nothing to repair" }, again:lines())
+  return assert(nb.open(out)), result, plan
+end
+
+local function same_tensors(a, b, but)
+  assert.equal(a.count, b.count)
+  for _, info in ipairs(a.tensors) do
+    if not (but and info.name:find(but)) then
+      assert.is_true(assert(a:tensor(info.name)):equal(assert(b:tensor(info.name))), info.name)
+    end
+  end
+end
+
+-- Whether the check finds nothing that a repair is offered for.
+local function nothing_to_mend(dir)
+  for _, f in ipairs(assert(nb.check.run(dir)).findings) do
+    assert.is_true(f.repair == nil or f.repair.kind == "padding", f.says)
+  end
+end
+
+local function refused(dir, options, pattern)
+  local plan, msg = nb.repair.plan(dir, options)
+  if not plan then return assert.matches(pattern, msg) end
+  assert.equal(0, #plan.changes, tostring(plan))
+  assert.matches(pattern, tostring(plan))
+  local none, why, code = plan:run(fresh())
+  assert.is_nil(none)
+  assert.equal("einval", code)
+  assert.matches("nothing to repair, so nothing was written", why)
+end
+
+describe("repair: the index", function()
+  local model
+  setup(function() model = assert(nb.open "spec/models/tiny-llama") end)
+  teardown(function() model = nil end)
+
+  it("of stale, missing and wrong entries, and a wrong sum, becomes what the headers say", function()
+    local dir = shards()
+    local first, second
+    edit_index(dir, function(index, map)
+      first, second = "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"
+      map["model.layers.9.ghost.weight"] = first
+      map["model.norm.weight"] = nil
+      for name, file in pairs(map) do
+        if name:find "layers.1.mlp.up_proj" then map[name] = file == first and second or first end
+      end
+      index.metadata.total_size = 17
+    end)
+    assert.is_nil(nb.open(dir))
+    local ck, result = mended(dir, nil, { "model.layers.9.ghost.weight: .* → the entry is left out", "model.norm.weight: .* → listed",
+      "up_proj.weight: .* → the entry names the file that holds it" })
+    same_tensors(model, ck)
+    assert.equal(result.modules, result.copied)
+    local index = assert(nb.json.decode(files.read(ck.path .. "/model.safetensors.index.json")))
+    assert.is_nil(index.weight_map["model.layers.9.ghost.weight"])
+    nothing_to_mend(ck.path)
+    assert.equal(files.read(dir .. "/config.json"), files.read(ck.path .. "/config.json"))
+  end)
+
+  it("that is missing, damaged or forgets a whole shard is written again", function()
+    local dir = shards()
+    os.remove(dir .. "/model.safetensors.index.json")
+    same_tensors(model, (mended(dir, nil, "missing beside 3 numbered shards → written from the headers")))
+    dir = shards()
+    files.write(dir .. "/model.safetensors.index.json", "{ not JSON")
+    same_tensors(model, (mended(dir, nil, "index.json: .* → written from the headers")))
+    dir = shards()
+    edit_index(dir, function(index, map)
+      for name, file in pairs(map) do
+        if file:find "00002" then map[name] = nil end
+      end
+      index.metadata = nil
+    end)
+    same_tensors(model, (mended(dir, nil, "00002%-of%-00003.safetensors: a shard by its number, .* → its tensors are listed")))
+  end)
+
+  it("loses weights that lie beside it", function()
+    local dir = shards()
+    files.write(dir .. "/model.safetensors", files.read "spec/interop/ct-w4a16-g128/model.safetensors")
+    local ck = mended(dir, nil, "stray%-file  model.safetensors: weights beside model.safetensors.index.json, .* → left out")
+    same_tensors(model, ck)
+    files.write(dir .. "/adapter_model.safetensors", "x")
+    ck = mended(dir, nil, "stray")
+    assert.equal("x", files.read(ck.path .. "/adapter_model.safetensors"))
+  end)
+
+  it("says what is lost: a missing shard, a damaged one, a tensor that config.json means", function()
+    local dir = shards()
+    os.remove(dir .. "/model-00002-of-00003.safetensors")
+    refused(dir, nil, "puts %d+ tensors into model%-00002%-of%-00003.safetensors, which doesn't exist; get that file too")
+    dir = shards()
+    local path = dir .. "/model-00003-of-00003.safetensors"
+    files.write(path, files.read(path):sub(1, -100))
+    refused(dir, nil, "model%-00003%-of%-00003.safetensors: .*get the file again")
+    dir = broken("models/tiny-llama", { weights = function(list) editor.remove(list, "model.layers.0.mlp.up_proj.weight") end })
+    files.write(dir .. "/model.safetensors.index.json", nb.json.encode { weight_map = { ["model.layers.0.mlp.up_proj.weight"] =
+      "model.safetensors", ["model.norm.weight"] = "model.safetensors" } })
+    local plan = assert(nb.repair.plan(dir))
+    assert.matches("model.layers.0.mlp.up_proj.weight is in no file, and config.json means model.layers.0.mlp.up_proj: its weights are lost",
+      tostring(plan))
+    dir = broken("interop/ct-w4a16-g128", {})
+    files.write(dir .. "/model.safetensors.index.json", '{"weight_map": {"a": "../model.safetensors"}}')
+    refused(dir, nil, "index.json names none of the weight files that are here; remove it")
+    dir = broken("interop/ct-w4a16-g128", { config = function(c) c.quantization_config.config_groups = {} end })
+    refused(dir, nil, "not mended: model.layers.0.self_attn.q_proj: no target of .* and 0 config groups fit its tensors; 1 more")
+    refused(root .. "/nothing", nil, "doesn't exist; repair takes a checkpoint's folder")
+  end)
+end)
+
+describe("repair: configs", function()
+  for _, case in ipairs {
+    { "gptq-v1-sym-w4g128", "gptq: W4A16 g128 sym %(2 modules%)" }, { "autoawq-gemm-w4g128", "awq: W4A16 g128 asym" },
+    { "autoround-auto_gptq-w4g128", "gptq: W4A16 g128 sym" }, { "ct-w4a16-g128", "compressed%-tensors: W4A16 g128 sym" },
+    { "gptq_v2-asym-w4g32", "gptq_v2: W4A16 g32 asym", { checkpoint_format = "gptq_v2" } },
+  } do
+    it("a lost quantization_config of " .. case[1] .. " comes back from the tensors", function()
+      local original = assert(nb.open("spec/interop/" .. case[1]))
+      local dir = broken("interop/" .. case[1], { config = without_config })
+      assert.is_nil((assert(nb.open(dir)):modules()))
+      local ck = mended(dir, { set = case[3] }, case[2])
+      same_tensors(original, ck)
+      for _, rec in ipairs(assert(original:modules())) do
+        if rec.scheme then
+          assert.is_true(assert(original:weight(rec.name, "f32")):equal(assert(ck:weight(rec.name, "f32"))), rec.name)
+        end
+      end
+      assert.equal(original.config.hidden_size, ck.config.hidden_size)
+      nothing_to_mend(ck.path)
+    end)
+  end
+
+  it("float formats say by their tensors what they are, mixtures of schemes by name", function()
+    local cases = { { "compressed-tensors", "NVFP4" }, { "compressed-tensors", "NVFP4A16" }, { "modelopt", "NVFP4" },
+      { "modelopt", "NVFP4A16" }, { "fp8", "FP8_BLOCK" }, { "fp8", "FP8" }, { "compressed-tensors", "MXFP4", { scheme = "MXFP4" } },
+      { "compressed-tensors", "FP8_DYNAMIC", { scheme = "FP8_DYNAMIC" } }, { "compressed-tensors", "W8A8", { scheme = "W8A8" } },
+      { "gptq", "W8A16" }, { "compressed-tensors", "W3A16 g64 asym" }, { "compressed-tensors", "W4A16 g32 actorder" } }
+    for _, case in ipairs(cases) do
+      local q = support.quantized(nb.scheme.parse(case[2]), 256, 256, "bf16")
+      local tensors = assert(support.store(case[1], "model.layers.0.mlp.up_proj", q, { dtype = "bf16" }))
+      tensors["model.layers.0.mlp.gate.weight"] = nb.tensor("bf16", { 8, 256 }):fill(1)
+      local dir = folder(tensors, { model_type = "unheard-of" })
+      local ck = mended(dir, { set = case[3] }, nb.scheme.describe(q.scheme):gsub("[^%w]", "%%%0"))
+      local rec = assert(nb.formats.record(ck, "model.layers.0.mlp.up_proj"))
+      assert.is_true(nb.scheme.same(q.scheme, rec.scheme), nb.scheme.describe(rec.scheme))
+      assert.is_false(assert(nb.policy(ck)):scheme "model.layers.0.mlp.gate")
+    end
+  end)
+
+  it("asks by name for what the tensors don't tell", function()
+    refused(broken("interop/gptq_v2-asym-w4g32", { config = without_config }), nil,
+      "the tensors don't tell whether zero%-points are stored less one %(%-%-set checkpoint_format=gptq%) or as they are")
+    local q = support.quantized(nb.scheme.parse "FP8_DYNAMIC", 64, 64, "bf16")
+    local dir = folder(assert(support.store("compressed-tensors", "m", q, { dtype = "bf16" })), {})
+    refused(dir, nil, "how inputs are quantized %(%-%-set scheme=FP8_DYNAMIC or %-%-set scheme=FP8A16%)")
+    refused(dir, { set = { scheme = "W4A16" } }, "the config that the tensors seem to mean .* does not fit them")
+    refused(dir, { set = { scheme = "FP9" } }, 'unknown scheme "FP9"')
+  end)
+
+  it("a side file that contradicts config.json says the same afterwards, or is left out", function()
+    local dir = broken("interop/gptq-v1-sym-w4g128", {})
+    files.write(dir .. "/quantize_config.json", '{"bits": 8, "group_size": 128}')
+    local ck = mended(dir, nil, "quantize_config.json: bits = 8 → bits = 4, as config.json")
+    assert.equal(4, assert(nb.json.decode(files.read(ck.path .. "/quantize_config.json"))).bits)
+    dir = broken("interop/autoawq-gemm-w4g128", {})
+    files.write(dir .. "/quant_config.json", '{"w_bit": 4, "q_group_size": 64}')
+    ck = mended(dir, nil, "quant_config.json: group_size = 64 → left out")
+    assert.is_nil(checkpoint.exists(ck.path .. "/quant_config.json"))
+    files.write(dir .. "/quant_config.json", '{"w_bit": 4, "q_group_size": 128}')
+    refused(dir, nil, "nothing to repair")
+  end)
+
+  it("a file without a format in its metadata gets one; the rest of it stays", function()
+    local dir = broken("interop/ct-w4a16-g128", { weights = function() end })
+    local ck = mended(dir, nil, 'no format in __metadata__ → format "pt"')
+    assert.same({ format = "pt" }, ck.metadata)
+    same_tensors(assert(nb.open "spec/interop/ct-w4a16-g128"), ck)
+  end)
+end)
+
+describe("repair: lists", function()
+  it("act-order that is none is taken out of the config", function()
+    local original = assert(nb.open "spec/interop/gptq-v1-sym-w4g128")
+    local dir = broken("interop/gptq-v1-sym-w4g128", { config = function(c) c.quantization_config.desc_act = true end })
+    files.write(dir .. "/quantize_config.json", nb.json.encode(assert(nb.json.decode(files.read(dir .. "/config.json"))).quantization_config))
+    local ck = mended(dir, nil, { "actorder  config.json: desc_act true → false; the columns of every module are in order",
+      "side%-file  quantize_config.json: desc_act = true → desc_act = false, as config.json" })
+    assert.is_false(ck.quantization.config.desc_act)
+    same_tensors(original, ck)
+    nothing_to_mend(ck.path)
+    local q = support.quantized(nb.scheme.parse "W4A16 g32", 64, 128, "bf16")
+    local tensors = assert(support.store("compressed-tensors", "m.up_proj", q, { dtype = "bf16" }))
+    tensors["m.up_proj.weight_g_idx"] = nb.tensor("i32", { 128 })
+    for c = 0, 127 do tensors["m.up_proj.weight_g_idx"]:ptr()[c] = math.floor(c / 32) end
+    local config = assert(nb.formats.get "compressed-tensors").config { { name = "m.up_proj", kind = "linear", scheme =
+      nb.scheme.parse "W4A16 g32 actorder" } }
+    ck = mended(folder(tensors, { quantization_config = config }), nil, "actorder group → null; .*, and 1 weight_g_idx are left out")
+    assert.is_nil(ck:info "m.up_proj.weight_g_idx")
+    assert.is_true(assert(ck:quantized "m.up_proj"):equal(q))
+    local acts = folder(assert(support.store("gptq", "m.up_proj", support.quantized(nb.scheme.parse "W4A16 g32 actorder", 64, 128, "f16"))),
+      { quantization_config = { quant_method = "gptq", bits = 4, group_size = 32, sym = true, desc_act = true } })
+    refused(acts, nil, "nothing to repair")
+  end)
+
+  it("float layers that the ignore list forgets are named in it, as each dialect does", function()
+    local names = { "q_proj", "k_proj", "v_proj", "o_proj" }
+    for _, case in ipairs { { "compressed-tensors", "W4A16 g32" }, { "gptq", "W4A16 g32" }, { "fp8", "FP8_BLOCK" }, { "modelopt", "NVFP4A16" } } do
+      local tensors, records = {}, {}
+      for l = 0, 2 do
+        for _, leaf in ipairs(names) do
+          local name = ("model.layers.%d.self_attn.%s"):format(l, leaf)
+          local scheme = l ~= 1 and nb.scheme.parse(case[2])
+          if scheme then
+            local q = support.quantized(scheme, 128, 128, case[1] == "gptq" and "f16" or "bf16")
+            for key, t in pairs(assert(support.store(case[1], name, q, { dtype = "bf16" }))) do tensors[key] = t end
+            records[#records + 1] = { name = name, kind = "linear", scheme = scheme }
+          else
+            tensors[name .. ".weight"] = nb.tensor("bf16", { 128, 128 }):fill(0.25)
+          end
+        end
+      end
+      local config = assert(nb.formats.get(case[1])).config(records)
+      local dir = folder(tensors, { model_type = "llama", architectures = nb.json.array { "LlamaForCausalLM" }, quantization_config = config })
+      local ck = mended(dir, { only = "ignore" }, "ignore  model.layers.1.self_attn.q_proj: stored float, quantized by the config's word → named in")
+      local said = assert(nb.policy.parse(nil, ck.quantization.config, ck))
+      assert.is_true(assert(said:same(nb.policy(ck))), case[1])
+      assert.is_false(assert(nb.policy.parse(nil, config, ck)):same(nb.policy(ck)))
+      same_tensors(assert(nb.open(dir)), ck)
+    end
+  end)
+end)
+
+describe("repair: modules", function()
+  it("a lost weight_shape is what groups and words mean", function()
+    local original = assert(nb.open "spec/interop/ct-w4a16-g128")
+    local function lose(list)
+      for i = #list, 1, -1 do
+        if list[i].name:find "weight_shape" then table.remove(list, i) end
+      end
+    end
+    local dir = broken("interop/ct-w4a16-g128", { weights = lose })
+    local ck = mended(dir, nil, "weight_shape  model.layers.3.mlp.down_proj: no weight_shape → %[256x768%]")
+    same_tensors(original, ck)
+    ck = mended(broken("interop/ct-w4a16-g128", { weights = lose, config = without_config }), nil, "W4A16 g128 sym %(2 modules%)")
+    same_tensors(original, ck)
+  end)
+
+  it("a head that repeats the embedding it is tied to is left out; another one is asked about", function()
+    local function tied(c) c.tie_word_embeddings = true end
+    local dir = broken("models/tiny-llama", { config = tied, weights = function(list)
+      list["lm_head.weight"].data = list["model.embed_tokens.weight"].data
+    end })
+    local ck = mended(dir, nil, "tie  lm_head.weight: a copy of the embedding .* → left out")
+    assert.is_nil(ck:info "lm_head.weight")
+    dir = broken("models/tiny-llama", { config = tied, weights = function() end })
+    local only = { only = "tie" }
+    local plan = assert(nb.repair.plan(dir, only))
+    assert.matches("lm_head.weight holds other values; say which is meant: %-%-set tie_word_embeddings=false", tostring(plan))
+    ck = mended(dir, { only = "tie", set = { tie_word_embeddings = false } }, "true beside a head of its own → false")
+    assert.is_false(ck.config.tie_word_embeddings)
+    ck = mended(broken("models/tiny-llama", { weights = function(list) editor.remove(list, "lm_head.weight") end }), nil,
+      "tie_word_embeddings false, and no lm_head is stored → true")
+    assert.is_true(ck.config.tie_word_embeddings)
+  end)
+end)
+
+-- One layer's modules of NVFP4 with these global scales; module -> tensors' folder.
+local function nvfp4(format, globals, extra)
+  local tensors, i = {}, 0
+  for name, global in pairs(globals) do
+    i = i + 1
+    local q = support.quantized(nb.scheme.parse "NVFP4A16", 32, 64, "bf16", #name + i)
+    q.global:set(1, global)
+    local stored = assert(support.store(format, name, q))
+    for key, t in pairs(stored) do tensors[key] = t end
+    local scales = stored[name .. ".weight_scale"]
+    scales:as("u8", scales:size()):map(function(x) return x % 32 + 64 end, scales:as("u8", scales:size())) -- far from 0
+  end
+  local records = {}
+  for name in pairs(globals) do records[#records + 1] = { name = name, kind = "linear", scheme = nb.scheme.parse "NVFP4A16" } end
+  table.sort(records, function(a, b) return a.name < b.name end)
+  local config = assert(nb.formats.get(format)).config(records)
+  if extra then extra(tensors) end
+  return folder(tensors, { quantization_config = config })
+end
+
+describe("repair: scales", function()
+  for _, format in ipairs { "compressed-tensors", "modelopt" } do
+    it("NVFP4's global scale in " .. format .. " is one for what is loaded as one; powers of two are exact", function()
+      local p = "model.layers.0."
+      local dir = nvfp4(format, { [p .. "self_attn.q_proj"] = 1024, [p .. "self_attn.k_proj"] = 4096, [p .. "self_attn.v_proj"] = 1024,
+        [p .. "mlp.experts.3.w1"] = 512, [p .. "mlp.experts.3.w3"] = 2048, [p .. "mlp.experts.4.w1"] = 128, [p .. "mlp.experts.4.w3"] = 128 })
+      local before = assert(nb.open(dir))
+      local ck, _, plan = mended(dir, nil, {
+        "global%-scale  model.layers.0.self_attn.k_proj: .*shared with q_proj; block scales times a power of two, exact",
+        "global%-scale  model.layers.0.mlp.experts.3.w3: .*exact" })
+      assert.equal(2, #plan.changes)
+      for _, rec in ipairs(assert(before:modules())) do
+        assert.is_true(assert(before:weight(rec.name, "f32")):equal(assert(ck:weight(rec.name, "f32"))), rec.name)
+      end
+      local suffix = format == "modelopt" and ".weight_scale_2" or ".weight_global_scale"
+      assert.is_true(ck:tensor(p .. "self_attn.q_proj" .. suffix):equal(ck:tensor(p .. "self_attn.k_proj" .. suffix)))
+      same_tensors(before, ck, "%.weight_.*scale")
+    end)
+  end
+
+  it("another ratio rounds block scales, and says by how much", function()
+    local p = "model.layers.0.mlp."
+    local dir = nvfp4("compressed-tensors", { [p .. "gate_proj"] = 1000, [p .. "up_proj"] = 1700 })
+    local before = assert(nb.open(dir))
+    local ck, _, plan = mended(dir, nil, "weight_global_scale 1700 → 1000; shared with gate_proj; block scales are rounded, by at most [%d.]+ %%")
+    local most = tonumber(tostring(plan):match "at most ([%d.]+) %%") / 100
+    assert.is_true(most > 0 and most <= 0.0626)
+    local a, b = assert(before:weight(p .. "up_proj", "f32")), assert(ck:weight(p .. "up_proj", "f32"))
+    local worst = 0
+    for i = 1, a:numel() do
+      if a:get(i) ~= 0 then worst = math.max(worst, math.abs(b:get(i) / a:get(i) - 1)) end
+    end
+    assert.is_true(worst > 0 and worst <= most * 1.06, worst .. " against " .. most)
+    assert.is_true(before:weight(p .. "gate_proj", "f32"):equal(ck:weight(p .. "gate_proj", "f32")))
+  end)
+
+  it("a global scale that is no number can't be shared", function()
+    local p = "model.layers.0.mlp."
+    local dir = nvfp4("compressed-tensors", { [p .. "gate_proj"] = 1000, [p .. "up_proj"] = 1 / 0 })
+    refused(dir, nil, "up_proj: weight_global_scale is inf, so model.layers.0.mlp.gate_up_proj can't share one: quantize it again")
+  end)
+
+  it("experts that no token reached get their neighbour's scales, their codes stay", function()
+    local p = "model.layers.0.mlp.experts."
+    local globals = {}
+    for e = 0, 3 do globals[p .. e .. ".down_proj"] = 100 * (e + 1) end
+    local dir = nvfp4("compressed-tensors", globals, function(tensors)
+      tensors[p .. "1.down_proj.weight_scale"]:fill(0)
+      tensors[p .. "2.down_proj.weight_global_scale"]:set(1, 0 / 0)
+    end)
+    local before = assert(nb.open(dir))
+    local ck = mended(dir, nil, { "experts.1.down_proj: weight_scale 0 → expert 0's; no token reached it in calibration",
+      "experts.2.down_proj: weight_global_scale NaN → expert 0's" })
+    assert.equal(100, ck:tensor(p .. "2.down_proj.weight_global_scale"):get(1))
+    assert.is_true(ck:tensor(p .. "1.down_proj.weight_scale"):equal(before:tensor(p .. "0.down_proj.weight_scale")))
+    assert.is_true(ck:tensor(p .. "1.down_proj.weight_packed"):equal(before:tensor(p .. "1.down_proj.weight_packed")))
+    for e = 0, 3 do assert.equal(0, assert(ck:weight(p .. e .. ".down_proj", "f32")):scan().nan) end
+    nothing_to_mend(ck.path)
+    dir = nvfp4("compressed-tensors", { [p .. "0.down_proj"] = 100 }, function(t) t[p .. "0.down_proj.weight_scale"]:fill(0) end)
+    refused(dir, nil, "experts.0.down_proj: weight_scale is 0, and no other expert of its layer has a sound one")
+  end)
+end)
+
+describe("repair: padding", function()
+  -- The first rows and columns are the weight, all others 0.
+  local function grown(small, large, name)
+    local a, b = assert(small:weight(name, "f32")), assert(large:weight(name, "f32"))
+    local n, k, columns, p, q = a:size(1), a:size(2), b:size(2), a:ptr(), b:ptr()
+    for i = 0, b:size(1) - 1 do
+      for j = 0, columns - 1 do
+        local wanted = i < n and j < k and p[i * k + j] or 0
+        if q[i * columns + j] ~= wanted then error(("%s[%d,%d]: %g for %g"):format(name, i, j, q[i * columns + j], wanted)) end
+      end
+    end
+    return b:size()
+  end
+
+  local function quantized(model, fields)
+    local dir = fresh()
+    fields.name = "padded"
+    assert(assert(nb.plan(assert(nb.recipe(fields)), assert(nb.open("spec/models/parity/" .. model)))):run(dir))
+    return dir
+  end
+
+  local function loss(ck)
+    local ids = {}
+    for i = 1, 96 do ids[i] = i * 7 % 60 + 1 end
+    return assert(nb.models.load(ck)):logits(nb.tensor("i32", { 96 }, ids))
+  end
+
+  for _, case in ipairs {
+    { "compressed-tensors", "W4A16 g64 sym", "llama" }, { "gptq", "W4A16 g64 asym", "llama" }, { "awq", "W4A16 g64 asym", "llama" },
+    { "compressed-tensors", "W4A16 g32 asym", "qwen3-moe" }, { "compressed-tensors", "NVFP4A16", "mixtral" },
+    { "modelopt", "NVFP4A16", "qwen3-moe" }, { "compressed-tensors", "W8A16 channel", "mixtral" },
+    { "compressed-tensors", "MXFP4A16", "mixtral" },
+  } do
+    it(("adds zeros alone: %s in %s of a %s"):format(case[2], case[1], case[3]), function()
+      local dir = quantized(case[3], { scheme = case[2], output = { format = case[1] } })
+      local before = assert(nb.open(dir))
+      local key = case[3] == "qwen3-moe" and "moe_intermediate_size" or "intermediate_size"
+      local size = before.config[key]
+      local ck, result = mended(dir, { tp = 4, only = "padding" }, ("padding  config.json: %s %d → %%d+; 4 ranks"):format(key, size))
+      local to = ck.config[key]
+      assert.is_true(to > size and to % 64 == 0 and to <= 256, to .. " of " .. size)
+      assert.is_true(result.copied > 0 and result.copied < result.modules)
+      local some = 0
+      for _, rec in ipairs(assert(before:modules())) do
+        local leaf = rec.name:match "[^.]*$"
+        if rec.name:find "mlp.*_proj$" or leaf:find "^w[123]$" then
+          local shape = grown(before, ck, rec.name)
+          assert.same((leaf == "down_proj" or leaf == "w2") and { rec.n, to } or { to, rec.k }, shape)
+          some = some + 1
+        end
+      end
+      assert.is_true(some > 2)
+      for _, f in ipairs(case[1] == "compressed-tensors" and nb.check.run(ck, { tp = 4, values = false }).findings or {}) do
+        assert.is_true(f.repair == nil or f.repair.kind ~= "padding", f.says)
+      end
+      local x, y = loss(before), loss(ck)
+      for i = 1, x:numel() do assert.is_true(math.abs(x:get(i) - y:get(i)) <= 1e-4 * (1 + math.abs(x:get(i))), i) end
+    end)
+  end
+
+  it("a float model is padded to whole ranks, its bias too", function()
+    local function t(n, k) return nb.tensor("bf16", k and { n, k } or { n }):fill(0.5) end
+    local p = "model.layers.0.mlp."
+    local dir = folder({ [p .. "gate_proj.weight"] = t(10, 8), [p .. "up_proj.weight"] = t(10, 8), [p .. "down_proj.weight"] = t(8, 10),
+      [p .. "gate_proj.bias"] = t(10), [p .. "up_proj.bias"] = t(10), [p .. "down_proj.bias"] = t(8) },
+      { intermediate_size = 10, num_attention_heads = 8 })
+    local before = assert(nb.open(dir))
+    local ck = mended(dir, { tp = 4 }, { "gate_proj: %[10×8%] → %[12×8%]; rows of zeros", "down_proj: %[8×10%] → %[8×12%]; columns of zeros" })
+    assert.same({ 12, 8 }, grown(before, ck, p .. "up_proj"))
+    assert.same({ 8, 12 }, grown(before, ck, p .. "down_proj"))
+    assert.same({ 0.5, 0, 0 }, { ck:tensor(p .. "gate_proj.bias"):get(10), ck:tensor(p .. "gate_proj.bias"):get(11), ck:tensor(p
+      .. "gate_proj.bias"):get(12) })
+    assert.equal(8, ck:info(p .. "down_proj.bias").shape[1])
+  end)
+
+  it("refuses heads that don't divide, other names, and sizes that config.json doesn't know", function()
+    refused("spec/models/tiny-llama", { tp = 16 }, "4 attention heads don't divide among 16 ranks, and heads can't be padded")
+    local dir = broken("models/tiny-llama", { config = function(c) c.intermediate_size = 700 end })
+    refused(dir, { tp = 4, only = "padding" }, "its layers have 768, 768 and 768, but config.json's intermediate_size is 700")
+    refused(folder({ ["h.0.mlp.fc1.weight"] = nb.tensor("bf16", { 8, 8 }) }, {}), { tp = 2 }, "no layer has gate, up and down projections")
+    refused("spec/models/tiny-llama", { tp = 4 }, "nothing to repair")
+  end)
+end)
+
+describe("repair", function()
+  it("knows every kind that the check offers", function()
+    local known = {}
+    for _, k in ipairs(nb.repair.kinds()) do known[k.kind] = true end
+    local some = 0
+    for _, name in ipairs(assert(checkpoint.list "lua/nibble/check")) do
+      for kind in files.read("lua/nibble/check/" .. name):gmatch 'repair = [^\n]*kind = "([^"]+)"' do
+        assert.is_true(known[kind], kind)
+        some = some + 1
+      end
+    end
+    assert.is_true(some > 5)
+  end)
+
+  it("does the kinds that are asked for, and says of others that they are unknown", function()
+    local dir = broken("interop/gptq-v1-sym-w4g128", { config = without_config, weights = function() end })
+    local plan = assert(nb.repair.plan(dir, { only = "metadata" }))
+    assert.equal(1, #plan.changes)
+    local none, msg, code = nb.repair.plan(dir, { only = "metadata,indx" })
+    assert.is_nil(none)
+    assert.equal("einval", code)
+    assert.equal('unknown kind of repair "indx"; did you mean "index"?', msg)
+    assert.matches('unknown option onyl; did you mean "only"', select(2, nb.repair.plan(dir, { onyl = "index" })))
+    assert.matches("unknown consumer vllm; known: ", select(2, nb.repair.plan(dir, { tp = 2, consumer = "vllm" })))
+    assert.matches("tp = 1.5: expected a whole number", select(2, nb.repair.plan(dir, { tp = 1.5 })))
+    assert.has_error(function() nb.repair.plan(nb.open(dir)) end, "repair: expected a checkpoint's folder, found table")
+  end)
+
+  it("copies side files, keeps a folder that holds other things, and never writes to the model's", function()
+    local dir = shards()
+    files.write(dir .. "/tokenizer.json", "{}")
+    edit_index(dir, function(index) index.metadata.total_size = 1 end)
+    local ck = mended(dir, nil, "index")
+    assert.equal("{}", files.read(ck.path .. "/tokenizer.json"))
+    local certificate = assert(nb.json.decode(files.read(ck.path .. "/nibble.json")))
+    assert.equal("index", certificate.repairs[1].kind)
+    local plan = assert(nb.repair.plan(dir))
+    assert.matches("is the model's folder", select(2, plan:run(dir)))
+    assert.matches("holds other files", select(2, plan:run "spec/support"))
+    assert.equal("complete", assert(plan:run(ck.path)).state)
+  end)
+
+  it("goes on after an interruption and gives the same bytes", function()
+    local dir = shards()
+    edit_index(dir, function(index) index.metadata.total_size = 1 end)
+    local whole, parts = fresh(), fresh()
+    assert(assert(nb.repair.plan(dir)):run(whole))
+    local count = 0
+    assert.has_error(function()
+      assert(nb.repair.plan(dir)):run(parts, { ahead_bytes = 0, progress = function()
+        count = count + 1
+        if count == 20 then error("interrupted", 0) end
+      end })
+    end, "interrupted")
+    assert.is_nil(checkpoint.exists(parts .. "/model.safetensors"))
+    local result = assert(assert(nb.repair.plan(dir)):run(parts))
+    assert.is_true(result.resumed > 0)
+    for _, name in ipairs(assert(checkpoint.list(whole))) do
+      assert.equal(files.read(whole .. "/" .. name), files.read(parts .. "/" .. name), name)
+    end
+  end)
+
+  it("is a command: a dry run, JSON, what it could not mend as status 1, one sentence for bad use", function()
+    local dir = broken("interop/gptq_v2-asym-w4g32", { config = without_config })
+    local r = command.run { "repair", dir, "--dry-run" }
+    assert.equal(1, r.status)
+    assert.matches("^not mended: quantization_config: the tensors don't tell", r.out)
+    local out = fresh()
+    r = command.run { "repair", dir, "--out", out, "--set", "checkpoint_format=gptq_v2", "--json" }
+    assert.equal(0, r.status, r.err)
+    local document = assert(nb.json.decode(r.out))
+    assert.equal("quantization_config", document.changes[1].kind)
+    assert.equal(out, document.dir)
+    r = command.run { "repair", out, "--out", fresh() }
+    assert.equal(0, r.status)
+    assert.matches("nothing to repair\n$", r.out)
+    r = command.run { "repair", dir }
+    assert.equal(2, r.status)
+    assert.same({ "nibble: repair needs --out DIR, the folder of the mended checkpoint, or --dry-run" }, r.lines)
+    assert.matches("quantization_config +a quantization config that is lost", command.run({ "repair", "--kinds" }).out)
+  end)
+end)

@@ -166,12 +166,14 @@ describe("commands", function()
     local dir = files.temporary()
     files.write(dir .. "/editor", "#!/bin/sh\nsed -i s/old/new/ \"$1\"\n")
     files.write(dir .. "/file.lua", "print 'old file'\n")
-    local lines = { "function f()", "  return 'old'", "end", ":edit f", "f()", "'an old piece'", ":edit", ":edit " .. dir .. "/file.lua",
+    local lines = { "function f()", "  return 'old'", "end", ":edit f", "f()", "'an old piece'", ":edit", "x = = 1", ":edit",
+      ":edit " .. dir .. "/file.lua",
       ":edit print", ":edit nothing", "'same'", ":edit" }
     local r = command.run({}, { stdin = table.concat(lines, "\n"), before = "VISUAL='sh " .. dir .. "/editor'" })
     files.remove(dir)
-    assert.equal("new\nan old piece\nan new piece\nnew file\nsame\nunchanged, nothing was run\n", r.out)
-    assert.matches("^print was not typed in this session; name its file: :edit FILE\nnothing typed here is called nothing", r.err)
+    assert.equal("new\nan old piece\nan new piece\nunchanged, nothing was run\nnew file\nsame\nunchanged, nothing was run\n", r.out)
+    assert.matches("^unexpected symbol near '='\nprint was not typed in this session; name its file: :edit FILE\n"
+      .. "nothing typed here is called nothing", r.err)
   end)
 end)
 

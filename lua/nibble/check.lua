@@ -2,17 +2,19 @@
 --
 -- Rules live in check/<topic>.lua; each file returns an array of {id =, about =, consumer = true where it is asked for
 -- each consumer, run = function(context, add) … end}. What consumers accept is data in nibble.backends.checks.
+local backends = require "nibble.backends"
 local checkpoint = require "nibble.checkpoint"
 local facts = require "nibble.backends.checks"
 local formats = require "nibble.formats"
 local models = require "nibble.models"
 local layers = require "nibble.select.layers"
 local nffi = require "nibble.ffi"
+local selection = require "nibble.backends.selection"
 local text = require "nibble.text"
 
 local M = {}
 
--- In this order: what an earlier rule explains, a later one doesn't tell again.
+-- In this order: what an earlier rule explains, a later one doesn't tell again. The last reads the tensors' bytes.
 local topics = { "index", "config", "shapes", "fused", "ignore", "coverage", "actorder", "ranks", "values" }
 
 -- ---- the rules ------------------------------------------------------------------------
@@ -35,10 +37,21 @@ function M.rules()
   return out
 end
 
---- check.consumers() -> names of the consumers whose rules are known, the default first.
-function M.consumers()
+-- Those with rules of their own, which "all" means, the default first.
+local function with_rules()
   local out = {}
   for i, c in ipairs(facts) do out[i] = c.name end
+  return out
+end
+
+--- check.consumers() -> names of the consumers that may be asked: those with rules of their own, the default first, then
+-- those that have tables of kernels alone.
+function M.consumers()
+  local out, seen = with_rules(), {}
+  for _, name in ipairs(out) do seen[name] = true end
+  for _, name in ipairs(backends.consumers()) do
+    if not seen[name] then out[#out + 1] = name end
+  end
   return out
 end
 
@@ -110,7 +123,7 @@ end
 
 local function known_consumers(asked)
   if asked == nil then asked = facts[1].name end
-  if asked == "all" then asked = M.consumers() end
+  if asked == "all" then asked = with_rules() end
   if type(asked) == "string" then
     local list = {}
     for name in asked:gmatch "[^,%s]+" do list[#list + 1] = name end
@@ -122,6 +135,7 @@ local function known_consumers(asked)
     for _, c in ipairs(facts) do
       if c.name == name then out[i] = c end
     end
+    if not out[i] and backends.consumer(name) then out[i] = { name = name, oracle = name } end
     if not out[i] then return nil, ("unknown consumer %q%s"):format(name, text.did_you_mean(name, M.consumers())) end
   end
   return out
@@ -139,8 +153,14 @@ local function known_options(options)
   o.consumers, msg = known_consumers(o.consumer)
   if not o.consumers then return nil, msg end
   o.device = o.device or "sm_80"
-  local ok, why = require("nibble.backends.query").device(o.device)
-  if not ok then return nil, why end
+  local device, why = require("nibble.backends.query").device(o.device)
+  if not device then return nil, why end
+  for _, c in ipairs(o.consumers) do
+    local rule = c.oracle and selection[c.oracle]
+    if rule and rule.platform and rule.platform ~= device.platform then
+      return nil, ("%s is on %s only, and the device is %s"):format(c.name, rule.platform, device.text)
+    end
+  end
   o.asked_tp = o.tp ~= nil
   if type(o.tp) == "number" then o.tp = { o.tp } end
   o.tp = o.tp or { 1, 2, 4, 8 }
@@ -154,11 +174,16 @@ end
 
 nffi.interpreted(known_options)
 
+-- A checkpoint as rules see it: with the fields that surveys have, which would be modules' names to a checkpoint.
+local function view(ck)
+  return setmetatable({ warnings = ck.warnings or {}, findings = false, parts = false, config_unknown = false }, { __index = ck })
+end
+
 -- An open checkpoint, or where opening refuses, a survey of what is there.
 local function opened(from)
-  if type(from) ~= "string" then return setmetatable({ warnings = from.warnings or {} }, { __index = from }) end
+  if type(from) ~= "string" then return view(from) end
   local ck, msg, code = checkpoint.open(from)
-  if ck then return ck end
+  if ck then return view(ck) end
   if code == "enomem" or code == "eintr" then return nil, msg, code end
   local s, why, what = require("nibble.check.survey").open(from)
   if not s then return nil, why, what end
@@ -212,9 +237,17 @@ local function readable(context)
 end
 nffi.interpreted(readable)
 
-local function run_rules(context, contexts)
-  local list = {}
-  for _, topic in ipairs(topics) do
+-- Runs f while the collector rests: what a look at headers makes nearly all stays, and is looked at again and again.
+local function unhurried(f)
+  collectgarbage "stop"
+  local ok, why = pcall(f)
+  collectgarbage "restart"
+  if not ok then error(why, 0) end
+end
+
+local function run_rules(first, last, context, contexts, list)
+  for i = first, last do
+    local topic = topics[i]
     local alone = { topic == "values" and context.ck.parts and readable(context) or context }
     for _, rule in ipairs(rules_of(topic)) do
       for _, c in ipairs(rule.consumer and contexts or alone) do
@@ -223,7 +256,6 @@ local function run_rules(context, contexts)
       end
     end
   end
-  return list
 end
 
 --- check.run(checkpoint | path, options) -> result | nil, msg, code
@@ -240,7 +272,10 @@ function M.run(from, options)
   local context = context_of(ck, o)
   local contexts, names = {}, {}
   for i, c in ipairs(o.consumers) do contexts[i], names[i] = per_consumer(context, c), c.name end
-  local findings = sorted(collapse(run_rules(context, contexts)))
+  local list = {}
+  unhurried(function() run_rules(1, #topics - 1, context, contexts, list) end)
+  run_rules(#topics, #topics, context, contexts, list)
+  local findings = sorted(collapse(list))
   local counts = { error = 0, warning = 0, note = 0 }
   for _, f in ipairs(findings) do counts[f.severity] = counts[f.severity] + 1 end
   return setmetatable({ findings = findings, counts = counts, name = ck.name or ck.path, consumers = names, device = o.device,

@@ -141,13 +141,22 @@ local function option_words(text, context, call, env)
   return { from = #text - #partial + 1, words = words, about = about }
 end
 
+-- The value of the expression at the end of text; of a call what its function says that it gives.
+local function value_at(text, env)
+  local keys = M.chain(text)
+  if keys then return M.value_of(keys, env) end
+  local callee = text:match "^(.*[%w_\"%]])%s*%b()$" or text:match "^(.*[%w_\"%]])%s*%b{}$"
+  keys = callee and M.chain(callee)
+  local f = keys and M.value_of(keys, env)
+  return f and reflect.result_of(f)
+end
+
 local function code_words(text, context, env)
   local base, separator, partial = text:match("^(.*)([.:])(" .. NAME .. ")$")
   if not base then base, separator, partial = text:match "^(.*)([.:])()$" end
   if base and not base:find "%.$" then
     if type(partial) == "number" then partial = "" end
-    local keys = M.chain(base)
-    local value = keys and M.value_of(keys, env)
+    local value = value_at(base, env)
     if value == nil then return { from = #text + 1, words = {} } end
     return { from = #text - #partial + 1, words = beginning(listed(M.keys_of(value), separator == ":"), partial) }
   end

@@ -28,7 +28,7 @@ end
 
 -- What to edit: text, and the path of the file that holds it, if one does.
 local function target(session, what)
-  if what == "" then return session.pieces[#session.pieces] or "" end
+  if what == "" then return session.last_text or "" end
   local keys = require("nibble.repl.complete").chain(what)
   local value = keys and require("nibble.repl.complete").value_of(keys, session.env)
   local text = text_of(session, value)

@@ -25,7 +25,7 @@ end
 function M.special(line)
   if line:match "^%s*:%a" or line:match "^%s*%?" or line:match "^%s*!" then return true end
   local word = line:match "^%s*(%a+)%s*$"
-  return word == "exit" or word == "quit" or (line:match "^%s*[%w_.:]+%?%s*$") ~= nil
+  return word == "exit" or word == "quit" or (line:match "^%s*[%w_.:-]+%?%s*$") ~= nil
 end
 
 --- compile(text, name) -> function | nil, msg, whether more lines could make it whole

@@ -28,6 +28,24 @@ local function stand_in(value, key)
   return setmetatable({}, { __methods = require("nibble.quantized").methods })
 end
 
+-- Stand-ins by the word that a description's "-> …" has.
+local kinds = {
+  { "tensor", function() return require("nibble.tensor").type() end },
+  { "view", function() return require("nibble.tensor").type() end },
+  { "checkpoint", function() return setmetatable({}, { __methods = require("nibble.checkpoint").methods }) end },
+  { "Quantized", function() return setmetatable({}, { __methods = require("nibble.quantized").methods }) end },
+}
+
+--- result_of(f) -> something with the names of what function f gives, by its description | nil: f is not called.
+function M.result_of(f)
+  local doc = require("nibble.repl.help").doc(f)
+  local said = doc and doc:match "%->%s*([^|\n]*)"
+  if not said or said:find "^array" or said:find "^[{\"]" then return nil end
+  for _, kind in ipairs(kinds) do
+    if said:find("%f[%w]" .. kind[1] .. "%f[%W]") then return kind[2]() end
+  end
+end
+
 --- value_of(keys, env) -> the value of a chain in env, without raising anything or computing a weight; nil when
 -- there is none.
 function M.value_of(keys, env)

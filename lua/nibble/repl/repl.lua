@@ -2,7 +2,7 @@
 -- checkpoint that the session was started with, `_`, `__`, `___` the last values.
 --
 -- A session is a table: env (its names), read and remember (line.lua), pieces (what ran, by number), trace (of the
--- last error), errors (how many), person (whether someone types), log (transcript.lua).
+-- last error), errors (how many), last_text (what ran last, right or wrong), person (whether someone types), log (transcript.lua).
 local nffi = require "nibble.ffi"
 local C = nffi.C
 local pieces = require "nibble.repl.pieces"
@@ -114,8 +114,9 @@ local function run_piece(session, text)
   local values = session:protected(chunk)
   if not values then return "failed" end
   if assigns then
-    if values[1] == nil and type(values[2]) == "string" then session:complain(values[2]) end
-    return
+    if values[1] ~= nil or type(values[2]) ~= "string" then return end
+    session:complain(values[2])
+    return "failed"
   end
   session:show(values)
   local name = session.person and not session.told_local and text:match "^%s*local%s+([%a_][%w_]*)%s*=[^\n]*$"
@@ -128,6 +129,7 @@ end
 --- session:run(text) -> "exit" | nil: all pieces of text, to the first that fails.
 function session_mt.run(session, text)
   local list, msg = pieces.split(text)
+  if not pieces.special(text) then session.last_text = text end
   if not list then
     if not msg then msg = select(2, pieces.compile(text, "=session")) end
     return session:complain(sentence(session, msg, text))

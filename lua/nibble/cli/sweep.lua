@@ -80,7 +80,7 @@ local function finished(values, list)
     for i, r in ipairs(list) do out[i] = json.decode(results.encode(r)) end
     io.write(json.encode(json.array(out), { indent = 2 }), "\n")
   else
-    io.write(require("nibble.sweep").table(list))
+    io.write(require("nibble.sweep.text").table(list, require("nibble.terminal").width(1)))
   end
   local failed, missed = 0, 0
   for _, r in ipairs(list) do
@@ -121,7 +121,7 @@ function M.run(values)
   for _, note in ipairs(sweep.notes) do cli.say("%s", note) end
   local failed, missed = finished(values, list)
   local waiting = #sweep:pending { shard = shard }
-  if waiting > 0 then cli.say("%s without a result yet; the same command goes on", plural(waiting, "job")) end
+  if waiting > 0 then cli.say("%s without a result yet; nibble sweep --out %s goes on", plural(waiting, "job"), sweep.dir) end
   if sweep.waiting > 0 then
     cli.say("%s more in %s without a result: nibble sweep --out %s runs them", plural(sweep.waiting, "job"), sweep.dir, sweep.dir)
   end

@@ -13,7 +13,8 @@
 --                                              last row of this tensor that the weight's rows a..b fill, or
 --                                              nil when they fill columns or all of it
 --   read(src, rec, a, b, q) -> true | nil,msg,code        rows a..b, 1-based and inclusive, into the tile q of
---                                              b-a+1 rows; src: suffix -> whole tensor. Checks the scales.
+--                                              b-a+1 rows (one without codes gets all the rest); src: suffix
+--                                              -> whole tensor. Checks the scales.
 --   write(dst, rec, a, b, q [, base])          -> true | nil,msg,code; dst: suffix -> whole tensor, or with
 --                                              base the part from weight row `base` on where layout has `rows`
 --   config(records, opts) -> table | nil,msg   the quantization_config; records: all modules written

@@ -786,11 +786,11 @@ int nb_dequantize(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scale
 int nb_dequantize_float(nb_tensor *out, const nb_tensor *codes, const nb_tensor *scales,
                         const nb_tensor *global, int64_t rows, int64_t columns);
 
-enum { NB_PACKING_NONE = 0, NB_PACKING_CT, NB_PACKING_GPTQ, NB_PACKING_AWQ };
+enum { NB_PACKING_NONE = 0, NB_PACKING_CT, NB_PACKING_GPTQ, NB_PACKING_AWQ, NB_PACKING_FP4 };
 
 /* A weight [n,k] in any form, borrowed. Floats: values f32|bf16|f16 [n,k], scales NULL. Integer codes: bits
  * 1 to 8, values u8 [n,k], or words by packing (ct: the dense one); zeros, g_idx as in nb_dequantize. Float
- * codes: bits 0, values as in nb_dequantize_float; a factor (0: none) multiplies and global is not looked at.
+ * codes: bits 0, values as in nb_dequantize_float, or e2m1 two a byte (fp4: u8 [n, ceil(k/2)]); a factor (0: none) multiplies and global is not looked at.
  * scales: one a block of rows x columns (ints: 1 x group), or one for all. */
 typedef struct nb_weight {
   int64_t n, k, rows, columns;

@@ -154,6 +154,12 @@ describe("check's index rules", function()
     assert.same({ "warning tied-head lm_head" }, (found(dir)))
   end)
 
+  it("tell metadata that no loader knows", function()
+    assert.same({ "warning metadata-format model.safetensors" }, (found(reheaded(function(h)
+      return (h:gsub('^{"__metadata__":{[^}]*},', "{"):gsub("^{", '{"__metadata__":{"made_by":"me"},', 1))
+    end))))
+  end)
+
   it("leave a path that holds no checkpoint to the message of opening", function()
     local result, msg = nb.check.run(check.fresh())
     assert.is_nil(result)

@@ -64,6 +64,32 @@ describe("check", function()
   end)
 end)
 
+describe("check on what others wrote", function()
+  -- What is found is true: pieces of checkpoints, one that vLLM 0.33 doesn't take, files that lie beside.
+  it("has no false errors", function()
+    local errors = { ["gptq_v2-asym-w4g32"] = "config-refused" }
+    for _, name in ipairs { "autoawq-gemm-w4g128", "autoround-auto_gptq-w4g128", "ct-w4a16-g128", "gptq-v1-sym-w4g128",
+      "gptq_v2-asym-w4g32", "moe-ct-w4a16-g128" } do
+      local result = assert(nb.check.run("spec/interop/" .. name))
+      assert.equal(errors[name] and 1 or 0, result.counts.error, tostring(result))
+      if errors[name] then assert.equal(errors[name], result.findings[1].rule) end
+    end
+    for _, name in ipairs { "tiny-llama", "tiny-moe" } do
+      local lines = check.lines(assert(nb.check.run("spec/models/" .. name, { consumer = "all" })))
+      assert.same({ "note ranks-heads config.json" }, lines)
+    end
+  end)
+
+  it("takes sizes of config.json that are none", function()
+    for _, value in ipairs { nb.json.null, true, "x", -1, 0, 1e300 } do
+      for _, key in ipairs { "hidden_size", "num_attention_heads", "head_dim", "num_hidden_layers", "vocab_size" } do
+        local dir = check.broken("spec/interop/ct-w4a16-g128", { config = function(c) c[key] = value end })
+        assert.is_table((nb.check.run(dir, { values = false })))
+      end
+    end
+  end)
+end)
+
 describe("nibble check", function()
   it("exits with 0 where there is no error, 1 where there is one, 2 for wrong use", function()
     local r = command.run { "check", "spec/models/tiny-llama", "--headers", "--tp", "1,2" }

@@ -63,6 +63,7 @@ describe("json", function()
   end)
 
   it("writes the same bytes for the same value: sorted keys, or __order", function()
+    assert.equal("[false,true]", json.encode(json.array { false, true }))
     local v = { b = 1, a = { 1, 2, json.array {} }, c = {}, d = "\"\1é/" }
     assert.equal('{"a":[1,2,[]],"b":1,"c":{},"d":"\\"\\u0001é/"}', json.encode(v))
     v = { z = 1, a = 2, m = 3, __order = { "m", "z" } }

@@ -130,6 +130,7 @@ describe("report", function()
     assert.matches("<em>tiny-llama</em> on heldout.txt, all windows of 512 tokens within", read, 1, true)
     local _, layers = two:gsub('<figure class="layers"', "")
     assert.equal(2, layers)
+    assert.same({ 29, 0 }, { #data_of(two).models[1].names, data_of(two).models[2].like })
   end)
 
   it("packs modules: names once, decibels that read back to what was measured", function()
@@ -259,7 +260,7 @@ describe("report", function()
   it("leaves out more of the modules where less fits", function()
     local most = nb.report.most_bytes
     local seen, text = {}, page
-    for _ = 1, 4 do -- each page one byte too large for the next
+    for _ = 1, 5 do -- each page one byte too large for the next
       nb.report.most_bytes = #text - 1
       text = nb.report.html(sweep, { title = "Sweep one" })
       seen[#seen + 1] = text:match "it leaves out ([^<]*)%.</p>"
@@ -268,7 +269,8 @@ describe("report", function()
     end
     nb.report.most_bytes = most
     assert.same({ "the squared error of each module", "the bytes, scheme and squared error of each module",
-      "the modules (each layer's worst one is kept)", "the modules" }, seen)
+      "the modules (each layer's worst one is kept)", "the modules", "the modules and the recipes' text" }, seen)
+    assert.is_nil(text:find("made up", 1, true))
   end)
 end)
 

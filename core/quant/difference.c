@@ -57,7 +57,7 @@ static int unpack(const side *s, void *tile, const window *at) {
   int64_t width = w->values->shape[1], first = at->column * w->bits / 32;
   bool awq = w->packing == NB_PACKING_AWQ, along_n = w->packing == NB_PACKING_GPTQ;
   if (s->nibbles || awq) {
-    if (w->packing == NB_PACKING_CT) return NB_OK; /* as they lie in the file */
+    if (w->packing != NB_PACKING_GPTQ && !awq) return NB_OK; /* as they lie in the file */
     nb_tensor out, part;
     int64_t columns = s->nibbles ? NB_CEIL(at->columns, 8) : at->columns;
     NB_TRY(nb_shape_set(&out, s->nibbles ? NB_I32 : NB_U8, 2, NB_SHAPE(at->rows, columns), what));
@@ -80,10 +80,12 @@ static int unpack(const side *s, void *tile, const window *at) {
                   .code_stream = at->columns});
 }
 
-/* The words of row r from column c on, of 4-bit codes. */
-static const uint32_t *nibble_words(const side *s, const void *tile, const window *at, int64_t r, int64_t c) {
-  if (s->w->packing == NB_PACKING_CT)
-    return (const uint32_t *)s->w->values->data + r * s->w->values->shape[1] + c / 8;
+/* Row r's codes of 4 bits from column c on, two a byte. */
+static const void *nibbles_at(const side *s, const void *tile, const window *at, int64_t r, int64_t c) {
+  const nb_weight *w = s->w;
+  int64_t width = w->values->shape[1];
+  if (w->packing == NB_PACKING_FP4) return (const uint8_t *)w->values->data + r * width + c / 2;
+  if (w->packing == NB_PACKING_CT) return (const uint32_t *)w->values->data + r * width + c / 8;
   return (const uint32_t *)tile + (r - at->row) * NB_CEIL(at->columns, 8) + (c - at->column) / 8;
 }
 
@@ -120,15 +122,13 @@ static void decode_ints(const side *s, scratch *x, float *out, const uint8_t *co
   }
 }
 
-static void decode_floats(const side *s, scratch *x, float *out, int64_t r, int64_t c, int64_t n) {
+/* Floats, or float codes with their scales. */
+static void decode_floats(const side *s, scratch *x, float *out, const void *values, int64_t r, int64_t c,
+                          int64_t n) {
   const nb_weight *w = s->w;
-  const char *at = (const char *)w->values->data + (r * w->k + c) * nb_dtype_bits(w->values->dtype) / 8;
-  if (!w->scales) {
-    s->load(out, at, n);
-    return;
-  }
-  if (w->values->dtype == NB_U8) s->kernels->e2m1(out, (const uint8_t *)at, n);
-  else s->load(out, at, n);
+  if (w->scales && w->values->dtype == NB_U8) s->kernels->e2m1(out, values, n);
+  else s->load(out, values, n);
+  if (!w->scales) return;
   int64_t g0 = c / s->group;
   load_groups(s, x, r, g0, (c + n - 1) / s->group + 1);
   s->kernels->multiply(out, n, c - g0 * s->group, s->group, x->scale);
@@ -136,54 +136,31 @@ static void decode_floats(const side *s, scratch *x, float *out, int64_t r, int6
     for (int64_t i = 0; i < n; i++) out[i] *= w->factor;
 }
 
+static void unpack_nibbles(uint8_t *codes, const void *words, int64_t n) {
+  int64_t i = nb_cpu() & NB_CPU_AVX2 ? n / 64 * 64 : 0;
+  if (i) nb_nibbles_unpack_avx2(codes, words, i);
+  for (; i < n; i++) codes[i] = ((const uint8_t *)words)[i / 2] >> i % 2 * 4 & 15;
+}
+
 static void decode(const side *s, scratch *x, const void *tile, float *out, const window *at, int64_t r,
                    int64_t c, int64_t n) {
   uint8_t bytes[NB_SEGMENT];
-  const uint8_t *codes = (const uint8_t *)s->w->values->data + r * s->w->k + c;
+  int64_t first = (r * s->w->k + c) * nb_dtype_bits(s->w->values->dtype) / 8;
+  const void *values = (const char *)s->w->values->data + first;
   if (s->nibbles) {
-    const uint32_t *words = nibble_words(s, tile, at, r, c);
-    int64_t i = nb_cpu() & NB_CPU_AVX2 ? n / 64 * 64 : 0;
-    nb_nibbles_unpack_avx2(bytes, words, i);
-    for (; i < n; i++) bytes[i] = words[i / 8] >> i % 8 * 4 & 15;
-    codes = bytes;
+    unpack_nibbles(bytes, nibbles_at(s, tile, at, r, c), n);
+    values = bytes;
   } else if (s->packed) {
-    codes = (const uint8_t *)tile + (r - at->row) * at->columns + c - at->column;
+    values = (const uint8_t *)tile + (r - at->row) * at->columns + c - at->column;
   }
-  if (s->w->bits) decode_ints(s, x, out, codes, r, c, n);
-  else decode_floats(s, x, out, r, c, n);
+  if (s->w->bits) decode_ints(s, x, out, values, r, c, n);
+  else decode_floats(s, x, out, values, r, c, n);
 }
 
 /* ---- asking for memory ahead of time ------------------------------------------------ */
 
 static void ask_for(const void *from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
-}
-
-/* The i-th part of the words of a window, as many parts as it has rows. */
-static void ask_for_words(const side *s, const window *at, int64_t i) {
-  const nb_weight *w = s->w;
-  if (!s->packed || at->row + at->rows > w->n) return;
-  int64_t width = w->values->shape[1], per = 32 / w->bits, line = 16; /* words */
-  int64_t height = at->rows, row = at->row, column = at->column / per, wide = at->columns / per;
-  if (w->packing == NB_PACKING_GPTQ) height = wide, row = column, column = at->row, wide = at->rows;
-  if (w->packing == NB_PACKING_AWQ)
-    height = at->columns, row = at->column, column = at->row / per, wide = at->rows / per;
-  if (wide <= 0) return;
-  const uint32_t *words = w->values->data;
-  int64_t f = i * height * wide / at->rows, end = (i + 1) * height * wide / at->rows;
-  row += f / wide, column += f % wide;
-  for (int64_t last = column - f % wide + wide; f < end; f += line, column += line) {
-    if (column >= last) row++, column = last - wide;
-    __builtin_prefetch(words + row * width + column);
-  }
-}
-
-/* What is looked at after the window: beside it, or below the strip. */
-static window next_window(const window *at, int64_t k) {
-  window next = *at;
-  next.column += at->columns;
-  if (next.column >= k) next.column = 0, next.row += at->rows;
-  return next;
 }
 
 /* Bytes from a segment of floats to what will be wanted soon: behind it where rows follow each other,
@@ -231,8 +208,9 @@ static double distance(float a, float b) {
 /* Whether the registers' kernel takes these two: floats, and 4-bit codes in order with scales of 16 bits,
  * whole lanes. */
 static bool in_registers(const side *floats, const side *codes, int64_t n) {
-  return !floats->w->scales && codes->nibbles && !codes->w->g_idx && codes->group % NB_SEGMENT_LANES == 0 &&
-         n % NB_SEGMENT_LANES == 0 && codes->w->scales->dtype != NB_F32 && (nb_cpu() & NB_CPU_AVX2);
+  return !floats->w->scales && codes->nibbles && codes->w->bits && !codes->w->g_idx &&
+         codes->group % NB_SEGMENT_LANES == 0 && n % NB_SEGMENT_LANES == 0 &&
+         codes->w->scales->dtype != NB_F32 && (nb_cpu() & NB_CPU_AVX2);
 }
 
 static float fused_segment(const side *sides, int codes, scratch *x, const window *at, int64_t r, int64_t c,
@@ -241,7 +219,7 @@ static float fused_segment(const side *sides, int codes, scratch *x, const windo
   const nb_weight *w = sides[!codes].w;
   int64_t g0 = c / s->group;
   load_groups(s, x, r, g0, (c + n - 1) / s->group + 1);
-  nb_nibbles q = {.words = nibble_words(s, x->tile[codes], at, r, c),
+  nb_nibbles q = {.words = nibbles_at(s, x->tile[codes], at, r, c),
                   .scale = x->scale,
                   .zero = x->zero,
                   .group = s->group,
@@ -280,8 +258,6 @@ static double compare_segment(nb_comparison *out, const side *sides, scratch *x,
 static void compare_row(nb_comparison *out, const side *sides, scratch *x, const window *at, int64_t r) {
   double error2 = 0;
   memset(x->sums.error2, 0, sizeof x->sums.error2);
-  window next = next_window(at, sides->w->k);
-  for (int i = 0; i < 2; i++) ask_for_words(&sides[i], &next, r - at->row);
   for (int64_t c = at->column; c < at->column + at->columns; c += NB_SEGMENT) {
     int64_t n = NB_MIN((int64_t)NB_SEGMENT, at->column + at->columns - c);
     error2 += compare_segment(out, sides, x, at, r, c, n);
@@ -330,6 +306,8 @@ static void merge(nb_comparison *out, const nb_comparison *c) {
 static bool is_plain(int dtype) { return dtype == NB_F32 || dtype == NB_BF16 || dtype == NB_F16; }
 
 static int words_fit(const nb_weight *w) {
+  if (w->packing == NB_PACKING_FP4)
+    return nb_expect(w->values, "weight compare: bytes", NB_U8, 2, NB_SHAPE(w->n, NB_CEIL(w->k, 2)));
   int64_t height = w->n, width = nb_plane_width(w->k, w->bits, false);
   if (w->packing == NB_PACKING_GPTQ) height = width, width = w->n;
   if (w->packing == NB_PACKING_AWQ) height = w->k, width = NB_CEIL(w->n, 32 / w->bits);
@@ -339,6 +317,9 @@ static int words_fit(const nb_weight *w) {
 static int side_of(side *s, const nb_weight *w) {
   bool avx2 = nb_cpu() & NB_CPU_AVX2;
   *s = (side){.w = w, .group = w->k, .groups = 1, .packed = w->packing != NB_PACKING_NONE};
+  bool fp4 = w->packing == NB_PACKING_FP4;
+  if (w->bits < 0 || w->bits > 8 || (s->packed && fp4 == (w->bits > 0)) || (s->packed && !w->scales))
+    return nb_fail(NB_EINVAL, "%s: %d bits in packing %d", what, w->bits, w->packing);
   if (s->packed) NB_TRY(words_fit(w));
   else NB_TRY(nb_expect(w->values, "weight compare: values", w->bits ? NB_U8 : -1, 2, NB_SHAPE(w->n, w->k)));
   if (!w->scales) {
@@ -348,13 +329,12 @@ static int side_of(side *s, const nb_weight *w) {
     s->load = nb_load_of(w->values->dtype);
     return NB_OK;
   }
-  if (w->bits < 0 || w->bits > 8 || w->rows < 1 || w->columns < 1)
-    return nb_fail(NB_EINVAL, "%s: %d bits, blocks of %lldx%lld", what, w->bits, (long long)w->rows,
-                   (long long)w->columns);
+  if (w->rows < 1 || w->columns < 1)
+    return nb_fail(NB_EINVAL, "%s: blocks of %lldx%lld", what, (long long)w->rows, (long long)w->columns);
   s->single = nb_tensor_numel(w->scales) == 1;
   s->group = w->columns;
   s->groups = NB_CEIL(w->k, w->columns);
-  s->nibbles = s->packed && w->bits == 4;
+  s->nibbles = s->packed && (w->bits == 4 || w->packing == NB_PACKING_FP4);
   int64_t rows = NB_CEIL(w->n, w->rows);
   if (!s->single) NB_TRY(nb_expect(w->scales, "weight compare: scales", -1, 2, NB_SHAPE(rows, s->groups)));
   s->load_scale = nb_load_of(w->scales->dtype);
@@ -399,7 +379,7 @@ static bool scratch_make(scratch *x, const side *sides) {
 static void shape_of_work(int64_t *rows, int64_t *columns, const side *sides) {
   bool along_n = false, bytes = false;
   for (int i = 0; i < 2; i++) {
-    along_n |= sides[i].w->packing >= NB_PACKING_GPTQ;
+    along_n |= sides[i].w->packing == NB_PACKING_GPTQ || sides[i].w->packing == NB_PACKING_AWQ;
     bytes |= sides[i].packed && !sides[i].nibbles;
   }
   int64_t k = sides->w->k, codes = bytes ? WINDOW : 2 * WINDOW;

@@ -12,7 +12,7 @@ local text = require "nibble.text"
 
 local M = {}
 
--- In this order: what an earlier rule explains, a later one doesn't tell again.
+-- In this order: what an earlier rule explains, a later one doesn't tell again. The last reads the tensors' bytes.
 local topics = { "index", "config", "shapes", "fused", "ignore", "coverage", "actorder", "ranks", "values" }
 
 -- ---- the rules ------------------------------------------------------------------------
@@ -154,11 +154,16 @@ end
 
 nffi.interpreted(known_options)
 
+-- A checkpoint as rules see it: with the fields that surveys have, which would be modules' names to a checkpoint.
+local function view(ck)
+  return setmetatable({ warnings = ck.warnings or {}, findings = false, parts = false, config_unknown = false }, { __index = ck })
+end
+
 -- An open checkpoint, or where opening refuses, a survey of what is there.
 local function opened(from)
-  if type(from) ~= "string" then return setmetatable({ warnings = from.warnings or {} }, { __index = from }) end
+  if type(from) ~= "string" then return view(from) end
   local ck, msg, code = checkpoint.open(from)
-  if ck then return ck end
+  if ck then return view(ck) end
   if code == "enomem" or code == "eintr" then return nil, msg, code end
   local s, why, what = require("nibble.check.survey").open(from)
   if not s then return nil, why, what end
@@ -212,9 +217,17 @@ local function readable(context)
 end
 nffi.interpreted(readable)
 
-local function run_rules(context, contexts)
-  local list = {}
-  for _, topic in ipairs(topics) do
+-- Runs f while the collector rests: what a look at headers makes nearly all stays, and is looked at again and again.
+local function unhurried(f)
+  collectgarbage "stop"
+  local ok, why = pcall(f)
+  collectgarbage "restart"
+  if not ok then error(why, 0) end
+end
+
+local function run_rules(first, last, context, contexts, list)
+  for i = first, last do
+    local topic = topics[i]
     local alone = { topic == "values" and context.ck.parts and readable(context) or context }
     for _, rule in ipairs(rules_of(topic)) do
       for _, c in ipairs(rule.consumer and contexts or alone) do
@@ -223,7 +236,6 @@ local function run_rules(context, contexts)
       end
     end
   end
-  return list
 end
 
 --- check.run(checkpoint | path, options) -> result | nil, msg, code
@@ -240,7 +252,10 @@ function M.run(from, options)
   local context = context_of(ck, o)
   local contexts, names = {}, {}
   for i, c in ipairs(o.consumers) do contexts[i], names[i] = per_consumer(context, c), c.name end
-  local findings = sorted(collapse(run_rules(context, contexts)))
+  local list = {}
+  unhurried(function() run_rules(1, #topics - 1, context, contexts, list) end)
+  run_rules(#topics, #topics, context, contexts, list)
+  local findings = sorted(collapse(list))
   local counts = { error = 0, warning = 0, note = 0 }
   for _, f in ipairs(findings) do counts[f.severity] = counts[f.severity] + 1 end
   return setmetatable({ findings = findings, counts = counts, name = ck.name or ck.path, consumers = names, device = o.device,

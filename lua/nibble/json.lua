@@ -179,7 +179,7 @@ local function write_table(out, t, indent, depth)
   for i = 1, #keys do
     out[#out + 1] = (i > 1 and "," or "") .. line
     if not list then out[#out + 1] = quote(keys[i]) .. (indent and ": " or ":") end
-    write(out, list and t[i] or t[keys[i]], indent, depth + 1)
+    if list then write(out, t[i], indent, depth + 1) else write(out, t[keys[i]], indent, depth + 1) end
   end
   out[#out + 1] = (indent and "\n" .. (" "):rep(indent * depth) or "") .. close
 end

@@ -49,7 +49,7 @@ function M.params(s, n, k, scale_dtype, new)
   new = new or tensor.new
   return setmetatable({
     n = n, k = k, groups = groups, scheme = s, row0 = 1,
-    scales = new(scheme.scale_storage(scale_dtype), { n, groups }),
+    scales = new(scheme.scale_storage(scale_dtype), { scheme.scale_rows(s, n), groups }),
     zeros = not s.symmetric and new("u8", { n, groups }) or nil,
     global = s.strategy == "tensor_group" and tensor.new("f32", { 1 }, { 1 }) or nil,
   }, meta)

@@ -192,6 +192,10 @@ describe("report in a browser", function()
     probe("return 1", { page = nb.report.html {} })
     local r = probe("$('button.r').click(); return recipes().length;", { page = nb.report.html { results.failed { recipe = "a", message = "b" } } })
     assert.equal(1, r)
+    local two = results.sweep { models = { "a", "b" } }
+    r = probe([[ $$("#table tbody tr").find((t) => t.cells[1].textContent === "b" && t.textContent.includes("w4a16-g64"))
+      .querySelector("button.r").click(); return $(".card .modules td").textContent; ]], { page = nb.report.html(two) })
+    assert.equal("model.layers.2.mlp.down_proj", r)
     r = probe([[ head("ppl").querySelector("button").click(); $$("button.r")[5].click(); return recipes().length; ]],
       { page = nb.report.html(results.many(1000, 36)) })
     assert.equal(1000, r)

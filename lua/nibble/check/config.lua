@@ -62,7 +62,8 @@ local function disagree(context, add)
       local a, b = present(q.config, key), other and present(other, key)
       if a ~= nil and b ~= nil and a ~= b and type(a) ~= "table" and tostring(a):lower() ~= tostring(b):lower() then
         add { severity = "warning", file = name, key = key, says = ("%s is %s in config.json and %s in %s"):format(key, tostring(a),
-          tostring(b), name), fix = "make them agree: consumers read the one or the other", source = "config.json" }
+          tostring(b), name), fix = "make them agree: consumers read the one or the other", source = "config.json",
+          repair = { kind = "side-file" } }
       end
     end
   end

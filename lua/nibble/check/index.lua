@@ -4,7 +4,7 @@ local checkpoint = require "nibble.checkpoint"
 -- What opening finds odd, by what its sentence says.
 local odd = {
   { "metadata%.total_size", rule = "index-total", fix = "write the index again from the files' headers", repair = { kind = "index" } },
-  { "lies beside", rule = "stray-file", fix = "remove the one that is stale" },
+  { "lies beside", rule = "stray-file", fix = "remove the one that is stale", repair = { kind = "stray-file" } },
   { "numbered shards, but no", rule = "index-absent", fix = "write an index from the files' headers", repair = { kind = "index" } },
 }
 
@@ -33,7 +33,8 @@ local function stray(context, add)
     if name:match "%.safetensors$" and not own[name] and not (ck.index and name == "model.safetensors") then
       add { severity = "note", file = name, key = "",
         says = ("%s is no part of the checkpoint%s"):format(name, ck.index and (": %s doesn't name it"):format(ck.index)
-          or "; loaders that take every .safetensors file take it too"), fix = "move it out of the folder" }
+          or "; loaders that take every .safetensors file take it too"), fix = "move it out of the folder",
+        repair = { kind = "stray-file" } }
     end
   end
 end
@@ -62,8 +63,19 @@ local function tied(context, add)
     if context.by_name[name] then
       context.explained[name] = true
       add { severity = "warning", module = name, says = "tie_word_embeddings is true, but the checkpoint has a head of its own: loaders "
-        .. "skip it or load it over the embedding", fix = "leave the head out, or set tie_word_embeddings to false" }
+        .. "skip it or load it over the embedding", fix = "leave the head out, or set tie_word_embeddings to false",
+        repair = { kind = "tie" } }
     end
+  end
+end
+
+local frameworks = { pt = true, tf = true, flax = true, mlx = true }
+
+local function metadata(context, add)
+  local said = context.ck.metadata
+  if next(said) ~= nil and not frameworks[said.format] then
+    add { severity = "warning", file = context.ck.files[1], says = ("__metadata__ has no format that loaders know (%s)"):format(
+      tostring(said.format)), fix = 'write "format": "pt" into __metadata__', repair = { kind = "metadata" }, source = "transformers" }
   end
 end
 
@@ -71,5 +83,6 @@ return {
   { id = "files", about = "damaged, missing and doubled files, tensors and index entries", run = files },
   { id = "stray-file", about = ".safetensors files that belong to no index", run = stray },
   { id = "shard-numbers", about = "gaps in the shards' numbers", run = gaps },
+  { id = "metadata-format", about = "__metadata__ without a format, at which loaders stop", run = metadata },
   { id = "tied-head", about = "a stored head though it is tied to the embedding", run = tied },
 }

@@ -165,7 +165,7 @@ local function collect(s, files)
       if other and other.file ~= file then
         add(s, { rule = "duplicate-tensor", tensor = t.name, file = file, key = other.file .. " " .. file,
           says = ("%s is in both %s and %s, and loaders keep whichever comes last"):format(t.name, other.file, file),
-          fix = "remove it from the file that is stale" })
+          fix = "remove it from the file that is stale", repair = { kind = "index" } })
       elseif not other then
         t.file = file
         s.by_name[t.name], s.tensors[#s.tensors + 1] = t, t

@@ -26,13 +26,26 @@ local function head(r)
       plural(r.tensors, "tensor")))
 end
 
+-- The kinds that nibble repair mends.
+local function repairs()
+  local found, repair = pcall(require, "nibble.repair")
+  local out = {}
+  for _, k in ipairs(found and repair.kinds() or {}) do out[k.kind] = true end
+  return out
+end
+
+local function repair_of(f, kinds)
+  if not f.repair or not kinds[f.repair.kind] then return "" end
+  return (" (nibble repair --only %s%s)"):format(f.repair.kind, f.repair.kind == "padding" and " --tp " .. f.repair.tp or "")
+end
+
 --- text.of(result) -> lines: a head, then each finding: severity, rule, how many, where; the sentence; the fix.
 function M.of(r)
-  local out = { head(r) }
+  local out, kinds = { head(r) }, #r.findings > 0 and repairs() or {}
   for _, f in ipairs(r.findings) do
     out[#out + 1] = ("%-7s  %s%s  %s"):format(f.severity, f.rule, f.count > 1 and (" ×%d"):format(f.count) or "", place(f))
     out[#out + 1] = ("  %s%s"):format(f.says, f.source and ("  [%s]"):format(f.source) or "")
-    if f.fix then out[#out + 1] = "  fix: " .. f.fix .. (f.repair and " (nibble repair: " .. f.repair.kind .. ")" or "") end
+    if f.fix then out[#out + 1] = "  fix: " .. f.fix .. repair_of(f, kinds) end
   end
   for i, line in ipairs(out) do out[i] = line:gsub("%s+$", "") end
   return table.concat(out, "\n")

@@ -95,7 +95,7 @@ local function total_line(r)
   if t.sqnr_db then
     parts[#parts + 1] = ("the rest: SQNR %.2f dB  mse %.3g  cosine %.6f  max |Δ| %.3g"):format(t.sqnr_db, t.mse, t.cosine or 0, t.max_abs)
   end
-  parts[#parts + 1] = units.bytes(t.bytes) .. " at " .. units.rate(t.bytes, r.seconds)
+  if t.bytes > 0 then parts[#parts + 1] = units.bytes(t.bytes) .. " at " .. units.rate(t.bytes, r.seconds) end
   return table.concat(parts, "; ")
 end
 

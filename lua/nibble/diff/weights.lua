@@ -1,7 +1,7 @@
 -- diff.weights: one module's weight against another's, whatever form each is in, and plain tensors against each other.
 --
--- Floats, and integer codes in compressed-tensors', GPTQ's and AWQ's words, go to C as they lie in the files, with
--- scales and zero-points read by their format (C.nb_weight_compare). Everything else is read in row tiles by its
+-- Floats, float codes, and integer codes in compressed-tensors', GPTQ's and AWQ's words, go to C as they lie in the
+-- files, with scales and zero-points read by their format (C.nb_weight_compare). Everything else is read in row tiles by its
 -- format. A dequantized module is never in memory.
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
@@ -42,7 +42,12 @@ end
 -- The tensor whose words C unpacks itself, and how they are packed; nil of every other form.
 local function packed_words(rec)
   local s, tensors = rec.scheme, rec.tensors
-  if s.type ~= "int" then return nil end
+  if rec.first then return nil end -- rows of a fused tensor
+  if s.type == "float" then
+    if s.bits == 8 then return tensors.weight and tensors.weight.dtype == "f8_e4m3" and "weight", C.NB_PACKING_NONE end
+    local suffix = rec.format == "modelopt" and "weight" or "weight_packed"
+    return tensors[suffix] and tensors[suffix].dtype == "u8" and suffix, C.NB_PACKING_FP4
+  end
   local dense = math.ceil(rec.k * s.bits / 32)
   if rec.format == "compressed-tensors" and tensors.weight_packed and tensors.weight_packed.shape[2] == dense then
     return "weight_packed", C.NB_PACKING_CT

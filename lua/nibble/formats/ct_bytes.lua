@@ -98,8 +98,8 @@ function M.read(src, rec, a, b, q)
   if s.type == "int" then
     local rc, msg, code = nffi.check(C.nb_int8_unpack(q.codes, src.weight, s.bits, a - 1, rec.name))
     if not rc then return nil, msg, code end
-  elseif s.bits == 8 then must(C.nb_tensor_copy(q.codes, src.weight:rows(a, b)))
-  else must(C.nb_fp4_unpack(q.codes, src.weight_packed, a - 1)) end
+  elseif q.codes and s.bits == 8 then must(C.nb_tensor_copy(q.codes, src.weight:rows(a, b)))
+  elseif q.codes then must(C.nb_fp4_unpack(q.codes, src.weight_packed, a - 1)) end
   local ok, msg, code = scales.read(src, rec, a, b, q)
   if ok and not s.symmetric then ok, msg, code = scales.read_plain_zeros(q.zeros, src.weight_zero_point, rec, a) end
   return ok, msg, code

@@ -12,6 +12,7 @@ M.levels = {
   "the bytes, scheme and squared error of each module",
   "the modules (each layer's worst one is kept)",
   "the modules",
+  "the modules and the recipes' text",
 }
 
 -- Rows are arrays in this order; strings are places in the table of texts (0: none). JS reads the names from `fields`.
@@ -81,7 +82,27 @@ local function memo(row, name, f)
   return row.packed[name]
 end
 
---- new(rows, models, level) -> a table for format.data. level: 0 (all) to 4, see levels.
+-- Models with the same modules share their names: {like = place of the first one, from 0}.
+local function kept_models(models, level)
+  local kept, first = json.array {}, {}
+  for i, m in ipairs(models) do
+    local key = table.concat(m.names, "\0") .. "\1" .. table.concat(m.kind, ",")
+    if first[key] then
+      kept[i] = { like = first[key] - 1 }
+    else
+      first[key] = i
+      kept[i] = { columns = json.array(m.columns), kinds = json.array(m.kinds) }
+      if level <= 2 then
+        local names = json.array {}
+        for k, name in ipairs(m.names) do names[k] = format.clean(name, 300) end
+        kept[i].names, kept[i].kind, kept[i].column = names, json.array(m.kind), json.array(m.column)
+      end
+    end
+  end
+  return kept
+end
+
+--- new(rows, models, level) -> a table for format.data. level: 0 (all) to 5, see levels.
 function M.new(rows, models, level)
   local list, id = texts()
   local out, scale = json.array {}, level == 0 and 100 or 10
@@ -93,8 +114,9 @@ function M.new(rows, models, level)
       id(row.status), id(row.recipe), id(row.set), id(row.model_name), id(row.text_name), id(row.scheme),
       rounded(row.bits), rounded(row.bytes), rounded(row.ppl), rounded(row.ratio), rounded(row.kl), rounded(row.top1),
       rounded(row.sqnr), rounded(row.seconds), rounded(row.peak),
-      row.model_index - 1, id(row.job), id(row.recipe_hash), id(row.recipe_text), rounded(row.context), rounded(row.windows),
-      rounded(row.tokens), rounded(row.nll), rounded(row.ppl_against), rounded(row.bytes_model), id(row.worst),
+      row.model_index - 1, id(row.job), id(row.recipe_hash), level < 5 and id(row.recipe_text) or 0,
+      rounded(row.context), rounded(row.windows), rounded(row.tokens), rounded(row.nll), rounded(row.ppl_against),
+      rounded(row.bytes_model), id(row.worst),
       rounded(row.seconds_run), rounded(row.seconds_eval), rounded(row.attempts), id(row.host), id(row.processor), id(row.version),
       packed(2, scale, function() return column(m, row, function(module) return whole(module.sqnr_db, scale) end) end),
       modules and level <= 1 and id(scheme_column(m, row, id)) or 0,
@@ -103,16 +125,8 @@ function M.new(rows, models, level)
       level == 3 and modules and id(layer_text(m, row)) or 0,
     }
   end
-  local kept = json.array {}
-  for i, m in ipairs(models) do
-    kept[i] = { columns = json.array(m.columns), kinds = json.array(m.kinds) }
-    if level <= 2 then
-      local names = json.array {}
-      for k, name in ipairs(m.names) do names[k] = format.clean(name, 300) end
-      kept[i].names, kept[i].kind, kept[i].column = names, json.array(m.kind), json.array(m.column)
-    end
-  end
-  return { fields = fields, rows = out, models = kept, texts = list, scale = scale, chart = require("nibble.report.layers").chart }
+  return { fields = fields, rows = out, models = kept_models(models, level), texts = list, scale = scale,
+           chart = require("nibble.report.layers").chart }
 end
 
 --- least_bytes(packed) -> what its JSON takes at the least: spares writing what would be too long.

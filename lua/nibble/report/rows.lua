@@ -9,7 +9,7 @@ local M = {}
 local finite = format.finite
 
 -- How much of a recipe's text and of a message the page keeps.
-local RECIPE_MOST, MESSAGE_MOST, NAME_MOST = 20000, 4000, 300
+local RECIPE_MOST, MESSAGE_MOST, NAME_MOST = 20000, 1500, 300
 
 local function text(v, most) return type(v) == "string" and v ~= "" and format.clean(v, most or NAME_MOST) or nil end
 local function number(v) return type(v) == "number" and v or nil end

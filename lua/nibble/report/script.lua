@@ -6,6 +6,7 @@ local head = [==[
 (() => {
 document.documentElement.classList.add("js");
 const data = JSON.parse(document.getElementById("data").textContent);
+data.models = data.models.map((m) => "like" in m ? data.models[m.like] : m);
 const place = new Map(data.fields.map((f, i) => [f, i]));
 const words = new Set(["status", "recipe", "set", "model", "text", "scheme", "job", "hash", "source", "worst", "host", "processor",
   "version", "dbs", "schemes", "sizes", "errors", "layers"]);

@@ -81,6 +81,14 @@ local function part_of(n, tp, head_dim)
   if head_dim and n % head_dim == 0 and tp % (n / head_dim) == 0 then return head_dim end
 end
 
+local function positive(v) return type(v) == "number" and v >= 1 and v < math.huge and v or nil end
+
+-- Values of a head by config.json | nil; absent, null and what is no number are the same.
+local function head_size(config)
+  local hidden, heads = positive(config.hidden_size), positive(config.num_attention_heads)
+  return positive(config.head_dim) or hidden and heads and hidden / heads
+end
+
 --- layers.shard(layer, tp [, config]) -> layer with n, k (or intermediate) of one rank | nil, msg
 -- Sizes that do not divide among the ranks are told with both numbers.
 function M.shard(layer, tp, config)
@@ -103,10 +111,9 @@ function M.shard(layer, tp, config)
     if layer.k % 1 ~= 0 then return refuse("K", layer.k_full) end
   elseif layer.parallel == "column" then
     layer.n = 0
-    local head = leaf == "qkv_proj" and config and (config.head_dim
-      or config.hidden_size and config.num_attention_heads and config.hidden_size / config.num_attention_heads)
+    local head = leaf == "qkv_proj" and head_size(config or {})
     for _, size in ipairs(layer.outputs) do
-      local part = part_of(size, tp, type(head) == "number" and head or nil)
+      local part = part_of(size, tp, head or nil)
       if not part then return refuse("N", size) end
       layer.n = layer.n + part
     end

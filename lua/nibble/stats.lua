@@ -106,8 +106,9 @@ local function of_modules(ck, recs, options, add)
     rows_of_module(ck, rec, add)
     done = done + rec.bytes
     tensor.collect_if_full()
-    if options.progress then
-      options.progress { done = i, total = #recs, name = rec.name, bytes = done, total_bytes = total, seconds = C.nb_now() - t0 }
+    local progress = options.progress or nffi.progress
+    if progress then
+      progress { done = i, total = #recs, name = rec.name, bytes = done, total_bytes = total, seconds = C.nb_now() - t0 }
     end
   end
 end

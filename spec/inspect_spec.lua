@@ -97,6 +97,22 @@ describe("inspect --json", function()
   end)
 end)
 
+describe("work with the collector at rest", function()
+  local nffi = require "nibble.ffi"
+
+  it("gives what the function gives, and lets the collector go on in any case", function()
+    local seen
+    assert.same({ 1, 2, 3 }, { nffi.uncollected(function(a, b)
+      seen = collectgarbage "isrunning"
+      return a, b, nffi.uncollected(function() return 3 end)
+    end, 1, 2) })
+    assert.is_false(seen)
+    assert.is_true(collectgarbage "isrunning")
+    local ok, msg = pcall(nffi.uncollected, error, "no", 0)
+    assert.same({ false, "no", true }, { ok, msg, collectgarbage "isrunning" })
+  end)
+end)
+
 describe("names that differ in numbers only", function()
   local names = require "nibble.names"
   local function collapsed(list, kind)

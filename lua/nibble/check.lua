@@ -2,12 +2,14 @@
 --
 -- Rules live in check/<topic>.lua; each file returns an array of {id =, about =, consumer = true where it is asked for
 -- each consumer, run = function(context, add) … end}. What consumers accept is data in nibble.backends.checks.
+local backends = require "nibble.backends"
 local checkpoint = require "nibble.checkpoint"
 local facts = require "nibble.backends.checks"
 local formats = require "nibble.formats"
 local models = require "nibble.models"
 local layers = require "nibble.select.layers"
 local nffi = require "nibble.ffi"
+local selection = require "nibble.backends.selection"
 local text = require "nibble.text"
 
 local M = {}
@@ -35,10 +37,21 @@ function M.rules()
   return out
 end
 
---- check.consumers() -> names of the consumers whose rules are known, the default first.
-function M.consumers()
+-- Those with rules of their own, which "all" means, the default first.
+local function with_rules()
   local out = {}
   for i, c in ipairs(facts) do out[i] = c.name end
+  return out
+end
+
+--- check.consumers() -> names of the consumers that may be asked: those with rules of their own, the default first, then
+-- those that have tables of kernels alone.
+function M.consumers()
+  local out, seen = with_rules(), {}
+  for _, name in ipairs(out) do seen[name] = true end
+  for _, name in ipairs(backends.consumers()) do
+    if not seen[name] then out[#out + 1] = name end
+  end
   return out
 end
 
@@ -110,7 +123,7 @@ end
 
 local function known_consumers(asked)
   if asked == nil then asked = facts[1].name end
-  if asked == "all" then asked = M.consumers() end
+  if asked == "all" then asked = with_rules() end
   if type(asked) == "string" then
     local list = {}
     for name in asked:gmatch "[^,%s]+" do list[#list + 1] = name end
@@ -122,6 +135,7 @@ local function known_consumers(asked)
     for _, c in ipairs(facts) do
       if c.name == name then out[i] = c end
     end
+    if not out[i] and backends.consumer(name) then out[i] = { name = name, oracle = name } end
     if not out[i] then return nil, ("unknown consumer %q%s"):format(name, text.did_you_mean(name, M.consumers())) end
   end
   return out
@@ -139,8 +153,14 @@ local function known_options(options)
   o.consumers, msg = known_consumers(o.consumer)
   if not o.consumers then return nil, msg end
   o.device = o.device or "sm_80"
-  local ok, why = require("nibble.backends.query").device(o.device)
-  if not ok then return nil, why end
+  local device, why = require("nibble.backends.query").device(o.device)
+  if not device then return nil, why end
+  for _, c in ipairs(o.consumers) do
+    local rule = c.oracle and selection[c.oracle]
+    if rule and rule.platform and rule.platform ~= device.platform then
+      return nil, ("%s is on %s only, and the device is %s"):format(c.name, rule.platform, device.text)
+    end
+  end
   o.asked_tp = o.tp ~= nil
   if type(o.tp) == "number" then o.tp = { o.tp } end
   o.tp = o.tp or { 1, 2, 4, 8 }

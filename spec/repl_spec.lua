@@ -130,7 +130,8 @@ describe("commands", function()
   it("list variables and memory", function()
     local out = session({ ":who", "t = tensor('bf16', {3, 4})", "s, n = 'abc', 7", "q = tensor('f32', {16, 128}):quantize{scheme = 'W4A16'}", ":who",
       ":mem" }, { MODEL })
-    assert.matches("\nmodel  checkpoint  8%.0 MiB  39 tensors\n.-\nn +number\nq +quantized +2%.1 KiB  16×128\ns +string +3 B  3 characters\nt +bf16 +24 B  3×4\n", out)
+    assert.matches("\nmodel  checkpoint  8%.0 MiB  39 tensors\n.-\nn +number\n"
+      .. "q +quantized +2%.1 KiB  16×128\ns +string +3 B  3 characters\nt +bf16 +24 B  3×4\n", out)
     assert.matches("\ntensors +%d+%.?%d* KiB  %d+ buffers", out)
     assert.matches("\nprocess +%d", out)
   end)

@@ -269,11 +269,12 @@ function M.run(from, options)
   if not o then return nil, msg, "einval" end
   local ck, why, code = opened(from)
   if not ck then return nil, why, code end
-  local context = context_of(ck, o)
-  local contexts, names = {}, {}
-  for i, c in ipairs(o.consumers) do contexts[i], names[i] = per_consumer(context, c), c.name end
-  local list = {}
-  unhurried(function() run_rules(1, #topics - 1, context, contexts, list) end)
+  local context, contexts, names, list = nil, {}, {}, {}
+  unhurried(function()
+    context = context_of(ck, o)
+    for i, c in ipairs(o.consumers) do contexts[i], names[i] = per_consumer(context, c), c.name end
+    run_rules(1, #topics - 1, context, contexts, list)
+  end)
   run_rules(#topics, #topics, context, contexts, list)
   local findings = sorted(collapse(list))
   local counts = { error = 0, warning = 0, note = 0 }

@@ -140,7 +140,7 @@ end
 -- What all rules see. explained: names of modules and layers that a finding is about already.
 local function context_of(ck, o)
   local context = { ck = ck, config = ck.config, quantization = ck.quantization, device = o.device, tp = o.tp,
-    asked_tp = o.asked_tp, values = o.values ~= false, progress = o.progress, explained = {}, by_name = {} }
+    asked_tp = o.asked_tp, values = o.values ~= false, progress = o.progress or nffi.progress, explained = {}, by_name = {} }
   context.modules, context.faults = formats.survey(ck)
   for _, rec in ipairs(context.modules) do context.by_name[rec.name] = rec end
   context.fused, context.routers = layers.structure(ck.config)

@@ -54,7 +54,7 @@ end
 
 local function edit_index(dir, fn)
   local path = dir .. "/model.safetensors.index.json"
-  local index = assert(nb.json.decode(files.read(path)))
+  local index = checkpoint.exists(path) and assert(nb.json.decode(files.read(path))) or { metadata = {}, weight_map = {} }
   fn(index, index.weight_map)
   files.write(path, nb.json.encode(index))
 end
@@ -201,7 +201,7 @@ describe("repair: configs", function()
     local cases = { { "compressed-tensors", "NVFP4" }, { "compressed-tensors", "NVFP4A16" }, { "modelopt", "NVFP4" },
       { "modelopt", "NVFP4A16" }, { "fp8", "FP8_BLOCK" }, { "fp8", "FP8" }, { "compressed-tensors", "MXFP4", { scheme = "MXFP4" } },
       { "compressed-tensors", "FP8_DYNAMIC", { scheme = "FP8_DYNAMIC" } }, { "compressed-tensors", "W8A8", { scheme = "W8A8" } },
-      { "gptq", "W8A16" }, { "compressed-tensors", "W3A16 g64 asym" }, { "compressed-tensors", "W4A16 g32 actorder" } }
+      { "gptq", "W8A16" }, { "gptq_v2", "W4A16 g64" }, { "compressed-tensors", "W3A16 g64 asym" }, { "compressed-tensors", "W4A16 g32 actorder" } }
     for _, case in ipairs(cases) do
       local q = support.quantized(nb.scheme.parse(case[2]), 256, 256, "bf16")
       local tensors = assert(support.store(case[1], "model.layers.0.mlp.up_proj", q, { dtype = "bf16" }))
@@ -210,6 +210,7 @@ describe("repair: configs", function()
       local ck = mended(dir, { set = case[3] }, nb.scheme.describe(q.scheme):gsub("[^%w]", "%%%0"))
       local rec = assert(nb.formats.record(ck, "model.layers.0.mlp.up_proj"))
       assert.is_true(nb.scheme.same(q.scheme, rec.scheme), nb.scheme.describe(rec.scheme))
+      assert.equal(case[1], rec.format)
       assert.is_false(assert(nb.policy(ck)):scheme "model.layers.0.mlp.gate")
     end
   end)
@@ -328,6 +329,13 @@ describe("repair: modules", function()
     ck = mended(broken("models/tiny-llama", { weights = function(list) editor.remove(list, "lm_head.weight") end }), nil,
       "tie_word_embeddings false, and no lm_head is stored → true")
     assert.is_true(ck.config.tie_word_embeddings)
+    dir = broken("models/tiny-llama", { weights = function(list) editor.remove(list, "lm_head.weight") end })
+    edit_index(dir, function(_, map)
+      for _, t in ipairs(editor.load(dir .. "/model.safetensors")) do map[t.name] = "model.safetensors" end
+      map["lm_head.weight"] = "model.safetensors"
+    end)
+    assert.matches("lm_head.weight is in no file, and config.json means lm_head: its weights are lost", tostring(assert(nb.repair.plan(dir))))
+    assert.is_nil(tostring(nb.repair.plan(dir)):match "tie_word")
   end)
 end)
 
@@ -443,9 +451,8 @@ describe("repair: padding", function()
 
   for _, case in ipairs {
     { "compressed-tensors", "W4A16 g64 sym", "llama" }, { "gptq", "W4A16 g64 asym", "llama" }, { "awq", "W4A16 g64 asym", "llama" },
-    { "compressed-tensors", "W4A16 g32 asym", "qwen3-moe" }, { "compressed-tensors", "NVFP4A16", "mixtral" },
+    { "compressed-tensors", "NVFP4A16", "mixtral" },
     { "modelopt", "NVFP4A16", "qwen3-moe" }, { "compressed-tensors", "W8A16 channel", "mixtral" },
-    { "compressed-tensors", "MXFP4A16", "mixtral" },
   } do
     it(("adds zeros alone: %s in %s of a %s"):format(case[2], case[1], case[3]), function()
       local dir = quantized(case[3], { scheme = case[2], output = { format = case[1] } })
@@ -521,6 +528,8 @@ describe("repair", function()
     assert.equal("einval", code)
     assert.equal('unknown kind of repair "indx"; did you mean "index"?', msg)
     assert.matches('unknown option onyl; did you mean "only"', select(2, nb.repair.plan(dir, { onyl = "index" })))
+    assert.matches('set: unknown key "bit"; did you mean "bits"', select(2, nb.repair.plan(dir, { set = { bit = 4 } })))
+    assert.matches("set: bits = four; expected a whole number of at least 2", select(2, nb.repair.plan(dir, { set = { bits = "four" } })))
     assert.matches("unknown consumer vllm; known: ", select(2, nb.repair.plan(dir, { tp = 2, consumer = "vllm" })))
     assert.matches("tp = 1.5: expected a whole number", select(2, nb.repair.plan(dir, { tp = 1.5 })))
     assert.has_error(function() nb.repair.plan(nb.open(dir)) end, "repair: expected a checkpoint's folder, found table")

@@ -54,6 +54,20 @@ local function only_of(only)
   return out
 end
 
+-- What --set may tell: the type of its value, of a number its least.
+local settable = { bits = { "number", 2 }, group_size = { "number", -1 }, block = { "number", 1 }, sym = { "boolean" },
+  checkpoint_format = { "string" }, scheme = { "string" }, tie_word_embeddings = { "boolean" } }
+
+local function set_fault(key, value)
+  local is = settable[key]
+  if not is then return ("set: unknown key %q%s"):format(tostring(key), text.did_you_mean(tostring(key), json.keys(settable))) end
+  local bad = type(value) ~= is[1] or is[2] and not (value >= is[2] and value % 1 == 0 and value < 2 ^ 31 and value ~= 0)
+  if bad then
+    return ("set: %s = %s; expected a %s%s"):format(key, tostring(value), is[2] and "whole number" or is[1],
+      is[2] and (" of at least %d"):format(is[2]) or "")
+  end
+end
+
 local function checked(options)
   local o = {}
   for key, value in pairs(options or {}) do
@@ -72,7 +86,10 @@ local function checked(options)
     local consumer, why = require("nibble.backends").consumer(o.consumer)
     if not consumer then return nil, why end
   end
-  o.set = o.set or {}
+  local fault
+  o.set, fault = o.set or {}, nil
+  for _, key in ipairs(json.keys(o.set)) do fault = fault or set_fault(key, o.set[key]) end
+  if fault then return nil, fault end
   return o
 end
 

@@ -132,7 +132,7 @@ local function of_bytes(_, module, t, set)
   end
   if t.weight_scale_2 then return is("modelopt", t.input_scale and "NVFP4" or "NVFP4A16") end
   if t.weight_scale_inv then
-    local rows, columns = scale.shape[1], scale.shape[2]
+    local rows, columns = scale.shape[1] or 0, scale.shape[2] or 0
     local side = set.block or 128
     if math.ceil(n / side) ~= rows or math.ceil(k / side) ~= columns then
       return nil, ("the blocks' size: %s has %d×%d scales for [%d×%d] (--set block=64)"):format(module, rows, columns, n, k)
@@ -149,7 +149,15 @@ local function of_bytes(_, module, t, set)
     or "how inputs are quantized (--set scheme=FP8_DYNAMIC or --set scheme=FP8A16)"
 end
 
+-- A weight without elements tells nothing.
+local function is_empty(t)
+  for _, info in ipairs { t.qweight or t.weight_packed or t.weight, t.scales } do
+    if numel(info) == 0 then return true end
+  end
+end
+
 local function family_of(t)
+  if is_empty(t) then return nil end
   if t.qweight then return of_qweight end
   if t.weight_packed then return of_packed end
   local w = t.weight

@@ -9,16 +9,25 @@ local now_words = {
   ["index-unlisted"] = "listed", ["index-total"] = "the sum of the tensors' bytes", ["index-damaged"] = "written from the headers",
 }
 
+-- Modules that config.json means and of which no tensor is left.
+local function lost_modules(view)
+  local out, here = {}, {}
+  for _, t in ipairs(view.tensors) do here[text.split_name(t.name)] = true end
+  for module in pairs(view:expected()) do out[module] = not here[module] end
+  return out
+end
+require("nibble.ffi").interpreted(lost_modules)
+
 local function index(view, _, report)
-  local by
+  local lost
   for _, f in ipairs(view.findings) do
     if f.repair and f.repair.kind == "index" then
       report.change { tensor = f.tensor, file = not f.tensor and f.file or nil, was = f.says, now = now_words[f.rule]
         or "written from the headers" }
       local module = f.rule == "index-stale" and text.split_name(f.tensor)
       if module and not view.by_name[f.tensor] then
-        by = by or view:expected() -- its index entry was the last that was known of it
-        if by[module] then
+        lost = lost or lost_modules(view) -- the index entry was the last that was known of it
+        if lost[module] then
           report.cannot(("%s is in no file, and config.json means %s: its weights are lost, get %s again"):format(f.tensor, module,
             f.file))
         end

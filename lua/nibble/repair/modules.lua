@@ -1,4 +1,5 @@
 -- repair.modules: tensors that a module lacks or has too many of: weight_shape of packed weights, a tied LM head.
+local json = require "nibble.json"
 local match = require "nibble.match"
 local tensor = require "nibble.tensor"
 local text = require "nibble.text"
@@ -58,9 +59,15 @@ local function first_of(view, names, suffix)
   end
 end
 
+local function of_head(name) return text.leaf((text.split_name(name))) == "lm_head" end
+
+-- Whether there is one, or the index still knows of one that got lost.
 local function has_head(view)
   for _, t in ipairs(view.tensors) do
-    if text.leaf((text.split_name(t.name))) == "lm_head" then return true end
+    if of_head(t.name) then return true end
+  end
+  for _, name in ipairs(view.survey.map and json.keys(view.survey.map) or {}) do
+    if of_head(name) then return true end
   end
 end
 

@@ -2,6 +2,8 @@
  * file that includes this and defines SCAN, its name. */
 #include "scan.h"
 
+enum { AHEAD = 2048 }; /* bytes, beyond what the processor asks for by itself at a page's end */
+
 typedef uint64_t sums __attribute__((vector_size(32)));
 
 /* The sum of lanes of so many bits, which hold counts: neighbours are added until four are left. */
@@ -34,6 +36,7 @@ static inline int64_t sum_of(sums x, int bits) {
     for (; data < end; data += 32) { \
       vec x; \
       memcpy(&x, data, sizeof x); \
+      __builtin_prefetch(data + AHEAD); \
       COUNT(x ^ flip) \
     } \
     vec rest = flip; /* lanes behind the last element are zeros */ \

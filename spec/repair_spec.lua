@@ -86,6 +86,14 @@ local function nothing_to_mend(dir)
   end
 end
 
+-- Whether the check offers this kind of repair.
+local function offered(dir, kind)
+  for _, f in ipairs(assert(nb.check.run(dir)).findings) do
+    if f.repair and f.repair.kind == kind then return true end
+  end
+  return false
+end
+
 local function refused(dir, options, pattern)
   local plan, msg = nb.repair.plan(dir, options)
   if not plan then return assert.matches(pattern, msg) end
@@ -115,6 +123,7 @@ describe("repair: the index", function()
       index.metadata.total_size = 17
     end)
     assert.is_nil(nb.open(dir))
+    assert.is_true(offered(dir, "index"))
     local ck, result = mended(dir, nil, { "model.layers.9.ghost.weight: .* → the entry is left out", "model.norm.weight: .* → listed",
       "up_proj.weight: .* → the entry names the file that holds it" })
     same_tensors(model, ck)
@@ -185,6 +194,7 @@ describe("repair: configs", function()
       local original = assert(nb.open("spec/interop/" .. case[1]))
       local dir = broken("interop/" .. case[1], { config = without_config })
       assert.is_nil((assert(nb.open(dir)):modules()))
+      assert.is_true(offered(dir, "quantization_config"))
       local ck = mended(dir, { set = case[3] }, case[2])
       same_tensors(original, ck)
       for _, rec in ipairs(assert(original:modules())) do
@@ -289,6 +299,7 @@ describe("repair: lists", function()
       end
       local config = assert(nb.formats.get(case[1])).config(records)
       local dir = folder(tensors, { model_type = "llama", architectures = nb.json.array { "LlamaForCausalLM" }, quantization_config = config })
+      assert.is_true(offered(dir, "ignore"))
       local ck = mended(dir, { only = "ignore" }, "ignore  model.layers.1.self_attn.q_proj: stored float, quantized by the config's word → named in")
       local said = assert(nb.policy.parse(nil, ck.quantization.config, ck))
       assert.is_true(assert(said:same(nb.policy(ck))), case[1])
@@ -376,6 +387,8 @@ describe("repair: scales", function()
       local suffix = format == "modelopt" and ".weight_scale_2" or ".weight_global_scale"
       assert.is_true(ck:tensor(p .. "self_attn.q_proj" .. suffix):equal(ck:tensor(p .. "self_attn.k_proj" .. suffix)))
       same_tensors(before, ck, "%.weight_.*scale")
+      assert.is_true(offered(dir, "global-scale"))
+      nothing_to_mend(ck.path)
     end)
   end
 
@@ -410,6 +423,7 @@ describe("repair: scales", function()
       tensors[p .. "2.down_proj.weight_global_scale"]:set(1, 0 / 0)
     end)
     local before = assert(nb.open(dir))
+    assert.is_true(offered(dir, "dead-expert-scale"))
     local ck = mended(dir, nil, { "experts.1.down_proj: weight_scale 0 → expert 0's; no token reached it in calibration",
       "experts.2.down_proj: weight_global_scale NaN → expert 0's" })
     assert.equal(100, ck:tensor(p .. "2.down_proj.weight_global_scale"):get(1))

@@ -233,6 +233,18 @@ describe("repair: configs", function()
     refused(dir, nil, "how inputs are quantized %(%-%-set scheme=FP8_DYNAMIC or %-%-set scheme=FP8A16%)")
     refused(dir, { set = { scheme = "W4A16" } }, "the config that the tensors seem to mean .* does not fit them")
     refused(dir, { set = { scheme = "FP9" } }, 'unknown scheme "FP9"')
+    dir = broken("interop/gptq-v1-sym-w4g128", { config = without_config })
+    refused(dir, { set = { scheme = "W8A16" } }, "the scheme W8A16 that %-%-set names is not what model.layers.0.self_attn.q_proj holds: W4A16")
+    local function reshaped(name, shape)
+      return broken("interop/gptq-v1-sym-w4g128", { config = without_config, weights = function(list)
+        for _, t in ipairs(list) do
+          if t.name:find(name .. "$") then t.dtype, t.shape = shape(t) end
+        end
+      end })
+    end
+    local only = { only = "quantization_config" }
+    refused(reshaped("qzeros", function(t) return "I32", { t.shape[2], t.shape[1] } end), only, "don't tell .*qzeros is %[32x2%] for ")
+    refused(reshaped("g_idx", function(t) return "F32", t.shape end), only, "a sound shape: .*g_idx is f32 %[256%]")
   end)
 
   it("a side file that contradicts config.json says the same afterwards, or is left out", function()

@@ -440,7 +440,7 @@ end
 
 local function describe(rec)
   local shape = rec.n and ("[%d×%d]"):format(rec.n, rec.k) or ""
-  return ("%s  %s %s  %s  %s  %.2f bits  %s"):format(rec.name, rec.kind, shape, what_is(rec), rec.format,
+  return ("%s  %s %s  %s  %s  %.2f bits  %s"):format(require("nibble.show").printable(rec.name), rec.kind, shape, what_is(rec), rec.format,
     rec.bits_per_weight, units.bytes(rec.bytes))
 end
 

@@ -136,6 +136,13 @@ describe("check on the quantization config", function()
     assert.same({}, (found(ct(), function(q) q.transform_config = {} end)))
   end)
 
+  it("tells sparse weights where they are not loaded", function()
+    local function sparse(q) q.sparsity_config = { format = "sparse-24-bitmask" } end
+    assert.same({ "error sparsity" }, (found(ct(), sparse)))
+    assert.same({}, (found(ct(), sparse, { consumer = "transformers-5.23" })))
+    assert.same({}, (found(ct(), function(q) q.sparsity_config = { format = "dense" } end)))
+  end)
+
   it("tells a config.json that is damaged, and goes on without it", function()
     local dir = check.broken(ct())
     files.write(dir .. "/config.json", "{")

@@ -46,6 +46,8 @@ describe("check", function()
       assert.equal("einval", code)
     end
     refused({ consumer = "vlm-0.33" }, 'unknown consumer "vlm%-0.33"; did you mean "vllm%-0.33"')
+    refused({ consumer = "inc-xpu" }, "inc%-xpu is on xpu only, and the device is sm_80")
+    assert.equal(0, assert(nb.check.run(PLAIN, { consumer = "document-era", values = false })).counts.error)
     refused({ consumer = "," }, "at least one name")
     refused({ tp = { 0 } }, "tp = 0")
     refused({ tp = { 1.5 } }, "tp = 1.5")

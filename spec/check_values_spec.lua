@@ -179,7 +179,44 @@ describe("check's values", function()
     only(ck, "zero-points-wrapped", "warning", "1 zero%-point is stored as 15, which stands for 0 or for 16")
     gptq.sym = true
     only(one("gptq", "W4A16 g32 asym", gptq, "f16"), "zero-points", "error", "zero%-point of row %d+, group %d is")
+    ck, tensors = one("gptq", "W4A16 g32 sym", gptq, "f16")
+    assert.same({}, findings(ck))
+    tensors[up .. ".qzeros"]:fill(-0x77777778) -- eights, as gptq_v2 stores them
+    only(ck, "zero-points", "error", "zero%-point of row 0, group 0 is 9 and not 8")
     gptq.sym = false
+  end)
+
+  it("reads the zero-points of every format that has them", function()
+    for _, f in ipairs { { "ct", "W4A16 g32 asym" }, { "ct", "W8A16 channel asym" }, { "ct", "W3A16 g32 asym" }, { "awq", "W4A16 g32 asym", "f16" },
+      { "gptq", "W3A16 g32 sym", "f16" }, { "gptq", "W8A16 g32 asym", "f16" }, { "gptq_v2", "W4A16 g32 asym", "f16" }, { "ct", "W4A16 tensor asym" } } do
+      local q = support.quantized(scheme.parse(f[2]), 32, 64, f[3] or "bf16")
+      local rec = formats.target(f[1], up, q.scheme, 32, 64, { dtype = f[3] })
+      assert.same({}, findings(support.checkpoint(assert(support.store(f[1], up, q)), formats.get(f[1]).config { rec })), f[2])
+    end
+    local s = scheme.new { bits = 8, strategy = "channel", symmetric = false, activations = scheme.parse "W8A8".activations }
+    local q = support.quantized(s, 32, 64, "bf16")
+    local tensors = assert(support.store("ct", up, q))
+    local ck = support.checkpoint(tensors, formats.get("ct").config { formats.target("ct", up, q.scheme, 32, 64) })
+    assert.is_truthy(tensors[up .. ".weight_zero_point"])
+    assert.same({}, findings(ck))
+  end)
+
+  it("takes the padding of AWQ's gemv for what it is", function()
+    local q = support.quantized(scheme.parse "W4A16 g32 asym", 32, 64, "f16")
+    local tensors = { [up .. ".qweight"] = nb.tensor("i32", { 32, 8 }), [up .. ".qzeros"] = nb.tensor("i32", { 32, 4 }),
+      [up .. ".scales"] = nb.tensor("f16", { 32, 32 }) }
+    local C = require("nibble.ffi").C
+    assert.equal(0, C.nb_awq_gemv_pack(tensors[up .. ".qweight"], q.codes, 4, 0))
+    assert.equal(0, C.nb_awq_gemv_pack_zeros(tensors[up .. ".qzeros"], q.zeros, 4, 0))
+    for r = 1, 32 do
+      for g = 1, 2 do tensors[up .. ".scales"]:set({ r, g }, q.scales:get { r, g }) end
+    end
+    local config = { quant_method = "awq", bits = 4, group_size = 32, zero_point = true, version = "gemv" }
+    assert.same({}, findings(support.checkpoint(tensors, config)))
+    config.zero_point = false
+    local rules = {}
+    for _, f in ipairs(findings(support.checkpoint(tensors, config))) do rules[f.rule] = f.severity end
+    assert.equal("error", rules["zero-points"])
   end)
 
   it("weight_shape that says something else", function()

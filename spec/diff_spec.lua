@@ -27,6 +27,9 @@ local function plain(w, name) return checkpoint({ [(name or up) .. ".weight"] = 
 -- A quantized module in a format, alone in a checkpoint; -> checkpoint, its weight as float32
 local function stored(format, words, n, k, dtype, seed)
   local q = support.quantized(scheme.parse(words), n, k, dtype or "bf16", seed)
+  if q.scales:type() == "f32" then -- far from one another
+    for i = 1, q.scales:numel() do q.scales:set(i, 0.01 * (1 + i * 7 % 5)) end
+  end
   local tensors = assert(support.store(format, up, q))
   local rec = formats.target(format, up, q.scheme, n, k, { dtype = dtype })
   local ck = checkpoint(tensors, assert(formats.get(format).config { rec }))
@@ -35,7 +38,7 @@ local function stored(format, words, n, k, dtype, seed)
 end
 
 local function close(want, got, tolerance, what)
-  assert.is_true(math.abs(want - got) <= (tolerance or 1e-5) * math.max(1e-12, math.abs(want)), ("%s: %.9g, expected %.9g"):format(what, got, want))
+  assert.is_true(math.abs(want - got) <= (tolerance or 1e-5) * math.abs(want), ("%s: %.9g, expected %.9g"):format(what, got, want))
 end
 
 -- The entry of the one module, against the comparison of two whole float32 weights in doubles.
@@ -68,7 +71,7 @@ end
 local forms = {
   { "ct", "W4A16 g128 sym", 72, 1280 }, { "ct", "W4A16 g32 asym", 264, 2080 }, { "ct", "W4A16 channel sym", 40, 100 },
   { "ct", "W3A16 g32 sym", 40, 96 }, { "ct", "W8A16 channel asym", 64, 160 }, { "ct", "W4A16 tensor sym", 24, 96 },
-  { "ct", "W4A16 g32 sym actorder", 48, 256 }, { "ct", "W4A16 g128 sym", 40, 384, "f32" }, { "ct", "W8A8", 32, 96 },
+  { "ct", "W4A16 g32 sym actorder", 48, 256 }, { "ct", "W4A16 g128 sym", 40, 384, "f32" }, { "ct", "W8A8", 32, 96 }, { "ct", "W4A16 g96 sym", 24, 1152 },
   { "gptq", "W4A16 g128 asym", 328, 1152, "f16" }, { "gptq", "W3A16 g32 sym", 64, 96, "f16" }, { "gptq_v2", "W8A16 g64 asym", 32, 192, "f16" },
   { "gptq", "W4A16 g64 sym actorder", 64, 512, "f16" }, { "awq", "W4A16 g128 asym", 136, 4224, "f16" }, { "awq", "W4A16 channel asym", 24, 72, "f16" },
   { "fp8", "FP8_BLOCK", 160, 264, "f32" }, { "fp8", "FP8_DYNAMIC tensor", 32, 96, "f32" }, { "ct", "NVFP4A16", 48, 96 },
@@ -111,6 +114,9 @@ describe("diff", function()
     agrees(assert(nb.diff(a, b))[1], wa, wb)
     local c, wc = stored("fp8", "FP8_BLOCK", 64, 256, "f32", 5)
     agrees(assert(nb.diff(b, c))[1], wb, wc)
+    local d, wd = stored("ct", "W8A8", 1100, 1152, "bf16", 6) -- in tiles, which cut no block of the other's
+    local e, we = stored("fp8", "FP8_BLOCK", 1100, 1152, "f32", 7)
+    agrees(assert(nb.diff(d, e))[1], wd, we)
   end)
 
   it("finds the same codes in another format the same, and the same bytes equal", function()
@@ -143,6 +149,28 @@ describe("diff", function()
       assert.equal(2, e.odd)
       agrees(e, a, b)
     end
+  end)
+
+  it("loses no small error beside a large weight, no small weight beside a large error", function()
+    local a, b = nb.tensor("f32", { 2, 64 }), nb.tensor("f32", { 2, 64 })
+    for _, v in ipairs { { 1, 2 ^ -75 }, { 2 ^ -75, 1 } } do
+      for _, t in ipairs { a, b } do t:fill(0):set({ 1, 1 }, v[1]) end
+      b:set({ 1, 5 }, v[2])
+      agrees(assert(nb.diff(plain(a), plain(b)))[1], a, b)
+    end
+  end)
+
+  it("names the first of equal largest differences, whatever the order of the work", function()
+    local q = support.quantized(scheme.parse "W4A16 g128 asym", 136, 4224, "f16")
+    q.scales:fill(0.5) -- so that sums and differences are exact
+    local rec = formats.target("awq", up, q.scheme, 136, 4224, { dtype = "f16" })
+    local b = checkpoint(assert(support.store("awq", up, q, { dtype = "f16" })), assert(formats.get("awq").config { rec }))
+    local w = q:dequantize "f32"
+    for _, at in ipairs { { 9, 10 }, { 5, 4200 }, { 131, 7 }, { 5, 4201 } } do w:set(at, w:get(at) + 64) end
+    each_path(function()
+      local e = assert(nb.diff(plain(w), b))[1]
+      assert.same({ 64, 5, 4200 }, { e.max_abs, e.max_row, e.max_column })
+    end)
   end)
 
   it("keeps the cosine of weights of another size", function()
@@ -198,6 +226,8 @@ describe("diff", function()
       "fake has no head of its own: it is tied to model.embed_tokens" }, r.notes)
     assert.equal("language_model.model.embed_tokens", r[1].other)
     assert.same({}, r.only_b)
+    local two = checkpoint { ["model.up.weight"] = w, ["up.weight"] = w } -- which of them is it?
+    assert.is_nil((nb.diff(two, checkpoint { ["language_model.up.weight"] = w })))
     a.config.tie_word_embeddings = false
     assert.same({ "language_model.lm_head" }, assert(nb.diff(a, b)).only_b)
   end)

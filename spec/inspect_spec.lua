@@ -54,6 +54,13 @@ describe("inspect's table", function()
     assert.is_nil(r.out:find("\27", 1, true))
     local document = assert(nb.json.decode(command.run({ "inspect", dir, "--json" }).out))
     assert.equal("evil\27[2J\n", document.modules[1].name)
+    -- A session, too, shows modules and tables of names without it.
+    local list = assert(nb.open(dir)):grep "evil"
+    assert.is_nil(require("nibble.repl.show").value(list:names()):find("\27", 1, true))
+    for _, text in ipairs { tostring(list), tostring(list[1]), list:show(), tostring(list:stats()) } do
+      assert.matches("evil�[2J", text, 1, true)
+      assert.is_nil(text:find("\27", 1, true))
+    end
     files.remove(dir)
   end)
 end)
@@ -94,6 +101,22 @@ describe("inspect --json", function()
     local r = command.run { "inspect", LLAMA, "nothing_like_it", "--json" }
     assert.same({ 2, "" }, { r.status, r.out })
     assert.matches("no module of spec/models/tiny%-llama matches nothing_like_it", r.err)
+  end)
+end)
+
+describe("work with the collector at rest", function()
+  local nffi = require "nibble.ffi"
+
+  it("gives what the function gives, and lets the collector go on in any case", function()
+    local seen
+    assert.same({ 1, 2, 3 }, { nffi.uncollected(function(a, b)
+      seen = collectgarbage "isrunning"
+      return a, b, nffi.uncollected(function() return 3 end)
+    end, 1, 2) })
+    assert.is_false(seen)
+    assert.is_true(collectgarbage "isrunning")
+    local ok, msg = pcall(nffi.uncollected, error, "no", 0)
+    assert.same({ false, "no", true }, { ok, msg, collectgarbage "isrunning" })
   end)
 end)
 

@@ -105,6 +105,9 @@ describe("pictures of a quantized weight", function()
     local rms = math.sqrt(sum / ((r2 - r1 + 1) * (c2 - c1 + 1)))
     assert.equal(("%.3g"):format(rms), worst)
     assert.is_nil(tostring(plot.error(w, w)):find "worst")
+    -- In activation order a group is no span of columns.
+    local ordered = w:quantize { scheme = "W4A16", group = 128, actorder = "group", importance = nb.tensor("f32", { 768 }):fill(1) }
+    assert.is_nil(tostring(plot.error(w, ordered)):find "a column a group")
   end)
 
   it("show scales and zero-points, or say that there are none", function()

@@ -172,6 +172,20 @@ describe("cells", function()
     end
   end)
 
+  it("of four-bit values begin on a byte", function()
+    local t = nb.tensor("u4", { 2, 24 })
+    for i = 1, 48 do t:set(i, i % 16) end
+    assert.same({ 8, 15, 8, 15, 8, 15 }, cells(t, nil, 2, 3, 0))
+    for r, columns in ipairs { { 0, 0, 8, 16, 24 } } do -- of 4 cells: 6, 12 and 18 become 0, 8 and 16
+      local found = cells(t, nil, 2, 4, 0)
+      for c = 1, 4 do
+        local most = 0
+        for i = columns[c] + 1, columns[c + 1] do most = math.max(most, t:get { r, i }) end
+        assert.equal(most, found[c])
+      end
+    end
+  end)
+
   it("with a NaN are NaN, and a grid must fit", function()
     local t = nb.tensor("f32", { 4, 4 }):fill(1)
     t:set({ 4, 4 }, 0 / 0)

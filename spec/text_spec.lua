@@ -8,6 +8,7 @@ describe("names", function()
     local shuffled = {}
     for i, name in ipairs(sorted) do shuffled[(i * 5) % #sorted + 1] = name end
     assert.same(sorted, text.natural_sort(shuffled))
+    assert.same({ "a.000", "a.003", "a.10", "a.0100" }, text.natural_sort { "a.10", "a.0100", "a.003", "a.000" })
     assert.same({}, text.natural_sort {})
     assert.same({ "x", "x" }, text.natural_sort { "x", "x" })
     assert.same({ "n99999999999999999998", "n99999999999999999999" },

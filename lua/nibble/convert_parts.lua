@@ -37,12 +37,38 @@ local function make_folder(plan, dir)
   return nil, msg, code
 end
 
+-- The same, where no run in one piece has begun.
+local function begin_folder(plan, dir)
+  local path, made, code = make_folder(plan, dir)
+  if not path then return nil, made, code end
+  if made[#made] ~= path or not checkpoint.exists(dir .. "/" .. output.journal) then return path, made end
+  output.unmake(made)
+  return nil, ("%s holds an unfinished run in one piece: the same command without --shard goes on with it"):format(dir), "eio"
+end
+
 -- The names of the output's files in order | nil, msg, code
 local function files(plan, dir)
   local writer, msg, code = steps.writer(plan, dir, { only = 0, resume = true })
   if not writer then return nil, msg, code end
   writer:close()
   return writer.files
+end
+
+--- parts(plan, dir) -> how many parts, files of the output, the plan has; the folders made | nil, msg, code
+-- For who is about to start shards: dir and what shards need in it are made, and refused as a shard would.
+function M.parts(plan, dir)
+  local state, msg, code = output.look(dir, plan.model, plan:id())
+  if not state then return nil, msg, code end
+  local ok
+  ok, msg, code = steps.calibrates(plan)
+  if not ok then return nil, msg, code end
+  local path, made
+  path, made, code = begin_folder(plan, dir)
+  if not path then return nil, made, code end
+  local names
+  names, msg, code = files(plan, dir)
+  if not names then return nil, msg, code end
+  return #names, made
 end
 
 -- ---- calibration ----------------------------------------------------------------------
@@ -234,12 +260,8 @@ end
 -- plan, dir: as convert.execute has looked at them.
 function M.run(plan, dir, options)
   local t0, i, n = C.nb_now(), options.shard[1], options.shard[2]
-  local path, made, code = make_folder(plan, dir)
+  local path, made, code = begin_folder(plan, dir)
   if not path then return nil, made, code end
-  if made[#made] == path and checkpoint.exists(dir .. "/" .. output.journal) then
-    output.unmake(made)
-    return nil, ("%s holds an unfinished run in one piece: the same command without --shard goes on with it"):format(dir), "eio"
-  end
   local names, msg
   names, msg, code = files(plan, dir)
   if not names then return nil, msg, code end
@@ -297,20 +319,16 @@ function M.release(run)
   for _, journal in ipairs(run.parts and run.parts.journals or {}) do journal:close() end
 end
 
---- remove(run) -> true | nil, msg, code: the parts are gathered, and their folder goes.
+--- remove(run): the output is complete, or nothing of it stays: the parts' folder goes.
 function M.remove(run)
-  if not run.parts then return true end
-  local parts = folder(run.plan, run.dir)
-  for _, journal in ipairs(run.parts.journals) do
-    local ok, msg, code = journal:remove()
-    if not ok then return nil, msg, code end
+  local path = folder(run.plan, run.dir)
+  if not checkpoint.exists(path) then return end
+  for _, name in ipairs(checkpoint.list(path) or {}) do os.remove(path .. "/" .. name) end
+  for _, name in ipairs { "model.safetensors", "model.safetensors.partial" } do
+    os.remove(path .. "/calibration.safetensors/" .. name)
   end
-  for _, name in ipairs { "calibration.safetensors/model.safetensors", "calibration.json", "calibration" } do
-    local ok, msg, code = checkpoint.remove_file(parts .. "/" .. name)
-    if not ok then return nil, msg, code end
-  end
-  output.unmake { run.dir .. "/" .. output.parts, parts, parts .. "/calibration.safetensors" }
-  return true
+  M.release(run)
+  output.unmake { run.dir .. "/" .. output.parts, path, path .. "/calibration.safetensors" }
 end
 
 return M

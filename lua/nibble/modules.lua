@@ -1,6 +1,7 @@
 -- modules: a list of a checkpoint's modules, as m:grep and m:select give it: an array that prints as a table with
 -- its totals and can be narrowed further. And that table, for any records.
 local names = require "nibble.names"
+local scheme = require "nibble.scheme"
 local show = require "nibble.show"
 local summary = require "nibble.summary"
 local tensor = require "nibble.tensor"
@@ -37,9 +38,9 @@ end
 -- Modules whose names differ in numbers only, and that are alike, as one line each. What is alike is one table for
 -- each pair of a scheme's text and a shape: many modules share both.
 local function collapse(recs)
-  local scheme, by_scheme = summary.schemes(), {}
+  local described, by_scheme = summary.schemes(), {}
   local function kind(rec)
-    local said = scheme(rec)
+    local said = described(rec)
     local shapes = by_scheme[said]
     if not shapes then
       shapes = {}
@@ -90,13 +91,23 @@ local function bits(rec)
   return rec.dtype and tonumber(C.nb_dtype_bits(tensor.dtype_id(rec.dtype)))
 end
 
--- "W4A16 g128" is meant by "W4A16 g128 sym": every word of it is there.
+-- "W4A16 g128" means "W4A16 g128 sym", too: every word of it is there. W4A16_ASYM is a preset's name.
 local function has_words(wanted, rec)
+  if not rec.scheme then return false end
   local have = " " .. summary.scheme(rec) .. " "
-  for word in tostring(wanted):gmatch "%S+" do
+  for word in wanted:gsub("_ASYM", " asym"):gmatch "%S+" do
     if not have:find(" " .. word .. " ", 1, true) then return false end
   end
-  return rec.scheme ~= nil
+  return true
+end
+
+local function scheme_fault(wanted)
+  if type(wanted) ~= "string" then return "select: scheme is a text, as the table shows it, found a " .. type(wanted) end
+  local preset, presets = wanted:match "%f[%w]%u[%w_]*", scheme.names()
+  for _, name in ipairs(presets) do
+    if not preset or name == preset then return nil end
+  end
+  return ("select: unknown scheme %q%s"):format(preset, text.did_you_mean(preset, presets))
 end
 
 -- Key of select -> {of = function(rec) -> value} or {test = function(wanted, rec) -> bool}; number: it is one, and
@@ -129,6 +140,8 @@ local function known_keys()
   return out
 end
 
+M.keys = known_keys -- for completion
+
 -- What is wrong with a key's value, or nil.
 local function fault(key, spec, value)
   if spec.call and type(value) ~= "function" then return "select: where is a function of a module's record" end
@@ -138,6 +151,8 @@ local function fault(key, spec, value)
     if spec.number and type(v) ~= "number" and type(v) ~= "function" then
       return ("select: %s is a number, found %s"):format(key, type(v) == "string" and ("%q"):format(v) or type(v))
     end
+    local msg = spec.test and scheme_fault(v)
+    if msg then return msg end
     local found = not spec.known or type(v) == "function"
     for _, name in pairs(spec.known or {}) do found = found or name == v end
     if not found then

@@ -100,14 +100,14 @@ end
 nffi.interpreted(rows_of_module)
 
 local function of_modules(ck, recs, options, add)
-  local t0, total, done = C.nb_now(), modules.totals(recs).bytes, 0
+  local t0, total, done, report = C.nb_now(), modules.totals(recs).bytes, 0, options.progress or nffi.progress
   for i, rec in ipairs(recs) do
     nffi.stop_check()
     rows_of_module(ck, rec, add)
     done = done + rec.bytes
     tensor.collect_if_full()
-    if options.progress then
-      options.progress { done = i, total = #recs, name = rec.name, bytes = done, total_bytes = total, seconds = C.nb_now() - t0 }
+    if report then
+      report { done = i, total = #recs, name = rec.name, bytes = done, total_bytes = total, seconds = C.nb_now() - t0 }
     end
   end
 end
@@ -246,7 +246,7 @@ end
 -- x: a tensor, a quantized weight, a checkpoint, a module, or a list of modules (m:grep, m:select). result: an array of
 -- {name, scheme or dtype, numel, absmax, mean, std, kurtosis (3: normal), outliers and zeros (shares; an outlier is more
 -- than 6 std from the mean), nan, inf (counts; left out of the rest)}, of quantized weights after dequantization and
--- with scales = {min, max, range = max / min, zeros, odd}; what can't be read has a `fault`. It prints as a table;
+-- with scales = {min, max, range = max / min, zeros, odd} as they are stored; what can't be read has a `fault`. It prints as a table;
 -- result:sort "kurtosis", result:totable().
 function M.of(x, options)
   options = checked(options)

@@ -10,7 +10,7 @@ end
 describe("make test-all", function()
   for name, said in pairs {
     ["command -v sbatch"] = "/sbatch", ["slurmctld -V"] = "slurm", ["slurmd -V"] = "slurm",
-    ["munged --version"] = "munge", ["chromium --version"] = "Chromium", ["tmux -V"] = "tmux",
+    ["munged --version"] = "munge", ["chromium --version"] = "Chromium", ["tmux -V"] = "tmux", ["less --version"] = "less ",
     ["zsh --version"] = "zsh", ["fc-list"] = "DejaVu",
   } do
     it("has " .. name, function()

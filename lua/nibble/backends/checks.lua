@@ -9,6 +9,7 @@
 --   strict_args   true: keys that compressed-tensors' arguments and groups don't have are refused
 --   requires      quant_method -> keys that must be there; a list in it: one of them
 --   side_requires file -> keys that must be there in that side file
+--   sparsity      false: weights in compressed-tensors' sparse formats are refused
 --   transforms    false: transform_config is passed over, so that the weights come out wrong
 --   shared_scales what becomes of different scales in one fused layer: "largest" (rescaled to the largest), "first"
 --   cache_scales  true: kv_cache_scheme without scales falls back to 1.0
@@ -25,7 +26,7 @@ return {
       gptq = { "bits", "group_size", "desc_act", "sym" },
       ["compressed-tensors"] = { "config_groups" }, modelopt = { "quant_algo" }, fp8 = { "activation_scheme" },
     },
-    side_requires = vllm_side, shared_scales = "largest", cache_scales = true,
+    side_requires = vllm_side, sparsity = false, shared_scales = "largest", cache_scales = true,
   },
   {
     name = "llama.cpp", about = "llama.cpp's converter from Hugging Face's files (gguf 0.19)",

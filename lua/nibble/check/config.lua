@@ -217,6 +217,15 @@ local function transforms(context, add)
       or "transform_config: online rotations run only on some kernels, and cost time" }
 end
 
+local function sparsity(context, add)
+  local s = present(config_of(context), "sparsity_config")
+  local format = type(s) == "table" and present(s, "format")
+  if context.facts.sparsity == false and format and format ~= "dense" then
+    add { says = ("sparsity_config: weights are compressed as %s, which the consumer no longer loads"):format(tostring(format)),
+      fix = "write the weights dense, and leave sparsity_config out" }
+  end
+end
+
 return {
   { id = "config-lost", about = "quantized tensors without a quantization config", run = lost },
   { id = "config-unusable", about = "a quantization config that contradicts itself", run = unusable },
@@ -226,5 +235,6 @@ return {
   { id = "config-missing-key", about = "keys that the consumer needs", consumer = true, run = required },
   { id = "config-refused", about = "methods, bits, schemes that the consumer doesn't take", consumer = true, run = refused },
   { id = "config-limits", about = "modules' schemes that the consumer doesn't take", consumer = true, run = limits },
+  { id = "sparsity", about = "sparse weights at consumers that don't load them", consumer = true, run = sparsity },
   { id = "transforms", about = "transform_config at consumers that pass it over", consumer = true, run = transforms },
 }

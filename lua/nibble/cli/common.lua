@@ -43,6 +43,28 @@ function M.with_progress(job)
   return unpack(results, 2, 4)
 end
 
+-- Says what Slurm will do, and where to look.
+local function submitted(jobs, dir, values)
+  if values.json then
+    io.write(require("nibble.json").encode { array = jobs.array, merge = jobs.merge, tasks = jobs.tasks, logs = dir }, "\n")
+  else
+    io.write(require("nibble.slurm").how_to_look(jobs, dir), "\n")
+  end
+  return 0
+end
+
+--- on_slurm(dir, values, submit) -> status: it is left to Slurm | nil: the merge is over | nil, why it isn't
+-- dir: of scripts and logs; submit() -> jobs | nil, msg. With --wait, jobs that are at work there are waited for, too.
+function M.on_slurm(dir, values, submit)
+  local slurm = require "nibble.slurm"
+  local jobs, msg = slurm.active(dir)
+  if jobs == nil then error(msg, 0) end
+  if not jobs or not values.wait then jobs = assert(submit()) end
+  if not values.wait then return submitted(jobs, dir, values) end
+  local ok, why = M.with_progress(function(report) return slurm.wait(jobs, dir, report) end)
+  return nil, not ok and why or nil
+end
+
 -- The figures of a result: what a document can hold of it.
 local function figures(result)
   local out = {}

@@ -1,6 +1,7 @@
 -- sweep: recipes x models x texts, each evaluated once, on this machine, in shards, or by a batch system.
 local common = require "nibble.cli.common"
 local cli = require "nibble.cli"
+local slurm = require "nibble.slurm"
 
 local M = {
   summary = "recipes x models x texts, each evaluated once, with a report",
@@ -18,19 +19,14 @@ local M = {
     { "--windows", "N", number = true, doc = "only the first N windows" },
     { "--activations", "WHICH", values = { "stored", "none" }, doc = "as eval's" },
     { "--set", "k=v,v", many = true, doc = "changes a field of the recipes; several values: each of them is run" },
-    { "--engine", "ENGINE", values = { "local", "slurm" }, doc = "local (default): here; slurm: submits job arrays" },
     { "--jobs", "N", number = true, most = 1024, doc = "jobs side by side, with a part of the threads each (default 1)" },
     { "--shard", "i/n", doc = "only the jobs i, i+n, i+2n …, beside other shards" },
     { "--merge", doc = "only writes results.jsonl and report.html from what is done" },
     { "--keep", doc = "the quantized checkpoints stay in DIR/jobs/*/checkpoint" },
     { "--retry-failed", doc = "runs what failed again" },
-    { "--partition", "NAME", doc = "slurm: passed on to sbatch" },
-    { "--time", "TIME", doc = "slurm: passed on to sbatch" },
-    { "--mem", "SIZE", doc = "slurm: passed on to sbatch" },
-    { "--account", "NAME", doc = "slurm: passed on to sbatch" },
-    { "--array-limit", "N", number = true, doc = "slurm: how many tasks at once" },
     { "--json", doc = "the results as one JSON array" },
     { "--job", "HASH", internal = true },
+    unpack(slurm.options),
   },
   resumes = true,
 }
@@ -84,7 +80,7 @@ local function finished(values, list)
     for i, r in ipairs(list) do out[i] = json.decode(results.encode(r)) end
     io.write(json.encode(json.array(out), { indent = 2 }), "\n")
   else
-    io.write(require("nibble.sweep").table(list))
+    io.write(require("nibble.sweep.text").table(list, require("nibble.terminal").width(1)))
   end
   local failed, missed = 0, 0
   for _, r in ipairs(list) do
@@ -98,11 +94,18 @@ local function plural(n, what) return ("%d %s%s"):format(n, what, n == 1 and "" 
 function M.run(values)
   if values.job then return one_job(values) end
   local shard = common.shard(values)
+  slurm.check_options(values)
   local progress = require "nibble.repl.progress"
   local sweep = common.with_progress(function(report) return planned(values, report) end)
   for _, note in ipairs(sweep.notes) do cli.say("%s", note) end
   sweep.notes = {}
-  if values.engine == "slurm" then return require("nibble.sweep.slurm").submit(sweep, values) end
+  if values.engine == "slurm" and #sweep:pending(values) > 0 then
+    local engine = require "nibble.sweep.slurm"
+    local status, why = common.on_slurm(engine.dir(sweep), values, function() return engine.submit(sweep, values) end)
+    if status then return status end
+    if why then cli.say("%s", why) end
+    values.merge = true
+  end
   local list
   if values.merge then
     list = assert(sweep:merge())
@@ -118,7 +121,7 @@ function M.run(values)
   for _, note in ipairs(sweep.notes) do cli.say("%s", note) end
   local failed, missed = finished(values, list)
   local waiting = #sweep:pending { shard = shard }
-  if waiting > 0 then cli.say("%s without a result yet; the same command goes on", plural(waiting, "job")) end
+  if waiting > 0 then cli.say("%s without a result yet; nibble sweep --out %s goes on", plural(waiting, "job"), sweep.dir) end
   if sweep.waiting > 0 then
     cli.say("%s more in %s without a result: nibble sweep --out %s runs them", plural(sweep.waiting, "job"), sweep.dir, sweep.dir)
   end

@@ -96,7 +96,7 @@ versions.gemv = {
   scales = function(n, _, words) return { n, 8 * words } end,
   step = 1,
   read = function(src, a, q)
-    must(C.nb_awq_gemv_unpack(q.codes, src.qweight, 4, a - 1))
+    if q.codes then must(C.nb_awq_gemv_unpack(q.codes, src.qweight, 4, a - 1)) end
     copy_columns(q.scales, src.scales, a)
   end,
   read_zeros = function(src, zeros, a) return C.nb_awq_gemv_unpack_zeros(zeros, src.qzeros, 4, a - 1) end,
@@ -109,7 +109,7 @@ versions.gemv_fast = {
   scales = function(n, _, words) return { 8 * words, n } end,
   step = 4,
   read = function(src, a, q)
-    must(C.nb_awq_gemv_fast_unpack(q.codes, src.qweight, 4, a - 1))
+    if q.codes then must(C.nb_awq_gemv_fast_unpack(q.codes, src.qweight, 4, a - 1)) end
     must(C.nb_transpose_get(q.scales, src.scales:rows(1, q.groups), a - 1))
   end,
   read_zeros = function(src, zeros, a)

@@ -95,7 +95,7 @@ end
 --- read(src, rec, a, b, q) -> true | nil, msg, code: rows a..b into the tile q.
 function M.read(src, rec, a, b, q)
   local s = rec.scheme
-  if s.type == "int" then
+  if q.codes and s.type == "int" then
     local rc, msg, code = nffi.check(C.nb_int8_unpack(q.codes, src.weight, s.bits, a - 1, rec.name))
     if not rc then return nil, msg, code end
   elseif q.codes and s.bits == 8 then must(C.nb_tensor_copy(q.codes, src.weight:rows(a, b)))

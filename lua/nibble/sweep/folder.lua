@@ -114,7 +114,10 @@ function M.job(dir, hash)
   end
   local job = line("job", hash)
   if not job then return nil, ("%s has no job %s"):format(path, hash), "eformat" end
-  return job, job.recipe_hash and line("hash", job.recipe_hash)
+  if not job.recipe_hash then return job end
+  local recipe = line("hash", job.recipe_hash)
+  if not recipe then return damaged(path, ("job %s's recipe isn't in it"):format(hash)) end
+  return job, recipe
 end
 
 -- What a folder that is no sweep's yet may hold.

@@ -1,6 +1,7 @@
 -- jobs: recipes x models x texts x settings as a list of jobs, each named by the hash of all that its result hangs on.
 local identity = require "nibble.sweep.identity"
 local nffi = require "nibble.ffi"
+local show = require "nibble.show"
 
 local M = {}
 
@@ -59,7 +60,7 @@ nffi.interpreted(M.set_text)
 --- title(job) -> "any-w4a16 group=64 · tiny-llama · test.txt"
 function M.title(job)
   local what = (job.recipe or "the model itself") .. (next(job.set or {}) and " " .. M.set_text(job.set) or "")
-  return ("%s · %s · %s"):format(what, job.model, job.text)
+  return show.printable(("%s · %s · %s"):format(what, job.model, job.text))
 end
 
 -- ---- the list ----------------------------------------------------------------------------

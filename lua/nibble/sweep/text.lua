@@ -21,8 +21,8 @@ function M.progress(p)
     share = share + (not item.job.recipe and item.share or item.stage == "eval" and 0.5 + item.share / 2 or item.share / 2)
   end
   local parts = { p.failed > 0 and ("%d failed, "):format(p.failed) or "", ("%d running  "):format(#p.running),
+    share > 0 and share < p.total and "ETA " .. units.seconds(p.seconds * (p.total - share) / share) .. "  " or "",
     at and ("%s %s %.0f %%"):format(at.title, at.stage or "", at.share * 100) or "" }
-  if share > 0 and share < p.total then parts[#parts + 1] = "  ETA " .. units.seconds(p.seconds * (p.total - share) / share) end
   return { done = p.done, total = p.total, share = p.total > 0 and share / p.total or 1, name = table.concat(parts) }
 end
 
@@ -46,22 +46,25 @@ local function before(a, b)
   return M.name(a) .. a.job < M.name(b) .. b.job
 end
 
---- table(results) -> text: models, texts, then bits per weight, the most first; what failed, with its message, at the end.
-function M.table(list)
+--- table(results [, width]) -> text, cut to width columns: models, texts, then bits per weight, the most first; what
+-- failed, with its message, at the end.
+function M.table(list, width)
   local done, failed = {}, {}
   for _, r in ipairs(list) do
     local to = r.status == "done" and done or failed
     to[#to + 1] = r
   end
   table.sort(done, before)
-  local rows = { { "model", "text", "recipe", "bits", "ppl", "ratio", "KL", "time", "memory", "" } }
-  for i, r in ipairs(done) do
-    local f, last = r.figures, done[i - 1] or {}
-    rows[i + 1] = { last.model == r.model and "" or r.model, last.model == r.model and last.text == r.text and "" or r.text, M.name(r),
-      number("%.2f", f.bits_per_weight), number("%.4f", f.ppl), f.ppl_against and number("%.4f", f.ppl / f.ppl_against) or "",
-      number("%.5f", f.kl), units.seconds(r.seconds or 0), units.bytes(r.peak_bytes or 0), r.message or "" }
+  local rows, last = { { "", "bits", "ppl", "ratio", "KL", "time", "memory", "" } }, nil
+  for _, r in ipairs(done) do
+    local f, group = r.figures, ("%s · %s"):format(r.model, r.text)
+    if group ~= last then rows[#rows + 1] = { group, "", "", "", "", "", "", "" } end
+    last = group
+    rows[#rows + 1] = { "  " .. M.name(r), number("%.2f", f.bits_per_weight), number("%.4f", f.ppl),
+      f.ppl_against and number("%.4f", f.ppl / f.ppl_against) or "", number("%.5f", f.kl), units.seconds(r.seconds or 0),
+      units.bytes(r.peak_bytes or 0), r.message or "" }
   end
-  local out = done[1] and show.columns(rows, "lllrrrrrrl") or ""
+  local out = done[1] and show.columns(rows, "lrrrrrrl", width) or ""
   for _, r in ipairs(failed) do out = out .. ("failed: %s: %s\n"):format(jobs.title(r), r.message or "") end
   return out
 end

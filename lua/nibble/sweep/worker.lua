@@ -127,12 +127,20 @@ local function size_of(f, ck)
   return true
 end
 
+-- Whether a file of ids holds windows: they have their own length.
+local function are_windows(path)
+  local file = checkpoint.open(path)
+  local info = file and (file:info "ids" or file:info "input_ids")
+  return info and #info.shape == 2
+end
+
 local function evaluate(r, job, model, against, say)
-  local ids = job.text_path:match "%.safetensors$"
-  local e, msg, code = eval.run { model = model, against = against, text = not ids and job.text_path or nil,
-    ids = ids and job.text_path or nil, context = not ids and job.context or nil, windows = job.windows, activations = job.activations,
-    progress = function(p) say("eval", p.done / p.total) end }
+  local ids = job.text_path:match "%.safetensors$" and job.text_path or nil
+  local context = not (ids and are_windows(ids)) and job.context or nil
+  local e, msg, code = eval.run { model = model, against = against, text = not ids and job.text_path or nil, ids = ids, context = context,
+    windows = job.windows, activations = job.activations, progress = function(p) say("eval", p.done / p.total) end }
   if not e then return nil, msg, code end
+  r.context = e.context
   for _, warning in ipairs(e.warnings) do io.stderr:write("nibble: ", warning, "\n") end
   for _, k in ipairs { "ppl", "nll", "tokens", "ppl_against", "kl", "top1_agreement" } do r.figures[k] = e[k] end
   return e

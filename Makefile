@@ -3,6 +3,7 @@
 #   make            build/libnibble.so and build/nibble
 #   make demo       set up, then carry a small model from float to 4 bits and prove it
 #   make demo-sweep set up, then many recipes on two small models, and their report
+#   make demo-slurm the same as a job array of a Slurm that is started here for it, and a conversion in parts
 #   make test       set up, then the specs        (make asan test: under ASan+UBSan; JIT=off: interpreted)
 #   make test-all   the same and the specs with real programs around nibble: Slurm, a browser, terminals (spec/all)
 #   make lint       formatting, unused names, and which layer may use which
@@ -39,7 +40,7 @@ OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
-.PHONY: all setup asan demo demo-sweep test test-all lint docs bench coverage-systems install clean
+.PHONY: all setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
 all: $(BUILD)/libnibble.so $(BUILD)/nibble
 
 setup:
@@ -100,6 +101,11 @@ demo: setup
 demo-sweep: setup
 	@$(MAKE) --no-print-directory all
 	@scripts/demo-sweep $(BUILD)
+
+demo-slurm:
+	@scripts/bootstrap all
+	@$(MAKE) --no-print-directory all
+	@scripts/demo-slurm $(BUILD)
 
 lint: setup
 	@scripts/lint

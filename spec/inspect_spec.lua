@@ -54,6 +54,13 @@ describe("inspect's table", function()
     assert.is_nil(r.out:find("\27", 1, true))
     local document = assert(nb.json.decode(command.run({ "inspect", dir, "--json" }).out))
     assert.equal("evil\27[2J\n", document.modules[1].name)
+    -- A session, too, shows modules and tables of names without it.
+    local list = assert(nb.open(dir)):grep "evil"
+    assert.is_nil(require("nibble.repl.show").value(list:names()):find("\27", 1, true))
+    for _, text in ipairs { tostring(list), tostring(list[1]), list:show(), tostring(list:stats()) } do
+      assert.matches("evil�[2J", text, 1, true)
+      assert.is_nil(text:find("\27", 1, true))
+    end
     files.remove(dir)
   end)
 end)

@@ -31,6 +31,7 @@ describe("session with piped input", function()
 
   it("reads on until a piece is complete", function()
     assert.equal("1\n2\n3\n", (session { "for i = 1, 2 do", "print(i)", "end", "1 +", "2" }))
+    assert.equal("2\n3\n", (session { "nibble> 1 + 1", "nibble> 1 +", "      > 2" }))
     local _, err = session { "f(" }
     assert.matches("near '<eof>'", err)
   end)
@@ -103,8 +104,9 @@ describe("help", function()
   end)
 
   it("searches every description with ??", function()
-    local out = session { "??SATURATE", "??8-bit floats", "??no such words anywhere", "??" }
+    local out = session { "??SATURATE", "??nan AND infinities are counted", "??no such words anywhere", "??" }
     assert.matches("t:cast%(dtype %[, {saturate = true}%]%) %-> a new tensor", out)
+    assert.matches("\nt:stats%(%)[^\n]*\n    NaN and infinities are counted", out)
     assert.matches("\nno description has \"no such words anywhere\" in it\n", out)
     out = session { "??any architecture: 4-bit weights in groups of 128, by" }
     assert.equal("recipe recipes/any-w4a16.lua\n    Any architecture: 4-bit weights in groups of 128, by round to nearest as "
@@ -126,9 +128,11 @@ describe("commands", function()
   end)
 
   it("list variables and memory", function()
-    local out = session({ ":who", "t = tensor('bf16', {3, 4})", "s, n = 'abc', 7", ":who", ":mem" }, { MODEL })
-    assert.matches("\nmodel  checkpoint  8%.0 MiB  39 tensors\n.-\nn +number\ns +string +3 B  3 characters\nt +bf16 +24 B  3×4\n", out)
-    assert.matches("\ntensors +24 B  %d+ buffers", out)
+    local out = session({ ":who", "t = tensor('bf16', {3, 4})", "s, n = 'abc', 7", "q = tensor('f32', {16, 128}):quantize{scheme = 'W4A16'}", ":who",
+      ":mem" }, { MODEL })
+    assert.matches("\nmodel  checkpoint  8%.0 MiB  39 tensors\n.-\nn +number\n"
+      .. "q +quantized +2%.1 KiB  16×128\ns +string +3 B  3 characters\nt +bf16 +24 B  3×4\n", out)
+    assert.matches("\ntensors +%d+%.?%d* KiB  %d+ buffers", out)
     assert.matches("\nprocess +%d", out)
   end)
 

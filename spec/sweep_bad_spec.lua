@@ -155,6 +155,8 @@ describe("a result", function()
     local path = folder.path(dir, job(dir, "small"), "result.json")
     local whole, before = files.read(path), results.encode(result(dir, "small")):gsub('"seconds":.*', "")
     for _, text_of in ipairs { "", (whole:gsub('"job":"%x%x%x%x', '"job":"0000')), (whole:gsub('"figures":%b{}', '"figures":7')),
+      (whole:gsub('"ppl":[%d.]+', '"ppl":"7"')), (whole:gsub('"modules":%b[]', '"modules":[7]')), (whole:gsub('"model":"[^"]*",', "")),
+      (whole:gsub('"text":"[^"]*"', '"text":{}')), (whole:gsub('"sqnr_db":', '"sqnr_db":{},"x":')),
       whole:sub(1, 100) } do
       files.write(path, text_of)
       assert.equal(1, #assert(nb.sweep.read(dir)))

@@ -2,6 +2,7 @@
 --
 -- Rules live in check/<topic>.lua; each file returns an array of {id =, about =, consumer = true where it is asked for
 -- each consumer, run = function(context, add) … end}. What consumers accept is data in nibble.backends.checks.
+local alike = require "nibble.check.alike"
 local backends = require "nibble.backends"
 local checkpoint = require "nibble.checkpoint"
 local facts = require "nibble.backends.checks"
@@ -53,70 +54,6 @@ function M.consumers()
     if not seen[name] then out[#out + 1] = name end
   end
   return out
-end
-
--- ---- many alike as one ------------------------------------------------------------------
-
-local ranks = { error = 1, warning = 2, note = 3 }
-
-local function plain_text(s) return (s:gsub("[%^%$%(%)%%%.%[%]%*%+%-%?]", "%%%0")) end
-
--- What findings of many modules have in common: the sentence without names and numbers.
-local function key_of(f)
-  local says = f.key
-  if not says then
-    says = f.says
-    for _, name in ipairs { f.module or false, f.tensor or false } do
-      if name then says = says:gsub(plain_text(name), "") end
-    end
-    says = says:gsub("%d+", "#")
-  end
-  return table.concat({ f.rule, f.severity, f.source or "", says, f.repair and f.repair.kind or "" }, "\1")
-end
-
-local function collapse(list)
-  local out, by = {}, {}
-  for _, f in ipairs(list) do
-    local key = key_of(f)
-    local first = by[key]
-    if not first then
-      f.count, f.modules = f.count or 1, f.modules or (f.module and { f.module } or nil)
-      by[key], out[#out + 1] = f, f
-    else
-      first.count = first.count + (f.count or 1)
-      for _, name in ipairs(f.modules or { f.module }) do
-        first.modules = first.modules or {}
-        first.modules[#first.modules + 1] = name
-      end
-      if f.tensor then
-        first.tensors = first.tensors or { first.tensor }
-        first.tensors[#first.tensors + 1] = f.tensor
-      end
-    end
-    f.key = nil
-  end
-  return out
-end
-
--- Errors first, then by the module's name in natural order, then as they were found.
-local function sorted(list)
-  local names, seen = {}, {}
-  for _, f in ipairs(list) do
-    local name = f.module or f.tensor or f.file or ""
-    if not seen[name] then
-      seen[name], names[#names + 1] = true, name
-    end
-  end
-  local place, at = {}, {}
-  for i, name in ipairs(text.natural_sort(names)) do place[name] = i end
-  for i, f in ipairs(list) do at[f] = i end
-  table.sort(list, function(a, b)
-    if a.severity ~= b.severity then return ranks[a.severity] < ranks[b.severity] end
-    local x, y = place[a.module or a.tensor or a.file or ""], place[b.module or b.tensor or b.file or ""]
-    if x ~= y then return x < y end
-    return at[a] < at[b]
-  end)
-  return list
 end
 
 -- ---- running ----------------------------------------------------------------------------
@@ -203,7 +140,7 @@ end
 -- What all rules see. explained: names of modules and layers that a finding is about already.
 local function context_of(ck, o)
   local context = { ck = ck, config = ck.config, quantization = ck.quantization, device = o.device, tp = o.tp,
-    asked_tp = o.asked_tp, values = o.values ~= false, progress = o.progress, explained = {}, by_name = {} }
+    asked_tp = o.asked_tp, values = o.values ~= false, progress = o.progress or nffi.progress, explained = {}, by_name = {} }
   context.modules, context.faults = formats.survey(ck)
   for _, rec in ipairs(context.modules) do context.by_name[rec.name] = rec end
   context.fused, context.routers = layers.structure(ck.config)
@@ -218,7 +155,7 @@ local function adder(list, rule, context)
     f.rule = f.rule or rule.id
     f.severity = f.severity or "error"
     f.source = f.source or (rule.consumer and context.consumer) or nil
-    if not ranks[f.severity] or type(f.says) ~= "string" then
+    if not alike.severities[f.severity] or type(f.says) ~= "string" then
       error(("rule %s: a finding needs a severity and a sentence"):format(rule.id), 2)
     end
     list[#list + 1] = f
@@ -269,13 +206,14 @@ function M.run(from, options)
   if not o then return nil, msg, "einval" end
   local ck, why, code = opened(from)
   if not ck then return nil, why, code end
-  local context = context_of(ck, o)
-  local contexts, names = {}, {}
-  for i, c in ipairs(o.consumers) do contexts[i], names[i] = per_consumer(context, c), c.name end
-  local list = {}
-  unhurried(function() run_rules(1, #topics - 1, context, contexts, list) end)
+  local context, contexts, names, list = nil, {}, {}, {}
+  unhurried(function()
+    context = context_of(ck, o)
+    for i, c in ipairs(o.consumers) do contexts[i], names[i] = per_consumer(context, c), c.name end
+    run_rules(1, #topics - 1, context, contexts, list)
+  end)
   run_rules(#topics, #topics, context, contexts, list)
-  local findings = sorted(collapse(list))
+  local findings = alike.sorted(alike.collapse(list))
   local counts = { error = 0, warning = 0, note = 0 }
   for _, f in ipairs(findings) do counts[f.severity] = counts[f.severity] + 1 end
   return setmetatable({ findings = findings, counts = counts, name = ck.name or ck.path, consumers = names, device = o.device,

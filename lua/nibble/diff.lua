@@ -215,8 +215,9 @@ function M.run(a, b, options)
     ok, msg, code = compare_pair(run, pair)
     if not ok then return nil, msg, code end
     bytes = bytes + pair.a.bytes + pair.b.bytes
-    if o.progress then
-      o.progress { done = i, total = #list, name = pair.a.name, bytes = bytes, total_bytes = total, seconds = nffi.C.nb_now() - start }
+    local progress = o.progress or nffi.progress
+    if progress then
+      progress { done = i, total = #list, name = pair.a.name, bytes = bytes, total_bytes = total, seconds = nffi.C.nb_now() - start }
     end
   end
   return result.new { entries = run.entries, a = run.a, b = run.b, key = key, skipped = run.skipped, notes = notes,

@@ -140,6 +140,8 @@ local function known_keys()
   return out
 end
 
+M.keys = known_keys -- for completion
+
 -- What is wrong with a key's value, or nil.
 local function fault(key, spec, value)
   if spec.call and type(value) ~= "function" then return "select: where is a function of a module's record" end

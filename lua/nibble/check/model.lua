@@ -9,7 +9,8 @@ Listener.__index = Listener
 
 function Listener:put(name, n, k, biased)
   local m = { name = name, n = n, k = k, biased = biased or false }
-  self.list[#self.list + 1] = m
+  local at = self.count + 1
+  self.count, self.list[at], self.by[name] = at, m, m
 end
 
 function Listener:norm(name) self:put(name, self.c.hidden) end
@@ -46,18 +47,16 @@ function M.expected(arch, ck)
   local c, msg, code = decoder.config(arch, ck)
   if not c then return nil, msg, code end
   if c.layers > 10000 then return nil, ("config.json: %d layers"):format(c.layers), "eunsupported" end
-  local f = setmetatable({ list = {}, c = c }, Listener)
+  local f = setmetatable({ list = {}, by = {}, count = 0, c = c }, Listener)
   f:put(arch.embedding, c.vocab, c.hidden)
   for i = 0, c.layers - 1 do arch.layer(f, i) end
   f:norm(arch.final_norm)
   local tied = c.get "tie_word_embeddings"
   if tied ~= true then
     f:put(arch.lm_head, c.vocab, c.hidden)
-    f.list[#f.list].optional = tied == nil
+    f.list[f.count].optional = tied == nil
   end
-  local by = {}
-  for _, m in ipairs(f.list) do by[m.name] = m end
-  return { list = f.list, by = by, c = c }
+  return { list = f.list, by = f.by, c = c }
 end
 
 return M

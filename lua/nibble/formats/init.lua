@@ -197,7 +197,7 @@ local function build(ck, faults)
     if not faults then return nil, msg, code end
     faults.config, f, st = msg, opaque(ck), {}
   end
-  local plain, list, by_name = require "nibble.formats.plain", {}, {}
+  local plain, list = require "nibble.formats.plain", {}
   local ok
   ok, msg, code = each_module(ck, faults, function(module, tensors, bytes, params)
     local rec, why, which = probe_one(ck, f, plain, st, module, tensors, bytes, params)
@@ -207,14 +207,14 @@ local function build(ck, faults)
       faults[#faults + 1] = rec
     end
     if rec.parts then
-      for _, part in ipairs(rec.parts) do list[#list + 1], by_name[part.name] = part, part end
+      for _, part in ipairs(rec.parts) do list[#list + 1] = part end
     else
-      list[#list + 1], by_name[rec.name] = rec, rec
+      list[#list + 1] = rec
     end
     return true
   end)
   if not ok then return nil, msg, code end
-  return { list = list, by_name = by_name, format = f, settings = st }
+  return { list = list, format = f, settings = st }
 end
 
 -- From this many tensors on the collector rests meanwhile: all that is made stays.
@@ -261,6 +261,10 @@ end
 function M.record(ck, name)
   local all, msg, code = opened(ck)
   if not all then return nil, msg, code end
+  if not all.by_name then -- when first asked for: a look at the whole needs none
+    all.by_name = {}
+    for _, r in ipairs(all.list) do all.by_name[r.name] = r end
+  end
   local rec = all.by_name[name] or all.by_name[(name:gsub("%.weight$", ""))]
   if rec then return rec end
   return nil, ("%s has no module %q%s"):format(ck.name or "the checkpoint", name, text.hint(name, lookalikes(all, name))),
@@ -436,7 +440,7 @@ end
 
 local function describe(rec)
   local shape = rec.n and ("[%d×%d]"):format(rec.n, rec.k) or ""
-  return ("%s  %s %s  %s  %s  %.2f bits  %s"):format(rec.name, rec.kind, shape, what_is(rec), rec.format,
+  return ("%s  %s %s  %s  %s  %.2f bits  %s"):format(require("nibble.show").printable(rec.name), rec.kind, shape, what_is(rec), rec.format,
     rec.bits_per_weight, units.bytes(rec.bytes))
 end
 

@@ -16,11 +16,14 @@ local function last_link(text)
   if before then return "name", inner, before end
 end
 
+local LONGEST = 600 -- bytes of an expression that is followed: a name inside of brackets may be long
+
 --- chain(text) -> array of keys: the expression at the end of text ("m.files[1]"
 -- after "print(m.files[1]" is {"m", "files", 1}), or nil. Calls are never made, so
 -- an expression with a call in it has no chain.
 function M.chain(text)
   local keys = {}
+  text = text:sub(-LONGEST)
   while true do
     local kind, key, before = last_link(text)
     if not kind then return nil end

@@ -40,6 +40,7 @@ local values = {
   stage = constant("skip", "plain", "generic", "marlin"), skip_mode = constant("substring", "exact", "suffix"),
   range = constant("full", "narrow", "tight"), arithmetic = constant("float32", "dtype"),
   activations = constant("stored", "none"),
+  kind = constant("linear", "embedding", "norm", "other"), quantized = booleans,
   through = constant("reference", "auto"),
   symmetric = booleans, requantize = booleans, measure = booleans, lossy = booleans, saturate = booleans, lm_head = booleans,
 }
@@ -132,6 +133,7 @@ end
 function M.of(f, path)
   if is(f, "nibble.recipe", "load") or is(f, "nibble.plan", "new") then return recipe_options(path) end
   local doc = not path[1] and require("nibble.repl.help").doc(f)
+  if doc and doc:match "^%a+:select{" then return require("nibble.modules").keys(), {} end
   if doc and doc:match "^t:quantize{" or is(f, "nibble.quant", "of_tensor") then return quantize_options(path) end
   if doc then return from_doc(doc) end
   return {}, {}

@@ -159,18 +159,18 @@ end
 -- What is to run next; nil, status when the session is to end.
 local function read_text(session)
   session.before = ""
-  local text
+  local text, typed_so_far
   while true do
     local line, why, typed = session.read(text and pieces.MORE or pieces.PROMPT)
     if why == "interrupted" then
       if interrupted_twice(session, typed) or not session.person then return nil, 130 end
-      text, session.before = nil, ""
+      text, typed_so_far, session.before = nil, nil, ""
     elseif not line then
       return text, 0 -- what is there may still tell what it lacks
     else
       session.stopped = nil
-      text = text and text .. "\n" .. line or line
-      text = pieces.clean(text)
+      typed_so_far = typed_so_far and typed_so_far .. "\n" .. line or line
+      text = pieces.clean(typed_so_far)
       local list, msg = pieces.split(text)
       if list or msg then
         session.remember(text)

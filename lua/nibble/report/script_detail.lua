@@ -141,7 +141,7 @@ const facts = (row) => {
   const fact = (name, text) => { if (text !== null && text !== "") list.append(el("dt", {}, name), el("dd", {}, String(text))); };
   const num = (field) => get(row, field);
   fact("settings", get(row, "set"));
-  fact("scheme", get(row, "scheme"));
+  if (get(row, "scheme") !== "–") fact("scheme", get(row, "scheme"));
   if (num("bytesModel") && num("bytes")) {
     const times = (num("bytesModel") / num("bytes")).toFixed(2);
     fact("size", bytesText(num("bytes")) + " of " + bytesText(num("bytesModel")) + ", " + times + " times smaller");

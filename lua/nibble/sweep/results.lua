@@ -15,6 +15,13 @@ local keys = {
 local figure_keys = { "ppl", "nll", "tokens", "ppl_against", "kl", "top1_agreement", "bits_per_weight", "bytes", "bytes_model",
                       "worst_sqnr_db", "worst", "accepted" }
 local module_keys = { "name", "scheme", "action", "bytes", "params", "sqnr_db", "mse" }
+-- What each is where it is there; of figures all but these are numbers.
+local types = { figures = "table", modules = "table", set = "table" }
+for _, k in ipairs { "context", "windows", "seconds", "seconds_run", "seconds_eval", "peak_bytes", "attempts" } do types[k] = "number" end
+local figure_types = { worst = "string", accepted = "boolean" }
+local module_types = { name = "string", scheme = "string", action = "string" }
+-- These must be there.
+local needed = { "job", "status", "model", "text", "figures", "set" }
 -- These may be null, and are then written so.
 local nullable = { "recipe", "recipe_hash", "recipe_text", "windows" }
 
@@ -39,15 +46,29 @@ end
 --- write(dir, result) -> true | nil, msg, code: as the job's result.json.
 function M.write(dir, r) return checkpoint.write_file(folder.path(dir, r.job, "result.json"), M.encode(r) .. "\n") end
 
+-- What is wrong with t's values, or nil; its nulls become nils.
+local function mistyped(t, order, kinds, usual)
+  for _, k in ipairs(order) do
+    if t[k] == json.null then t[k] = nil end
+    if t[k] ~= nil and type(t[k]) ~= (kinds[k] or usual) then
+      return ("its %s is a %s, expected a %s"):format(k, type(t[k]), kinds[k] or usual)
+    end
+  end
+end
+
 local function decode(text, hash)
   local r, msg = json.decode(text)
   if type(r) ~= "table" or r == json.null then return nil, msg or "it is no JSON object" end
-  if (hash and r.job ~= hash) or type(r.job) ~= "string" then return nil, "it is another job's" end
-  if r.status ~= "done" and r.status ~= "failed" then return nil, ("its status is %s"):format(tostring(r.status)) end
-  for _, k in ipairs { "figures", "set" } do
-    if type(r[k]) ~= "table" then return nil, ("its %s are no object"):format(k) end
+  msg = mistyped(r, keys, types, "string")
+  if msg then return nil, msg end
+  for _, k in ipairs(needed) do if r[k] == nil then return nil, ("its %s is missing"):format(k) end end
+  if hash and r.job ~= hash then return nil, "it is another job's" end
+  if r.status ~= "done" and r.status ~= "failed" then return nil, ("its status is %s"):format(r.status) end
+  msg = mistyped(r.figures, figure_keys, figure_types, "number")
+  for _, m in ipairs(r.modules or {}) do
+    msg = msg or type(m) ~= "table" and "a module of it is no object" or mistyped(m, module_keys, module_types, "number")
   end
-  for _, k in ipairs(keys) do if r[k] == json.null then r[k] = nil end end
+  if msg then return nil, msg end
   return r
 end
 

@@ -168,6 +168,19 @@ describe("a run in parts", function()
     assert.equal(expected, digest(dir))
   end)
 
+  it("merges what a merge left that ended before it could clear up", function()
+    local dir, parts = fresh(), fresh()
+    run(recipe, dir, "--shard 1/1")
+    os.execute(("cp -r %s/.nibble-parts %s"):format(dir, parts))
+    run(recipe, dir, "--merge")
+    os.execute(("cp -r %s %s/.nibble-parts"):format(parts, dir)) -- before the parts went
+    assert.matches("complete already", run(recipe, dir, "--merge").out)
+    assert.equal(expected, digest(dir))
+    os.execute(("cp -r %s %s/.nibble-parts && touch %s/.nibble-journal"):format(parts, dir, dir)) -- before the journal went
+    assert.matches("39 modules, .*39 of them from before", run(recipe, dir, "--merge").out)
+    assert.equal(expected, digest(dir))
+  end)
+
   it("makes a module again whose part lost bytes after its proof", function()
     local dir = fresh()
     run(recipe, dir, "--shard 1/1")

@@ -174,9 +174,10 @@ local function execute(run, dir)
   if not ok then return nil, msg, code end
   ok, msg, code = write_certificate(run, dir)
   if not ok then return nil, msg, code end
-  ok, msg, code = parts.remove(run)
+  ok, msg, code = run.journal:remove()
   if not ok then return nil, msg, code end
-  return run.journal:remove()
+  parts.remove(run) -- after the journal: as long as that stands, their claims count
+  return true
 end
 
 -- -> true, and the folder is this run's alone | nil, msg, code
@@ -220,6 +221,7 @@ function M.execute(plan, dir, options)
   run.state = state
   if state == "complete" then
     recall(plan, msg)
+    parts.remove(run) -- of a run that ended before it could
     return summarize(run, dir, C.nb_now() - t0, state)
   end
   local ok

@@ -319,20 +319,16 @@ function M.release(run)
   for _, journal in ipairs(run.parts and run.parts.journals or {}) do journal:close() end
 end
 
---- remove(run) -> true | nil, msg, code: the parts are gathered, and their folder goes.
+--- remove(run): the output is complete, or nothing of it stays: the parts' folder goes.
 function M.remove(run)
-  if not run.parts then return true end
-  local parts = folder(run.plan, run.dir)
-  for _, journal in ipairs(run.parts.journals) do
-    local ok, msg, code = journal:remove()
-    if not ok then return nil, msg, code end
+  local path = folder(run.plan, run.dir)
+  if not checkpoint.exists(path) then return end
+  for _, name in ipairs(checkpoint.list(path) or {}) do os.remove(path .. "/" .. name) end
+  for _, name in ipairs { "model.safetensors", "model.safetensors.partial" } do
+    os.remove(path .. "/calibration.safetensors/" .. name)
   end
-  for _, name in ipairs { "calibration.safetensors/model.safetensors", "calibration.json", "calibration" } do
-    local ok, msg, code = checkpoint.remove_file(parts .. "/" .. name)
-    if not ok then return nil, msg, code end
-  end
-  output.unmake { run.dir .. "/" .. output.parts, parts, parts .. "/calibration.safetensors" }
-  return true
+  M.release(run)
+  output.unmake { run.dir .. "/" .. output.parts, path, path .. "/calibration.safetensors" }
 end
 
 return M

@@ -41,7 +41,7 @@ function M.look(dir, ck, id)
   local kind = checkpoint.exists(dir)
   if not kind then return "new" end
   if kind ~= "dir" then return nil, ("%s is a file; give a folder for the output"):format(dir), "eio" end
-  if checkpoint.exists(dir .. "/" .. M.journal) or checkpoint.exists(dir .. "/" .. M.parts) then return "resume" end
+  if checkpoint.exists(dir .. "/" .. M.journal) then return "resume" end
   local entries
   entries, msg, code = checkpoint.list(dir)
   if not entries then return nil, msg, code end
@@ -51,6 +51,7 @@ function M.look(dir, ck, id)
     if type(c) == "table" and c.plan == id then return "complete", c end
     return nil, ("%s holds the finished output of another plan; choose another folder or remove it"):format(dir), "eio"
   end
+  if checkpoint.exists(dir .. "/" .. M.parts) then return "resume" end
   if #entries > 0 then
     return nil, ("%s exists and holds other files (%s%s); choose another folder or empty it"):format(dir, entries[1],
       #entries > 1 and (" and %d more"):format(#entries - 1) or ""), "eio"

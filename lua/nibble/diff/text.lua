@@ -151,7 +151,10 @@ function methods.missed(r, accept)
   end
   if not accept.sqnr_db then return nil end
   for _, e in ipairs(r) do
-    if e.odd > 0 then return ("%s: %s by a NaN or an infinity"):format(full_name(e), e.odd == 1 and "1 value differs" or e.odd .. " values differ") end
+    if e.odd > 0 then
+      local differ = e.odd == 1 and "1 value differs" or e.odd .. " values differ"
+      return ("%s: %s by a NaN or an infinity"):format(full_name(e), differ)
+    end
     local db = e.sqnr_db or (e.same and math.huge or -math.huge)
     if db < accept.sqnr_db then return ("%s: SQNR is %.2f dB, expected %g dB or more"):format(full_name(e), db, accept.sqnr_db) end
   end

@@ -255,6 +255,17 @@ describe("policy", function()
     assert.equal('unknown dialect "awk"; did you mean "awq"?', msg)
     assert.equal("einval", code)
     assert.matches("no quant_method; name the dialect", select(2, nb.policy.parse(nil, {})))
+    for text, pattern in pairs {
+      ['{"quant_method": "auto-round", "bits": 4, "group_size": 0}'] = "group = 0: expected a number above 0",
+      ['{"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["re:("], "weights": {"num_bits": 4}}}}'] = 'pattern "%("',
+      ['{"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "modules_to_not_convert": [""]}'] = "would match everything",
+      ['{"quant_method": "modelopt", "quant_algo": "X"}'] = "modelopt's X is not known here",
+      ['{"quant_method": ["awq"]}'] = "no quant_method",
+    } do
+      none, msg = nb.policy.parse(nil, assert(nb.json.decode(text)), p)
+      assert.is_nil(none)
+      assert.matches(pattern, msg)
+    end
     assert.matches("config_groups is missing", select(2, nb.policy.parse("ct", {})))
     assert.has_error(function() p:compile("ct", { "model.norm" }) end, "policy:compile: the policy says nothing of model.norm")
     assert.has_error(function() nb.policy(assert(nb.open "spec/models/tiny-moe")):over {} end, "policy:over is for a policy that was parsed")

@@ -86,6 +86,14 @@ local function nothing_to_mend(dir)
   end
 end
 
+-- Whether the check offers this kind of repair.
+local function offered(dir, kind)
+  for _, f in ipairs(assert(nb.check.run(dir)).findings) do
+    if f.repair and f.repair.kind == kind then return true end
+  end
+  return false
+end
+
 local function refused(dir, options, pattern)
   local plan, msg = nb.repair.plan(dir, options)
   if not plan then return assert.matches(pattern, msg) end
@@ -115,6 +123,7 @@ describe("repair: the index", function()
       index.metadata.total_size = 17
     end)
     assert.is_nil(nb.open(dir))
+    assert.is_true(offered(dir, "index"))
     local ck, result = mended(dir, nil, { "model.layers.9.ghost.weight: .* → the entry is left out", "model.norm.weight: .* → listed",
       "up_proj.weight: .* → the entry names the file that holds it" })
     same_tensors(model, ck)
@@ -185,6 +194,7 @@ describe("repair: configs", function()
       local original = assert(nb.open("spec/interop/" .. case[1]))
       local dir = broken("interop/" .. case[1], { config = without_config })
       assert.is_nil((assert(nb.open(dir)):modules()))
+      assert.is_true(offered(dir, "quantization_config"))
       local ck = mended(dir, { set = case[3] }, case[2])
       same_tensors(original, ck)
       for _, rec in ipairs(assert(original:modules())) do
@@ -223,6 +233,18 @@ describe("repair: configs", function()
     refused(dir, nil, "how inputs are quantized %(%-%-set scheme=FP8_DYNAMIC or %-%-set scheme=FP8A16%)")
     refused(dir, { set = { scheme = "W4A16" } }, "the config that the tensors seem to mean .* does not fit them")
     refused(dir, { set = { scheme = "FP9" } }, 'unknown scheme "FP9"')
+    dir = broken("interop/gptq-v1-sym-w4g128", { config = without_config })
+    refused(dir, { set = { scheme = "W8A16" } }, "the scheme W8A16 that %-%-set names is not what model.layers.0.self_attn.q_proj holds: W4A16")
+    local function reshaped(name, shape)
+      return broken("interop/gptq-v1-sym-w4g128", { config = without_config, weights = function(list)
+        for _, t in ipairs(list) do
+          if t.name:find(name .. "$") then t.dtype, t.shape = shape(t) end
+        end
+      end })
+    end
+    local only = { only = "quantization_config" }
+    refused(reshaped("qzeros", function(t) return "I32", { t.shape[2], t.shape[1] } end), only, "don't tell .*qzeros is %[32x2%] for ")
+    refused(reshaped("g_idx", function(t) return "F32", t.shape end), only, "a sound shape: .*g_idx is f32 %[256%]")
   end)
 
   it("a side file that contradicts config.json says the same afterwards, or is left out", function()
@@ -289,6 +311,7 @@ describe("repair: lists", function()
       end
       local config = assert(nb.formats.get(case[1])).config(records)
       local dir = folder(tensors, { model_type = "llama", architectures = nb.json.array { "LlamaForCausalLM" }, quantization_config = config })
+      assert.is_true(offered(dir, "ignore"))
       local ck = mended(dir, { only = "ignore" }, "ignore  model.layers.1.self_attn.q_proj: stored float, quantized by the config's word → named in")
       local said = assert(nb.policy.parse(nil, ck.quantization.config, ck))
       assert.is_true(assert(said:same(nb.policy(ck))), case[1])
@@ -376,6 +399,8 @@ describe("repair: scales", function()
       local suffix = format == "modelopt" and ".weight_scale_2" or ".weight_global_scale"
       assert.is_true(ck:tensor(p .. "self_attn.q_proj" .. suffix):equal(ck:tensor(p .. "self_attn.k_proj" .. suffix)))
       same_tensors(before, ck, "%.weight_.*scale")
+      assert.is_true(offered(dir, "global-scale"))
+      nothing_to_mend(ck.path)
     end)
   end
 
@@ -410,6 +435,7 @@ describe("repair: scales", function()
       tensors[p .. "2.down_proj.weight_global_scale"]:set(1, 0 / 0)
     end)
     local before = assert(nb.open(dir))
+    assert.is_true(offered(dir, "dead-expert-scale"))
     local ck = mended(dir, nil, { "experts.1.down_proj: weight_scale 0 → expert 0's; no token reached it in calibration",
       "experts.2.down_proj: weight_global_scale NaN → expert 0's" })
     assert.equal(100, ck:tensor(p .. "2.down_proj.weight_global_scale"):get(1))

@@ -166,7 +166,7 @@ static void ask_for(const void *from, int64_t bytes) {
 /* Bytes from a segment of floats to what will be wanted soon: behind it where rows follow each other,
  * else the row after next. */
 static int64_t ahead_of(const side *s, const window *at) {
-  return (at->columns == s->w->k ? 4 * NB_SEGMENT : 2 * s->w->k) * nb_dtype_bits(s->w->values->dtype) / 8;
+  return (at->columns == s->w->k ? 2 * NB_SEGMENT : 2 * s->w->k) * nb_dtype_bits(s->w->values->dtype) / 8;
 }
 
 static void ask_for_floats(const side *s, const window *at, int64_t r, int64_t c, int64_t n) {

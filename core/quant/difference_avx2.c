@@ -34,6 +34,7 @@ INLINE float segment(nb_segment_sums *sums, const void *floats, int dtype, const
     __m256 offset = _mm256_set1_ps(-(float)q->zero[g] * q->scale[g]);
     for (; i < end; i += NB_SEGMENT_LANES) {
       _mm_prefetch((const char *)floats + i * (dtype == NB_F32 ? 4 : 2) + q->ahead, _MM_HINT_T0);
+      _mm_prefetch((const char *)(q->words + i / 8) + 1024, _MM_HINT_T0);
       __m256 w0 = floats8(floats, i, dtype), x0 = nibbles8(q->words[i / 8], scale, offset);
       __m256 w1 = floats8(floats, i + 8, dtype), x1 = nibbles8(q->words[i / 8 + 1], scale, offset);
       low = nb_lanes_add(low, (nb_v8f)(codes_first ? x0 : w0), (nb_v8f)(codes_first ? w0 : x0));

@@ -71,6 +71,7 @@ local function completion()
   local ck = assert(nb.open(path))
   opened = (C.nb_now() - opened) * 1e3
   local env = { m = ck }
+  collectgarbage() -- what the writing left is none of the session's
   print(("  %d tensors, opened in %.0f ms"):format(ck.count, opened))
   for _, typed in ipairs { "", "model.layers.4", "model.layers.95.mlp.experts.34", "gate_proj.wei" } do
     local first = C.nb_now()

@@ -38,27 +38,22 @@ end
 -- ---- compressed-tensors: targets and ignore lists ---------------------------------------------
 
 add { name = "compressed-tensors", format = "compressed-tensors", read = function(data)
-  local ct_config = require "nibble.formats.ct_config"
-  local st, msg, code = ct_config.settings(holder(data))
+  local st, msg, code = require("nibble.formats.ct_config").settings(holder(data))
   if not st then return nil, msg, code end
   local consumer
   consumer, msg, code = require("nibble.methods.ct_config").new(data, { where = "the data" })
   if not consumer then return nil, msg, code end
   local by_name = {}
   for _, g in ipairs(st.groups) do by_name[g.name] = g end
-  local reader = {}
-  function reader.module(name)
-    local ignored, entry, kind = match.ignored(name, st.ignore)
-    if ignored == nil then return nil, entry, kind end
-    local g = not ignored and ct_config.named_group(st, name)
-    return g and g.scheme or false
-  end
-  function reader.layer(layer, fused)
-    local g, why, kind
-    if layer.kind == "moe" then g, why, kind = consumer:moe_group(layer.name, { projections = layer.projections })
-    else g, why, kind = consumer:group(layer.name, { class = layer.kind == "lm_head" and "ParallelLMHead" or "Linear", fused = fused }) end
+  local function of(g, why, kind)
     if g == nil then return nil, why, kind end
     return g and by_name[g.name] and by_name[g.name].scheme or false
+  end
+  local reader = {}
+  function reader.module(name) return of(consumer:group(name, { class = "Linear" })) end
+  function reader.layer(layer, fused)
+    if layer.kind == "moe" then return of(consumer:moe_group(layer.name, { projections = layer.projections })) end
+    return of(consumer:group(layer.name, { class = layer.kind == "lm_head" and "ParallelLMHead" or "Linear", fused = fused }))
   end
   return reader
 end }
@@ -221,7 +216,8 @@ add { name = "auto-round", write = auto_round,
     local function of(name, kind, fused)
       local r, why, what = c:resolve(name, kind, fused)
       if not r then return nil, why, what end
-      return r.quantized and schemes.new { bits = r.bits, group = r.group, symmetric = r.sym }
+      if not r.quantized then return false end
+      return schemes.new { bits = r.bits, group = r.group, symmetric = r.sym }
     end
     return { module = function(name) return of(name, is_head(name) and "lm_head" or "linear") end,
       layer = function(layer, fused) return of(layer.name, layer.kind, fused) end }
@@ -242,7 +238,7 @@ end
 --- of(data) -> dialect | nil, msg, "einval": by the quant_method that a config names.
 function M.of(data)
   local method = config.present(data, "quant_method")
-  if method == nil then
+  if type(method) ~= "string" then
     return nil, "the data has no quant_method; name the dialect: policy.parse(dialect, data)", "einval"
   end
   return M.get((tostring(method):lower():gsub("^intel/", ""):gsub("^modelopt.*", "modelopt")))

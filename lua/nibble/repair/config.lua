@@ -64,7 +64,14 @@ local function of_gptq(view, module, t, set, expected)
   if not whole(k) or not whole(k / groups) then
     return nil, ("a sound shape: %s.qweight %s holds no whole columns of %d bits"):format(module, text.shape(t.qweight.shape), bits)
   end
+  local words = { groups, math.ceil(n * bits / 32) }
+  if t.qzeros and (t.qzeros.dtype ~= "i32" or text.shape(t.qzeros.shape) ~= text.shape(words)) then
+    return nil, ("a sound shape: %s.qzeros is %s for %s of %d bits"):format(module, text.shape(t.qzeros.shape), text.shape(words), bits)
+  end
   local acts = false
+  if t.g_idx and (t.g_idx.dtype ~= "i32" or #t.g_idx.shape ~= 1) then
+    return nil, ("a sound shape: %s.g_idx is %s %s"):format(module, t.g_idx.dtype, text.shape(t.g_idx.shape))
+  end
   if t.g_idx and groups > 1 then
     local g_idx, msg = view:read(t.g_idx)
     if not g_idx then return nil, msg end
@@ -106,8 +113,9 @@ local function of_packed(view, module, t, set, expected)
     if not set.scheme then return nil, "whether inputs are quantized, too (--set scheme=MXFP4 or --set scheme=MXFP4A16)" end
     return { family = "compressed-tensors", n = n, k = k }
   end
-  local k, shape = expected and expected.k, t.weight_shape and view:read(t.weight_shape)
-  if shape then k = shape:get(2) end
+  local k, shape = expected and expected.k, t.weight_shape
+  if shape and (numel(shape) ~= 2 or shape.dtype ~= "i64") then return nil, module .. ".weight_shape, which is no two numbers" end
+  if shape then k = view:read(shape):get(2) end
   if not k then return nil, ("%s.weight_shape"):format(module) end
   local bits = set.bits
   for b = 8, 2, -1 do
@@ -233,8 +241,12 @@ local function derived(view, set)
       end
       family, leader = rec.family, leader or module
       if set.scheme then
-        rec.scheme, missing = schemes.try(tostring(set.scheme))
+        local told = rec.scheme
+        rec.scheme, missing = schemes.try(set.scheme)
         if not rec.scheme then return nil, missing end
+        if told and (told.type ~= rec.scheme.type or told.bits ~= rec.scheme.bits) then
+          return nil, ("the scheme %s that --set names is not what %s holds: %s"):format(set.scheme, module, schemes.describe(told))
+        end
       end
       if set.group_size and rec.scheme.type == "int" then
         rec.scheme, missing = schemes.try(rec.scheme, { group = set.group_size })

@@ -37,7 +37,7 @@ local function mlps_of(view)
           of = { key = key, size = view.config[key], mlps = {} }
           by_key[key], keys[#keys + 1] = of, of
         end
-        if gate.n ~= of.size or up.n ~= of.size or down.k ~= of.size then
+        if type(of.size) ~= "number" or gate.n ~= of.size or up.n ~= of.size or down.k ~= of.size then
           return nil, ("%s: its layers have %s, %s and %s, but config.json's %s is %s"):format(parent, tostring(gate.n), tostring(up.n),
             tostring(down.k), key, tostring(of.size))
         end

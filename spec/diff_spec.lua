@@ -147,6 +147,9 @@ describe("diff", function()
       a:set({ 5, 9 }, 0 / 0)
       local e = assert(nb.diff(plain(a), plain(b)))[1]
       assert.equal(2, e.odd)
+      local r = assert(nb.diff(plain(a), plain(b)))
+      assert.matches(" 2 NaN/inf ", tostring(r), 1, true)
+      assert.equal(up .. ": 2 values differ by a NaN or an infinity", r:missed { sqnr_db = 1 })
       agrees(e, a, b)
     end
   end)

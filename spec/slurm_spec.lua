@@ -108,7 +108,7 @@ describe("a batch script", function()
   end)
 
   it("passes signals on, and goes back into the queue but where it was cancelled or gets nowhere", function()
-    local stops = "trap 'sleep 0.2; exit %d' %s; touch begun; while :; do sleep 0.05; done"
+    local stops = "trap 'sleep 0.2; exit %d' %s; touch begun; for i in $(seq 200); do sleep 0.05; done; exit 9"
     local usr1, term = stops:format(138, "USR1"), stops:format(143, "TERM")
     assert.same({ 0, "scontrol requeue 5_7\n" }, { ended(usr1, { signal = "USR1" }) })
     assert.same({ 138, "" }, { ended(usr1, { signal = "USR1", restarts = 20 }) })

@@ -66,7 +66,7 @@ end
 local function full_name(e) return e.tensor and e.tensor ~= "weight" and e.tensor ~= "" and e.module .. "." .. e.tensor or e.module end
 
 local function sqnr_text(e)
-  if e.odd > 0 then return ("%d NaN"):format(e.odd) end
+  if e.odd > 0 then return ("%d NaN/inf"):format(e.odd) end
   if e.same then return e.equal and "equal" or "same" end
   return e.sqnr_db and ("%.2f"):format(e.sqnr_db) or "-inf"
 end
@@ -151,7 +151,10 @@ function methods.missed(r, accept)
   end
   if not accept.sqnr_db then return nil end
   for _, e in ipairs(r) do
-    if e.odd > 0 then return ("%s: %s by a NaN or an infinity"):format(full_name(e), plural(e.odd, "value") .. " differ") end
+    if e.odd > 0 then
+      local differ = e.odd == 1 and "1 value differs" or e.odd .. " values differ"
+      return ("%s: %s by a NaN or an infinity"):format(full_name(e), differ)
+    end
     local db = e.sqnr_db or (e.same and math.huge or -math.huge)
     if db < accept.sqnr_db then return ("%s: SQNR is %.2f dB, expected %g dB or more"):format(full_name(e), db, accept.sqnr_db) end
   end

@@ -41,7 +41,7 @@ LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
 .PHONY: all setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
-all: $(BUILD)/libnibble.so $(BUILD)/nibble
+all: $(BUILD)/libnibble.so $(BUILD)/nibble $(BUILD)/libcuemu.so
 
 setup:
 	@scripts/bootstrap
@@ -78,6 +78,11 @@ $(BUILD)/libnibble.so: $(OBJ)
 
 $(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
 	$(CC) -Wl,--export-dynamic-symbol='nb_*' -o $@ $^ $(filter-out -fopenmp,$(LDFLAGS)) -lluajit-5.1 $(LIBGOMP) $(LDLIBS)
+
+# The stand-in for NVIDIA's driver, which runs the kernels on the processor (cuda/emu/driver.cpp).
+$(BUILD)/libcuemu.so: $(wildcard cuda/emu/*.cpp cuda/emu/*.h cuda/kernels/*.cu cuda/*.cuh)
+	@mkdir -p $(@D)
+	g++ -std=c++17 -O2 -g -fPIC -Wall -Wextra $(SAN) -shared -Icuda -Icuda/emu -o $@ $(filter %.cpp,$^)
 
 -include $(OBJ:.o=.d) $(BUILD)/obj/core/main.d
 

@@ -7,6 +7,7 @@
 //
 // The environment makes it another machine, or makes it fail:
 //   NB_EMU_DEVICES=1  NB_EMU_SM=90  NB_EMU_VERSION=13000  NB_EMU_MEMORY=bytes of one device
+//   NB_EMU_REAL=1   says nothing of being an emulator: nibble loads its own kernels, as onto a GPU
 //   NB_EMU_FAIL=cuMemAlloc_v2:3:2   the third such call gives code 2; a code from 700 on stays for all later ones
 #include <cstdint>
 #include <cstdio>
@@ -30,7 +31,14 @@ __attribute__((weak)) const emu_kernel *emu_find(const char *name);
 
 namespace {
 
-enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NO_DEVICE = 100, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+enum {
+  INVALID_VALUE = 1,
+  OUT_OF_MEMORY = 2,
+  INVALID_CONTEXT = 201,
+  NO_DEVICE = 100,
+  NOT_FOUND = 500,
+  LAUNCH_FAILED = 719
+};
 
 struct Block {
   size_t bytes, mapped;
@@ -105,9 +113,8 @@ int device_count() { return (int)setting("NB_EMU_DEVICES", 1); }
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Its presence tells nibble that kernels are here without being loaded.
-extern const int nb_emulated_driver;
-const int nb_emulated_driver = 1;
+// Tells nibble that kernels are here without being loaded.
+int nb_emulated_driver(void) { return !setting("NB_EMU_REAL", 0); }
 
 int cuInit(unsigned) {
   EARLY;
@@ -139,7 +146,7 @@ int cuDeviceGetName(char *name, int bytes, int) {
 int cuDeviceGetAttribute(int *value, int attribute, int) {
   long sm = setting("NB_EMU_SM", 90);
   switch (attribute) {
-  case 16: *value = 4; break;         // multiprocessors: few, so that blocks have much to do
+  case 16: *value = 4; break; // multiprocessors: few, so that blocks have much to do
   case 75: *value = (int)sm / 10; break;
   case 76: *value = (int)sm % 10; break;
   case 97: *value = 227 * 1024; break; // shared memory of one block
@@ -231,7 +238,7 @@ int cuMemsetD8_v2(unsigned long long at, unsigned char value, size_t bytes) {
 
 int cuModuleLoadData(void **module, const void *) {
   BEGIN;
-  *module = (void *)&nb_emulated_driver;
+  *module = &blocks;
   return 0;
 }
 
@@ -246,10 +253,11 @@ int cuFuncSetAttribute(void *, int, int) {
   return 0;
 }
 
-int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void *, void **arguments, void **) {
+int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void *, void **arguments, void **) {
   BEGIN;
-  if (!gx || !gy || !gz || !bx || !by || !bz || bx * by * bz > 1024 || shared > 227 * 1024) return INVALID_VALUE;
+  if (!gx || !gy || !gz || !bx || !by || !bz || bx * by * bz > 1024 || shared > 227 * 1024)
+    return INVALID_VALUE;
   for (auto &b : blocks) permit(b, true);
   try {
     ((const emu_kernel *)function)->run(dim3{gx, gy, gz}, dim3{bx, by, bz}, shared, arguments);

@@ -13,21 +13,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <map>
 #include <mutex>
 #include <string>
 #include <sys/mman.h>
 
-struct dim3 {
-  unsigned x, y, z;
-};
-struct emu_kernel {
-  const char *name;
-  void (*run)(dim3 grid, dim3 block, size_t shared, void **arguments); // throws std::exception when it fails
-};
-// registry.cpp's, where there is one.
-__attribute__((weak)) const emu_kernel *emu_find(const char *name);
+#include "emu.h"
 
 namespace {
 
@@ -194,6 +185,7 @@ int cuMemAlloc_v2(unsigned long long *at, size_t bytes) {
   memset(p, 0xA5, bytes);
   mprotect(p, mapped, PROT_NONE);
   blocks[(uintptr_t)p] = {bytes, mapped, current};
+  emu_own(p, bytes);
   used[current] += bytes;
   *at = (uintptr_t)p;
   return 0;
@@ -204,6 +196,7 @@ int cuMemFree_v2(unsigned long long at) {
   auto b = blocks.find((uintptr_t)at);
   if (b == blocks.end()) return INVALID_VALUE;
   used[b->second.device] -= b->second.bytes;
+  emu_disown((void *)b->first);
   munmap((void *)b->first, b->second.mapped);
   blocks.erase(b);
   return 0;
@@ -244,7 +237,7 @@ int cuModuleLoadData(void **module, const void *) {
 
 int cuModuleGetFunction(void **function, void *, const char *name) {
   BEGIN;
-  *function = emu_find ? (void *)emu_find(name) : nullptr;
+  *function = (void *)emu_find(name);
   return *function ? 0 : NOT_FOUND;
 }
 
@@ -259,10 +252,9 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
   if (!gx || !gy || !gz || !bx || !by || !bz || bx * by * bz > 1024 || shared > 227 * 1024)
     return INVALID_VALUE;
   for (auto &b : blocks) permit(b, true);
-  try {
-    ((const emu_kernel *)function)->run(dim3{gx, gy, gz}, dim3{bx, by, bz}, shared, arguments);
-  } catch (const std::exception &e) {
-    failure_text = e.what();
+  ((const emu_kernel *)function)->run(dim3{gx, gy, gz}, dim3{bx, by, bz}, shared, arguments);
+  if (const char *wrong = emu_error()) {
+    failure_text = wrong;
     lost = LAUNCH_FAILED; // as on a GPU it shows in the next call
   }
   for (auto &b : blocks) permit(b, false);

@@ -102,7 +102,8 @@ function M.launch(kernel, o)
     end
     kept[i], arguments[i - 1] = v, v
   end
-  return check(C.nb_device_launch(number_of(o.device or "cuda", 2), kernel, at, arguments), true)
+  local rc = C.nb_device_launch(number_of(o.device or "cuda", 2), kernel, at, arguments)
+  return check(rc, #kept == #o) -- the arguments' memory lives until here
 end
 
 -- A tensor on device `number` that fill(out) makes. The collector sees neither device memory nor how little there is:

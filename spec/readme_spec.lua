@@ -64,7 +64,7 @@ end
 describe("README.md", function()
   local text = files.read "README.md"
   local dir = files.temporary()
-  local function ours(s) return (s:gsub('%f[%w"](["\' ])out', "%1" .. dir .. "/out"):gsub("^out", dir .. "/out")) end
+  local function ours(s) return (s:gsub('([" ])out%f[^%w]', "%1" .. dir .. "/out")) end
   local function theirs(s) return (s:gsub(dir:gsub("%p", "%%%0") .. "/", "")) end
 
   teardown(function() files.remove(dir) end)

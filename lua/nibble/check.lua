@@ -242,4 +242,4 @@ nffi.interpreted(result_mt.__index.totable)
 
 function result_mt.__tostring(r) return require("nibble.check.text").of(r) end
 
-return M
+return setmetatable(M, { __call = function(_, ...) return M.run(...) end })

@@ -129,6 +129,31 @@ local function run_windows(s, o)
   return true
 end
 
+-- ---- what came out --------------------------------------------------------------
+
+local function row(rows, name, fmt, value)
+  if value ~= nil then rows[#rows + 1] = { name, fmt:format(value) } end
+end
+
+local function as_text(r)
+  local rows = {}
+  row(rows, "nll", "%.6f", r.nll)
+  row(rows, "perplexity", "%.4f", r.ppl)
+  row(rows, "tokens", "%d", r.tokens)
+  row(rows, "windows", "%d", r.windows)
+  row(rows, "bits per byte", "%.4f", r.bits_per_byte)
+  row(rows, "against: nll", "%.6f", r.nll_against)
+  row(rows, "against: perplexity", "%.4f", r.ppl_against)
+  row(rows, "KL divergence", "%.6f", r.kl)
+  row(rows, "top-1 agreement", "%.4f", r.top1_agreement)
+  if #r.inputs > 0 then rows[#rows + 1] = { "inputs", table.concat(r.inputs, ", ") } end
+  if r.through then rows[#rows + 1] = { "through", table.concat(r.through, ", ") } end
+  if r.seconds then rows[#rows + 1] = { "time", require("nibble.units").seconds(r.seconds) } end
+  return (require("nibble.show").columns(rows, "ll"):gsub("\n$", ""))
+end
+
+local result_mt = { __tostring = as_text }
+
 local function result_of(s, bytes)
   local context, W = s.windows.context, s.windows.n
   local tokens = W * (context - 1)
@@ -148,7 +173,7 @@ local function result_of(s, bytes)
     r.ppl_against, r.delta_nll = math.exp(r.nll_against), nll - r.nll_against
     r.delta_nll_stderr = paired_error(s.nll, s.nll_against, context - 1)
   end
-  return r
+  return setmetatable(r, result_mt)
 end
 
 local function load_side(ck, activations, through)
@@ -225,7 +250,7 @@ end
 -- tokens_per_second, bits_per_byte (with text), activations, inputs (what was done to
 -- layers' inputs, as "fp8 token dynamic"), through (how many layers each method ran), warnings}; with against {kl,
 -- top1_agreement, nll_against, ppl_against, delta_nll, delta_nll_stderr (paired over
--- windows)}; per_token = f64 [windows, context], the last column unused.
+-- windows)}; per_token = f64 [windows, context], the last column unused. tostring(result) is a table for a person.
 -- Source: spec/models/PROTOCOL.md.
 function M.run(o)
   check_options(o)

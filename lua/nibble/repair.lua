@@ -259,4 +259,4 @@ end
 M.methods = methods
 plan_mt.__methods = methods
 
-return M
+return setmetatable(M, { __call = function(_, ...) return M.plan(...) end })

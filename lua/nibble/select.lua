@@ -18,7 +18,10 @@ local decision = require("nibble.methods.config").decision
 local M = {}
 
 local methods = {}
-local selection_mt = { __index = methods }
+local selection_mt = { __index = methods, __tostring = function(s)
+  return ("%s at %s on %s%s: %d layers; explain(…) tells each, selection:of(name) one"):format(s.from.name, s.consumer, s.device,
+    s.tp > 1 and (", %d ranks"):format(s.tp) or "", #s.layers)
+end }
 
 -- ---- what a decision is made from ------------------------------------------------------------
 

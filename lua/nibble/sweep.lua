@@ -197,4 +197,4 @@ function Sweep.__tostring(s)
   return ("sweep %s: %d jobs, %d without a result"):format(s.dir, #s.jobs, #s:pending())
 end
 
-return M
+return setmetatable(M, { __call = function(_, ...) return M.new(...) end })

@@ -1,6 +1,5 @@
 -- eval: perplexity of a model over a text, and its distance from another model.
 local common = require "nibble.cli.common"
-local units = require "nibble.units"
 
 local M = {
   summary = "perplexity over a text; KL divergence and top-1 agreement against another model",
@@ -21,27 +20,6 @@ local M = {
   },
   again = true,
 }
-
-local function row(rows, name, fmt, value)
-  if value ~= nil then rows[#rows + 1] = { name, fmt:format(value) } end
-end
-
-local function as_text(r)
-  local rows = {}
-  row(rows, "nll", "%.6f", r.nll)
-  row(rows, "perplexity", "%.4f", r.ppl)
-  row(rows, "tokens", "%d", r.tokens)
-  row(rows, "windows", "%d", r.windows)
-  row(rows, "bits per byte", "%.4f", r.bits_per_byte)
-  row(rows, "against: nll", "%.6f", r.nll_against)
-  row(rows, "against: perplexity", "%.4f", r.ppl_against)
-  row(rows, "KL divergence", "%.6f", r.kl)
-  row(rows, "top-1 agreement", "%.4f", r.top1_agreement)
-  if #r.inputs > 0 then rows[#rows + 1] = { "inputs", table.concat(r.inputs, ", ") } end
-  if r.through then rows[#rows + 1] = { "through", table.concat(r.through, ", ") } end
-  if r.seconds then rows[#rows + 1] = { "time", units.seconds(r.seconds) } end
-  return require("nibble.show").columns(rows, "ll")
-end
 
 -- The bounds of the recipe that made the model (its certificate keeps them), against the figures.
 local function missed(model, result)
@@ -70,7 +48,7 @@ function M.run(values)
     result.warnings = nb.json.array(result.warnings)
     io.write(nb.json.encode(result, { indent = 2 }), "\n")
   else
-    io.write(as_text(result))
+    io.write(tostring(result), "\n")
   end
   local why = missed(model, result)
   if why then require("nibble.cli").say("%s", why) end

@@ -68,7 +68,7 @@ function M.new(file)
       last_drawn, drawn = now, true
       -- A line that wrapped could not be drawn over.
       local drawing = M.bar(share, 9) .. " " .. line
-      file:write("\r\27[K", require("nibble.show").cut(drawing, terminal.width(fd) - 1))
+      file:write("\r\27[K", require("nibble.show").cut(drawing, (terminal.width(fd) or 80) - 1))
       file:flush()
     elseif share >= next_share - 1e-9 then
       next_share = math.floor(share * 10 + 1e-9) / 10 + 0.1

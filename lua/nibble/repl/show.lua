@@ -55,10 +55,29 @@ local function tensor_text(t)
   return (show.corner(t, ROWS, COLUMNS, width))
 end
 
---- value(v) -> text: what the session prints for v. Things with their own
--- text (tensors, plans, checkpoints) use it; tables are written out, two deep.
+-- A table as lines: on one where it fits, else an entry a line, each cut to the width.
+local LINE, LINES = 100, 40
+
+local function table_text(t)
+  local whole = brief(t, 3)
+  local width = terminal.width(1) or LINE
+  if show.width(whole) <= width then return whole end
+  local out, listed, left = {}, #t, 0
+  local function add(text)
+    if #out < LINES then out[#out + 1] = show.cut(" " .. text .. ",", width) else left = left + 1 end
+  end
+  for i = 1, listed do add(brief(t[i], 2)) end
+  for _, k in ipairs(sorted_keys(t)) do
+    if not (type(k) == "number" and k >= 1 and k <= listed) then add(key_text(k) .. " = " .. brief(t[k], 2)) end
+  end
+  if left > 0 then out[#out + 1] = (" … %d more"):format(left) end
+  return "{" .. table.concat(out, "\n"):sub(2):gsub(",$", "") .. "}"
+end
+
+--- value(v) -> text: what the session prints for v. Things with their own text (tensors, plans, checkpoints) use it; a
+-- table is written out, an entry a line where it is long.
 function M.value(v)
-  if type(v) == "table" and not has_tostring(v) then return brief(v, 3) end
+  if type(v) == "table" and not has_tostring(v) then return table_text(v) end
   if ffi.istype(tensor_type, v) then return tensor_text(v) end
   return tostring(v)
 end

@@ -38,7 +38,7 @@ typedef struct scratch {
   float *scale;
   int32_t *zero;
   double *row_error;
-  int fused; /* as codes_in_registers() says */
+  int fused;            /* as codes_in_registers() says */
   nb_segment_sums sums; /* of the strip, as far as float32 could sum */
   double max_abs;
   int64_t max_at;

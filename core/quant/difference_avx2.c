@@ -19,7 +19,8 @@ INLINE __m128i bytes16(const void *at) { return _mm_loadu_si128(at); }
 INLINE step floats_at(const char *at, int dtype) {
   const __m256i zero = _mm256_setzero_si256();
   if (dtype == NB_F32)
-    return (step){(__m256)nb_load_half_step((const float *)at), (__m256)nb_load_half_step((const float *)at + 4)};
+    return (step){(__m256)nb_load_half_step((const float *)at),
+                  (__m256)nb_load_half_step((const float *)at + 4)};
   if (dtype == NB_F16) {
     __m128i x = bytes16(at), y = bytes16(at + 16);
     return (step){_mm256_cvtph_ps(_mm_unpacklo_epi64(x, y)), _mm256_cvtph_ps(_mm_unpackhi_epi64(x, y))};
@@ -34,7 +35,9 @@ INLINE step floats_at(const char *at, int dtype) {
 INLINE step nibbles_at(const uint32_t *words, __m256 scale, __m256 offset) {
   const __m256i lower = _mm256_setr_epi32(0, 0, 1, 1, 4, 4, 5, 5), two = _mm256_set1_epi32(2);
   const __m256i clear = _mm256_set1_epi32((int32_t)0x80808000), code = _mm256_set1_epi64x(0xf00000000f);
-  __m256i x = _mm256_castpd_si256(_mm256_broadcast_sd((const double *)words));
+  int64_t both;
+  memcpy(&both, words, sizeof both);
+  __m256i x = _mm256_set1_epi64x(both);
   __m256i low = _mm256_shuffle_epi8(x, _mm256_or_si256(lower, clear));
   __m256i high = _mm256_shuffle_epi8(x, _mm256_or_si256(_mm256_add_epi32(lower, two), clear));
   return (step){_mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_and_si256(low, code)), scale, offset),

@@ -197,7 +197,7 @@ describe("a session's pictures and tensors", function()
     local input = code .. "\nw\n"
     local piped = command.run({}, { stdin = input })
     assert.equal(tostring(w) .. "\n", piped.out)
-    local t = terminal.start({}, { TERM = "xterm", HOME = "/nonexistent", NO_COLOR = "1" }, 60)
+    local t = terminal.start({}, { TERM = "xterm", HOME = "/dev/null", NO_COLOR = "1" }, 60)
     if not t then return pending "no terminals here" end
     t:expect "nibble> "
     t:send((code:gsub("\n", " ")) .. "\r")

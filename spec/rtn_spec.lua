@@ -300,11 +300,11 @@ describe("round to nearest", function()
 
   it("takes empty weights and heeds the stop flag", function()
     assert.is_table(rtn(nb.tensor("f32", { 0, 16 }), { group = 8 }))
+    local w, codes, scales = weight("f32", 4, 64, 1), nb.tensor("u8", { 4, 64 }), nb.tensor("f32", { 4, 1 })
     C.nb_stop_request()
-    local q, msg, code = rtn(weight("f32", 4, 64, 1), {})
-    assert.is_nil(q)
-    assert.equal("eintr", code)
-    assert.equal("interrupted", msg)
+    local rc = C.nb_rtn_quantize(codes, scales, nil, w, options {})
+    assert.equal("eintr", ffi.string(C.nb_error_name(rc)))
+    assert.equal("interrupted", ffi.string(C.nb_error()))
   end)
 
   -- PROTOCOL.md, "RTN baselines": relW of tiny-llama, narrow range, float32 scales.

@@ -159,6 +159,10 @@ describe("run --engine slurm", function()
     refused(on_slurm(bin_of { sbatch = 'echo "sbatch: error: invalid partition specified: no" >&2; '
       .. 'echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2; exit 1' }, "--partition no", dir),
       "sbatch: invalid partition specified: no; Invalid partition name specified")
+    refused(on_slurm(bin_of { sbatch = 'echo "sbatch: error: _establish_config_source: failed to fetch config" >&2; '
+      .. 'echo "sbatch: fatal: Could not establish a configuration source" >&2; exit 1' }, "", dir),
+      "sbatch knows no cluster: there is no slurm.conf here (SLURM_CONF names one); submit from a machine of the cluster, "
+      .. "or do without: --engine local, --shard i/n")
     refused(on_slurm(bin_of { sbatch = "exit 124" }, "", dir), "sbatch had no answer within 60 s: slurmctld doesn't answer (scontrol ping)")
     refused(on_slurm(bin_of { sbatch = "echo what" }, "", dir), 'sbatch printed "what", expected a job\'s id')
     assert.is_nil(checkpoint.exists(dir))

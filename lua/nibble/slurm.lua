@@ -157,6 +157,10 @@ local function ask(program, ...)
   if r.status == 124 then
     return nil, ("%s had no answer within %d s: slurmctld doesn't answer (scontrol ping)"):format(program, seconds_to_answer), "eio"
   end
+  if r.err:find("configuration source", 1, true) then
+    return nil, program .. " knows no cluster: there is no slurm.conf here (SLURM_CONF names one); submit from a machine of the "
+      .. "cluster, or do without: --engine local, --shard i/n", "eio"
+  end
   local said, seen = {}, {}
   for line in r.err:gmatch "[^\n]+" do
     line = line:gsub("^" .. program .. ": ", ""):gsub("^error: ", ""):gsub("^fatal: ", ""):gsub("^Batch job submission failed: ", "")

@@ -126,7 +126,7 @@ describe("session in tmux", function()
     see(PROMPT)
     type_in "y = 5 return ('line\\n'):rep(50)"
     keys "Enter"
-    see ":"
+    see "line\n:" -- its own prompt, not what was typed
     keys "C-c" -- the pager's, not the session's; it drops keys that come with it
     os.execute "sleep 0.3"
     keys "q"

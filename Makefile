@@ -10,6 +10,7 @@
 #   make coverage-systems    which spec shows which requirement of the systems (BREAK=1: break the code, see them fail;
 #                           BREAK=MRL-4 the numbers that match, a Lua pattern)
 #   make docs       writes what README.md and recipes/README.md take from the code
+#   make cuda-check compiles each CUDA kernel for each GPU, where nvcc is found: nothing may spill
 #   make bench      speeds here, as a share of this machine's own limits
 #   make install PREFIX=/usr/local
 #
@@ -40,8 +41,8 @@ OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
-.PHONY: all setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
-all: $(BUILD)/libnibble.so $(BUILD)/nibble
+.PHONY: all cuda-check setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
+all: $(BUILD)/libnibble.so $(BUILD)/nibble $(BUILD)/libcuemu.so
 
 setup:
 	@scripts/bootstrap
@@ -78,6 +79,15 @@ $(BUILD)/libnibble.so: $(OBJ)
 
 $(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
 	$(CC) -Wl,--export-dynamic-symbol='nb_*' -o $@ $^ $(filter-out -fopenmp,$(LDFLAGS)) -lluajit-5.1 $(LIBGOMP) $(LDLIBS)
+
+# The stand-in for NVIDIA's driver, which runs the kernels on the processor (cuda/emu/driver.cpp). It checks each
+# access to device memory itself; ASan takes the fibers that are its threads for a broken stack.
+$(BUILD)/libcuemu.so: $(wildcard cuda/emu/* cuda/kernels/* cuda/*.cuh)
+	@mkdir -p $(@D)
+	g++ -std=c++17 -O2 -g -fPIC -Wall -Wextra -Wshadow -Wno-unknown-pragmas -shared -Icuda -Icuda/emu -o $@ $(filter %.cpp,$^)
+
+cuda-check:
+	@scripts/cuda-check
 
 -include $(OBJ:.o=.d) $(BUILD)/obj/core/main.d
 

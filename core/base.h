@@ -43,7 +43,9 @@ int nb_fd_map(nb_tensor *out, int fd, const char *path);
 int nb_shape_set(nb_tensor *t, int dtype, int ndim, const int64_t *shape, const char *what);
 /* "i32 [256x32]" into out. */
 const char *nb_tensor_describe(const nb_tensor *t, char *out, size_t bytes);
-/* Fails with a sentence unless t has this dtype (-1: any) and shape (-1: any size). */
+/* Fails with a sentence when t's elements are on a device, where the processor can't read them; what names it. */
+int nb_expect_here(const nb_tensor *t, const char *what);
+/* Fails with a sentence unless t is in the computer's memory and has this dtype (-1: any) and shape (-1: any size). */
 int nb_expect(const nb_tensor *t, const char *what, int dtype, int ndim, const int64_t *shape);
 #define NB_SHAPE(...) ((const int64_t[]){__VA_ARGS__})
 #define NB_TRY(expr) \

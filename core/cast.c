@@ -172,9 +172,8 @@ static int check_cast(const nb_tensor *dst, const nb_tensor *src) {
                    nb_tensor_describe(dst, b, sizeof b));
   if (dst->dtype == NB_C64 || src->dtype == NB_C64)
     return nb_fail(NB_EUNSUPPORTED, "cast: complex numbers (c64) have no cast; view them as f32 pairs");
-  if (dst->device || src->device)
-    return nb_fail(NB_EUNSUPPORTED, "cast: %s lies on a device; copy it to the host first",
-                   nb_tensor_describe(src->device ? src : dst, a, sizeof a));
+  NB_TRY(nb_expect_here(src, "cast"));
+  NB_TRY(nb_expect_here(dst, "cast"));
   return NB_OK;
 }
 

@@ -124,7 +124,7 @@ typedef struct nb_tensor {
   void *data;  /* first element */
   nb_buf *buf; /* heap, mapped file or device memory; NULL = borrowed */
   int64_t shape[6];
-  int32_t ndim, dtype, device, pad_;
+  int32_t ndim, dtype, device, pad_; /* device: 0 the computer's memory, from 1 a CUDA device */
 } nb_tensor;
 
 /* Bytes of heap and device memory in live buffers (mappings don't count). */
@@ -142,7 +142,7 @@ int nb_tensor_rows(nb_tensor *out, const nb_tensor *t, int64_t r0, int64_t r1);
 void nb_tensor_release(nb_tensor *t);
 int64_t nb_tensor_numel(const nb_tensor *t);
 int64_t nb_tensor_bytes(const nb_tensor *t);
-/* 1 when dtype, shape and every byte are the same. */
+/* 1 when dtype, shape and every byte are the same; below 0: one of two alike lies on a device. */
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b);
 /* 1 when t's memory is a mapped file's, which cannot be written. */
 int nb_tensor_is_mapped(const nb_tensor *t);
@@ -158,6 +158,41 @@ int nb_columns_gather(nb_tensor *dst, const nb_tensor *src, const nb_tensor *ord
 /* Tells the system that the mapped pages of t are not needed soon, so that they
  * don't count as resident; the data stay readable. No-op on the heap. */
 void nb_tensor_drop(const nb_tensor *t);
+
+/* ---- devices (cuda/device.c, cuda/memory.c) ------------------------------------
+ * CUDA devices count from 1: number 1 is the driver's (and PyTorch's) cuda:0. The driver is opened by the first call:
+ * libcuda.so.1, or the library that NB_CUDA_DRIVER names. Without one, without a device, or with one below
+ * sm_80 every function here says so (NB_EUNSUPPORTED). A failure inside a kernel loses the device: from then on
+ * NB_EIO with that failure's sentence. Functions outside this section take the computer's memory only. */
+
+typedef struct nb_device_info {
+  char name[128];
+  int64_t bytes;                                     /* its memory */
+  int32_t driver, sm, multiprocessors, shared_bytes; /* 13000: CUDA 13.0; 90: sm_90; of one block, at most */
+  int32_t emulated, pad_;                            /* 1: the stand-in that runs kernels on the processor */
+} nb_device_info;
+
+/* In Lua a tensor on a device is this, so that no function for the computer's memory takes it. */
+typedef struct nb_device_tensor {
+  nb_tensor t;
+} nb_device_tensor;
+
+/* How many devices the driver lists, those that are too old too. */
+int nb_device_count(void);
+/* What a device is, without beginning to use it. */
+int nb_device_get(nb_device_info *out, int device);
+/* NB_OK when tensors can live on it, as far as can be told without beginning to use it. */
+int nb_device_usable(int device);
+/* Bytes of its memory that are free now, and all of them. */
+int nb_device_memory(int64_t *free_bytes, int64_t *total_bytes, int device);
+/* Returns when all that was begun on it is done. */
+int nb_device_wait(int device);
+
+/* A new zero-filled tensor on a device (0: nb_tensor_new). NB_ENOMEM when it has no room. Views and release as
+ * for any tensor; the bytes count in nb_live_bytes. */
+int nb_tensor_new_on(nb_tensor *out, int device, int dtype, int ndim, const int64_t *shape);
+/* A copy of t on a device (0: in the computer's memory), whatever t is on. Reads the stop flag. */
+int nb_tensor_to(nb_tensor *out, const nb_tensor *t, int device);
 
 /* ---- elements (element.c) ----------------------------------------------------- */
 

@@ -14,11 +14,10 @@ enum { CHUNK = 128 * NB_BLOCK };
 
 int nb_real_only(const nb_tensor *t, const char *what) {
   char text[160];
-  nb_tensor_describe(t, text, sizeof text);
-  if (t->device)
-    return nb_fail(NB_EUNSUPPORTED, "%s: %s lies on a device; copy it to the host first", what, text);
-  if (t->dtype == NB_C64) return nb_fail(NB_EUNSUPPORTED, "%s: complex numbers (%s) have none", what, text);
-  return NB_OK;
+  NB_TRY(nb_expect_here(t, what));
+  if (t->dtype != NB_C64) return NB_OK;
+  return nb_fail(NB_EUNSUPPORTED, "%s: complex numbers (%s) have none", what,
+                 nb_tensor_describe(t, text, sizeof text));
 }
 
 /* ---- moments ------------------------------------------------------------------- */

@@ -42,7 +42,15 @@ const char *nb_tensor_describe(const nb_tensor *t, char *out, size_t bytes) {
   return out;
 }
 
+int nb_expect_here(const nb_tensor *t, const char *what) {
+  char text[160];
+  if (!t->device) return NB_OK;
+  return nb_fail(NB_EUNSUPPORTED, "%s: %s lies on cuda:%d; copy it to the computer's memory first", what,
+                 nb_tensor_describe(t, text, sizeof text), (int)t->device - 1);
+}
+
 int nb_expect(const nb_tensor *t, const char *what, int dtype, int ndim, const int64_t *shape) {
+  NB_TRY(nb_expect_here(t, what));
   bool ok = t->ndim == ndim && (dtype < 0 || t->dtype == dtype);
   for (int i = 0; ok && i < ndim; i++) ok = shape[i] < 0 || t->shape[i] == shape[i];
   if (ok) return NB_OK;
@@ -144,6 +152,8 @@ int nb_tensor_is_mapped(const nb_tensor *t) { return nb_buf_is_mapped(t->buf); }
 
 int nb_tensor_equal(const nb_tensor *a, const nb_tensor *b) {
   if (!same_shape(a, b)) return 0;
+  NB_TRY(nb_expect_here(a, "equal"));
+  NB_TRY(nb_expect_here(b, "equal"));
   int64_t bytes = nb_tensor_bytes(a), block = 4 << 20, blocks = NB_CEIL(bytes, block);
   bool same = true;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(&& : same) if (blocks > 1)
@@ -159,6 +169,8 @@ int nb_tensor_copy(nb_tensor *dst, const nb_tensor *src) {
     return nb_fail(NB_EINVAL, "copy: expected %s, found %s", nb_tensor_describe(dst, a, sizeof a),
                    nb_tensor_describe(src, b, sizeof b));
   }
+  NB_TRY(nb_expect_here(src, "copy"));
+  NB_TRY(nb_expect_here(dst, "copy"));
   int64_t bytes = nb_tensor_bytes(src), block = 4 << 20, blocks = NB_CEIL(bytes, block);
   int stopped = 0;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) reduction(| : stopped) if (blocks > 1)
@@ -183,6 +195,8 @@ int nb_tensor_copy_block(nb_tensor *dst, const nb_tensor *src, int dim, int64_t 
                    (long long)size, dim, (long long)src_at, (long long)dst_at,
                    nb_tensor_describe(src, a, sizeof a), nb_tensor_describe(dst, b, sizeof b));
   }
+  NB_TRY(nb_expect_here(src, "copy block"));
+  NB_TRY(nb_expect_here(dst, "copy block"));
   int64_t inner = nb_dtype_bits(dst->dtype) / 8, outer = 1;
   for (int i = dim + 1; i < dst->ndim; i++) inner *= dst->shape[i];
   for (int i = 0; i < dim; i++) outer *= dst->shape[i];
@@ -212,6 +226,8 @@ int nb_columns_gather(nb_tensor *dst, const nb_tensor *src, const nb_tensor *ord
     return nb_fail(NB_EINVAL, "columns: expected two matrices alike of 8, 16 or 32 bits, found %s and %s",
                    nb_tensor_describe(src, a, sizeof a), nb_tensor_describe(dst, b, sizeof b));
   }
+  NB_TRY(nb_expect_here(src, "columns"));
+  NB_TRY(nb_expect_here(dst, "columns"));
   NB_TRY(nb_expect(order, "columns: order", NB_I32, 1, NB_SHAPE(k)));
   const int32_t *p = order->data;
   for (int64_t c = 0; c < k; c++)

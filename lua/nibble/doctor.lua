@@ -42,32 +42,16 @@ local function instruction_sets()
   return out
 end
 
-ffi.cdef [[
-  int cuInit(unsigned flags);
-  int cuDeviceGetCount(int *count);
-  int cuDriverGetVersion(int *version);
-]]
-
--- The CUDA driver and its devices, without anything being compiled for it.
+-- The CUDA driver and its devices, without beginning to use one.
 local function cuda()
-  local name, lib = library { "libcuda.so.1" }
-  if not name then return { available = false, why = "no CUDA driver here (libcuda.so.1 is not found)" } end
-  local status = lib.cuInit(0)
-  if status ~= 0 then
-    return { available = false, why = ("the CUDA driver is here but finds no usable device (cuInit: %d)"):format(status) }
-  end
-  local n = ffi.new "int[1]"
-  lib.cuDeviceGetCount(n)
-  local devices = n[0]
-  lib.cuDriverGetVersion(n)
-  return {
-    available = devices > 0, devices = devices, driver = ("%d.%d"):format(n[0] / 1000, n[0] % 1000 / 10),
-    why = devices == 0 and "the CUDA driver is here but lists no device" or nil,
-  }
+  local devices, msg = require("nibble.cuda").devices()
+  if not devices then return { available = false, why = msg, devices = {} } end
+  local available, why = require("nibble.cuda").available()
+  return { available = available, why = why, devices = devices, driver = devices[1].driver }
 end
 
 --- doctor.examine() -> report: version, cpu {name, threads, sets}, memory (bytes),
--- libraries {name, found, why}, cuda {available, why, devices, driver}.
+-- libraries {name, found, why}, cuda {available, why, devices (as cuda.devices()), driver}.
 function M.examine()
   local libraries = {}
   for i, want in ipairs {
@@ -106,10 +90,12 @@ function M.text(r)
   for _, lib in ipairs(r.libraries) do
     rows[#rows + 1] = { lib.name, lib.found and "yes, " .. lib.file or ("no: %s; for %s"):format(lib.why, lib.use) }
   end
-  rows[#rows + 1] = {
-    "CUDA", r.cuda.available and ("yes, %d devices, driver %s"):format(r.cuda.devices, r.cuda.driver)
-      or "no: " .. r.cuda.why,
-  }
+  rows[#rows + 1] = { "CUDA driver", r.cuda.driver and "yes, for CUDA " .. r.cuda.driver or "no: " .. r.cuda.why }
+  for _, d in ipairs(r.cuda.devices) do
+    rows[#rows + 1] = {
+      "  " .. d.name, d.usable and ("%s, sm_%d, %s"):format(d.model, d.sm, units.bytes(d.bytes)) or "no: " .. d.why,
+    }
+  end
   return require("nibble.show").columns(rows, "ll")
 end
 

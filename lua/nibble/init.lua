@@ -18,7 +18,7 @@ local parts = {
   act = { "nibble.act" }, calibrate = { "nibble.calibrate" }, eval = { "nibble.eval" }, doctor = { "nibble.doctor" },
   check = { "nibble.check" }, repair = { "nibble.repair" }, policy = { "nibble.policy" }, diff = { "nibble.diff" },
   stats = { "nibble.stats" }, sweep = { "nibble.sweep" }, report = { "nibble.report" },
-  backends = { "nibble.backends" }, select = { "nibble.select" }, explain = { "nibble.select", "explain" },
+  cuda = { "nibble.cuda" }, backends = { "nibble.backends" }, select = { "nibble.select" }, explain = { "nibble.select", "explain" },
 }
 
 return setmetatable(nb, {

@@ -203,6 +203,14 @@ function methods.clone(t)
   return c
 end
 
+--- t:to(device) -> the tensor in the memory of "cuda" (the first GPU), "cuda:1", …, or "cpu" | nil, msg, code
+-- A copy, unless it is there already. On a device it has type, numel, bytes, size, rows, reshape, as, to, where and
+-- free; all else wants t:to "cpu" first. nibble.cuda says what devices there are.
+function methods.to(t, device) return require("nibble.cuda").to(t, device) end
+
+--- t:where() -> "cpu", "cuda:0", …: whose memory it lies in.
+function methods.where() return "cpu" end
+
 --- t:cast(dtype [, {saturate = true}]) -> a new tensor with the same values in another dtype.
 -- Rounds to nearest even, once. saturate: what lies beyond the range becomes the greatest finite
 -- value instead of infinity or NaN. To integers: half to even, into the range; NaN is 0.

@@ -1,0 +1,28 @@
+/* device.h - a device in use: its primary context, its kernels, and what became of it. */
+#ifndef NB_CUDA_DEVICE_H
+#define NB_CUDA_DEVICE_H
+
+#include "driver.h"
+
+enum { NB_CUDA_DEVICES = 64, NB_CUDA_LEAST_SM = 80 };
+
+typedef struct nb_cuda_device {
+  const nb_cuda_driver *cu;
+  int number;     /* as nb_tensor.device: from 1 */
+  int ordinal;    /* the driver's number: from 0 */
+  void *context;  /* the primary one, which other libraries of the process share; NULL: not used yet */
+  void *module;   /* its kernels; NULL: not loaded yet */
+  char last[64];  /* the kernel launched last: a failure shows later, in another call */
+  char lost[640]; /* not empty: the sentence of the failure after which nothing works */
+} nb_cuda_device;
+
+/* Device `number` with its context current on this thread; NB_EUNSUPPORTED without driver, device or sm_80,
+ * NB_EIO once it is lost. */
+int nb_cuda_use(nb_cuda_device **out, int number);
+/* Leaves a sentence for a driver's code other than 0 and gives nibble's; what: what was being done. A code after
+ * which no call works any more marks the device as lost. */
+int nb_cuda_failed(nb_cuda_device *d, int code, const char *what, ...) NB_PRINTF(3, 4);
+/* Room for out's shape on a device, undefined contents. */
+int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape);
+
+#endif

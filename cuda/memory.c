@@ -1,0 +1,108 @@
+/* memory.c - tensors in a device's memory: making them, copying to and from, giving back. */
+#include "device.h"
+
+#include <stdio.h>
+
+/* Between two looks at the stop flag: a few ms of copying. */
+enum { BLOCK = 64 << 20 };
+
+/* What a buffer of device memory holds: the free function is told no more than its address. */
+typedef struct room {
+  nb_cuda_device *device;
+  nb_cuda_ptr at;
+} room;
+
+/* Nobody is left to hear of a failure; on a lost device every free is one. */
+static void free_room(void *data, int64_t bytes) {
+  (void)bytes;
+  room *r = data;
+  const nb_cuda_driver *cu = r->device->cu;
+  if (r->at && !cu->cuCtxSetCurrent(r->device->context)) cu->cuMemFree_v2(r->at);
+  free(r);
+}
+
+int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape) {
+  nb_tensor t;
+  NB_TRY(nb_shape_set(&t, dtype, ndim, shape, "new tensor"));
+  int64_t bytes = nb_tensor_bytes(&t);
+  room *r = nb_alloc(1, sizeof *r);
+  if (!r) return NB_ENOMEM;
+  r->device = d;
+  int code = bytes ? d->cu->cuMemAlloc_v2(&r->at, (size_t)bytes) : 0;
+  if (code) {
+    free(r);
+    if (code != CUDA_OUT_OF_MEMORY) return nb_cuda_failed(d, code, "asking for %lld bytes", (long long)bytes);
+    size_t left = 0, total = 0;
+    d->cu->cuMemGetInfo_v2(&left, &total);
+    return nb_fail(NB_ENOMEM,
+                   "cuda:%d is out of memory: %lld bytes were asked for, %lld of its %lld are free",
+                   d->ordinal, (long long)bytes, (long long)left, (long long)total);
+  }
+  t.buf = nb_buf_new(r, bytes, free_room, true);
+  if (!t.buf) {
+    free_room(r, bytes);
+    return NB_ENOMEM;
+  }
+  t.data = (void *)(uintptr_t)r->at;
+  t.device = d->number;
+  *out = t;
+  return NB_OK;
+}
+
+static nb_cuda_ptr address(const nb_tensor *t) { return (nb_cuda_ptr)(uintptr_t)t->data; }
+
+int nb_tensor_new_on(nb_tensor *out, int number, int dtype, int ndim, const int64_t *shape) {
+  nb_cuda_device *d;
+  memset(out, 0, sizeof *out);
+  if (!number) return nb_tensor_new(out, dtype, ndim, shape);
+  NB_TRY(nb_cuda_use(&d, number));
+  NB_TRY(nb_cuda_tensor(out, d, dtype, ndim, shape));
+  int64_t bytes = nb_tensor_bytes(out);
+  int code = bytes ? d->cu->cuMemsetD8_v2(address(out), 0, (size_t)bytes) : 0;
+  if (!code) return NB_OK;
+  nb_tensor_release(out);
+  return nb_cuda_failed(d, code, "clearing %lld bytes", (long long)bytes);
+}
+
+/* Blocks between the host and device d, or (to and from both on it) inside d. */
+static int copy(nb_cuda_device *d, const nb_tensor *to, const nb_tensor *from) {
+  int64_t bytes = nb_tensor_bytes(from);
+  for (int64_t at = 0; at < bytes; at += BLOCK) {
+    if (nb_stop_requested()) return nb_fail_stopped();
+    size_t n = (size_t)NB_MIN((int64_t)BLOCK, bytes - at);
+    int code = to->device && from->device
+                   ? d->cu->cuMemcpyDtoD_v2(address(to) + (uint64_t)at, address(from) + (uint64_t)at, n)
+               : to->device
+                   ? d->cu->cuMemcpyHtoD_v2(address(to) + (uint64_t)at, (const char *)from->data + at, n)
+                   : d->cu->cuMemcpyDtoH_v2((char *)to->data + at, address(from) + (uint64_t)at, n);
+    if (code)
+      return nb_cuda_failed(d, code, "copying %lld bytes %s", (long long)bytes,
+                            !to->device     ? "from it"
+                            : !from->device ? "to it"
+                                            : "on it");
+  }
+  return NB_OK;
+}
+
+int nb_tensor_to(nb_tensor *out, const nb_tensor *t, int number) {
+  memset(out, 0, sizeof *out);
+  if (t->device && number && t->device != number) { /* from one device to another: by way of the host */
+    nb_tensor host;
+    NB_TRY(nb_tensor_to(&host, t, 0));
+    int rc = nb_tensor_to(out, &host, number);
+    nb_tensor_release(&host);
+    return rc;
+  }
+  nb_cuda_device *d = NULL;
+  if (t->device || number) NB_TRY(nb_cuda_use(&d, t->device ? t->device : number));
+  nb_tensor made;
+  NB_TRY(number ? nb_cuda_tensor(&made, d, t->dtype, t->ndim, t->shape)
+                : nb_tensor_new(&made, t->dtype, t->ndim, t->shape));
+  int rc = d ? copy(d, &made, t) : nb_tensor_copy(&made, t);
+  if (rc < 0) {
+    nb_tensor_release(&made);
+    return rc;
+  }
+  *out = made;
+  return NB_OK;
+}

@@ -71,6 +71,70 @@ describe("cuda: a kernel", function()
   end)
 end)
 
+describe("cuda: marlin_repack", function()
+  it("is layout.marlin's repack and awq_repack, bit for bit, experts and activation orders too", function()
+    assert.equal("20 of 20", run [[
+      local marlin, same, of = nb.layout.marlin, 0, 0
+      local function words(shape)
+        local t = nb.tensor("i32", shape)
+        for i = 1, t:numel() do t:set(i, (i * 2654435761) % 4294967296 - 2147483648) end
+        return t
+      end
+      local function compare(device, cpu)
+        of = of + 1
+        if assert(device):to("cpu"):equal(cpu) then same = same + 1 end
+      end
+      for _, bits in ipairs { 4, 8 } do
+        for _, lead in ipairs { {}, { 3 } } do
+          local function shape(a, b) return lead[1] and { lead[1], a, b } or { a, b } end
+          for _, k in ipairs { 16, 80 } do
+            local perm, experts = nb.tensor("i32", lead[1] and { 3, k } or { k }), lead[1] or 1
+            for e = 0, experts - 1 do
+              for i = 0, k - 1 do perm:set(e * k + i + 1, (i * 7 + e) % k) end
+            end
+            local gptq, awq = words(shape(k * bits / 32, 192)), words(shape(k, 192 * bits / 32))
+            local d = gptq:to "cuda"
+            compare(nb.cuda.marlin_repack(d, bits), marlin.repack(gptq, bits))
+            compare(nb.cuda.marlin_repack(awq:to "cuda", bits, { order = "awq" }), marlin.awq_repack(awq, bits))
+            if k == 80 then
+              compare(nb.cuda.marlin_repack(d, bits, { perm = perm }), marlin.repack(gptq, bits, false, perm))
+            end
+          end
+        end
+      end
+      -- none of it
+      local none = nb.cuda.marlin_repack(nb.tensor("i32", { 0, 64 }):to "cuda", 4)
+      assert(none:to("cpu"):numel() == 0)
+      print(same .. " of " .. of) ]])
+  end)
+
+  it("refuses what the kernel cannot take, before it is launched", function()
+    local function why(words, bits, options)
+      return run(("print(nb.cuda.marlin_repack(%s, %s, %s))"):format(words, bits, options or "nil"))
+    end
+    local words = 'nb.tensor("i32", { 2, 64 }):to "cuda"'
+    assert.matches("bits must be 4 or 8, found 3", why(words, 3))
+    assert.matches("k must be a multiple of 16 and n of 64, found k 16 and n 32", why('nb.tensor("i32", { 2, 32 }):to "cuda"', 4))
+    assert.matches("expected i32 words of 2 or 3 dimensions, found u8 %[2x64%]", why('nb.tensor("u8", { 2, 64 }):to "cuda"', 4))
+    assert.matches('expected words on a device %(words:to "cuda"%)', why('nb.tensor("i32", { 2, 64 })', 4))
+    assert.matches('order must be "gptq" or "awq", found "marlin"', why(words, 4, '{ order = "marlin" }'))
+    assert.matches("AWQ knows no activation order", why('nb.tensor("i32", { 16, 8 }):to "cuda"', 4,
+      '{ order = "awq", perm = nb.tensor("i32", { 16 }) }'))
+    assert.matches("perm: expected i32 %[16%], found i32 %[8%]", why(words, 4, '{ perm = nb.tensor("i32", { 8 }) }'))
+    assert.matches("perm: 16 at position 0 is outside 0..15\teformat", why(words, 4, '{ perm = nb.tensor("i32", { 16 }):fill(16) }'))
+    assert.matches("nb_device_tensor", why(words, 4, '{ perm = nb.tensor("i32", { 16 }):to "cuda" }'))
+  end)
+
+  it("that finds no room gives back what it took", function()
+    assert.equal("nil enomem true", run([[
+      local d = nb.tensor("i32", { 64, 64 }):to "cuda"
+      local live = require("nibble.ffi").C.nb_live_bytes()
+      local out, msg, code = nb.cuda.marlin_repack(d, 4)
+      print(tostring(out) .. " " .. code .. " " .. tostring(require("nibble.ffi").C.nb_live_bytes() <= live)) ]],
+      { NB_EMU_MEMORY = 20000 }))
+  end)
+end)
+
 describe("cuda: kernels of this build", function()
   it("are loaded by a driver that has none, or the sentence says why there are none", function()
     local out = run([[print(nb.cuda.kernels()) print(nb.cuda.launch("nb_repack_awq", { grid = 1, block = 1 }))]],

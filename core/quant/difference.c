@@ -38,8 +38,8 @@ typedef struct scratch {
   float *scale;
   int32_t *zero;
   double *row_error;
-  nb_segment_sums sums; /* of the strip; error2 of the row */
-  double error2;        /* of the strip, as far as float32 summed it */
+  int fused;            /* as codes_in_registers() says */
+  nb_segment_sums sums; /* of the strip, as far as float32 could sum */
   double max_abs;
   int64_t max_at;
 } scratch;
@@ -177,12 +177,6 @@ static void ask_for_floats(const side *s, const window *at, int64_t r, int64_t c
 
 /* ---- sums ------------------------------------------------------------------------ */
 
-static double total(const double *lanes) {
-  double s[4] = {0};
-  for (int l = 0; l < NB_SEGMENT_LANES; l++) s[l % 4] += lanes[l];
-  return (s[0] + s[1]) + (s[2] + s[3]);
-}
-
 /* What float32 cannot sum; as compare.c does it, in doubles. */
 static double in_doubles(nb_comparison *c, const float *a, const float *b, int64_t n, double *error2) {
   _Alignas(64) double x[NB_BLOCK], y[NB_BLOCK];
@@ -205,12 +199,17 @@ static double distance(float a, float b) {
   return isfinite(a) && isfinite(b) ? fabs((double)b - (double)a) : 0;
 }
 
-/* Whether the registers' kernel takes these two: floats, and 4-bit codes in order with scales of 16 bits,
- * whole lanes. */
-static bool in_registers(const side *floats, const side *codes, int64_t n) {
-  return !floats->w->scales && codes->nibbles && codes->w->bits && !codes->w->g_idx &&
-         codes->group % NB_SEGMENT_LANES == 0 && n % NB_SEGMENT_LANES == 0 &&
-         codes->w->scales->dtype != NB_F32 && (nb_cpu() & NB_CPU_AVX2);
+/* Which of the two are codes that the registers' kernel takes: 4 bits in order with scales of 16 bits, whole
+ * steps, beside floats; -1: neither. */
+static int codes_in_registers(const side *sides) {
+  if (!(nb_cpu() & NB_CPU_AVX2) || sides->w->k % NB_SEGMENT_STEP != 0) return -1;
+  for (int i = 0; i < 2; i++) {
+    const side *s = &sides[i];
+    if (!sides[!i].w->scales && s->nibbles && s->w->bits && !s->w->g_idx && s->group % NB_SEGMENT_STEP == 0 &&
+        s->w->scales->dtype != NB_F32)
+      return i;
+  }
+  return -1;
 }
 
 static float fused_segment(const side *sides, int codes, scratch *x, const window *at, int64_t r, int64_t c,
@@ -233,15 +232,15 @@ static float fused_segment(const side *sides, int codes, scratch *x, const windo
 static double compare_segment(nb_comparison *out, const side *sides, scratch *x, const window *at, int64_t r,
                               int64_t c, int64_t n) {
   _Alignas(64) float a[NB_SEGMENT], b[NB_SEGMENT];
-  int fused = in_registers(&sides[0], &sides[1], n) ? 1 : in_registers(&sides[1], &sides[0], n) ? 0 : -1;
-  double max = fused >= 0 ? (double)fused_segment(sides, fused, x, at, r, c, n) : -1, error2 = 0;
+  bool fused = x->fused >= 0;
+  double max = fused ? (double)fused_segment(sides, x->fused, x, at, r, c, n) : -1, error2 = 0;
   int64_t first = r * sides->w->k + c;
   bool farther = max > x->max_abs || (max == x->max_abs && max > 0 && first < x->max_at);
-  if (fused >= 0 && max >= 0 && !farther) return 0;
-  for (int i = 0; i < 2 && fused < 0; i++) ask_for_floats(&sides[i], at, r, c, n);
+  if (fused && max >= 0 && !farther) return 0;
+  for (int i = 0; i < 2 && !fused; i++) ask_for_floats(&sides[i], at, r, c, n);
   decode(&sides[0], x, x->tile[0], a, at, r, c, n);
   decode(&sides[1], x, x->tile[1], b, at, r, c, n);
-  if (fused < 0)
+  if (!fused)
     max = (double)(nb_cpu() & NB_CPU_AVX2 ? nb_segment_avx2 : nb_segment_portable)(&x->sums, a, b, n);
   bool doubles = max < 0;
   if (doubles) max = in_doubles(out, a, b, n, &error2);
@@ -256,15 +255,12 @@ static double compare_segment(nb_comparison *out, const side *sides, scratch *x,
 
 /* Row r's columns of the window. */
 static void compare_row(nb_comparison *out, const side *sides, scratch *x, const window *at, int64_t r) {
-  double error2 = 0;
-  memset(x->sums.error2, 0, sizeof x->sums.error2);
+  double before = x->sums.error2, error2 = 0;
   for (int64_t c = at->column; c < at->column + at->columns; c += NB_SEGMENT) {
     int64_t n = NB_MIN((int64_t)NB_SEGMENT, at->column + at->columns - c);
     error2 += compare_segment(out, sides, x, at, r, c, n);
   }
-  double in_floats = total(x->sums.error2);
-  x->error2 += in_floats;
-  x->row_error[r - at->row] += error2 + in_floats;
+  x->row_error[r - at->row] += error2 + (x->sums.error2 - before);
 }
 
 /* Window by window; -> NB_OK or a failure. */
@@ -272,7 +268,6 @@ static int compare_strip(nb_comparison *c, const side *sides, scratch *x, int64_
                          int64_t columns) {
   memset(x->row_error, 0, (size_t)rows * sizeof *x->row_error);
   x->sums = (nb_segment_sums){0};
-  x->error2 = 0;
   window at = {.row = row, .rows = rows};
   for (; at.column < sides->w->k; at.column += columns) {
     if (nb_stop_requested()) return NB_EINTR;
@@ -281,10 +276,9 @@ static int compare_strip(nb_comparison *c, const side *sides, scratch *x, int64_
       if (sides[i].packed) NB_TRY(unpack(&sides[i], x->tile[i], &at));
     for (int64_t r = row; r < row + rows; r++) compare_row(c, sides, x, &at, r);
   }
-  double a2 = total(x->sums.a2), dot = total(x->sums.dot);
-  c->a2 += a2;
-  c->b2 += a2 + 2 * dot + x->error2;
-  c->dot += a2 + dot;
+  c->a2 += x->sums.a2;
+  c->b2 += x->sums.a2 + 2 * x->sums.dot + x->sums.error2;
+  c->dot += x->sums.a2 + x->sums.dot;
   for (int64_t r = 0; r < rows; r++) {
     c->error2 += x->row_error[r];
     if (x->row_error[r] > c->worst_error2) c->worst_error2 = x->row_error[r], c->worst_row = row + r;
@@ -367,7 +361,8 @@ static bool scratch_make(scratch *x, const side *sides) {
   int64_t groups = NB_MAX(sides[0].groups, sides[1].groups) + 1;
   *x = (scratch){.scale = nb_alloc(groups, sizeof(float)),
                  .zero = nb_alloc(groups, sizeof(int32_t)),
-                 .row_error = nb_alloc(MOST_ROWS, sizeof(double))};
+                 .row_error = nb_alloc(MOST_ROWS, sizeof(double)),
+                 .fused = codes_in_registers(sides)};
   bool ok = x->scale && x->zero && x->row_error;
   for (int i = 0; ok && i < 2; i++)
     if (sides[i].packed) ok = (x->tile[i] = nb_alloc(WINDOW, 1)) != NULL;

@@ -5,16 +5,17 @@
 
 #include "dtype.h"
 
-/* Columns of a segment: few enough that sums in float32 lose nothing that counts. */
-enum { NB_SEGMENT = 1024, NB_SEGMENT_LANES = 16 };
+/* Columns of a segment: few enough that sums in float32 lose nothing that counts. A step is two vectors:
+ * columns 0 to 3 and 8 to 11, and the other eight, as two-byte numbers widen within halves of a register. */
+enum { NB_SEGMENT = 2048, NB_SEGMENT_STEP = 16 };
 
-/* Sums of squares of the error b - a and of a, and of products a * error, by lanes. The
- * others follow: a b = a^2 + a error, b^2 = a^2 + 2 a error + error^2. */
+/* Sums of squares of the error b - a and of a, and of products a * error. The others
+ * follow: a b = a^2 + a error, b^2 = a^2 + 2 a error + error^2. */
 typedef struct nb_segment_sums {
-  double error2[NB_SEGMENT_LANES], a2[NB_SEGMENT_LANES], dot[NB_SEGMENT_LANES];
+  double error2, a2, dot;
 } nb_segment_sums;
 
-/* Adds segments of n <= NB_SEGMENT floats, with room for whole lanes behind them; -> the
+/* Adds segments of n <= NB_SEGMENT floats, with room for a whole step behind them; -> the
  * largest difference, or -1 when float32 does not hold the sums (numbers very large or
  * very small, NaN, infinities, a b so small that its square is lost beside a's): then
  * nothing was added. */
@@ -33,24 +34,27 @@ typedef struct nb_nibbles {
 
 /* The same sums of floats (f32, bf16 or f16) and codes without either in memory as floats. Scales
  * come from 16 bits, so that code * scale - zero * scale is exact in float32; codes_first: a is the
- * codes. n, group and first are multiples of NB_SEGMENT_LANES. */
+ * codes. n, group and first are multiples of a step. */
 float nb_segment_nibbles_avx2(nb_segment_sums *sums, const void *floats, int dtype, const nb_nibbles *q,
                               int64_t n, bool codes_first);
 
 /* ---- what the instruction sets' files share --------------------------------------- */
 
 typedef float nb_v8f __attribute__((vector_size(32)));
+typedef float nb_v4f __attribute__((vector_size(16)));
 typedef int32_t nb_v8i __attribute__((vector_size(32)));
 
-/* Eight of a segment's sixteen lanes, in registers. */
+/* One of a step's two vectors, summed. */
 typedef struct nb_lanes {
   nb_v8f error2, a2, dot, most;
 } nb_lanes;
 
-static inline nb_v8f nb_load8(const float *x) {
-  nb_v8f v;
-  memcpy(&v, x, sizeof v);
-  return v;
+/* x[0..3] and x[8..11]. */
+static inline nb_v8f nb_load_half_step(const float *x) {
+  nb_v4f lower, upper;
+  memcpy(&lower, x, sizeof lower);
+  memcpy(&upper, x + 8, sizeof upper);
+  return __builtin_shufflevector(lower, upper, 0, 1, 2, 3, 4, 5, 6, 7);
 }
 
 static inline nb_v8f nb_greater(nb_v8f x, nb_v8f most) {
@@ -81,37 +85,38 @@ static inline __attribute__((always_inline)) nb_lanes nb_lanes_add(nb_lanes l, n
   return l;
 }
 
+static inline float nb_sum8(nb_v8f x) {
+  x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+  x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  return x[0] + x[1];
+}
+
+static inline float nb_max8(nb_v8f x) {
+  x = nb_greater(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3));
+  x = nb_greater(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
+  return x[0] > x[1] ? x[0] : x[1];
+}
+
 /* Into the sums, and what a nb_segment_fn returns. */
-static inline float nb_lanes_finish(nb_segment_sums *sums, nb_lanes low, nb_lanes high) {
-  nb_v8f error = low.error2 + high.error2, size = low.a2 + high.a2, product = low.dot + high.dot;
-  nb_v8f most = nb_greater(low.most, high.most);
-  float max = 0, error2 = 0, a2 = 0, dot = 0;
-  for (int i = 0; i < 8; i++) {
-    error2 += error[i];
-    a2 += size[i];
-    dot += product[i];
-    max = most[i] > max ? most[i] : max;
-  }
+static inline __attribute__((always_inline)) float nb_lanes_finish(nb_segment_sums *sums, nb_lanes low,
+                                                                   nb_lanes high) {
+  float error2 = nb_sum8(low.error2 + high.error2), a2 = nb_sum8(low.a2 + high.a2);
+  float dot = nb_sum8(low.dot + high.dot), max = nb_max8(nb_greater(low.most, high.most));
   bool holds = error2 + a2 < 0x1p100f && a2 >= 0x1p-80f && (max == 0 || max >= 0x1p-50f) &&
                a2 + 2 * dot + error2 >= 0x1p-8f * a2;
   if (!holds) return -1;
-  for (int i = 0; i < 8; i++) {
-    sums->error2[i] += (double)low.error2[i];
-    sums->a2[i] += (double)low.a2[i];
-    sums->dot[i] += (double)low.dot[i];
-    sums->error2[8 + i] += (double)high.error2[i];
-    sums->a2[8 + i] += (double)high.a2[i];
-    sums->dot[8 + i] += (double)high.dot[i];
-  }
+  sums->error2 += (double)error2;
+  sums->a2 += (double)a2;
+  sums->dot += (double)dot;
   return max;
 }
 
 static inline float nb_segment_of_floats(nb_segment_sums *sums, float *a, float *b, int64_t n) {
   nb_lanes low = {0}, high = {0};
-  for (int64_t i = n; i % NB_SEGMENT_LANES; i++) a[i] = b[i] = 0;
-  for (int64_t i = 0; i < n; i += NB_SEGMENT_LANES) {
-    low = nb_lanes_add(low, nb_load8(a + i), nb_load8(b + i));
-    high = nb_lanes_add(high, nb_load8(a + i + 8), nb_load8(b + i + 8));
+  for (int64_t i = n; i % NB_SEGMENT_STEP; i++) a[i] = b[i] = 0;
+  for (int64_t i = 0; i < n; i += NB_SEGMENT_STEP) {
+    low = nb_lanes_add(low, nb_load_half_step(a + i), nb_load_half_step(b + i));
+    high = nb_lanes_add(high, nb_load_half_step(a + i + 4), nb_load_half_step(b + i + 4));
   }
   return nb_lanes_finish(sums, low, high);
 }

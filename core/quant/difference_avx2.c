@@ -10,35 +10,59 @@ float nb_segment_avx2(nb_segment_sums *sums, float *a, float *b, int64_t n) {
   return nb_segment_of_floats(sums, a, b, n);
 }
 
-INLINE __m256 floats8(const void *at, int64_t i, int dtype) {
-  if (dtype == NB_F32) return _mm256_loadu_ps((const float *)at + i);
-  __m128i h = _mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)at + i));
-  if (dtype == NB_F16) return _mm256_cvtph_ps(h);
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+typedef struct step {
+  __m256 low, high;
+} step;
+
+INLINE __m128i bytes16(const void *at) { return _mm_loadu_si128(at); }
+
+INLINE step floats_at(const char *at, int dtype) {
+  const __m256i zero = _mm256_setzero_si256();
+  if (dtype == NB_F32)
+    return (step){(__m256)nb_load_half_step((const float *)at),
+                  (__m256)nb_load_half_step((const float *)at + 4)};
+  if (dtype == NB_F16) {
+    __m128i x = bytes16(at), y = bytes16(at + 16);
+    return (step){_mm256_cvtph_ps(_mm_unpacklo_epi64(x, y)), _mm256_cvtph_ps(_mm_unpackhi_epi64(x, y))};
+  }
+  __m256i x = _mm256_loadu_si256((const __m256i *)at);
+  return (step){_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, x)),
+                _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, x))};
 }
 
-/* offset: -zero * scale. */
-INLINE __m256 nibbles8(uint32_t word, __m256 scale, __m256 offset) {
-  const __m256i place = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-  __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32((int32_t)word), place);
-  codes = _mm256_and_si256(codes, _mm256_set1_epi32(15));
-  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), scale, offset);
+/* Each byte into two lanes, one for each of its codes: the higher one is 16 times itself there, and its
+ * scale a 16th. offset: -zero * scale. */
+INLINE step nibbles_at(const uint32_t *words, __m256 scale, __m256 offset) {
+  const __m256i lower = _mm256_setr_epi32(0, 0, 1, 1, 4, 4, 5, 5), two = _mm256_set1_epi32(2);
+  const __m256i clear = _mm256_set1_epi32((int32_t)0x80808000), code = _mm256_set1_epi64x(0xf00000000f);
+  int64_t both;
+  memcpy(&both, words, sizeof both);
+  __m256i x = _mm256_set1_epi64x(both);
+  __m256i low = _mm256_shuffle_epi8(x, _mm256_or_si256(lower, clear));
+  __m256i high = _mm256_shuffle_epi8(x, _mm256_or_si256(_mm256_add_epi32(lower, two), clear));
+  return (step){_mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_and_si256(low, code)), scale, offset),
+                _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_and_si256(high, code)), scale, offset)};
 }
 
 INLINE float segment(nb_segment_sums *sums, const void *floats, int dtype, const nb_nibbles *q, int64_t n,
                      bool codes_first) {
+  enum { STEP = NB_SEGMENT_STEP };
+  const __m256 places = _mm256_setr_ps(1, 0x1p-4f, 1, 0x1p-4f, 1, 0x1p-4f, 1, 0x1p-4f);
+  const int64_t bytes = dtype == NB_F32 ? 4 : 2;
   nb_lanes low = {0}, high = {0};
-  for (int64_t i = 0, g = 0, end = NB_MIN(n, q->group - q->first); i < n;
-       g++, end = NB_MIN(n, end + q->group)) {
-    __m256 scale = _mm256_set1_ps(q->scale[g]);
+  const char *at = floats, *ahead = at + q->ahead;
+  const uint32_t *words = q->words;
+  for (int64_t left = n, g = 0, count; left > 0; left -= count, g++) {
+    count = NB_MIN(left, g ? q->group : q->group - q->first);
+    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(q->scale[g]), places);
     __m256 offset = _mm256_set1_ps(-(float)q->zero[g] * q->scale[g]);
-    for (; i < end; i += NB_SEGMENT_LANES) {
-      _mm_prefetch((const char *)floats + i * (dtype == NB_F32 ? 4 : 2) + q->ahead, _MM_HINT_T0);
-      _mm_prefetch((const char *)(q->words + i / 8) + 1024, _MM_HINT_T0);
-      __m256 w0 = floats8(floats, i, dtype), x0 = nibbles8(q->words[i / 8], scale, offset);
-      __m256 w1 = floats8(floats, i + 8, dtype), x1 = nibbles8(q->words[i / 8 + 1], scale, offset);
-      low = nb_lanes_add(low, (nb_v8f)(codes_first ? x0 : w0), (nb_v8f)(codes_first ? w0 : x0));
-      high = nb_lanes_add(high, (nb_v8f)(codes_first ? x1 : w1), (nb_v8f)(codes_first ? w1 : x1));
+    for (const uint32_t *end = words + count / 8; words < end; words += STEP / 8) {
+      _mm_prefetch(ahead, _MM_HINT_T0);
+      step f = floats_at(at, dtype), c = nibbles_at(words, scale, offset);
+      step a = codes_first ? c : f, b = codes_first ? f : c;
+      low = nb_lanes_add(low, (nb_v8f)a.low, (nb_v8f)b.low);
+      high = nb_lanes_add(high, (nb_v8f)a.high, (nb_v8f)b.high);
+      at += STEP * bytes, ahead += STEP * bytes;
     }
   }
   return nb_lanes_finish(sums, low, high);

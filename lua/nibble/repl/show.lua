@@ -29,6 +29,7 @@ end
 -- Text of a nested value; deep and long tables are cut, and say so.
 local function brief(v, depth)
   if type(v) == "string" then return ("%q"):format(v):gsub("\\\n", "\\n") end
+  if type(v) == "function" then return "function" end
   if type(v) ~= "table" or has_tostring(v) then return tostring(v) end
   if depth <= 0 then return next(v) == nil and "{}" or "{…}" end
   local out, listed = {}, #v

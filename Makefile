@@ -37,11 +37,13 @@ LDFLAGS := -fopenmp $(SAN) -Wl,--as-needed
 LIBGOMP := $(shell $(CC) -print-file-name=libgomp.a)
 
 CORE    := $(filter-out core/main.c,$(wildcard core/*.c core/*/*.c)) $(wildcard cuda/*.c)
-OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o
+OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o $(BUILD)/obj/gen/kernels.o
+# NVCC= builds without kernels, as where there is no nvcc.
+NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
-.PHONY: all cuda-check setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
+.PHONY: always all cuda-check setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
 all: $(BUILD)/libnibble.so $(BUILD)/nibble $(BUILD)/libcuemu.so
 
 setup:
@@ -64,6 +66,18 @@ $(BUILD)/obj/%.o: %.c core/nibble.h core/base.h
 $(BUILD)/obj/gen/%.o: $(BUILD)/gen/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c $< -o $@
+
+# The CUDA kernels; made anew where nvcc comes or goes.
+$(BUILD)/gen/nvcc: always
+	@mkdir -p $(@D)
+	@echo "$(NVCC)" | cmp -s - $@ || echo "$(NVCC)" > $@
+
+$(BUILD)/gen/kernels.S: $(wildcard cuda/kernels/* cuda/*.cuh) scripts/fatbin $(BUILD)/gen/nvcc
+	NVCC="$(NVCC)" scripts/fatbin $@ $(wildcard cuda/kernels/*.cu)
+
+$(BUILD)/obj/gen/kernels.o: $(BUILD)/gen/kernels.S
+	@mkdir -p $(@D)
+	$(CC) -c $< -o $@
 
 $(BUILD)/gen/cdef.c: core/nibble.h scripts/embed.lua
 	@mkdir -p $(@D)

@@ -37,7 +37,9 @@ static bool load(const char *path) {
     return false; \
   }
   NB_CUDA_FUNCTIONS(LOAD)
-  driver.stand_in = dlsym(library, "nb_emulated_driver") != NULL;
+  int (*emulated)(void);
+  *(void **)&emulated = dlsym(library, "nb_emulated_driver");
+  driver.stand_in = emulated && emulated();
   return true;
 }
 

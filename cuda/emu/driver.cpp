@@ -7,6 +7,7 @@
 //
 // The environment makes it another machine, or makes it fail:
 //   NB_EMU_DEVICES=1  NB_EMU_SM=90  NB_EMU_VERSION=13000  NB_EMU_MEMORY=bytes of one device
+//   NB_EMU_REAL=1   says nothing of being an emulator: nibble loads its own kernels, as onto a GPU
 //   NB_EMU_FAIL=cuMemAlloc_v2:3:2   the third such call gives code 2; a code from 700 on stays for all later ones
 #include <cstdint>
 #include <cstdio>
@@ -103,9 +104,8 @@ int device_count() { return (int)setting("NB_EMU_DEVICES", 1); }
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Its presence tells nibble that kernels are here without being loaded.
-extern const int nb_emulated_driver;
-const int nb_emulated_driver = 1;
+// Tells nibble that kernels are here without being loaded.
+int nb_emulated_driver(void) { return !setting("NB_EMU_REAL", 0); }
 
 int cuInit(unsigned) {
   EARLY;
@@ -231,7 +231,7 @@ int cuMemsetD8_v2(unsigned long long at, unsigned char value, size_t bytes) {
 
 int cuModuleLoadData(void **module, const void *) {
   BEGIN;
-  *module = (void *)&nb_emulated_driver;
+  *module = &blocks;
   return 0;
 }
 

@@ -5,6 +5,7 @@
 
 #include "device.h"
 
+#include "../kernels/permute.cu"
 #include "../kernels/repack.cu"
 #include "faults.cu"
 
@@ -31,9 +32,12 @@ template <class... A> void call(void (*kernel)(A...), void **args) {
   }
 
 const emu_kernel kernels[] = {
-    KERNEL(nb_repack_gptq), KERNEL(nb_repack_awq), KERNEL(emu_copy_shifted), KERNEL(emu_misaligned),
-    KERNEL(emu_reverse),    KERNEL(emu_neighbour), KERNEL(emu_copy_async),   KERNEL(emu_divergent),
-    KERNEL(emu_turns),      KERNEL(emu_strided),
+    KERNEL(nb_repack_gptq),    KERNEL(nb_repack_awq),
+    KERNEL(nb_permute_scales), KERNEL(nb_permute_zero_points),
+    KERNEL(emu_copy_shifted),  KERNEL(emu_misaligned),
+    KERNEL(emu_reverse),       KERNEL(emu_neighbour),
+    KERNEL(emu_copy_async),    KERNEL(emu_divergent),
+    KERNEL(emu_turns),         KERNEL(emu_strided),
 };
 } // namespace
 

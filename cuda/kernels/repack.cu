@@ -124,8 +124,7 @@ NB_DEVICE void repack(const repack_job &job, global<uint4> out, int experts) {
 #pragma unroll
     for (int m = 0; m < BITS; m += 4)
       out[((int64_t)t * LANES + lane) * (BITS / 4) + m / 4] = make_uint4(w[m], w[m + 1], w[m + 2], w[m + 3]);
-  }
-  cp_async_wait<0>();
+  } /* the groups still under way are empty */
 }
 
 /* words [E, k*bits/32, n] -> out [E, k/16, n*bits/2]. perm: null, or [E,k], the source row of each

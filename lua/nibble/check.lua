@@ -20,12 +20,7 @@ local topics = { "index", "config", "shapes", "fused", "ignore", "coverage", "ac
 
 -- ---- the rules ------------------------------------------------------------------------
 
-local function rules_of(topic)
-  local ok, rules = pcall(require, "nibble.check." .. topic)
-  if ok then return rules end
-  if tostring(rules):find("module 'nibble.check." .. topic .. "' not found", 1, true) then return {} end
-  error(rules, 0)
-end
+local function rules_of(topic) return require("nibble.check." .. topic) end
 
 --- check.rules() -> array of {topic, id, about, consumer = bool}: all there are, in the order in which they run.
 function M.rules()

@@ -70,6 +70,42 @@ end
 --- cuda.wait([device = "cuda"]) -> true when all that was begun there is done | nil, msg, code
 function M.wait(device) return check(C.nb_device_wait(number_of(device or "cuda", 2)), true) end
 
+--- cuda.kernels() -> "sm_80 sm_90a … and PTX, by nvcc 13.0": what this build's kernels are for | nil, msg, code
+function M.kernels()
+  local text = C.nb_kernels()
+  if text == nil then return nil, ffi.string(C.nb_error()), "eunsupported" end
+  return ffi.string(text)
+end
+
+local function triple(x, what, level)
+  if type(x) == "number" then x = { x } end
+  if type(x) ~= "table" then error(("launch: expected %s as a number or {x, y, z}, found a %s"):format(what, type(x)), level + 1) end
+  return { x[1] or 1, x[2] or 1, x[3] or 1 }
+end
+
+--- cuda.launch(kernel, {grid =, block =, shared_bytes = 0, device = "cuda", …}) -> true | nil, msg, code
+-- Begins a kernel by its name; grid and block: a number or {x, y, z}; the array's elements are its arguments: tensors
+-- on the device, false for a null pointer, numbers as int32, other numbers as cdata. What the kernel touches is not checked.
+-- It may still run when this returns: cuda.wait, or a copy to "cpu", waits, and tells what failed.
+function M.launch(kernel, o)
+  local at = ffi.new("nb_launch", triple(o.grid, "grid", 2), triple(o.block, "block", 2), o.shared_bytes or 0)
+  local arguments, kept = ffi.new("void *[?]", math.max(#o, 1)), {}
+  for i, v in ipairs(o) do
+    if ffi.istype(device_tensor, v) then v = ffi.new("void *[1]", v.t.data)
+    elseif v == false then v = ffi.new "void *[1]"
+    elseif type(v) == "number" then v = ffi.new("int32_t[1]", v)
+    elseif type(v) ~= "cdata" or ffi.istype(tensor.type, v) then
+      error(("launch: argument %d of %s: expected a tensor on a device or a number, found %s"):format(i, kernel,
+        type(v) == "cdata" and 'one in the computer\'s memory (t:to "cuda")' or "a " .. type(v)), 2)
+    else
+      v = ffi.new(ffi.typeof("$[1]", ffi.typeof(v)), v)
+    end
+    kept[i], arguments[i - 1] = v, v
+  end
+  local rc = C.nb_device_launch(number_of(o.device or "cuda", 2), kernel, at, arguments)
+  return check(rc, #kept == #o) -- the arguments' memory lives until here
+end
+
 -- A tensor on device `number` that fill(out) makes. The collector sees neither device memory nor how little there is:
 -- what it holds back is given up when there is no room.
 local function make(number, fill)
@@ -101,6 +137,22 @@ function M.to(t, device)
   local number = number_of(device, 3)
   if number == 0 then return t end
   return copy(t, number)
+end
+
+--- cuda.marlin_repack(words, bits [, {order = "gptq" | "awq", perm =}]) -> Marlin's words, on the device | nil, msg, code
+-- words: on a device, [K/pf, N] in GPTQ order or AWQ's [K, N/pf], or experts [E, …], all in one launch. perm: i32 [K] or
+-- [E,K] in the computer's memory. As layout.marlin.repack and awq_repack, bit for bit. (MRL-30, MRL-33, MRL-34)
+function M.marlin_repack(words, bits, o)
+  local order, perm = o and o.order or "gptq", o and o.perm
+  if order ~= "gptq" and order ~= "awq" then
+    error(('marlin_repack: order must be "gptq" or "awq", found %q'):format(tostring(order)), 2)
+  end
+  if not ffi.istype(device_tensor, words) then
+    error('marlin_repack: expected words on a device (words:to "cuda")', 2)
+  end
+  return make(words.t.device, function(out)
+    return C.nb_device_marlin_repack(out, words.t, perm, bits, order == "awq" and 1 or 0)
+  end)
 end
 
 -- What a tensor on a device has, as tensor.lua describes it.

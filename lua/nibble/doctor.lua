@@ -45,13 +45,15 @@ end
 -- The CUDA driver and its devices, without beginning to use one.
 local function cuda()
   local devices, msg = require("nibble.cuda").devices()
-  if not devices then return { available = false, why = msg, devices = {} } end
+  local kernels, without = require("nibble.cuda").kernels()
+  if not devices then return { available = false, why = msg, devices = {}, kernels = kernels, no_kernels = without } end
   local available, why = require("nibble.cuda").available()
-  return { available = available, why = why, devices = devices, driver = devices[1].driver }
+  return { available = available, why = why, devices = devices, driver = devices[1].driver,
+    kernels = kernels, no_kernels = without }
 end
 
 --- doctor.examine() -> report: version, cpu {name, threads, sets}, memory (bytes),
--- libraries {name, found, why}, cuda {available, why, devices (as cuda.devices()), driver}.
+-- libraries {name, found, why}, cuda {available, why, devices (as cuda.devices()), driver, kernels, no_kernels}.
 function M.examine()
   local libraries = {}
   for i, want in ipairs {
@@ -96,6 +98,7 @@ function M.text(r)
       "  " .. d.name, d.usable and ("%s, sm_%d, %s"):format(d.model, d.sm, units.bytes(d.bytes)) or "no: " .. d.why,
     }
   end
+  rows[#rows + 1] = { "CUDA kernels", r.cuda.kernels and "yes, " .. r.cuda.kernels or "no: " .. r.cuda.no_kernels }
   return require("nibble.show").columns(rows, "ll")
 end
 

@@ -81,7 +81,8 @@ function M.summary()
     { "tensors", units.bytes(C.nb_live_bytes()), ("%d buffers, mapped files among them"):format(tonumber(C.nb_live_buffers())) },
     { "mapped", bytes(s.RssFile), "pages of mapped files that lie in memory; they can go at any time" },
     { "Lua", units.bytes(collectgarbage "count" * 1024), "" },
-    { "process", bytes(s.VmRSS), ("at most %s so far"):format(units.bytes(C.nb_peak_rss())) },
+    -- The kernel counts the peak now and then only.
+    { "process", bytes(s.VmRSS), ("at most %s so far"):format(units.bytes(math.max(tonumber(C.nb_peak_rss()), s.VmRSS or 0))) },
   }, "lrl", require("nibble.terminal").width(1))
 end
 

@@ -156,6 +156,20 @@ describe("cuda: what fails", function()
   end)
 end)
 
+describe("cuda: in the session", function()
+  it("a tensor on a device is listed, and Tab knows its methods", function()
+    local out = run [[
+      local d = nb.tensor("f32", { 2, 3 }):to "cuda"
+      local memory = require "nibble.repl.memory"
+      print(memory.bytes_of(d))
+      local names = {}
+      for name in pairs(require("nibble.repl.reflect").metatable_of(d).__methods) do names[#names + 1] = name end
+      table.sort(names)
+      print(table.concat(names, " ")) ]]
+    assert.equal("24\nas bytes free numel reshape rows size to type where", out)
+  end)
+end)
+
 describe("cuda: what is here", function()
   it("is listed by nibble.cuda and by doctor", function()
     assert.equal("true\n2 cuda:1 nibble's emulator 89 13.0\n1048576\t1048576", run([[

@@ -125,7 +125,19 @@ describe("cuda: marlin_repack", function()
     assert.matches("nb_device_tensor", why(words, 4, '{ perm = nb.tensor("i32", { 16 }):to "cuda" }'))
   end)
 
-  it("that finds no room gives back what it took", function()
+  it("takes no view that begins within 16 bytes", function()
+    assert.matches("the words begin 4 bytes past a multiple of 16", run [[
+      local bytes = nb.tensor("u8", { 520 }):to "cuda"
+      nb.cuda.marlin_repack(bytes:rows(5, 516):as("i32", { 2, 64 }), 4) ]])
+  end)
+
+  it("that fails gives back what it took", function()
+    assert.equal("nil eio true", run([[
+      local d, perm = nb.tensor("i32", { 64, 64 }):to "cuda", nb.tensor("i32", { 512 })
+      local live = require("nibble.ffi").C.nb_live_bytes()
+      local out, msg, code = nb.cuda.marlin_repack(d, 4, { perm = perm })
+      print(tostring(out) .. " " .. code .. " " .. tostring(require("nibble.ffi").C.nb_live_bytes() == live)) ]],
+      { NB_EMU_FAIL = "cuLaunchKernel:1:1" }))
     assert.equal("nil enomem true", run([[
       local d = nb.tensor("i32", { 64, 64 }):to "cuda"
       local live = require("nibble.ffi").C.nb_live_bytes()

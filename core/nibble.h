@@ -207,6 +207,11 @@ typedef struct nb_launch {
  * loads the kernels. What a kernel touches is not checked here. */
 int nb_device_launch(int device, const char *kernel, const nb_launch *at, void **arguments);
 
+/* Marlin's words [k/16, n*bits/2] (or [E, ...]) of words on a device, made there (cuda/repack.c): bit for bit
+ * nb_marlin_repack, or with awq nb_marlin_awq_repack, for 16-bit activations. perm: NULL, or I32 [k] ([E,k]) in the
+ * computer's memory, where it is checked. All experts in one launch. */
+int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int awq);
+
 /* ---- elements (element.c) ----------------------------------------------------- */
 
 /* Element i of the flattened tensor, any real dtype (c64: the real part); i must be

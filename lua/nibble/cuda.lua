@@ -9,7 +9,7 @@ local C, check, must = nffi.C, nffi.check, nffi.must
 
 local M = {}
 
-local device_tensor = ffi.typeof "nb_device_tensor"
+local device_tensor = tensor.device_type
 M.type = device_tensor
 
 -- C's number of a device's name, 0 for the computer's memory.
@@ -137,6 +137,22 @@ function M.to(t, device)
   local number = number_of(device, 3)
   if number == 0 then return t end
   return copy(t, number)
+end
+
+--- cuda.marlin_repack(words, bits [, {order = "gptq" | "awq", perm =}]) -> Marlin's words, on the device | nil, msg, code
+-- words: on a device, [K/pf, N] in GPTQ order or AWQ's [K, N/pf], or experts [E, …], all in one launch. perm: i32 [K] or
+-- [E,K] in the computer's memory. As layout.marlin.repack and awq_repack, bit for bit. (MRL-30, MRL-33, MRL-34)
+function M.marlin_repack(words, bits, o)
+  local order, perm = o and o.order or "gptq", o and o.perm
+  if order ~= "gptq" and order ~= "awq" then
+    error(('marlin_repack: order must be "gptq" or "awq", found %q'):format(tostring(order)), 2)
+  end
+  if not ffi.istype(device_tensor, words) then
+    error('marlin_repack: expected words on a device (words:to "cuda")', 2)
+  end
+  return make(words.t.device, function(out)
+    return C.nb_device_marlin_repack(out, words.t, perm, bits, order == "awq" and 1 or 0)
+  end)
 end
 
 -- What a tensor on a device has, as tensor.lua describes it.

@@ -244,6 +244,9 @@ void nb_tensor_drop(const nb_tensor *t) {
   if (!nb_buf_is_mapped(t->buf)) return;
   uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->data;
   uintptr_t to = from + (uintptr_t)nb_tensor_bytes(t);
-  from &= ~(page - 1); /* the shared edges are re-read from the page cache: cheap */
-  if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
+  from &= ~(page - 1);      /* the shared edges are re-read from the page cache: cheap */
+  enum { PART = 16 << 20 }; /* one thread takes a tenth of the time that two read in */
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (to - from > PART)
+  for (uintptr_t at = from; at < to; at += PART)
+    madvise((void *)at, NB_MIN(to - at, (uintptr_t)PART), MADV_DONTNEED);
 }

@@ -81,7 +81,8 @@ static int copy(nb_cuda_device *d, const nb_tensor *to, const nb_tensor *from) {
                             : !from->device ? "to it"
                                             : "on it");
   }
-  if (!to->device) *d->last = 0; /* the driver waited for what was launched before, and all was well */
+  if (!to->device && bytes)
+    *d->last = 0; /* the driver waited for what was launched before, and all was well */
   return NB_OK;
 }
 

@@ -19,6 +19,9 @@ static int sizes(matrices *m, const nb_tensor *words, int bits, int awq) {
                    nb_tensor_describe(words, text, sizeof text));
   int64_t e = words->ndim == 3 ? words->shape[0] : 1, rows = words->shape[words->ndim - 2],
           columns = words->shape[words->ndim - 1], pf = 32 / bits;
+  if ((uintptr_t)words->data % 16) /* of a view; the kernel reads 16 bytes at once */
+    return nb_fail(NB_EINVAL, "%s: the words begin %d bytes past a multiple of 16", what,
+                   (int)((uintptr_t)words->data % 16));
   if (e > INT32_MAX || rows > INT32_MAX || columns > INT32_MAX)
     return nb_fail(NB_EUNSUPPORTED, "%s: %s is more than a launch can count", what,
                    nb_tensor_describe(words, text, sizeof text));

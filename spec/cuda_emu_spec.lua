@@ -138,4 +138,17 @@ describe("an emulated kernel", function()
     _, c = emulator.run("emu_copy_async", { block = 64, shared = 1024 }, input, output, 0)
     assert.same({ 64, 1024 }, { c.copies, c.global_read })
   end)
+
+  it("is counted the same however long it runs between barriers", function()
+    local n = 32 * 5000
+    local from, to = emulator.memory(2 * n), emulator.memory(2 * n)
+    emulator.orders(function()
+      local wrong, c = emulator.run("nb_permute_scales", {}, from, to, require("ffi").new("int64_t", n), 1)
+      assert.is_nil(wrong)
+      -- A warp reads from all four sectors of its 64 numbers, and writes 64 bytes.
+      assert.same({ 2 * n, 2 * n, 5000 * (4 + 2) }, { c.global_read, c.global_written, c.global_sectors })
+    end)
+    emulator.free(from)
+    emulator.free(to)
+  end)
 end)

@@ -146,11 +146,27 @@ describe("cuda: what fails", function()
     assert.equal(sentence .. "\n" .. sentence .. "\nfalse\t" .. sentence .. "\n3", out)
   end)
 
-  it("obeys Ctrl-C between blocks of a copy", function()
-    assert.matches("interrupted", run [[
-      local t = nb.tensor("u8", { 10 })
-      require("nibble.ffi").C.nb_stop_request()
-      print(select(2, pcall(t.to, t, "cuda"))) ]])
+  it("obeys Ctrl-C before and between blocks of a copy", function()
+    assert.equal("interrupted\n-5 interrupted", run [[
+      local C, ffi = require("nibble.ffi").C, require "ffi"
+      local t, d = nb.tensor("u8", { 10 }), ffi.new "nb_device_tensor"
+      C.nb_stop_request()
+      print(select(2, pcall(t.to, t, "cuda")))
+      print(C.nb_tensor_to(d.t, t, 1) .. " " .. ffi.string(C.nb_error())) ]])
+  end)
+end)
+
+describe("cuda: in the session", function()
+  it("a tensor on a device is listed, and Tab knows its methods", function()
+    local out = run [[
+      local d = nb.tensor("f32", { 2, 3 }):to "cuda"
+      local memory = require "nibble.repl.memory"
+      print(memory.bytes_of(d))
+      local names = {}
+      for name in pairs(require("nibble.repl.reflect").metatable_of(d).__methods) do names[#names + 1] = name end
+      table.sort(names)
+      print(table.concat(names, " ")) ]]
+    assert.equal("24\nas bytes free numel reshape rows size to type where", out)
   end)
 end)
 

@@ -179,6 +179,7 @@ static void ask_for_floats(const side *s, const window *at, int64_t r, int64_t c
 
 /* What float32 cannot sum; as compare.c does it, in doubles. */
 static double in_doubles(nb_comparison *c, const float *a, const float *b, int64_t n, double *error2) {
+  _Static_assert((int)NB_SEGMENT <= (int)NB_BLOCK, "a segment fits");
   _Alignas(64) double x[NB_BLOCK], y[NB_BLOCK];
   for (int64_t i = 0; i < n; i++) {
     x[i] = (double)a[i], y[i] = (double)b[i];

@@ -9,6 +9,7 @@
 //   NB_EMU_DEVICES=1  NB_EMU_SM=90  NB_EMU_VERSION=13000  NB_EMU_MEMORY=bytes of one device
 //   NB_EMU_REAL=1   says nothing of being an emulator: nibble loads its own kernels, as onto a GPU
 //   NB_EMU_FAIL=cuMemAlloc_v2:3:2   the third such call gives code 2; a code from 700 on stays for all later ones
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -31,6 +32,8 @@ enum {
   LAUNCH_FAILED = 719
 };
 
+enum { BLOCK_SHARED = 227 * 1024 }; // shared memory of one block at most
+
 struct Block {
   size_t bytes, mapped;
   int device;
@@ -40,8 +43,9 @@ std::mutex guard;
 std::map<uintptr_t, Block> blocks; // by address
 std::map<std::string, long> calls; // of each function, so far
 size_t used[64];
-int lost;                 // the code that every call gives from now on
-std::string failure_text; // what the failed kernel said
+std::map<void *, int> shared_allowed; // of each kernel that asked for more than it has without asking
+int lost;                             // the code that every call gives from now on
+std::string failure_text;             // what the failed kernel said
 thread_local int current = -1;
 
 long setting(const char *name, long otherwise) {
@@ -140,7 +144,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
   case 16: *value = 4; break; // multiprocessors: few, so that blocks have much to do
   case 75: *value = (int)sm / 10; break;
   case 76: *value = (int)sm % 10; break;
-  case 97: *value = 227 * 1024; break; // shared memory of one block
+  case 97: *value = BLOCK_SHARED; break;
   default: *value = 0;
   }
   return 0;
@@ -241,15 +245,18 @@ int cuModuleGetFunction(void **function, void *, const char *name) {
   return *function ? 0 : NOT_FOUND;
 }
 
-int cuFuncSetAttribute(void *, int, int) {
+int cuFuncSetAttribute(void *function, int attribute, int value) {
   BEGIN;
+  if (attribute != 8 || value < 0 || value > BLOCK_SHARED) return INVALID_VALUE;
+  shared_allowed[function] = value;
   return 0;
 }
 
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                    unsigned bz, unsigned shared, void *, void **arguments, void **) {
   BEGIN;
-  if (!gx || !gy || !gz || !bx || !by || !bz || bx * by * bz > 1024 || shared > 227 * 1024)
+  if (!gx || !gy || !gz || !bx || !by || !bz || bx * by * bz > 1024 ||
+      (int)shared > std::max(48 * 1024, shared_allowed[function]))
     return INVALID_VALUE;
   for (auto &b : blocks) permit(b, true);
   ((const emu_kernel *)function)->run(dim3{gx, gy, gz}, dim3{bx, by, bz}, shared, arguments);

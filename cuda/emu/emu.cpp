@@ -5,9 +5,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 
 #include "device.h"
 
@@ -15,7 +17,7 @@ emu_machine emu;
 
 namespace {
 /* 4 processors with two blocks each; more than a kernel may count on. */
-enum { RESIDENT = 8, STACK = 128 << 10, MAX_THREADS = 1024, MAX_SHARED = 232448, MAX_IDLE = 100000 };
+enum { RESIDENT = 8, STACK = 64 << 10, MAX_THREADS = 1024, MAX_SHARED = 232448, MAX_IDLE = 100000 };
 
 struct launch_state {
   ucontext_t scheduler;
@@ -66,7 +68,11 @@ unsigned random_below(unsigned n) {
 }
 
 void fiber_entry() {
-  (*launch.body)();
+  try {
+    (*launch.body)();
+  } catch (const std::exception &e) { /* no memory for the emulator's own lists */
+    emu_fail("cannot be emulated: %s", e.what());
+  }
   emu_fiber *me = emu.current;
   if (!me->copies.empty())
     emu_fail("ends with %zu asynchronous copies that it did not wait for", me->copies.size());
@@ -78,9 +84,9 @@ dim3 index_of(uint64_t i, dim3 size) {
   return dim3((unsigned)(i % size.x), (unsigned)(i / size.x % size.y), (unsigned)(i / size.x / size.y));
 }
 
-/* The nth block to start, in the slot. */
-void start(int slot, uint64_t nth, uint64_t blocks, size_t shared) {
-  emu_block &b = launch.blocks[(size_t)slot];
+/* The nth block to start, in this place. */
+void start(int place, uint64_t nth, uint64_t blocks, size_t shared) {
+  emu_block &b = launch.blocks[(size_t)place];
   b.live = true;
   b.index = index_of(order() == 1 ? blocks - 1 - nth : nth, emu.grid);
   b.running = b.threads;
@@ -102,7 +108,7 @@ void start(int slot, uint64_t nth, uint64_t blocks, size_t shared) {
     f.copies.clear();
     f.touches.clear();
     getcontext(&f.context);
-    f.context.uc_stack.ss_sp = launch.stacks.get() + ((size_t)slot * (size_t)b.threads + (size_t)i) * STACK;
+    f.context.uc_stack.ss_sp = launch.stacks.get() + ((size_t)place * (size_t)b.threads + (size_t)i) * STACK;
     f.context.uc_stack.ss_size = STACK;
     f.context.uc_link = nullptr;
     makecontext(&f.context, fiber_entry, 0);
@@ -164,6 +170,24 @@ void fail_stuck() {
                       w.what);
     return refuse("%d of %d threads of block (%u, %u, %u) wait at __syncthreads, %d ended without it",
                   b.at_barrier, b.threads, b.index.x, b.index.y, b.index.z, b.threads - b.running);
+  }
+}
+
+/* All blocks, as many at a time as are resident; each that ends gives its place to the next one. */
+void run_blocks(size_t shared) {
+  uint64_t blocks = (uint64_t)emu.grid.x * emu.grid.y * emu.grid.z, started = 0;
+  size_t threads = (size_t)emu.block.x * emu.block.y * emu.block.z;
+  size_t places = blocks < RESIDENT ? (size_t)blocks : (size_t)RESIDENT;
+  launch.stacks.reset(new char[places * threads * STACK]);
+  launch.blocks.assign(places, emu_block{});
+  for (emu_block &b : launch.blocks) b.threads = (int)threads;
+  for (bool live = true; live && !launch.failed;) {
+    live = false;
+    for (size_t i = 0; i < places; i++) {
+      if (!launch.blocks[i].live && started < blocks) start((int)i, started++, blocks, shared);
+      live |= launch.blocks[i].live;
+    }
+    if (live && !run_round()) fail_stuck();
   }
 }
 
@@ -238,22 +262,13 @@ void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, const st
   std::lock_guard<std::mutex> lock(one_at_a_time);
   has_failure = launch.failed = false;
   emu = emu_machine{name, grid, block, nullptr, {}, 0};
-  if (!launch_allowed(shared)) return;
-  uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z, started = 0;
-  size_t threads = (size_t)block.x * block.y * block.z,
-         slots = blocks < RESIDENT ? (size_t)blocks : (size_t)RESIDENT;
   launch.body = &body;
   launch.random = order();
-  launch.stacks.reset(new char[slots * threads * STACK]);
-  launch.blocks.assign(slots, emu_block{});
-  for (emu_block &b : launch.blocks) b.threads = (int)threads;
-  for (bool live = true; live && !launch.failed;) {
-    live = false;
-    for (size_t s = 0; s < slots; s++) {
-      if (!launch.blocks[s].live && started < blocks) start((int)s, started++, blocks, shared);
-      live |= launch.blocks[s].live;
-    }
-    if (live && !run_round()) fail_stuck();
+  if (!launch_allowed(shared)) return;
+  try {
+    run_blocks(shared);
+  } catch (const std::bad_alloc &) {
+    refuse("cannot be emulated: no memory for %u threads a block", block.x * block.y * block.z);
   }
   launch.blocks.clear();
   launch.stacks.reset();

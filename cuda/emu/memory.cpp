@@ -17,6 +17,9 @@ const char *const SPACE[] = {"global", "shared"};
 /* Bytes between what is asked for and the next allocation, so that addresses just beyond
  * one never belong to another. */
 enum { ALIGN = 256, APART = 4096 };
+
+/* Accesses of a lane that are kept before they are counted. */
+enum { MANY = 4096 };
 } // namespace
 
 void *emu_allocate(size_t bytes) {
@@ -105,6 +108,10 @@ void emu_access(const void *p, size_t bytes, const emu_region *r, emu_space spac
   if ((uintptr_t)p % bytes)
     emu_fail("%s %zu bytes of %s memory at offset %lld, which is not aligned to them", verb, bytes,
              SPACE[space], (long long)at);
+  if (me->touches.size() >= MANY) { /* the other lanes get as far, then all of that is counted */
+    emu_yield(EMU_READY);
+    if (me->touches.size() >= MANY) emu_count_warp(*me->block, me->index / 32);
+  }
   me->touches.push_back({(uintptr_t)p, (uint8_t)bytes, (uint8_t)space, write});
   if (space == EMU_SHARED)
     for (size_t i = 0; i < bytes; i++)

@@ -128,7 +128,7 @@ NB_DEVICE void repack(const repack_job &job, global<uint4> out, int experts) {
 }
 
 /* words [E, k*bits/32, n] -> out [E, k/16, n*bits/2]. perm: null, or [E,k], the source row of each
- * row. k a multiple of 16, n of 64; blocks of NB_REPACK_WARPS warps, as many as the device holds. */
+ * row, which is trusted. k a multiple of 16, n of 64; blocks of NB_REPACK_WARPS warps, as many as the device holds. */
 extern "C" __global__ void __launch_bounds__(NB_REPACK_WARPS *LANES)
     nb_repack_gptq(global<const uint32_t> words, global<const int32_t> perm, global<uint32_t> out,
                    int experts, int k, int n, int bits) {

@@ -9,7 +9,7 @@ local C, check, must = nffi.C, nffi.check, nffi.must
 
 local M = {}
 
-local device_tensor = ffi.typeof "nb_device_tensor"
+local device_tensor = tensor.device_type
 M.type = device_tensor
 
 -- C's number of a device's name, 0 for the computer's memory.

@@ -83,6 +83,10 @@ function M.collect_if_full()
 end
 
 M.type = tensor_t
+M.device_type = ffi.typeof "nb_device_tensor" -- what nibble.cuda makes
+
+--- is_any(x) -> true for a tensor in the computer's memory or on a device.
+function M.is_any(x) return ffi.istype(tensor_t, x) or ffi.istype(M.device_type, x) end
 M.names = names
 M.shape_of = shape_of
 

@@ -5,21 +5,21 @@ local units = require "nibble.units"
 
 local M = {}
 
-local function tensor_type() return require("nibble.tensor").type end
+local function is_tensor(v) return require("nibble.tensor").is_any(v) end
 
 local quantized_parts = { "codes", "scales", "zeros", "g_idx", "global", "input_scale", "input_zero", "input_global", "bias" }
 
 --- bytes_of(v) -> bytes of a tensor's or a quantized weight's storage, or of a checkpoint's files | nil
 function M.bytes_of(v)
-  if ffi.istype(tensor_type(), v) then return v:bytes() end
+  if is_tensor(v) then return v:bytes() end
   if type(v) == "string" then return #v end
   if type(v) ~= "table" then return nil end
   local codes = rawget(v, "codes")
-  if codes and ffi.istype(tensor_type(), codes) then
+  if codes and is_tensor(codes) then
     local sum = 0
     for _, part in ipairs(quantized_parts) do
       local t = rawget(v, part)
-      if ffi.istype(tensor_type(), t) then sum = sum + t:bytes() end
+      if is_tensor(t) then sum = sum + t:bytes() end
     end
     return sum
   end
@@ -29,7 +29,7 @@ end
 
 -- The kind of a value and its shape, as text.
 local function kind_of(v)
-  if ffi.istype(tensor_type(), v) then return v:type(), table.concat(v:size(), "×") end
+  if is_tensor(v) then return v:type(), table.concat(v:size(), "×") end
   if type(v) == "cdata" then return tostring(ffi.typeof(v)):match "ctype<(.-)>" or "cdata", "" end
   if type(v) ~= "table" then return type(v), type(v) == "string" and #v .. " characters" or "" end
   if rawget(v, "codes") and rawget(v, "scheme") then return "quantized", ("%d×%d"):format(v.n, v.k) end

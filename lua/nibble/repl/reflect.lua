@@ -13,6 +13,7 @@ local NAME = "[%a_][%w_]*"
 function M.metatable_of(value)
   if type(value) == "cdata" then
     local ok, tensor = pcall(require, "nibble.tensor")
+    if ok and ffi.istype(tensor.device_type, value) then return { __methods = require("nibble.cuda").methods } end
     return ok and ffi.istype(tensor.type, value) and { __methods = tensor.methods } or nil
   end
   local mt = getmetatable(value)

@@ -44,7 +44,7 @@ LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
 .PHONY: always all cuda-check setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
-all: $(BUILD)/libnibble.so $(BUILD)/nibble $(BUILD)/libcuemu.so
+all: $(BUILD)/libnibble.so $(BUILD)/nibble
 
 setup:
 	@scripts/bootstrap
@@ -110,12 +110,12 @@ RUN := NIBBLE_BUILD=$(abspath $(BUILD)) $(if $(filter off,$(JIT)),NIBBLE_JIT=off
        ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1)
 
 test: setup
-	@$(MAKE) --no-print-directory $(if $(SAN),asan) all
+	@$(MAKE) --no-print-directory $(if $(SAN),asan) all $(BUILD)/libcuemu.so
 	@$(RUN) scripts/test $(SPEC)
 
 test-all:
 	@scripts/bootstrap all
-	@$(MAKE) --no-print-directory $(if $(SAN),asan) all
+	@$(MAKE) --no-print-directory $(if $(SAN),asan) all $(BUILD)/libcuemu.so
 	@$(RUN) scripts/test --run=all $(SPEC)
 
 demo: setup

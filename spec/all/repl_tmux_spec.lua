@@ -1,12 +1,14 @@
 -- The session in tmux, a real terminal with a screen: what a person sees after completing, pasting, searching the
 -- history, resizing the window, leaving a pager and stopping the session and going on with it.
 local command = require "spec.support.command"
+local terminal = require "spec.support.terminal"
 local files = require "spec.support.files"
 local C = require("nibble.ffi").C
 
 local PROMPT = "nibble>" -- tmux leaves out blanks at a line's end
 
 describe("session in tmux", function()
+  local it = terminal.here() and it or pending
   local home, socket
 
   local function tmux(...)
@@ -23,7 +25,7 @@ describe("session in tmux", function()
 
   -- Waits until the screen holds text; the screen.
   local function see(text)
-    local deadline = C.nb_now() + 5
+    local deadline = C.nb_now() + 15
     local now
     repeat
       now = screen()

@@ -1,9 +1,11 @@
 -- The completion that `nibble completion zsh` writes, in a real zsh in a terminal (tmux).
 local command = require "spec.support.command"
+local terminal = require "spec.support.terminal"
 
 local build = command.program:match "^(.*)/nibble$"
 
 describe("zsh completion", function()
+  local it = terminal.here() and it or pending
   local dir, socket
 
   local function tmux(arguments)

@@ -8,6 +8,7 @@ local M = {}
 ffi.cdef [[
   struct spec_pollfd { int fd; short events, revents; };
   struct spec_winsize { unsigned short rows, columns, width_px, height_px; };
+  int openpty(int *master, int *slave, char *name, const void *termios, const void *window);
   int forkpty(int *master, char *name, const void *termios, const void *window);
   int ioctl(int fd, unsigned long request, ...);
   int execv(const char *path, char *const argv[]);
@@ -27,6 +28,15 @@ local terminal_mt = { __index = methods }
 local TIOCSWINSZ = 0x5414
 
 local function window(columns, rows) return ffi.new("struct spec_winsize[1]", { { rows = rows, columns = columns } }) end
+
+--- here() -> whether this system has terminals: not in a bare chroot without /dev/pts.
+function M.here()
+  local fds = ffi.new "int[2]"
+  if ffi.C.openpty(fds, fds + 1, nil, nil, nil) ~= 0 then return false end
+  ffi.C.close(fds[0])
+  ffi.C.close(fds[1])
+  return true
+end
 
 --- start(args, env [, columns = 80, rows = 24]) -> a process on a new terminal | nil where there are none
 -- (a bare chroot without /dev/pts). env: {NAME = value}.

@@ -2,6 +2,7 @@
 -- it when asked to), Ctrl-C and a changed window are seen while waiting.
 local ffi = require "ffi"
 local C = require("nibble.ffi").C
+require "nibble.terminal" -- declares isatty
 
 local M = {}
 
@@ -24,6 +25,15 @@ local waiting, one, modes = ffi.new "struct nb_pollfd[1]", ffi.new "uint8_t[1]",
 local function ready(ms)
   waiting[0].fd, waiting[0].events = 0, 1
   return ffi.C.poll(waiting, 1, ms) > 0
+end
+
+--- line() -> a line as it is, without editing | nil at the end of the input and when Ctrl-C came. A signal just before
+-- a read() begins would be lost to it: so a person's terminal is waited for first.
+function M.line()
+  while ffi.C.isatty(0) == 1 and not ready(LOOK_MS) do
+    if C.nb_stop_requested() ~= 0 then return nil end
+  end
+  return io.read "*l"
 end
 
 local function byte() return ffi.C.read(0, one, 1) == 1 and one[0] or nil end

@@ -3,6 +3,7 @@
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local C = nffi.C
+local keys = require "nibble.repl.keys"
 local terminal = require "nibble.terminal"
 
 local M = {}
@@ -110,7 +111,7 @@ local function between_keys(edit, state)
     if cooked then -- libedit believes that it is still editing
       edit.rl_deprep_terminal()
       edit.rl_prep_terminal(1)
-      io.write(require("nibble.repl.keys").PASTE_ON)
+      io.write(keys.PASTE_ON)
       io.flush()
     end
     if changed then edit.rl_resize_terminal() end
@@ -125,7 +126,6 @@ end
 local function edited(complete)
   local found, edit = pcall(ffi.load, "libedit.so.2")
   if not found then return nil end
-  local keys = require "nibble.repl.keys"
   local state = { complete = complete }
   use_utf8()
   edit.rl_readline_name = keep "nibble"
@@ -182,7 +182,7 @@ local function plain()
       prompts:write(prompt)
       prompts:flush()
     end
-    local text = io.read "*l"
+    local text = keys.line()
     if C.nb_stop_requested() ~= 0 then return nil, "interrupted" end
     return text
   end, function() end

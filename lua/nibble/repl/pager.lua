@@ -1,6 +1,7 @@
 -- pager: text that is longer than the terminal, a screen at a time: $PAGER, less, or a small one of our own.
-local terminal = require "nibble.terminal"
+local keys = require "nibble.repl.keys"
 local shell = require "nibble.repl.shell"
+local terminal = require "nibble.terminal"
 
 local M = {}
 
@@ -22,7 +23,7 @@ local function simple(text, columns, rows)
     if takes > room and room < rows - 1 then
       io.write "-- more: Enter, q leaves -- "
       io.flush()
-      local answer = io.read "*l"
+      local answer = keys.line()
       if not answer or answer:match "^%s*[qQ]" then return end
       room = rows - 1
     end

@@ -22,7 +22,7 @@ local sets = {
 
 -- The words that an argument or an option's value may be, and what else: "files", "dirs", "lua" or nil.
 local function takes(what)
-  local placeholder = what.options and "" or what[1]:match "^%-%-" and what[2] or what[1]
+  local placeholder = what[1]:match "^%-%-" and what[2] or what[1]
   local words = what.values or what.words and what.words() or sets[placeholder] and sets[placeholder]() or {}
   local else_files = { DIR = "dirs", MODEL = "files", FILE = "files", RECIPE = "lua", A = "files", B = "files" }
   return words, else_files[placeholder]

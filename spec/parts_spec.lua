@@ -14,13 +14,6 @@ local function fresh()
   return ("%s/%d"):format(root, made)
 end
 
-local function digest(dir)
-  local p = io.popen(("cd %q && find . -type f | sort | xargs sha256sum"):format(dir))
-  local text = p:read "*a"
-  p:close()
-  return text
-end
-
 local function recipe_of(text)
   local path = fresh() .. ".lua"
   files.write(path, "return " .. text)
@@ -55,7 +48,7 @@ describe("shards and a merge give the bytes of one run", function()
     end
     local r = assert(plan():run(dir, { merge = true }))
     assert.equal(r.modules, r.resumed) -- nothing was made again
-    assert.equal(digest(alone), digest(dir))
+    assert.equal(files.digest(alone), files.digest(dir))
     return alone
   end
   local function by(recipe)
@@ -97,7 +90,7 @@ describe("shards and a merge give the bytes of one run", function()
     os.execute(("for i in 1 2 3; do %s run %s %s --out %s --shard $i/3 & done >/dev/null 2>&1; wait"):format(command.program,
       recipe, model, dir))
     run(recipe, dir, "--merge")
-    assert.equal(digest(alone), digest(dir))
+    assert.equal(files.digest(alone), files.digest(dir))
   end)
 end)
 
@@ -108,7 +101,7 @@ describe("a run in parts", function()
     recipe = recipe_of(W4:format "500KB")
     local alone = fresh()
     run(recipe, alone)
-    expected = digest(alone)
+    expected = files.digest(alone)
   end)
 
   it("says what a shard did, finds done parts done, and nothing for shards beyond the files", function()
@@ -131,7 +124,7 @@ describe("a run in parts", function()
     for n in files.read(dir .. ".json"):gmatch '"written": (%d+)' do written = written + n end
     assert.equal(6, written)
     run(recipe, dir, "--merge")
-    assert.equal(expected, digest(dir))
+    assert.equal(expected, files.digest(dir))
   end)
 
   it("goes on after kill -9 at random moments", function()
@@ -150,7 +143,7 @@ describe("a run in parts", function()
         :format(command.program, slow, model, dir, math.random() * 0.05))
     end
     run(slow, dir, "--merge")
-    assert.equal(digest(alone), digest(dir))
+    assert.equal(files.digest(alone), files.digest(dir))
   end)
 
   it("is merged only when all is done, and a run without --shard does what is left", function()
@@ -162,10 +155,10 @@ describe("a run in parts", function()
     assert.is_false(has(dir, ".nibble-journal"))
     assert.equal(6, #parts_of(dir))
     run(recipe, dir)
-    assert.equal(expected, digest(dir))
+    assert.equal(expected, files.digest(dir))
     assert.matches("complete already", run(recipe, dir, "--shard 1/2").out)
     assert.matches("complete already", run(recipe, dir, "--merge").out)
-    assert.equal(expected, digest(dir))
+    assert.equal(expected, files.digest(dir))
   end)
 
   it("merges what a merge left that ended before it could clear up", function()
@@ -175,10 +168,10 @@ describe("a run in parts", function()
     run(recipe, dir, "--merge")
     os.execute(("cp -r %s %s/.nibble-parts"):format(parts, dir)) -- before the parts went
     assert.matches("complete already", run(recipe, dir, "--merge").out)
-    assert.equal(expected, digest(dir))
+    assert.equal(expected, files.digest(dir))
     os.execute(("cp -r %s %s/.nibble-parts && touch %s/.nibble-journal"):format(parts, dir, dir)) -- before the journal went
     assert.matches("39 modules, .*39 of them from before", run(recipe, dir, "--merge").out)
-    assert.equal(expected, digest(dir))
+    assert.equal(expected, files.digest(dir))
   end)
 
   it("makes a module again whose part lost bytes after its proof", function()
@@ -188,7 +181,7 @@ describe("a run in parts", function()
     local text = files.read(path)
     files.write(path, text:sub(1, -5000) .. ("\0"):rep(4999))
     run(recipe, dir, "--merge")
-    assert.equal(expected, digest(dir))
+    assert.equal(expected, files.digest(dir))
   end)
 
   it("begins anew where the model has changed", function()
@@ -200,7 +193,7 @@ describe("a run in parts", function()
     assert.matches("6 of 6 files are not done yet", shard("--merge").err)
     assert.matches("6 written and proven", shard("--shard 1/1").out)
     assert.equal(0, shard("--merge").status)
-    assert.equal(expected, digest(dir))
+    assert.equal(expected, files.digest(dir))
   end)
 
   it("of one file is one part, and says how to get more", function()
@@ -229,11 +222,11 @@ describe("refused in a sentence:", function()
     local recipe, other = recipe_of(W4:format "500KB"), recipe_of(W4:format "400KB")
     local dir = fresh()
     run(recipe, dir, "--shard 1/3")
-    local before = digest(dir)
+    local before = files.digest(dir)
     for _, more in ipairs { "--shard 1/3", "" } do
       refused(run(other, dir, more, 2), "holds an unfinished run of another plan")
     end
-    assert.equal(before, digest(dir))
+    assert.equal(before, files.digest(dir))
     local full = fresh()
     assert(checkpoint.mkdir(full))
     files.write(full .. "/notes.txt", "mine")
@@ -281,7 +274,7 @@ describe("signals of batch systems", function()
       end
       assert.is_true(stops > 0)
       run(recipe, dir)
-      assert.equal(digest(alone), digest(dir))
+      assert.equal(files.digest(alone), files.digest(dir))
     end
   end)
 

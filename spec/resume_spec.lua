@@ -14,13 +14,6 @@ local function fresh()
   return ("%s/%d"):format(root, made)
 end
 
-local function digest(dir)
-  local p = io.popen(("cd %q && find . -type f | sort | xargs sha256sum"):format(dir))
-  local text = p:read "*a"
-  p:close()
-  return text
-end
-
 local function has(dir, name) return checkpoint.exists(dir .. "/" .. name) ~= nil end
 local function finished(dir) return has(dir, "nibble.json") and not has(dir, ".nibble-journal") end
 
@@ -45,18 +38,18 @@ teardown(function() os.execute("rm -rf " .. root) end)
 local function killed(arguments, times, longest)
   local alone, dir = fresh(), fresh()
   must_run(arguments .. alone)
-  local expected = digest(alone)
+  local expected = files.digest(alone)
   math.randomseed(times)
   for _ = 1, times do
     os.execute(("%s %s%s >/dev/null 2>&1 & p=$!; sleep %.3f; kill -9 $p 2>/dev/null; wait $p 2>/dev/null"):format(
       command.program, arguments, dir, math.random() * longest))
     if finished(dir) then
-      assert.equal(expected, digest(dir))
+      assert.equal(expected, files.digest(dir))
       os.execute("rm -rf " .. dir)
     end
   end
   must_run(arguments .. dir)
-  assert.equal(expected, digest(dir))
+  assert.equal(expected, files.digest(dir))
 end
 
 describe("kill -9", function()
@@ -74,7 +67,7 @@ describe("a run that stopped", function()
   setup(function()
     whole = fresh()
     assert(plan():run(whole))
-    expected, names = digest(whole), assert(nb.open(whole)).files
+    expected, names = files.digest(whole), assert(nb.open(whole)).files
     -- Stopped after the last module was proven, before the first rename.
     stopped = fresh()
     local p = plan()
@@ -90,7 +83,7 @@ describe("a run that stopped", function()
     os.execute(("cp -r %s %s"):format(stopped, dir))
     change(dir)
     local result = assert(plan():run(dir))
-    assert.equal(expected, digest(dir))
+    assert.equal(expected, files.digest(dir))
     return result
   end
 
@@ -168,12 +161,12 @@ describe("a run that stopped", function()
   end)
 
   it("of another plan or model is left alone", function()
-    local before = digest(stopped)
+    local before = files.digest(stopped)
     local other = assert(nb.plan(assert(nb.recipe { name = "other", scheme = "W8A16", group = 32 }), assert(nb.open(model))))
     local ok, msg = other:run(stopped)
     assert.is_nil(ok)
     assert.matches("holds an unfinished run of another plan", msg)
-    assert.equal(before, digest(stopped))
+    assert.equal(before, files.digest(stopped))
   end)
 
   it("whose model's weights changed meanwhile does everything anew", function()
@@ -185,8 +178,8 @@ describe("a run that stopped", function()
     os.execute(("cp -r %s %s"):format(stopped, dir))
     assert.equal(0, assert(of_changed():run(dir)).resumed)
     assert(of_changed():run(alone))
-    assert.equal(digest(alone), digest(dir))
-    assert.not_equal(expected, digest(dir))
+    assert.equal(files.digest(alone), files.digest(dir))
+    assert.not_equal(expected, files.digest(dir))
   end)
 end)
 
@@ -215,7 +208,7 @@ describe("Ctrl-C", function()
     end
     assert.is_true(stops > 0)
     must_run(arguments .. dir)
-    assert.equal(digest(alone), digest(dir))
+    assert.equal(files.digest(alone), files.digest(dir))
   end)
 
   it("stops an evaluation with status 130", function()

@@ -4,6 +4,7 @@ local nb = require "nibble"
 local checkpoint = require "nibble.checkpoint"
 local command = require "spec.support.command"
 local files = require "spec.support.files"
+local sweeps = require "spec.support.sweeps"
 local folder = require "nibble.sweep.folder"
 local json = require "nibble.json"
 local nffi = require "nibble.ffi"
@@ -19,15 +20,6 @@ end
 local function sweep(arguments, o) return command.run("sweep " .. arguments, o) end
 local function of(recipes, more) return ("%s --model %s --text %s --context 64 --windows 1 %s"):format(recipes, llama, text, more or "") end
 
--- The results of a folder without what differs from run to run.
-local function figures(dir)
-  local out = {}
-  for i, r in ipairs(assert(nb.sweep.read(dir))) do
-    for _, k in ipairs { "seconds", "seconds_run", "seconds_eval", "peak_bytes", "attempts", "host", "processor" } do r[k] = nil end
-    out[i] = r
-  end
-  return out
-end
 
 local function copy_of(dir)
   local to = fresh()
@@ -133,10 +125,10 @@ describe("a recipe", function()
     os.execute(("cp spec/models/eval/calib.safetensors %s/ids.safetensors"):format(from))
     local command_line = of(from .. "/child.lua", ("--set calibrate.ids=%s/ids.safetensors --out %s"):format(from, dir))
     assert.equal(0, sweep(command_line).status)
-    local before = figures(dir)
+    local before = sweeps.figures(dir)
     os.execute(("rm %s/base.lua %s/child.lua %s/jobs/*/result.json"):format(from, from, dir))
     assert.equal(0, sweep("--out " .. dir).status)
-    assert.same(before, figures(dir))
+    assert.same(before, sweeps.figures(dir))
     os.execute(("rm %s/jobs/*/result.json; cp %s %s/ids.safetensors"):format(dir, "spec/models/eval/test_tokens.safetensors", from))
     assert.equal(1, sweep("--out " .. dir).status)
     assert.matches("ids%.safetensors has changed since the sweep was planned", only(assert(nb.sweep.read(dir)), "child").message)
@@ -148,7 +140,7 @@ describe("shards", function()
     local dir = fresh()
     local arguments = of(small .. " " .. other .. " " .. wrong, "--out " .. dir)
     os.execute(("for i in 1 2 3 1 2; do %s sweep %s --shard $i/3 >/dev/null 2>&1 & done; wait"):format(command.program, arguments))
-    assert.same(figures(done), figures(dir))
+    assert.same(sweeps.figures(done), sweeps.figures(dir))
     for _, r in ipairs(assert(nb.sweep.read(dir))) do assert.equal(1, r.attempts) end
     assert.equal(1, sweep("--merge --out " .. dir).status)
     local ppl = function(d) return (files.read(d .. "/results.jsonl"):gsub('"seconds":.-"processor"', "")) end
@@ -158,7 +150,7 @@ describe("shards", function()
   it("as jobs side by side", function()
     local dir = fresh()
     assert.equal(1, sweep(of(small .. " " .. other .. " " .. wrong, "--jobs 3 --out " .. dir)).status)
-    assert.same(figures(done), figures(dir))
+    assert.same(sweeps.figures(done), sweeps.figures(dir))
   end)
 end)
 

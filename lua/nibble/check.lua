@@ -74,14 +74,8 @@ local function known_consumers(asked)
 end
 
 local function known_options(options)
-  local o, known = {}, { "consumer", "device", "tp", "values", "progress" }
-  for key, value in pairs(options or {}) do
-    local found
-    for _, name in ipairs(known) do found = found or name == key end
-    if not found then return nil, ("unknown option %s%s"):format(tostring(key), text.did_you_mean(tostring(key), known)) end
-    o[key] = value
-  end
-  local msg
+  local o, msg = text.options(options, { "consumer", "device", "tp", "values", "progress" })
+  if not o then return nil, msg end
   o.consumers, msg = known_consumers(o.consumer)
   if not o.consumers then return nil, msg end
   o.device = o.device or "sm_80"

@@ -69,14 +69,8 @@ local function set_fault(key, value)
 end
 
 local function checked(options)
-  local o = {}
-  for key, value in pairs(options or {}) do
-    local found
-    for _, name in ipairs(known_options) do found = found or name == key end
-    if not found then return nil, ("unknown option %s%s"):format(tostring(key), text.did_you_mean(tostring(key), known_options)) end
-    o[key] = value
-  end
-  local msg
+  local o, msg = text.options(options, known_options)
+  if not o then return nil, msg end
   o.only, msg = only_of(o.only)
   if msg then return nil, msg end
   if o.tp ~= nil and not (type(o.tp) == "number" and o.tp >= 1 and o.tp <= 1024 and o.tp % 1 == 0) then

@@ -48,6 +48,19 @@ function M.did_you_mean(word, known)
   return hint ~= "" and hint or "; known: " .. table.concat(known, " ")
 end
 
+--- options(given, known) -> a copy of the table given (nil: empty) | nil, msg: a key that isn't in the array known
+function M.options(given, known)
+  local out = {}
+  for key, value in pairs(given or {}) do
+    local found
+    for _, name in ipairs(known) do found = found or name == key end
+    if not found then return nil, ("unknown option %s%s"):format(tostring(key), M.did_you_mean(tostring(key), known)) end
+    out[key] = value
+  end
+  return out
+end
+nffi.interpreted(M.options)
+
 -- ---- names and shapes ---------------------------------------------------------------------
 
 --- split_name(name) -> module, suffix: at the last dot ("a.b.weight" -> "a.b", "weight"); name, "" without one.

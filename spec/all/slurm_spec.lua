@@ -5,6 +5,7 @@ local nb = require "nibble"
 local checkpoint = require "nibble.checkpoint"
 local command = require "spec.support.command"
 local files = require "spec.support.files"
+local sweeps = require "spec.support.sweeps"
 local slurm = require "spec.support.slurm"
 
 local llama, text = "spec/models/tiny-llama", "spec/models/eval/test.txt"
@@ -16,22 +17,8 @@ local function fresh()
   return ("%s/%d"):format(root, made)
 end
 
-local function digest(dir)
-  return slurm.tell(("cd %s && find . -type f | sort | xargs sha256sum"):format(dir))
-end
-
 -- A word out of `scontrol show job`.
 local function field(job, name) return slurm.tell("scontrol --oneliner show job " .. job):match(name .. "=(%S+)") end
-
--- What doesn't depend on where and how often a job ran.
-local function figures(dir)
-  local out = {}
-  for i, r in ipairs(assert(nb.sweep.read(dir))) do
-    for _, k in ipairs { "seconds", "seconds_run", "seconds_eval", "peak_bytes", "attempts", "host", "processor" } do r[k] = nil end
-    out[i] = r
-  end
-  return out
-end
 
 setup(function()
   root = files.temporary()
@@ -81,7 +68,7 @@ describe("a sweep on Slurm", function()
     end
     for i = 1, 7 do assert.equal("COMPLETED", field(jobs.array .. "_" .. i, "JobState")) end
     assert.equal("COMPLETED", field(jobs.merge, "JobState"))
-    assert.same(figures(alone), figures(dir))
+    assert.same(sweeps.figures(alone), sweeps.figures(dir))
     assert.equal("file", checkpoint.exists(dir .. "/report.html"))
     local failed = 0
     for _, result in ipairs(assert(nb.sweep.read(dir))) do failed = failed + (result.status == "failed" and 1 or 0) end
@@ -152,7 +139,7 @@ describe("a conversion on Slurm", function()
     r = run(dir, "--engine slurm --array-limit 3 --wait")
     assert.equal(0, r.status, r.err)
     assert.matches("complete already", r.out)
-    assert.equal(digest(alone), digest(dir))
+    assert.equal(files.digest(alone), files.digest(dir))
     assert.equal("file", checkpoint.exists(dir .. ".slurm/array.sh"))
   end)
 
@@ -164,7 +151,7 @@ describe("a conversion on Slurm", function()
     slurm.tell("scontrol requeue " .. jobs.array)
     local r = run(dir, "--engine slurm --wait")
     assert.equal(0, r.status, r.err)
-    assert.equal(digest(alone), digest(dir))
+    assert.equal(files.digest(alone), files.digest(dir))
   end)
 
   it("leaves nothing where Slurm refuses it", function()

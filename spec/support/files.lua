@@ -36,6 +36,14 @@ function M.read(path)
   return text
 end
 
+--- digest(dir) -> text: every file below dir with its SHA-256.
+function M.digest(dir)
+  local p = io.popen(("cd %q && find . -type f | sort | xargs sha256sum"):format(dir))
+  local text = p:read "*a"
+  p:close()
+  return text
+end
+
 --- u64(n) -> its 8 bytes, little-endian.
 function M.u64(n) return ffi.string(ffi.new("uint64_t[1]", n), 8) end
 

@@ -29,7 +29,10 @@ end
 
 -- The kind of a value and its shape, as text.
 local function kind_of(v)
-  if is_tensor(v) then return v:type(), table.concat(v:size(), "×") end
+  if is_tensor(v) then
+    local shape, where = table.concat(v:size(), "×"), v:where()
+    return v:type(), where == "cpu" and shape or shape .. "  on " .. where
+  end
   if type(v) == "cdata" then return tostring(ffi.typeof(v)):match "ctype<(.-)>" or "cdata", "" end
   if type(v) ~= "table" then return type(v), type(v) == "string" and #v .. " characters" or "" end
   if rawget(v, "codes") and rawget(v, "scheme") then return "quantized", ("%d×%d"):format(v.n, v.k) end

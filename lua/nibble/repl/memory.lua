@@ -97,7 +97,8 @@ end
 function M.summary()
   local s = status()
   local function bytes(n) return n and units.bytes(n) or "unknown" end
-  local rows = { { "tensors", units.bytes(C.nb_live_bytes()), ("%d buffers, mapped files among them"):format(tonumber(C.nb_live_buffers())) } }
+  local rows = { { "tensors", units.bytes(C.nb_live_bytes()),
+    ("%d buffers, mapped files among them"):format(tonumber(C.nb_live_buffers())) } }
   for _, row in ipairs(devices()) do rows[#rows + 1] = row end
   for _, row in ipairs {
     { "mapped", bytes(s.RssFile), "pages of mapped files that lie in memory; they can go at any time" },

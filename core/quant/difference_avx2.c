@@ -54,7 +54,7 @@ INLINE step e4m3_at(const uint8_t *codes, __m256 scale) {
                 _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)), scale)};
 }
 
-/* Whether one of n codes is NaN: 0x7f or 0xff. */
+/* Whether one of the codes is NaN, 0x7f or 0xff: their largest, and their largest with sign. */
 INLINE bool any_nan(__m128i most, __m128i most_signed) {
   __m128i both =
       _mm_or_si128(_mm_cmpeq_epi8(most, _mm_set1_epi8(-1)), _mm_cmpeq_epi8(most_signed, _mm_set1_epi8(0x7f)));

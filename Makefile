@@ -82,9 +82,9 @@ $(IMAGES): $(BUILD)/obj/gen/%.o: $(BUILD)/gen/%.S
 	@mkdir -p $(@D)
 	$(CC) -c $< -o $@
 
-$(BUILD)/gen/cdef.c: core/nibble.h scripts/embed.lua
+$(BUILD)/gen/cdef.c: core/nibble.h cuda/nibble_cuda.h scripts/embed.lua
 	@mkdir -p $(@D)
-	luajit scripts/embed.lua cdef core/nibble.h > $@.tmp && mv $@.tmp $@
+	luajit scripts/embed.lua cdef $(filter %.h,$^) > $@.tmp && mv $@.tmp $@
 
 $(BUILD)/gen/lua.c: $(LUA) $(RECIPES) scripts/embed.lua
 	@mkdir -p $(@D)
@@ -168,7 +168,7 @@ install: all
 	  $(DESTDIR)$(PREFIX)/share/lua/5.1 $(DESTDIR)$(PREFIX)/share/nibble
 	install -m 755 $(BUILD)/nibble $(DESTDIR)$(PREFIX)/bin/nibble
 	install -m 755 $(BUILD)/libnibble.so $(DESTDIR)$(PREFIX)/lib/libnibble.so
-	install -m 644 core/nibble.h $(DESTDIR)$(PREFIX)/include/nibble.h
+	install -m 644 core/nibble.h cuda/nibble_cuda.h $(DESTDIR)$(PREFIX)/include/
 	cp -R lua/nibble $(DESTDIR)$(PREFIX)/share/lua/5.1/
 	cp -R recipes $(DESTDIR)$(PREFIX)/share/nibble/
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \

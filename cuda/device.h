@@ -3,6 +3,7 @@
 #define NB_CUDA_DEVICE_H
 
 #include "driver.h"
+#include "nibble_cuda.h"
 
 enum { NB_CUDA_DEVICES = 64, NB_CUDA_LEAST_SM = 80 };
 

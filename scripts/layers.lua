@@ -163,7 +163,7 @@ local function check_lua(file, text)
       offend(file, at, "a recipe is data: no require")
     end
     if file ~= "lua/nibble/ffi.lua" and line:match "ffi%.cdef.*nb_" then
-      offend(file, at, "declares an nb_ function: nibble.h is declared by lua/nibble/ffi.lua only")
+      offend(file, at, "declares an nb_ function: nibble.h and nibble_cuda.h are declared by lua/nibble/ffi.lua only")
     end
     for name in line:gmatch 'require%s*%(?%s*["\']([^"\']+)["\']' do
       for _, pattern in ipairs(layer and not free[file] and layer.never or {}) do

@@ -7,7 +7,9 @@
 
 #include "fiber.h"
 
+#ifndef __global__ /* scripts/kernel-names keeps it */
 #define __global__
+#endif
 #define __device__
 #define __host__
 #define __forceinline__ inline

@@ -44,11 +44,11 @@ end
 -- bytes: read and written by one call; setup: the calls, each on its own copy of the weights.
 function M.case(o)
   function o.run(ctx)
-    local copies = ctx.emulated and 1 or math.max(2, math.ceil(M.ROTATED_BYTES / o.bytes))
+    local copies = ctx.small and 2 or math.max(2, math.ceil(M.ROTATED_BYTES / o.bytes))
     local calls = o.setup(ctx, copies)
     local row = { piece = o.piece, bytes = o.bytes, flops = o.flops, m = o.m, n = o.n, k = o.k, emulated = ctx.emulated or nil }
-    if not ctx.emulated then rounds(calls, 1) end
-    row.seconds_each = median(rounds(calls, ctx.emulated and 1 or 10))
+    if not ctx.emulated and not ctx.once then rounds(calls, 1) end
+    row.seconds_each = median(rounds(calls, (ctx.emulated or ctx.once) and 1 or 10))
     return row
   end
   return o

@@ -103,3 +103,5 @@ function M:create(L)
   linear.register_bias(L)
   return true
 end
+
+return M

@@ -41,7 +41,8 @@ function M.run(values)
   local result = assert(common.with_progress(function(report)
     return nb.eval.run {
       model = model, against = against or nil, text = values.text, ids = values.ids,
-      activations = values.activations, through = values.through, device = values.device, context = values.context or 2048, windows = values.windows,
+      activations = values.activations, through = values.through, device = values.device,
+      context = values.context or 2048, windows = values.windows,
       progress = function(p) report { share = p.done / p.total, done = p.tokens, unit = "tokens", seconds = p.seconds } end,
     }
   end))

@@ -4,7 +4,6 @@
 local backends = require "nibble.backends"
 local cuda = require "nibble.cuda"
 local layout = require "nibble.layout"
-local tensor = require "nibble.tensor"
 local awq = require "nibble.methods.awq"
 local linear = require "nibble.methods.linear"
 

@@ -32,7 +32,7 @@ template <class... A> void call(void (*kernel)(A...), void **args) {
   }
 
 const emu_kernel kernels[] = {
-    KERNEL(nb_repack_gptq),    KERNEL(nb_repack_awq),
+    KERNEL(nb_repack_gptq),    KERNEL(nb_repack_gptq_ordered), KERNEL(nb_repack_awq),
     KERNEL(nb_permute_scales), KERNEL(nb_permute_zero_points),
     KERNEL(emu_copy_shifted),  KERNEL(emu_misaligned),
     KERNEL(emu_reverse),       KERNEL(emu_neighbour),

@@ -1,6 +1,8 @@
 /* ptx.h - the primitives of ptx.cuh for the emulator: the same names, the same results. */
 #ifndef NB_EMU_PTX_H
 #define NB_EMU_PTX_H
+#include <cstring>
+
 #include "device.h"
 
 #define NB_DEVICE inline
@@ -9,6 +11,38 @@ inline shared<uint32_t> shared_words() {
   emu_block *b = emu.current->block;
   return {(uint32_t *)b->shared.base, &b->shared};
 }
+
+inline float float_of_bits(uint32_t u) {
+  float f;
+  memcpy(&f, &u, sizeof f);
+  return f;
+}
+inline uint32_t bits_of_float(float f) {
+  uint32_t u;
+  memcpy(&u, &f, sizeof u);
+  return u;
+}
+inline float float_of_bf16(uint16_t h) { return float_of_bits((uint32_t)h << 16); }
+inline float float_of_f16(uint16_t h) {
+  uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
+  if (a > 0x0f800000) return float_of_bits(0x7fffffff);
+  if (a == 0x0f800000) return float_of_bits(sign | 0x7f800000);
+  return float_of_bits(sign | bits_of_float(float_of_bits(a) * 0x1p112f)); /* exact, subnormal ones too */
+}
+inline uint32_t bf16_of_float(float f) {
+  uint32_t u = bits_of_float(f);
+  return f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+inline uint32_t f16_of_float(float f) {
+  uint32_t u = bits_of_float(f), a = u & 0x7fffffff, sign = u >> 16 & 0x8000;
+  if (f != f) return 0x7fff;
+  if (a >= 0x477ff000) return sign | 0x7c00;
+  if (a < 0x38800000) /* subnormal: the sum's last bit is worth 2^-24 */
+    return sign | (bits_of_float(float_of_bits(a) + 0.5f) - 0x3f000000);
+  return sign | ((a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13);
+}
+inline uint32_t bf16_pair(float lo, float hi) { return bf16_of_float(lo) | bf16_of_float(hi) << 16; }
+inline uint32_t f16_pair(float lo, float hi) { return f16_of_float(lo) | f16_of_float(hi) << 16; }
 
 template <class T, class U> void cp_async16(shared<T> to, global<const U> from) {
   emu_copy_begin((char *)to.p, to.region, (const char *)from.p, from.region);

@@ -105,7 +105,8 @@ describe("a repack kernel", function()
       -- With an activation order every row brings its whole words, and the order itself is read.
       if not kind.perm then
         assert.equal(bytes, c.global_read)
-        assert.equal(2 * bytes / 32, c.global_sectors)
+        -- AWQ's 4-bit rows of such a tile are 16 bytes, half of what memory gives: the next tile's warp takes the rest.
+        assert.equal((kind.source == "awq" and kind.bits == 4 and kind.a8 and 3 or 2) * bytes / 32, c.global_sectors)
       end
     end)
   end

@@ -124,9 +124,10 @@ template <int BITS, bool A8> struct awq {
   }
 
   static NB_DEVICE int shared_row(int r) { return r * PITCH + r / 8 * NB_REPACK_SKEW_AWQ; }
-  /* Down the rows, which are short: eight lanes side by side then fill different banks. */
-  static NB_DEVICE int row_of_piece(int i) { return i % ROWS; }
-  static NB_DEVICE int piece_in_row(int i) { return i / ROWS; }
+  /* Down 16 rows, then on along them: eight lanes side by side then fill different banks, and a warp takes 32 bytes
+   * of a row, where it has as many. */
+  static NB_DEVICE int row_of_piece(int i) { return i % 16 + i / (4 * ROW_WORDS) * 16; }
+  static NB_DEVICE int piece_in_row(int i) { return i / 16 % (ROW_WORDS / 4); }
   static NB_DEVICE int64_t source(const job &x, const place &p, int r) {
     return ((int64_t)p.row * ROWS + r) * (x.n / tile::PF) + p.column * ROW_WORDS;
   }
@@ -170,6 +171,25 @@ template <class SOURCE> NB_DEVICE void fetch(const job &x, shared<uint32_t> stag
   }
 }
 
+/* The BITS words of lane `to`, counted over the whole result; of 8, which are two stores, both lanes of a pair first
+ * write those of the one and then those of the other: 32 bytes that lie side by side. */
+template <int BITS> NB_DEVICE void store(global<uint4> out, int64_t to, int lane, const uint32_t *w) {
+  if (BITS == 4) {
+    out[to] = make_uint4(w[0], w[1], w[2], w[3]);
+    return;
+  }
+  const bool odd = lane % 2;
+  uint32_t a[4], b[4]; /* even lane: its own first half, the other's first half; odd lane: the second ones */
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    uint32_t other = shuffle_xor(odd ? w[i] : w[BITS - 4 + i], 1);
+    a[i] = odd ? other : w[i];
+    b[i] = odd ? w[BITS - 4 + i] : other;
+  }
+  out[(to - odd) * 2 + odd] = make_uint4(a[0], a[1], a[2], a[3]);
+  out[(to - odd) * 2 + 2 + odd] = make_uint4(b[0], b[1], b[2], b[3]);
+}
+
 template <int BITS, class SOURCE> NB_DEVICE void run(const job &x, global<uint32_t> words, int experts) {
   constexpr int STAGES = SOURCE::STAGES;
   const int lane = (int)threadIdx.x % LANES, warp = (int)threadIdx.x / LANES;
@@ -205,9 +225,7 @@ template <int BITS, class SOURCE> NB_DEVICE void run(const job &x, global<uint32
       }
     }
     const int64_t to = ((int64_t)p.row * (x.n / SOURCE::tile::N) + p.column) * LANES + lane;
-#pragma unroll
-    for (int m = 0; m < BITS; m += 4)
-      out[to * (BITS / 4) + m / 4] = make_uint4(w[m], w[m + 1], w[m + 2], w[m + 3]);
+    store<BITS>(out, to, lane, w);
   } /* the groups still under way are empty */
 }
 } // namespace repack_kernels

@@ -16,8 +16,8 @@ local function inputs_of(kind, size, seed, name)
            perm = kind.perm and data.permutations(e, k, seed, name) or nil }
 end
 
-local function repack(words, i)
-  if cuda.marlin_repack and words ~= i.words then return cuda.marlin_repack(words, i.bits, { order = i.order, perm = i.perm }) end
+-- words: where the repack is done.
+local function repack(i, words)
   if i.order == "awq" then return marlin.awq_repack(words, i.bits, false) end
   return marlin.repack(words, i.bits, false, i.perm)
 end
@@ -41,8 +41,8 @@ local function correctness(ctx)
           i.on_device = assert(cuda.to(i.words, "cuda"))
           return i
         end,
-        device = function(i) return repack(i.on_device, i) end,
-        cpu = function(i) return repack(i.words, i) end,
+        device = function(i) return repack(i, i.on_device) end,
+        cpu = function(i) return repack(i, i.words) end,
       }
     end
   end
@@ -65,7 +65,7 @@ local function benchmarks(ctx)
           local i = inputs_of(kind, size, c.seed, name)
           for copy = 1, copies do
             local words = assert(cuda.to(i.words, "cuda"))
-            list[copy] = function() return assert(repack(words, i)) end
+            list[copy] = function() return assert(repack(i, words)) end
           end
           return list
         end,

@@ -58,23 +58,23 @@ describe("gpu-check --emu", function()
   end)
 
   it("names a result that is wrong in a sentence, and goes on", function()
-    local text, status, d = run("correctness", "NB_GPU_CHECK_WRONG='gptq 8 bits, 80x192'")
+    local text, status, d = run("correctness", "NB_GPU_CHECK_WRONG='gptq 8 bits, 96x192'")
     assert.equal(1, status)
-    assert.matches("FAILED  repack gptq 8 bits, 80x192: in run 1 1 of 3840 elements of i32 %[5×768%] differ, the first is " ..
-      "number 3840: 0x%x+, expected 0x%x+\n", text)
+    assert.matches("FAILED  repack gptq 8 bits, 96x192: in run 1 1 of 4608 elements of i32 %[6×768%] differ, the first is " ..
+      "number 4608: 0x%x+, expected 0x%x+\n", text)
     assert.equal("failed", d.status)
     local failed = {}
     for _, row in ipairs(d.stages[1].rows) do
       if row.status == "failed" then failed[#failed + 1] = row.name end
     end
-    assert.same({ "repack gptq 8 bits, 80x192" }, failed)
+    assert.same({ "repack gptq 8 bits, 96x192" }, failed)
   end)
 
   it("goes on in a new process where the device is lost", function()
     local whole = #select(3, run "correctness").stages[1].rows
     local text, status, d = run("correctness", "NB_EMU_FAIL=cuLaunchKernel:5:719")
     assert.equal(1, status)
-    assert.matches("FAILED  repack gptq 8 bits, 80x192: cuda:0 is lost: launching kernel nb_repack_gptq: ", text)
+    assert.matches("FAILED  repack gptq 8 bits, 96x192: cuda:0 is lost: launching kernel nb_repack_gptq: ", text)
     local rows, passed, last = d.stages[1].rows, 0, nil
     for _, row in ipairs(rows) do
       passed = passed + (row.status == "passed" and 1 or 0)

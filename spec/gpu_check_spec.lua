@@ -74,7 +74,7 @@ describe("gpu-check --emu", function()
     local whole = #select(3, run "correctness").stages[1].rows
     local text, status, d = run("correctness", "NB_EMU_FAIL=cuLaunchKernel:5:719")
     assert.equal(1, status)
-    assert.matches("FAILED  repack gptq 8 bits, 96x192: cuda:0 is lost: launching kernel nb_repack_gptq: ", text)
+    assert.matches("FAILED  [^\n]*: cuda:0 is lost: launching kernel nb_%w+", text)
     local rows, passed, last = d.stages[1].rows, 0, nil
     for _, row in ipairs(rows) do
       passed = passed + (row.status == "passed" and 1 or 0)

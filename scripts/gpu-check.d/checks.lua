@@ -6,17 +6,22 @@ local data = require "data"
 
 local M = {}
 
--- NB_GPU_CHECK_WRONG=PATTERN: cases whose name matches must fail: a bit of their expected result is turned.
-local function expected_of(name, list)
+--- must_fail(name) -> true for cases that NB_GPU_CHECK_WRONG=PATTERN names: their comparison gets a wrong number.
+function M.must_fail(name)
   local wrong = os.getenv "NB_GPU_CHECK_WRONG"
-  if wrong and name:find(wrong) then
+  return wrong and name:find(wrong) ~= nil
+end
+
+local function expected_of(name, list)
+  if M.must_fail(name) then
     local p = ffi.cast("uint8_t *", list[1].data)
     p[list[1]:bytes() - 1] = bit.bxor(p[list[1]:bytes() - 1], 1)
   end
   return list
 end
 
-local function runs(ctx) return ctx.emulated and 2 or 20 end
+--- runs(ctx) -> how often a case is run
+function M.runs(ctx) return ctx.emulated and 2 or 20 end
 
 --- same(case) -> case: run: device(inputs) gives the bytes of cpu(inputs), 20 times
 -- case: name; inputs(ctx) -> table; both functions give one tensor or several. Between runs the outputs' memory is filled
@@ -25,7 +30,7 @@ function M.same(case)
   function case.run(ctx)
     local inputs = case.inputs(ctx)
     local expected = expected_of(case.name, { case.cpu(inputs) })
-    for run = 1, runs(ctx) do
+    for run = 1, M.runs(ctx) do
       for _, t in ipairs(expected) do data.poison(t:bytes(), run % 2 == 0 and 0xff or 0xa5) end
       local found = { case.device(inputs) }
       if not found[1] then error(found[2], 0) end
@@ -41,7 +46,7 @@ function M.same(case)
     end
     local elements = 0
     for _, t in ipairs(expected) do elements = elements + t:numel() end
-    return { elements = elements, runs = runs(ctx) }
+    return { elements = elements, runs = M.runs(ctx) }
   end
   return case
 end

@@ -25,5 +25,7 @@ int nb_cuda_use(nb_cuda_device **out, int number);
 int nb_cuda_failed(nb_cuda_device *d, int code, const char *what, ...) NB_PRINTF(3, 4);
 /* Room for out's shape on a device, undefined contents. */
 int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape);
+/* nb_expect of a tensor on this device; also that its elements lie on multiples of their size (check.c). */
+int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim, const int64_t *shape);
 
 #endif

@@ -50,6 +50,16 @@ describe("cuda: a kernel", function()
     assert.matches("^true\n" .. lost .. lost .. "true$", out)
   end)
 
+  it("is waited for by :time, which then tells of its failure instead of a figure", function()
+    local r = command.run("", { before = "NIBBLE_LUA=lua NB_CUDA_DRIVER=" .. emulator .. " exec", stdin = [[
+d = nibble.tensor("i32", { 64 }):to "cuda"
+:time nibble.cuda.launch("emu_copy_shifted", { grid = 2, block = 32, d, d, 0 })
+:time nibble.cuda.launch("emu_copy_shifted", { grid = 2, block = 32, d, d, 1000 })
+]] })
+    assert.matches("^true\n[%d.]+ ms  Lua [^\n]*\n$", r.out)
+    assert.matches("cuda:0 is lost: kernel emu_copy_shifted failed", r.err)
+  end)
+
   it("is refused where it cannot be: its name, its sizes, its arguments", function()
     assert.matches("^nil\tthis build of nibble has no kernel nb_nothing\teunsupported", run(
       [[print(nb.cuda.launch("nb_nothing", { grid = 1, block = 32 }))]]))

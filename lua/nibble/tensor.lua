@@ -215,8 +215,8 @@ function methods.clone(t)
 end
 
 --- t:to(device) -> the tensor in the memory of "cuda" (the first GPU), "cuda:1", …, or "cpu" | nil, msg, code
--- A copy, unless it is there already. On a device it has type, numel, bytes, size, rows, reshape, as, to, where and
--- free; all else wants t:to "cpu" first. nibble.cuda says what devices there are.
+-- A copy, unless it is there already. On a device it has type, numel, bytes, size, rows, reshape, as, to, where, show
+-- and free; all else wants t:to "cpu" first. nibble.cuda says what devices there are.
 function methods.to(t, device) return require("nibble.cuda").to(t, device) end
 
 --- t:where() -> "cpu", "cuda:0", …: whose memory it lies in.

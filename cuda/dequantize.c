@@ -18,7 +18,8 @@ static int plain(int dtype) {
 static int expect_plain(int dtype, const char *name) {
   if (plain(dtype) >= 0) return NB_OK;
   const char *found = nb_dtype_name(dtype);
-  return nb_fail(NB_EINVAL, "%s: %s: expected f32, bf16 or f16, found %s", what, name, found ? found : "none");
+  return nb_fail(NB_EINVAL, "%s: %s: expected f32, bf16 or f16, found %s", what, name,
+                 found ? found : "none");
 }
 
 /* Codes as they lie: kind, bits, order and pitch. */
@@ -34,11 +35,13 @@ static int check_values(nb_dequantize_job *j, const nb_weight *w) {
   int64_t streams = NB_CEIL(w->k * w->bits, 32), pf = w->bits ? 32 / w->bits : 1, width = 0;
   switch (w->packing) {
   case NB_PACKING_CT:
-    NB_TRY(nb_cuda_expect(v, "dequantize: words", on, v->dtype == NB_U32 ? NB_U32 : NB_I32, 2, NB_SHAPE(w->n, streams)));
+    NB_TRY(nb_cuda_expect(v, "dequantize: words", on, v->dtype == NB_U32 ? NB_U32 : NB_I32, 2,
+                          NB_SHAPE(w->n, streams)));
     width = 4 * streams;
     break;
   case NB_PACKING_GPTQ:
-    NB_TRY(nb_cuda_expect(v, "dequantize: words", on, v->dtype == NB_U32 ? NB_U32 : NB_I32, 2, NB_SHAPE(streams, w->n)));
+    NB_TRY(nb_cuda_expect(v, "dequantize: words", on, v->dtype == NB_U32 ? NB_U32 : NB_I32, 2,
+                          NB_SHAPE(streams, w->n)));
     j->along = NB_ALONG_GPTQ;
     width = w->n;
     break;
@@ -46,7 +49,8 @@ static int check_values(nb_dequantize_job *j, const nb_weight *w) {
     if (w->bits != 4 && w->bits != 8)
       return nb_fail(NB_EINVAL, "%s: AWQ packs 4 or 8 bits, found %d", what, w->bits);
     width = NB_CEIL(w->n, pf);
-    NB_TRY(nb_cuda_expect(v, "dequantize: words", on, v->dtype == NB_U32 ? NB_U32 : NB_I32, 2, NB_SHAPE(w->k, width)));
+    NB_TRY(nb_cuda_expect(v, "dequantize: words", on, v->dtype == NB_U32 ? NB_U32 : NB_I32, 2,
+                          NB_SHAPE(w->k, width)));
     j->along = NB_ALONG_AWQ;
     break;
   case NB_PACKING_FP4:
@@ -67,11 +71,14 @@ static int check_values(nb_dequantize_job *j, const nb_weight *w) {
       j->codes = NB_CODES_E4M3;
       j->code = v->dtype == NB_F8_E4M3 ? NB_AS_E4M3 : NB_AS_E4M3FNUZ;
     } else if (v->dtype != NB_U8)
-      return nb_fail(NB_EINVAL,
-                     "%s float codes: codes: expected f8_e4m3, f8_e4m3fnuz, or u8 with one e2m1 code a byte, found %s",
-                     what, nb_dtype_name(v->dtype));
+      return nb_fail(
+          NB_EINVAL,
+          "%s float codes: codes: expected f8_e4m3, f8_e4m3fnuz, or u8 with one e2m1 code a byte, found %s",
+          what, nb_dtype_name(v->dtype));
   }
-  if (width > INT32_MAX) return nb_fail(NB_EUNSUPPORTED, "%s: rows of %lld bytes are more than a launch can count", what, (long long)width);
+  if (width > INT32_MAX)
+    return nb_fail(NB_EUNSUPPORTED, "%s: rows of %lld bytes are more than a launch can count", what,
+                   (long long)width);
   j->width = (int32_t)width;
   return NB_OK;
 }
@@ -82,15 +89,20 @@ static int check_scales(nb_dequantize_job *j, const nb_weight *w) {
   if (!s) return NB_OK;
   if (w->bits) NB_TRY(expect_plain(s->dtype, "scales"));
   else if (plain(s->dtype) < 0 && s->dtype != NB_F8_E4M3 && s->dtype != NB_F8_E8M0)
-    return nb_fail(NB_EINVAL, "%s float codes: scales: expected f32, bf16, f16, f8_e4m3 or f8_e8m0, found %s", what, nb_dtype_name(s->dtype));
+    return nb_fail(NB_EINVAL, "%s float codes: scales: expected f32, bf16, f16, f8_e4m3 or f8_e8m0, found %s",
+                   what, nb_dtype_name(s->dtype));
   j->scale = s->dtype == NB_F8_E4M3 ? NB_AS_E4M3 : s->dtype == NB_F8_E8M0 ? NB_AS_E8M0 : plain(s->dtype);
   if (w->rows < 1 || w->columns < 1)
-    return nb_fail(NB_EINVAL, "%s: blocks of %lldx%lld, expected at least 1x1", what, (long long)w->rows, (long long)w->columns);
+    return nb_fail(NB_EINVAL, "%s: blocks of %lldx%lld, expected at least 1x1", what, (long long)w->rows,
+                   (long long)w->columns);
   bool single = nb_tensor_numel(s) == 1;
   int64_t down = NB_CEIL(w->n, w->rows), groups = single ? 1 : NB_CEIL(w->k, w->columns);
-  NB_TRY(nb_cuda_expect(s, "dequantize: scales", on, -1, single ? s->ndim : 2, single ? s->shape : NB_SHAPE(down, groups)));
+  NB_TRY(nb_cuda_expect(s, "dequantize: scales", on, -1, single ? s->ndim : 2,
+                        single ? s->shape : NB_SHAPE(down, groups)));
   bool one = single && z && nb_tensor_numel(z) == 1;
-  if (z) NB_TRY(nb_cuda_expect(z, "dequantize: zeros", on, NB_U8, one ? z->ndim : 2, one ? z->shape : NB_SHAPE(down, groups)));
+  if (z)
+    NB_TRY(nb_cuda_expect(z, "dequantize: zeros", on, NB_U8, one ? z->ndim : 2,
+                          one ? z->shape : NB_SHAPE(down, groups)));
   j->groups = (int32_t)groups;
   j->rows = (int32_t)(single ? NB_MAX(w->n, 1) : NB_MIN(w->rows, NB_MAX(w->n, 1)));
   j->columns = (int32_t)(groups == 1 ? NB_MAX(w->k, 1) : w->columns);
@@ -108,7 +120,8 @@ static int fetch_global(float *divisor, const nb_weight *w) {
   if (rc == NB_OK) {
     float f = *divisor = *(const float *)here.data;
     if (!(f > 0 && f <= 0x1.fffffep127f))
-      rc = nb_fail(NB_EFORMAT, "%s float codes: the global scale is %g, expected a finite number above 0", what, (double)f);
+      rc = nb_fail(NB_EFORMAT, "%s float codes: the global scale is %g, expected a finite number above 0",
+                   what, (double)f);
   }
   nb_tensor_release(&here);
   return rc;
@@ -128,14 +141,17 @@ static int fetch_g_idx(nb_tensor *on_device, const nb_weight *w, int64_t groups)
 
 /* ---- launching -------------------------------------------------------------------------- */
 
-static int launch(const nb_dequantize_job *j, const nb_weight *w, const nb_tensor *g_idx, const nb_tensor *out) {
+static int launch(const nb_dequantize_job *j, const nb_weight *w, const nb_tensor *g_idx,
+                  const nb_tensor *out) {
   nb_device_info info;
   int number = w->values->device, piece = j->out == NB_AS_F32 ? PIECE / 2 : PIECE;
   NB_TRY(nb_device_get(&info, number));
   int64_t threads = NB_DEQUANTIZE_THREADS, most = (int64_t)NB_MAX(info.multiprocessors, 1) * BLOCKS_PER_SM,
           elements = (int64_t)j->n * j->k, blocks = NB_MIN(NB_CEIL(elements, threads), most);
-  bool awq = j->along == NB_ALONG_AWQ, fast = j->k % PIECE == 0 && (uintptr_t)w->values->data % ALIGN == 0 &&
-              (j->bits == 4 || j->bits >= 8) && (g_idx ? !awq : j->columns % PIECE == 0 || j->codes == NB_CODES_PLAIN);
+  bool awq = j->along == NB_ALONG_AWQ,
+       fast = j->k % PIECE == 0 && (uintptr_t)w->values->data % ALIGN == 0 &&
+              (j->bits == 4 || j->bits >= 8) &&
+              (g_idx ? !awq : j->columns % PIECE == 0 || j->codes == NB_CODES_PLAIN);
   nb_launch at = {{1, 1, 1}, {NB_DEQUANTIZE_THREADS, 1, 1}, 0};
   const char *kernel = "nb_dequantize_any";
   if (fast && j->along == NB_ALONG_ROWS) {
@@ -152,24 +168,32 @@ static int launch(const nb_dequantize_job *j, const nb_weight *w, const nb_tenso
   }
   at.grid[0] = (int32_t)blocks;
   const void *values = w->values->data, *scales = w->scales ? w->scales->data : NULL,
-             *zeros = j->codes == NB_CODES_INT && w->zeros ? w->zeros->data : NULL, *order = g_idx ? g_idx->data : NULL,
-             *to = out->data;
+             *zeros = j->codes == NB_CODES_INT && w->zeros ? w->zeros->data : NULL,
+             *order = g_idx ? g_idx->data : NULL, *to = out->data;
   nb_dequantize_job job = *j;
   void *arguments[] = {&values, &scales, &zeros, &order, &to, &job};
   return nb_device_launch(number, kernel, &at, arguments);
 }
 
 int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype) {
-  nb_dequantize_job j = {.n = (int32_t)w->n, .k = (int32_t)w->k, .rows = 1, .columns = 1, .divisor = 1,
-                         .factor = w->factor != 0 && !w->bits ? w->factor : 1, .out = plain(dtype)};
+  nb_dequantize_job j = {.n = (int32_t)w->n,
+                         .k = (int32_t)w->k,
+                         .rows = 1,
+                         .columns = 1,
+                         .divisor = 1,
+                         .factor = w->factor != 0 && !w->bits ? w->factor : 1,
+                         .out = plain(dtype)};
   nb_tensor g_idx, made;
   nb_cuda_device *d;
   memset(out, 0, sizeof *out);
   NB_TRY(expect_plain(dtype, "out"));
   if (!w->values->device)
     return nb_fail(NB_EINVAL, "%s: the values lie in the computer's memory, expected on a device", what);
-  if (w->n < 0 || w->k < 0 || w->n > INT32_MAX || w->k > INT32_MAX)
-    return nb_fail(NB_EUNSUPPORTED, "%s: a weight [%lldx%lld] is more than a launch can count", what, (long long)w->n, (long long)w->k);
+  if (w->n < 0 || w->k < 0)
+    return nb_fail(NB_EINVAL, "%s: a weight [%lldx%lld]", what, (long long)w->n, (long long)w->k);
+  if (w->n > INT32_MAX || w->k > INT32_MAX)
+    return nb_fail(NB_EUNSUPPORTED, "%s: a weight [%lldx%lld] is more than a launch can count", what,
+                   (long long)w->n, (long long)w->k);
   NB_TRY(check_values(&j, w));
   NB_TRY(check_scales(&j, w));
   NB_TRY(fetch_global(&j.divisor, w));

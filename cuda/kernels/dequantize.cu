@@ -15,16 +15,17 @@ template <int BYTES> struct codes {
   uint32_t w[BYTES < 4 ? 1 : BYTES / 4];
 
   NB_DEVICE void load(global<const uint8_t> from, int64_t i) {
-    if (BYTES == 2) w[0] = cast<const uint16_t>(from)[i];
-    if (BYTES == 4) w[0] = cast<const uint32_t>(from)[i];
-    if (BYTES == 8) {
+    if constexpr (BYTES == 2) w[0] = cast<const uint16_t>(from)[i];
+    else if constexpr (BYTES == 4) w[0] = cast<const uint32_t>(from)[i];
+    else if constexpr (BYTES == 8) {
       uint2 v = cast<const uint2>(from)[i];
-      w[0] = v.x, w[BYTES / 8] = v.y;
-    }
+      w[0] = v.x, w[1] = v.y;
+    } else {
 #pragma unroll
-    for (int h = 0; h < BYTES / 16; h++) {
-      uint4 v = cast<const uint4>(from)[i * (BYTES / 16) + h];
-      w[4 * h] = v.x, w[4 * h + BYTES / 16] = v.y, w[4 * h + 2] = v.z, w[4 * h + 3] = v.w;
+      for (int h = 0; h < BYTES / 16; h++) {
+        uint4 v = cast<const uint4>(from)[i * (BYTES / 16) + h];
+        w[4 * h] = v.x, w[4 * h + 1] = v.y, w[4 * h + 2] = v.z, w[4 * h + 3] = v.w;
+      }
     }
   }
 };
@@ -121,8 +122,9 @@ NB_DEVICE float value_at(const weight &w, int64_t row, int column) {
  * the groups' columns multiples of 8; with g_idx (entries below groups) int codes only. Any launch of whole warps
  * with at least k / 8 threads (k / 4 for float32). */
 extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_THREADS)
-    nb_dequantize_rows(global<const uint8_t> values, global<const uint8_t> scales, global<const uint8_t> zeros,
-                       global<const int32_t> g_idx, global<uint8_t> out, nb_dequantize_job job) {
+    nb_dequantize_rows(global<const uint8_t> values, global<const uint8_t> scales,
+                       global<const uint8_t> zeros, global<const int32_t> g_idx, global<uint8_t> out,
+                       nb_dequantize_job job) {
   const dequantize::weight w = {values, scales, zeros, g_idx, out, job};
   if (job.out == NB_AS_F32) dequantize::rows<4>(w);
   else dequantize::rows<8>(w);

@@ -23,11 +23,11 @@ NB_DEVICE float e4m3(uint32_t c, bool fnuz) {
   return (fnuz ? c == 0x80 : (c & 0x7f) == 0x7f) ? float_of_bits(0x7fffffffu) : f;
 }
 NB_DEVICE float e2m1(uint32_t c) { return float_of_bits((c & 7) << 22 | (c & 8) << 28) * 0x1p126f; }
-NB_DEVICE float e8m0(uint32_t c) {
-  return float_of_bits(c == 255 ? 0x7fffffffu : c ? c << 23 : 0x00400000u);
-}
+NB_DEVICE float e8m0(uint32_t c) { return float_of_bits(c == 255 ? 0x7fffffffu : c ? c << 23 : 0x00400000u); }
 NB_DEVICE float plain(uint32_t c, int as) {
-  return as == NB_AS_F32 ? float_of_bits(c) : as == NB_AS_BF16 ? float_of_bf16((uint16_t)c) : float_of_f16((uint16_t)c);
+  return as == NB_AS_F32    ? float_of_bits(c)
+         : as == NB_AS_BF16 ? float_of_bf16((uint16_t)c)
+                            : float_of_f16((uint16_t)c);
 }
 
 /* Scale i; of integers a plain float, without divisor. */
@@ -86,9 +86,9 @@ template <int PIECE> NB_DEVICE void store(const weight &w, int64_t at, const flo
   uint32_t u[4];
 #pragma unroll
   for (int i = 0; i < 4; i++)
-    u[i] = PIECE == 4                 ? bits_of_float(x[i])
+    u[i] = PIECE == 4                ? bits_of_float(x[i])
            : w.job.out == NB_AS_BF16 ? bf16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE])
-                                      : f16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE]);
+                                     : f16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE]);
   cast<uint4>(w.out)[at] = make_uint4(u[0], u[1], u[2], u[3]);
 }
 

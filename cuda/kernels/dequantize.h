@@ -15,17 +15,22 @@ enum { NB_ALONG_ROWS = 0, NB_ALONG_GPTQ, NB_ALONG_AWQ };
 /* A weight [n,k] and what it becomes. Group g of row r has scale (and zero-point) r / rows * groups + g. */
 typedef struct nb_dequantize_job {
   int32_t n, k, rows, columns, groups; /* rows, columns: of a scale's block; groups: blocks side by side */
-  int32_t bits, along, width;          /* of a stored code; its order; bytes of a row, or words of a row of those */
-  int32_t codes, code, scale, out;     /* NB_CODES_*; NB_AS_* of a code (plain or 8 bits), a scale, an element */
-  int32_t zero;                        /* of integers without zero-points */
-  float divisor, factor;               /* of float codes' scales, of their products; 1: none */
+  int32_t bits, along, width; /* of a stored code; its order; bytes of a row, or words of a row of those */
+  int32_t codes, code, scale, out; /* NB_CODES_*; NB_AS_* of a code (plain or 8 bits), a scale, an element */
+  int32_t zero;                    /* of integers without zero-points */
+  float divisor, factor;           /* of float codes' scales, of their products; 1: none */
 } nb_dequantize_job;
 
 enum { NB_DEQUANTIZE_THREADS = 256 };
 
 /* The kernel for words along n (dequantize_words.cu): a block's tile has so many columns of the weight (k), and
  * words from each of the source's rows. PAD words part what different lanes read at once. */
-enum { NB_DEQUANTIZE_TILE_K = 128, NB_DEQUANTIZE_GPTQ_WORDS = 128, NB_DEQUANTIZE_AWQ_WORDS = 32, NB_DEQUANTIZE_PAD = 4 };
+enum {
+  NB_DEQUANTIZE_TILE_K = 128,
+  NB_DEQUANTIZE_GPTQ_WORDS = 128,
+  NB_DEQUANTIZE_AWQ_WORDS = 32,
+  NB_DEQUANTIZE_PAD = 4
+};
 
 /* Bytes of its shared memory; piece: elements of out in 16 bytes. */
 static inline int nb_dequantize_words_shared(int bits, int awq, int piece) {

@@ -18,11 +18,14 @@ template <int BITS, int PIECE> struct gptq {
   static NB_DEVICE int first_row(int piece) { return piece * PIECE / PF; }
   /* Where in its first word the piece begins. */
   static NB_DEVICE int shift(int piece) { return piece * PIECE % PF * BITS; }
-  static NB_DEVICE uint32_t code(const uint32_t *words, int i, int) { return words[i / PF] >> (i % PF * BITS); }
+  static NB_DEVICE uint32_t code(const uint32_t *words, int i, int) {
+    return words[i / PF] >> (i % PF * BITS);
+  }
 };
 
 template <int BITS, int PIECE> struct awq {
-  static constexpr int PF = 32 / BITS, ROWS = PIECE, TILE_ROWS = TILE_K, WORDS = NB_DEQUANTIZE_AWQ_WORDS, DOWN = PF;
+  static constexpr int PF = 32 / BITS, ROWS = PIECE, TILE_ROWS = TILE_K, WORDS = NB_DEQUANTIZE_AWQ_WORDS,
+                       DOWN = PF;
   static NB_DEVICE int first_row(int piece) { return piece * PIECE; }
   static NB_DEVICE int shift(int) { return 0; }
   static NB_DEVICE uint32_t code(const uint32_t *words, int i, int d) {
@@ -32,9 +35,7 @@ template <int BITS, int PIECE> struct awq {
 
 /* The place of the tile's row r: after the rows of each piece a gap, so that eight pieces side by side fill
  * different banks. */
-template <class SOURCE> NB_DEVICE int place(int r) {
-  return r * SOURCE::WORDS + r / SOURCE::ROWS * PAD;
-}
+template <class SOURCE> NB_DEVICE int place(int r) { return r * SOURCE::WORDS + r / SOURCE::ROWS * PAD; }
 
 /* Brings what there is of the tile whose first row and word these are. */
 template <class SOURCE> NB_DEVICE void fetch(const weight &w, shared<uint32_t> tile, int row, int word) {
@@ -42,7 +43,8 @@ template <class SOURCE> NB_DEVICE void fetch(const weight &w, shared<uint32_t> t
   for (int i = (int)threadIdx.x; i < SOURCE::TILE_ROWS * SOURCE::WORDS / 4; i += (int)blockDim.x) {
     const int r = i / (SOURCE::WORDS / 4), x = i % (SOURCE::WORDS / 4) * 4;
     if (row + r < rows && word + x < width)
-      cp_async16(tile + (place<SOURCE>(r) + x), cast<const uint32_t>(w.values) + ((int64_t)(row + r) * width + word + x));
+      cp_async16(tile + (place<SOURCE>(r) + x),
+                 cast<const uint32_t>(w.values) + ((int64_t)(row + r) * width + word + x));
   }
   cp_async_commit();
   cp_async_wait<0>();
@@ -81,8 +83,10 @@ template <class SOURCE, int BITS, int PIECE, bool EACH> NB_DEVICE void words(con
 
 template <int PIECE> NB_DEVICE void words(const weight &w) {
   const bool four = w.job.bits == 4;
-  if (w.job.along == NB_ALONG_AWQ) four ? words<awq<4, PIECE>, 4, PIECE, false>(w) : words<awq<8, PIECE>, 8, PIECE, false>(w);
-  else if (w.g_idx) four ? words<gptq<4, PIECE>, 4, PIECE, true>(w) : words<gptq<8, PIECE>, 8, PIECE, true>(w);
+  if (w.job.along == NB_ALONG_AWQ)
+    four ? words<awq<4, PIECE>, 4, PIECE, false>(w) : words<awq<8, PIECE>, 8, PIECE, false>(w);
+  else if (w.g_idx)
+    four ? words<gptq<4, PIECE>, 4, PIECE, true>(w) : words<gptq<8, PIECE>, 8, PIECE, true>(w);
   else four ? words<gptq<4, PIECE>, 4, PIECE, false>(w) : words<gptq<8, PIECE>, 8, PIECE, false>(w);
 }
 
@@ -92,8 +96,9 @@ template <int PIECE> NB_DEVICE void words(const weight &w) {
  * the words of a row of 4; g_idx (entries below groups) with GPTQ only. One block for each tile, those of the same
  * rows one after the other; nb_dequantize_words_shared() bytes. */
 extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_THREADS)
-    nb_dequantize_words(global<const uint8_t> values, global<const uint8_t> scales, global<const uint8_t> zeros,
-                        global<const int32_t> g_idx, global<uint8_t> out, nb_dequantize_job job) {
+    nb_dequantize_words(global<const uint8_t> values, global<const uint8_t> scales,
+                        global<const uint8_t> zeros, global<const int32_t> g_idx, global<uint8_t> out,
+                        nb_dequantize_job job) {
   const dequantize::weight w = {values, scales, zeros, g_idx, out, job};
   if (job.out == NB_AS_F32) dequantize::words<4>(w);
   else dequantize::words<8>(w);

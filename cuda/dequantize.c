@@ -141,13 +141,12 @@ static int fetch_g_idx(nb_tensor *on_device, const nb_weight *w, int64_t groups)
 
 /* ---- launching -------------------------------------------------------------------------- */
 
-static int launch(const nb_dequantize_job *j, const nb_weight *w, const nb_tensor *g_idx,
+static int launch(nb_cuda_device *d, const nb_dequantize_job *j, const nb_weight *w, const nb_tensor *g_idx,
                   const nb_tensor *out) {
-  nb_device_info info;
-  int number = w->values->device, piece = j->out == NB_AS_F32 ? PIECE / 2 : PIECE;
-  NB_TRY(nb_device_get(&info, number));
-  int64_t threads = NB_DEQUANTIZE_THREADS, most = (int64_t)NB_MAX(info.multiprocessors, 1) * BLOCKS_PER_SM,
-          elements = (int64_t)j->n * j->k, blocks = NB_MIN(NB_CEIL(elements, threads), most);
+  int piece = j->out == NB_AS_F32 ? PIECE / 2 : PIECE;
+  int64_t threads = NB_DEQUANTIZE_THREADS, elements = (int64_t)j->n * j->k, most;
+  NB_TRY(nb_cuda_resident(&most, d, BLOCKS_PER_SM, 0));
+  int64_t blocks = NB_MIN(NB_CEIL(elements, threads), most);
   bool awq = j->along == NB_ALONG_AWQ,
        fast = j->k % PIECE == 0 && (uintptr_t)w->values->data % ALIGN == 0 &&
               (j->bits == 4 || j->bits >= 8) &&
@@ -172,7 +171,7 @@ static int launch(const nb_dequantize_job *j, const nb_weight *w, const nb_tenso
              *order = g_idx ? g_idx->data : NULL, *to = out->data;
   nb_dequantize_job job = *j;
   void *arguments[] = {&values, &scales, &zeros, &order, &to, &job};
-  return nb_device_launch(number, kernel, &at, arguments);
+  return nb_device_launch(d->number, kernel, &at, arguments);
 }
 
 int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype) {
@@ -185,7 +184,6 @@ int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype) {
                          .out = plain(dtype)};
   nb_tensor g_idx, made;
   nb_cuda_device *d;
-  memset(out, 0, sizeof *out);
   NB_TRY(expect_plain(dtype, "out"));
   if (!w->values->device)
     return nb_fail(NB_EINVAL, "%s: the values lie in the computer's memory, expected on a device", what);
@@ -199,12 +197,10 @@ int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype) {
   NB_TRY(fetch_global(&j.divisor, w));
   NB_TRY(nb_cuda_use(&d, w->values->device));
   NB_TRY(fetch_g_idx(&g_idx, w, j.groups));
-  int rc = nb_cuda_tensor(&made, d, dtype, 2, NB_SHAPE(w->n, w->k));
-  if (rc == NB_OK && w->n && w->k) {
-    rc = launch(&j, w, g_idx.buf ? &g_idx : NULL, &made);
-    if (rc < 0) nb_tensor_release(&made);
-  }
+  int rc = nb_cuda_result(&made, out, d, dtype, 2, NB_SHAPE(w->n, w->k), "dequantize: out");
+  if (rc == NB_OK && w->n && w->k)
+    rc = nb_cuda_finish(out, &made, launch(d, &j, w, g_idx.buf ? &g_idx : NULL, &made));
+  else if (rc == NB_OK) *out = made;
   nb_tensor_release(&g_idx); /* the driver waits for the kernel before it gives memory away */
-  if (rc == NB_OK) *out = made;
   return rc;
 }

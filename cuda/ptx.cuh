@@ -64,6 +64,9 @@ NB_DEVICE void ldmatrix_x4(uint32_t *r, const uint4 *row) {
                : "memory");
 }
 
+/* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
+NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+
 /* A flag between blocks: what was written before the release is seen after the acquire. */
 NB_DEVICE int load_acquire(const int *flag) {
   int v;

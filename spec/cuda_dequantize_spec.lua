@@ -175,10 +175,11 @@ describe("cuda.dequantize", function()
       w.n = 4
       assert(d.same(nb.cuda.dequantize(part, { dtype = "f16" }):to "cpu", d.here(w, codes:rows(2, 5), "f16")))
       -- codes that begin on no multiple of 16
-      part.values, part.k = there.values:reshape(9 * 64):rows(2, 33):reshape(4, 8), 8
-      part.block, part.scales, part.zeros = { 1, 8 }, there.scales:rows(1, 1):reshape(4, 1), nil
-      local small = { n = 4, k = 8, bits = 8, block = { 1, 8 }, scales = d.weight({ n = 9, k = 64, bits = 8, group = 16, asym = true }).scales:rows(1, 1):reshape(4, 1) }
-      assert(d.same(nb.cuda.dequantize(part, { dtype = "f32" }):to "cpu", d.here(small, codes:reshape(9 * 64):rows(2, 33):reshape(4, 8), "f32"))) ]]
+      part.values, part.k, part.block = there.values:reshape(9 * 64):rows(2, 33):reshape(4, 8), 8, { 1, 8 }
+      part.scales, part.zeros = there.scales:rows(1, 1):reshape(4, 1), nil
+      local small = { n = 4, k = 8, bits = 8, scales = part.scales:to "cpu" }
+      local expected = d.here(small, codes:reshape(9 * 64):rows(2, 33):reshape(4, 8), "f32")
+      assert(d.same(nb.cuda.dequantize(part, { dtype = "f32" }):to "cpu", expected)) ]]
   end)
 
   it("says what is wrong, and goes on", function()

@@ -61,6 +61,19 @@ inline void ldmatrix_x4(uint32_t *r, shared<const uint4> row) {
   });
 }
 
+inline uint32_t shuffle_xor(uint32_t v, int mask) {
+  struct lane {
+    uint32_t v;
+    int mask;
+  } me = {v, mask};
+  emu_collective("shuffle_xor", &me, [](void **all, int *) {
+    uint32_t given[32];
+    for (int l = 0; l < 32; l++) given[l] = ((lane *)all[l])->v;
+    for (int l = 0; l < 32; l++) ((lane *)all[l])->v = given[l ^ ((lane *)all[l])->mask];
+  });
+  return me.v;
+}
+
 inline int load_acquire(global<const int> flag) {
   emu_spin(flag.p);
   return flag[0];

@@ -52,7 +52,8 @@ end
 -- The codes u8 [n,k] in words of a packing.
 local function pack(codes, packing, bits)
   local n, k = codes:size(1), codes:size(2)
-  local streams, words = math.ceil(k * bits / 32)
+  local streams = math.ceil(k * bits / 32)
+  local words = codes
   if packing == "ct" then
     words = nb.tensor("i32", { n, streams })
     must(C.nb_ct_pack(words, codes, bits, 0))
@@ -65,8 +66,6 @@ local function pack(codes, packing, bits)
   elseif packing == "fp4" then
     words = nb.tensor("u8", { n, math.ceil(k / 2) })
     must(C.nb_fp4_pack(words, codes, 0))
-  else
-    words = codes
   end
   return words
 end

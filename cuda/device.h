@@ -29,10 +29,6 @@ int nb_cuda_failed(nb_cuda_device *d, int code, const char *what, ...) NB_PRINTF
 /* Room for out's shape on a device, undefined contents. */
 int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape);
 
-/* nb_expect of a tensor on this device; also that its elements lie on multiples of their size (check.c). */
-int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim,
-                   const int64_t *shape);
-
 /* Device memory that no tensor counts, held once; nb_cuda_room_drop lets go of it. */
 int nb_cuda_room_new(void **room, nb_cuda_device *d, int64_t bytes);
 nb_cuda_ptr nb_cuda_room_at(const void *room);

@@ -5,6 +5,9 @@
 #include <pthread.h>
 #include <stdio.h>
 
+/* Bytes of it for a stream, as NVIDIA advises for Hopper. */
+enum { WORKSPACE = 32 << 20 };
+
 /* ---- the library ------------------------------------------------------------------- */
 
 typedef struct library {
@@ -203,13 +206,13 @@ int nb_cuda_gemm(nb_cuda_device *d, const nb_cuda_product *p) {
   call c = {0};
   NB_TRY(open_once());
   NB_TRY(handle_of(&handle, d));
-  int rc = nb_cuda_workspace(&workspace, d);
+  int rc = nb_cuda_workspace(&workspace, d, NB_CUDA_FOR_BLAS, WORKSPACE);
   if (rc < 0 && rc != NB_ENOMEM) return rc; /* without room for it there are slower ways */
   int status = begin(&c, p);
   const char *doing = "describing a product";
   if (!status) {
     doing = "choosing how to make a product";
-    status = choose(&choice, handle, d, &c, p, workspace ? NB_CUDA_WORKSPACE : 0);
+    status = choose(&choice, handle, d, &c, p, workspace ? WORKSPACE : 0);
   }
   if (!status) {
     doing = "beginning a product";

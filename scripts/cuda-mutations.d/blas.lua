@@ -14,10 +14,10 @@ return {
     { "a way of another shape", BLAS, "memcmp(&kept[i].shape, &s, sizeof s) == 0", "kept[i].shape.m == s.m" },
     { "a way without its bias's place", BLAS, "p->bias ? alignment(p->bias) : 0", "0" },
     { "ways are not kept", BLAS, "kept[kept_next++ % KEPT].choice = *choice;", "" },
-    { "no workspace", BLAS, "workspace ? NB_CUDA_WORKSPACE : 0)", "NB_CUDA_WORKSPACE)" },
+    { "no workspace", BLAS, "workspace ? WORKSPACE : 0)", "WORKSPACE)" },
     { "on the default stream", BLAS, "choice.workspace, nb_cuda_stream(d))", "choice.workspace, NULL)" },
     { "k of nothing leaves y as it was", BLAS, "if (k == 0) return fill(d, y, bias);", "if (k == 0) return NB_OK;" },
-    { "workspace freed under its graph", STREAM, "if (s->workspace) nb_cuda_room_drop(s->workspace);",
-      "if (s->workspace) nb_cuda_room_drop(s->workspace), nb_cuda_room_drop(s->workspace);" },
+    { "workspace freed under its graph", STREAM, "if (s->workspaces[i]) nb_cuda_room_drop(s->workspaces[i]);",
+      "if (s->workspaces[i]) nb_cuda_room_drop(s->workspaces[i]), nb_cuda_room_drop(s->workspaces[i]);" },
   },
 }

@@ -1,6 +1,5 @@
 -- methods.linear: what the linear methods share: rows in, outputs out, the bias with
 -- its tag, sizes of groups on a rank.
-local ffi = require "ffi"
 local tensor = require "nibble.tensor"
 
 local M = {}
@@ -8,7 +7,7 @@ local M = {}
 --- rows(L, x) -> x [m, k] as a matrix, its leading dimensions
 -- x: [.., k] of the layer on this rank; anything else is an error naming both.
 function M.rows(L, x)
-  local shape = ffi.istype(tensor.type, x) and x:size() or {}
+  local shape = tensor.is_any(x) and x:size() or {}
   local k = table.remove(shape)
   if k ~= L.k then
     error(("layer %s takes activations of %d features on this rank, found %s"):format(L.name, L.k,
@@ -35,7 +34,7 @@ end
 -- their outputs, so that only rank 0 has the bias. (SYSTEMS C-04)
 function M.bias(L, given, permuted)
   if given == nil then given = L:param "bias" end
-  if given and ffi.istype(tensor.type, given) then given = { data = given, permuted = false } end
+  if given and tensor.is_any(given) then given = { data = given, permuted = false } end
   if not given or not given.data then return nil end
   if (given.permuted == true) ~= permuted then
     error(("layer %s: the bias is in %s order, the method takes %s: %s"):format(L.name,

@@ -3,6 +3,7 @@
 -- MRL-34, CTM-WNA16-02). Which layers: what the oracle's table of nibble says, and nothing is padded.
 local backends = require "nibble.backends"
 local cuda = require "nibble.cuda"
+local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
 local awq = require "nibble.methods.awq"
 local linear = require "nibble.methods.linear"
@@ -115,6 +116,7 @@ local kept = { "scales", "zeros", "bias", "perm", "sorted_g_idx" }
 -- After loading: words, scales, zero-points and bias go to the device and are put into Marlin's order there. The
 -- parameters that were loaded are given up; L keeps "words" and the rest on the device.
 function M:process(L)
+  if L.order_of_words then error(("layer %s was processed: load it again"):format(L.name), 2) end
   local c = self.config
   local m = forms[c.format].parts(L, c)
   m.bits, m.group, m.bias = c.bits, c.group, L:get "bias"
@@ -133,7 +135,7 @@ function M:process(L)
     local t = outs[1][name]
     if t and t:where() == "cpu" then t, msg, code = t:to(self.device) end
     if outs[1][name] and not t then return nil, msg, code end
-    if t then L:replace(name, t) end
+    if t then L:replace(name, t).permuted = name == "bias" end
   end
   L.order_of_words = "marlin"
   return true
@@ -141,5 +143,28 @@ end
 
 --- method:quant() -> nil: linear layers hand no description to other kernels.
 function M.quant() end
+
+--- method:apply(L, x [, bias]) -> y [.., n] | nil, msg, code
+-- y = x · Ŵ + bias, as awq_marlin's, in the layer's dtype: x is rounded to it and goes to the device, y comes back in x's
+-- dtype. x on the device: of the layer's dtype, and y stays there. bias: in Marlin's order, on the device. (AWQ-26)
+function M:apply(L, x, bias)
+  if L.order_of_words ~= "marlin" then error(("layer %s is not processed yet: call process after loading"):format(L.name), 2) end
+  local flat, shape = linear.rows(L, x)
+  local here, msg, code = x:where() == "cpu", nil, nil
+  if here then
+    flat, msg, code = (flat:type() == L.dtype and flat or flat:cast(L.dtype)):to(self.device)
+    if not flat then return nil, msg, code end
+  end
+  local c, y = self.config, nil
+  y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
+    words = L:get "words", scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx",
+    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype })
+  if not y then return nil, msg, code end
+  if here then
+    y, msg, code = y:to "cpu"
+    if not y then return nil, msg, code end
+  end
+  return linear.shaped(y, x, shape, L.n)
+end
 
 return M

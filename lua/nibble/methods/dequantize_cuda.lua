@@ -28,3 +28,44 @@ function M:create(L)
   linear.register_bias(L)
   return true
 end
+
+--- method:read(L, ck) -> true | nil, msg, code: the layer's weight, stored in whatever format, to the device.
+function M:read(L, ck)
+  local q, msg, code = formats.quantized(ck, L.name)
+  if not q then return nil, msg, code end
+  L.weight, msg, code = q:to(self.device)
+  if not L.weight then return nil, msg, code end
+  return true
+end
+
+--- method:process(L) -> true | nil, msg, code: the bias goes to the device, in the sums' dtype.
+function M:process(L)
+  if not L.bias then return true end
+  local bias, msg, code = L:get("bias"):cast("f32"):to(self.device)
+  if not bias then return nil, msg, code end
+  L:replace("bias", bias)
+  return true
+end
+
+--- method:quant() -> nil
+function M.quant() end
+
+--- method:apply(L, x) -> y [.., n] | nil, msg, code
+-- y = x · Ŵ + bias in float32 sums, x and Ŵ rounded to the layer's dtype. x lies in the computer's memory, and y does.
+function M:apply(L, x)
+  local flat, shape = linear.rows(L, x)
+  local there, msg, code = linear.rounded(flat, L.dtype):to(self.device)
+  if not there then return nil, msg, code end
+  local w, y
+  w, msg, code = L.weight:dequantize(L.dtype)
+  if not w then return nil, msg, code end
+  y, msg, code = cuda.new(self.device, "f32", { flat:size(1), L.n })
+  if not y then return nil, msg, code end
+  y, msg, code = cuda.gemm(y, there, w, linear.bias(L, nil, false))
+  if not y then return nil, msg, code end
+  y, msg, code = y:to "cpu"
+  if not y then return nil, msg, code end
+  return linear.shaped(y, x, shape, L.n)
+end
+
+return M

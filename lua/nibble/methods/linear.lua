@@ -16,11 +16,13 @@ function M.rows(L, x)
   return x:reshape { x:numel() / k, k }, shape
 end
 
+--- rounded(x, dtype) -> x of that dtype
+function M.rounded(x, dtype) return x:type() == dtype and x or x:cast(dtype) end
+
 --- shaped(y, x, shape, n) -> y [.., n] in x's dtype
 function M.shaped(y, x, shape, n)
   shape[#shape + 1] = n
-  if x:type() ~= "f32" then y = y:cast(x:type()) end
-  return y:reshape(shape)
+  return M.rounded(y, x:type()):reshape(shape)
 end
 
 --- register_bias(L): the parameter "bias" [n], where the layer has one.

@@ -16,15 +16,9 @@ M.__index = M
 -- {on = "cuda"}) -> method | nil, msg, code
 -- on: the device. format: whose parameters a layer is loaded from; v1 of GPTQ stores zero-points minus one. Without a device its sentence.
 function M.new(config, options)
-  local device = options and options.on or "cuda"
-  local devices, msg, code = cuda.devices()
-  if not devices then return nil, msg, code end
-  local number = cuda.number_of(device, 2)
-  local found = devices[number]
-  if not found or not found.usable then
-    return nil, found and found.why or ("there is no %s; devices here: %d, from cuda:0 on"):format(device, #devices), "eunsupported"
-  end
-  return setmetatable({ config = config, device = found.name, sm = found.sm }, M)
+  local device, msg, code = cuda.device(options and options.on or "cuda")
+  if not device then return nil, msg, code end
+  return setmetatable({ config = config, device = device.name, sm = device.sm }, M)
 end
 
 -- ---- parameters, as each format stores them ---------------------------------------------
@@ -152,7 +146,7 @@ function M:apply(L, x, bias)
   local flat, shape = linear.rows(L, x)
   local here, msg, code = x:where() == "cpu", nil, nil
   if here then
-    flat, msg, code = (flat:type() == L.dtype and flat or flat:cast(L.dtype)):to(self.device)
+    flat, msg, code = linear.rounded(flat, L.dtype):to(self.device)
     if not flat then return nil, msg, code end
   end
   local c, y = self.config, nil

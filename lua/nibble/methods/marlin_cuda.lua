@@ -103,33 +103,25 @@ function M:create(L)
 end
 
 
--- Of the small parts of a layer, what stays on the device after its processing.
-local kept = { "scales", "zeros", "bias", "perm", "sorted_g_idx" }
-
 --- method:process(L) -> true | nil, msg, code
--- After loading: words, scales, zero-points and bias go to the device and are put into Marlin's order there. The
--- parameters that were loaded are given up; L keeps "words" and the rest on the device.
+-- After loading: the words go to the device and are put into Marlin's order there; scales, zero-points and bias, a
+-- hundredth of them, are put into theirs before they go. The parameters that were loaded are given up: L keeps "words",
+-- "scales", "zeros", "bias", "perm" and "sorted_g_idx" on the device, those that there are.
 function M:process(L)
   if L.order_of_words then error(("layer %s was processed: load it again"):format(L.name), 2) end
-  local c = self.config
+  local c, msg, code = self.config, nil, nil
   local m = forms[c.format].parts(L, c)
   m.bits, m.group, m.bias = c.bits, c.group, L:get "bias"
-  for _, name in ipairs { "words", "scales", "zeros", "bias" } do
-    if m[name] then
-      local t, msg, code = m[name]:to(self.device)
-      if not t then return nil, msg, code end
-      m[name] = t
-    end
-  end
-  local outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
+  m.words, msg, code = m.words:to(self.device)
+  if not m.words then return nil, msg, code end
+  local outs
+  outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
   if not outs then return nil, msg, code end
   for _, name in ipairs(L:names()) do L:replace(name, nil) end
-  L:replace("words", outs[1].words)
-  for _, name in ipairs(kept) do
-    local t = outs[1][name]
-    if t and t:where() == "cpu" then t, msg, code = t:to(self.device) end
-    if outs[1][name] and not t then return nil, msg, code end
-    if t then L:replace(name, t).permuted = name == "bias" end
+  for name, t in pairs(outs[1]) do
+    t, msg, code = t:to(self.device)
+    if not t then return nil, msg, code end
+    L:replace(name, t).permuted = name == "bias"
   end
   L.order_of_words = "marlin"
   return true

@@ -245,7 +245,8 @@ end
 M.group = { stage = 4, says = function(c) return "groups " .. groups_text(c, "K") end,
   check = function(q, c)
     local g = q.weight.group
-    if has(c, g, 2) or (c.or_full and q.k_full and g >= q.k_full) or (c.multiples_of and g > 0 and g % c.multiples_of == 0) then return nil end
+    local multiple = c.multiples_of and g > 0 and g % c.multiples_of == 0
+    if has(c, g, 2) or multiple or (c.or_full and q.k_full and g >= q.k_full) then return nil end
     return ("takes the group sizes %s, found %d"):format(groups_text(c, ("the whole K (%s)"):format(tostring(q.k_full))), g)
   end }
 

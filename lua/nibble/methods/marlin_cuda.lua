@@ -109,11 +109,11 @@ end
 -- "scales", "zeros", "bias", "perm" and "sorted_g_idx" on the device, those that there are.
 function M:process(L)
   if L.order_of_words then error(("layer %s was processed: load it again"):format(L.name), 2) end
-  local c, msg, code = self.config, nil, nil
+  local c = self.config
   local m = forms[c.format].parts(L, c)
-  m.bits, m.group, m.bias = c.bits, c.group, L:get "bias"
-  m.words, msg, code = m.words:to(self.device)
-  if not m.words then return nil, msg, code end
+  local words, msg, code = m.words:to(self.device)
+  if not words then return nil, msg, code end
+  m.words, m.bits, m.group, m.bias = words, c.bits, c.group, L:get "bias"
   local outs
   outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
   if not outs then return nil, msg, code end
@@ -136,13 +136,13 @@ function M.quant() end
 function M:apply(L, x, bias)
   if L.order_of_words ~= "marlin" then error(("layer %s is not processed yet: call process after loading"):format(L.name), 2) end
   local flat, shape = linear.rows(L, x)
-  local here, msg, code = x:where() == "cpu", nil, nil
+  local here, c = x:where() == "cpu", self.config
   if here then
+    local msg, code
     flat, msg, code = linear.rounded(flat, L.dtype):to(self.device)
     if not flat then return nil, msg, code end
   end
-  local c, y = self.config, nil
-  y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
+  local y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
     words = L:get "words", scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx",
     bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype })
   if not y then return nil, msg, code end

@@ -43,6 +43,35 @@ NB_DEVICE void ldmatrix_x4(uint32_t *r, const uint4 *row) {
                : "memory");
 }
 
+/* ---- numbers ------------------------------------------------------------------- */
+
+NB_DEVICE uint32_t bits_of(float f) { return __float_as_uint(f); }
+NB_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+/* Rounded by itself: never contracted with the addition that follows. */
+NB_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+/* a * b + c, rounded once. */
+NB_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+NB_DEVICE float f16_to_f32(uint16_t h) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+  return f;
+}
+NB_DEVICE uint16_t f32_to_f16(float f) {
+  uint16_t h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+  return h;
+}
+
+/* ---- between threads -------------------------------------------------------------- */
+
+/* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
+NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+/* *at becomes the larger of itself and v. */
+NB_DEVICE void atomic_max(uint32_t *at, uint32_t v) { atomicMax(at, v); }
+NB_DEVICE void atomic_max(uint64_t *at, uint64_t v) {
+  atomicMax(reinterpret_cast<unsigned long long *>(at), (unsigned long long)v);
+}
+
 /* A flag between blocks: what was written before the release is seen after the acquire. */
 NB_DEVICE int load_acquire(const int *flag) {
   int v;

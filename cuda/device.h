@@ -12,7 +12,7 @@ typedef struct nb_cuda_device {
   int number;     /* as nb_tensor.device: from 1 */
   int ordinal;    /* the driver's number: from 0 */
   void *context;  /* the primary one, which other libraries of the process share; NULL: not used yet */
-  void *module;   /* its kernels; NULL: not loaded yet */
+  void **modules; /* its kernels, by their files; NULL: not loaded yet (launch.c) */
   char last[64];  /* the kernel launched last: a failure shows later, in another call */
   char lost[640]; /* not empty: the sentence of the failure after which nothing works */
 } nb_cuda_device;

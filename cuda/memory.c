@@ -1,6 +1,7 @@
 /* memory.c - tensors in a device's memory: making them, copying to and from, giving back. */
 #include "device.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 
 /* Between two looks at the stop flag: a few ms of copying. */
@@ -12,10 +13,17 @@ typedef struct room {
   nb_cuda_ptr at;
 } room;
 
+/* Bytes of tensors, by nb_tensor.device. */
+static atomic_llong live[NB_CUDA_DEVICES + 1];
+
+int64_t nb_device_live_bytes(int number) {
+  return number < 1 || number > NB_CUDA_DEVICES ? -1 : (int64_t)atomic_load(&live[number]);
+}
+
 /* Nobody is left to hear of a failure; on a lost device every free is one. */
 static void free_room(void *data, int64_t bytes) {
-  (void)bytes;
   room *r = data;
+  atomic_fetch_sub(&live[r->device->number], bytes);
   const nb_cuda_driver *cu = r->device->cu;
   if (r->at && !cu->cuCtxSetCurrent(r->device->context)) cu->cuMemFree_v2(r->at);
   free(r);
@@ -38,6 +46,7 @@ int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const
                    "cuda:%d is out of memory: %lld bytes were asked for, %lld of its %lld are free",
                    d->ordinal, (long long)bytes, (long long)left, (long long)total);
   }
+  atomic_fetch_add(&live[d->number], bytes);
   t.buf = nb_buf_new(r, bytes, free_room, true);
   if (!t.buf) {
     free_room(r, bytes);

@@ -36,6 +36,8 @@ int nb_device_get(nb_device_info *out, int device);
 int nb_device_usable(int device);
 /* Bytes of its memory that are free now, and all of them. */
 int nb_device_memory(int64_t *free_bytes, int64_t *total_bytes, int device);
+/* Bytes of the tensors that live on it, without beginning to use it; -1: no device can have that number. */
+int64_t nb_device_live_bytes(int device);
 /* Returns when all that was begun on it is done. */
 int nb_device_wait(int device);
 

@@ -11,21 +11,29 @@
 template <class T> NB_DEVICE T larger(T a, T b) { return a > b ? a : b; }
 template <class T> NB_DEVICE T smaller(T a, T b) { return a < b ? a : b; }
 
-NB_DEVICE uint32_t magnitude_of(float f) { return bits_of(f) & 0x7fffffffu; }
+NB_DEVICE uint32_t magnitude_of(float f) { return bits_of_float(f) & 0x7fffffffu; }
 
 /* ---- bf16 and f16 ------------------------------------------------------------------ */
 
-NB_DEVICE float bf16_to_f32(uint32_t h) { return float_of(h << 16); }
-/* Not of NaN. */
-NB_DEVICE uint32_t f32_to_bf16(float f) {
-  uint32_t u = bits_of(f);
-  return (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+/* f in the dtype's 16 bits. Not of NaN, which nothing here makes. */
+NB_DEVICE uint16_t half_of(float f, int dtype) {
+  return (uint16_t)(dtype == NB_KERNEL_BF16 ? bf16_pair(f, 0) : f16_pair(f, 0));
 }
-
-/* Rounds to the dtype and back. */
+NB_DEVICE float float_of_half(uint16_t h, int dtype) {
+  return dtype == NB_KERNEL_BF16 ? float_of_bf16(h) : float_of_f16(h);
+}
+/* Rounds to the dtype and back; x[0..N-1] a pair at a time. */
 NB_DEVICE float rounded(float f, int dtype) {
-  if (dtype == NB_KERNEL_BF16) return bf16_to_f32(f32_to_bf16(f));
-  return dtype == NB_KERNEL_F16 && f == f ? f16_to_f32(f32_to_f16(f)) : f;
+  return dtype == NB_KERNEL_F32 ? f : float_of_half(half_of(f, dtype), dtype);
+}
+template <int DTYPE, int N> NB_DEVICE void round_all(float *x) {
+  if (DTYPE == NB_KERNEL_F32) return;
+#pragma unroll
+  for (int i = 0; i < N; i += 2) {
+    uint32_t u = DTYPE == NB_KERNEL_BF16 ? bf16_pair(x[i], x[i + 1]) : f16_pair(x[i], x[i + 1]);
+    x[i] = float_of_half((uint16_t)u, DTYPE);
+    x[i + 1] = float_of_half((uint16_t)(u >> 16), DTYPE);
+  }
 }
 /* finfo(dtype).eps */
 NB_DEVICE float epsilon_of(int dtype) {
@@ -37,12 +45,11 @@ NB_DEVICE float least_of(int dtype) {
 }
 NB_DEVICE void store_float(global<uint8_t> to, int64_t i, float f, int dtype) {
   if (dtype == NB_KERNEL_F32) cast<float>(to)[i] = f;
-  else cast<uint16_t>(to)[i] = (uint16_t)(dtype == NB_KERNEL_BF16 ? f32_to_bf16(f) : f32_to_f16(f));
+  else cast<uint16_t>(to)[i] = half_of(f, dtype);
 }
 NB_DEVICE float load_float(global<const uint8_t> from, int64_t i, int dtype) {
   if (dtype == NB_KERNEL_F32) return cast<const float>(from)[i];
-  uint16_t h = cast<const uint16_t>(from)[i];
-  return dtype == NB_KERNEL_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+  return float_of_half(cast<const uint16_t>(from)[i], dtype);
 }
 
 /* ---- small floats -------------------------------------------------------------------- */
@@ -53,28 +60,29 @@ template <int MBITS, int BIAS, uint32_t LARGEST> NB_DEVICE uint32_t small_magnit
   constexpr int SHIFT = 23 - MBITS;
   constexpr uint32_t MAGIC = (uint32_t)(128 + SHIFT - BIAS) << 23, LEAST = (uint32_t)(128 - BIAS) << 23;
   uint32_t a = smaller(magnitude_of(f), LARGEST);
-  uint32_t low = bits_of(float_of(a) + float_of(MAGIC)) - MAGIC;
+  uint32_t low = bits_of_float(float_of_bits(a) + float_of_bits(MAGIC)) - MAGIC;
   uint32_t high =
       (a + ((1u << (SHIFT - 1)) - 1 - ((uint32_t)(127 - BIAS) << 23)) + (a >> SHIFT & 1u)) >> SHIFT;
   return a < LEAST ? low : high;
 }
 NB_DEVICE uint32_t e4m3_of(float f) {
-  return small_magnitude<3, 7, 0x43e00000u>(f) | (bits_of(f) >> 24 & 0x80u);
+  return small_magnitude<3, 7, 0x43e00000u>(f) | (bits_of_float(f) >> 24 & 0x80u);
 }
 /* -0 becomes 0, but not what rounds to it. */
 NB_DEVICE uint32_t e2m1_of(float f) {
-  return small_magnitude<1, 1, 0x40c00000u>(f) | (magnitude_of(f) ? bits_of(f) >> 28 & 8u : 0u);
+  return small_magnitude<1, 1, 0x40c00000u>(f) | (magnitude_of(f) ? bits_of_float(f) >> 28 & 8u : 0u);
 }
 /* Of codes 0 to 0x7e and their negatives; NaN of 0x7f. */
 NB_DEVICE float e4m3_to_f32(uint32_t code) {
   uint32_t a = code & 0x7fu, sign = (code & 0x80u) << 24;
-  if (a == 0x7fu) return float_of(sign | 0x7ff00000u);
-  return float_of(sign | bits_of(a < 8 ? (float)a * 0x1p-9f : float_of((a + (120u << 3)) << 20)));
+  if (a == 0x7fu) return float_of_bits(sign | 0x7ff00000u);
+  return float_of_bits(sign |
+                       bits_of_float(a < 8 ? (float)a * 0x1p-9f : float_of_bits((a + (120u << 3)) << 20)));
 }
 /* 255 is NaN; 2^-127 is no normal number. */
 NB_DEVICE float e8m0_to_f32(uint32_t code) {
-  if (code == 255) return float_of(0x7f800001u);
-  return float_of(code ? code << 23 : 0x00400000u);
+  if (code == 255) return float_of_bits(0x7f800001u);
+  return float_of_bits(code ? code << 23 : 0x00400000u);
 }
 
 /* ---- division by one number, many times -------------------------------------------------- */
@@ -96,12 +104,13 @@ NB_DEVICE float quick_quotient(float x, const divisor &d) {
   float q = mul_rn(x, d.inverse);
   q = fma_rn(fma_rn(-d.by, q, x), d.inverse, q);
   q = fma_rn(fma_rn(-d.by, q, x), d.inverse, q);
-  return float_of(bits_of(q) | (bits_of(x) & 0x80000000u));
+  return float_of_bits(bits_of_float(q) | (bits_of_float(x) & 0x80000000u));
 }
-/* What a processor's operation on a number and `by` gives where q, a GPU's, is NaN: its own, which is negative, or
- * by's, quiet. */
-NB_DEVICE float processors(float q, float by) {
-  return q == q ? q : float_of(by == by ? 0xffc00000u : bits_of(by) | 0x00400000u);
+/* Where q is NaN, a number whose code is what the processor's NaN gets: the largest. The sign of a NaN by, else a
+ * processor's NaN of an invalid operation is negative. */
+NB_DEVICE float without_nan(float q, float by) {
+  const uint32_t sign = by == by ? 0x80000000u : bits_of_float(by) & 0x80000000u;
+  return q == q ? q : float_of_bits(sign | 0x7f7fffffu);
 }
 /* x[i] / by, x[i] * by. */
 template <int N> NB_DEVICE void divide(float *x, const divisor &d) {
@@ -110,11 +119,11 @@ template <int N> NB_DEVICE void divide(float *x, const divisor &d) {
     for (int i = 0; i < N; i++) x[i] = quick_quotient(x[i], d);
   } else {
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = processors(x[i] / d.by, d.by);
+    for (int i = 0; i < N; i++) x[i] = without_nan(x[i] / d.by, d.by);
   }
 }
 template <int N> NB_DEVICE void multiply(float *x, float by) {
 #pragma unroll
-  for (int i = 0; i < N; i++) x[i] = processors(mul_rn(x[i], by), by);
+  for (int i = 0; i < N; i++) x[i] = without_nan(mul_rn(x[i], by), by);
 }
 #endif

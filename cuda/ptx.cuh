@@ -24,6 +24,27 @@ NB_DEVICE uint32_t *shared_words() {
 }
 NB_DEVICE uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+/* The same bits as another type; 16-bit floats and back, a pair at once: lo in the low half. Rounds to nearest
+ * even, beyond the range to infinity; a NaN comes out as the device's own one. */
+NB_DEVICE float float_of_bits(uint32_t u) { return __uint_as_float(u); }
+NB_DEVICE uint32_t bits_of_float(float f) { return __float_as_uint(f); }
+NB_DEVICE float float_of_bf16(uint16_t h) { return __uint_as_float((uint32_t)h << 16); }
+NB_DEVICE float float_of_f16(uint16_t h) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+  return f;
+}
+NB_DEVICE uint32_t bf16_pair(float lo, float hi) {
+  uint32_t u;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(hi), "f"(lo));
+  return u;
+}
+NB_DEVICE uint32_t f16_pair(float lo, float hi) {
+  uint32_t u;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(hi), "f"(lo));
+  return u;
+}
+
 /* 16 bytes on their way from global to shared memory, both aligned to them. They are there,
  * for this thread, after a wait that leaves fewer groups under way; for others after a barrier. */
 template <class T, class U> NB_DEVICE void cp_async16(T *to, const U *from) {
@@ -43,26 +64,10 @@ NB_DEVICE void ldmatrix_x4(uint32_t *r, const uint4 *row) {
                : "memory");
 }
 
-/* ---- numbers ------------------------------------------------------------------- */
-
-NB_DEVICE uint32_t bits_of(float f) { return __float_as_uint(f); }
-NB_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 /* Rounded by itself: never contracted with the addition that follows. */
 NB_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 /* a * b + c, rounded once. */
 NB_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-NB_DEVICE float f16_to_f32(uint16_t h) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
-  return f;
-}
-NB_DEVICE uint16_t f32_to_f16(float f) {
-  uint16_t h;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
-  return h;
-}
-
-/* ---- between threads -------------------------------------------------------------- */
 
 /* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
 NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }

@@ -17,7 +17,7 @@ local c_uses = {
   ["core/layout"] = { "core" },
   ["core/quant"] = { "core", "core/layout" },
   ["core/compute"] = { "core", "core/layout" },
-  ["cuda"] = { "core", "cuda/kernels" }, -- headers of kernels that say how they are launched
+  ["cuda"] = { "core", "core/layout", "core/quant", "cuda/kernels" }, -- the checks of what it mirrors; kernels that say how they are launched
 }
 -- One quantization method never includes another's header; these headers hold what methods share.
 local quant_shared = { ["groups.h"] = true, ["dequant.h"] = true, ["dequant_float.h"] = true }

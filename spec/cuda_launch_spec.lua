@@ -50,6 +50,16 @@ describe("cuda: a kernel", function()
     assert.matches("^true\n" .. lost .. lost .. "true$", out)
   end)
 
+  it("is waited for by :time, which then tells of its failure instead of a figure", function()
+    local r = command.run("", { before = "NIBBLE_LUA=lua NB_CUDA_DRIVER=" .. emulator .. " exec", stdin = [[
+d = nibble.tensor("i32", { 64 }):to "cuda"
+:time nibble.cuda.launch("emu_copy_shifted", { grid = 2, block = 32, d, d, 0 })
+:time nibble.cuda.launch("emu_copy_shifted", { grid = 2, block = 32, d, d, 1000 })
+]] })
+    assert.matches("^true\n[%d.]+ ms  Lua [^\n]*\n$", r.out)
+    assert.matches("cuda:0 is lost: kernel emu_copy_shifted failed", r.err)
+  end)
+
   it("is refused where it cannot be: its name, its sizes, its arguments", function()
     assert.matches("^nil\tthis build of nibble has no kernel nb_nothing\teunsupported", run(
       [[print(nb.cuda.launch("nb_nothing", { grid = 1, block = 32 }))]]))
@@ -156,8 +166,12 @@ describe("cuda: kernels of this build", function()
       local none = "this build of nibble has no CUDA kernels: [^\n]*\teunsupported"
       assert.matches("^nil\t" .. none .. "\nnil\t" .. none .. "$", out)
     else
-      assert.matches("^[^\n]*PTX, by nvcc [%d.]+\nnil\tcuda:0: loading the kernels %(.*; its driver is for CUDA 13.0%): " ..
+      assert.matches("^[^\n]*PTX, by nvcc [%d.]+\nnil\tcuda:0: loading the kernels of repack.cu %(.*; its driver is for CUDA 13.0%): " ..
         "an unknown error %(222%), [^\n]*\teio$", out)
+      local old = { NB_EMU_REAL = 1, NB_EMU_FAIL = "cuModuleLoadData:1:200", NB_EMU_VERSION = 11040 }
+      assert.matches("; they need a driver for CUDA %d+.0 or later, the one here is for 11.4\nnil\tcuda:0: the kernels of this build " ..
+        "%(.*%) need a driver for CUDA %d+.0 or later, the one here is for 11.4; update it, or build nibble with an older " ..
+        "toolkit\teunsupported$", (run([[print(nb.cuda.kernels()) print(nb.cuda.launch("nb_repack_awq", { grid = 1, block = 1 }))]], old)))
     end
     local text = run([[io.write(nb.doctor.text(nb.doctor.examine()))]], { NB_EMU_REAL = 1 })
     assert.matches(out:match "^nil" and "\nCUDA kernels +no: this build of nibble has no" or "\nCUDA kernels +yes, .*by nvcc", text)
@@ -178,11 +192,11 @@ describe("cuda: kernels of this build", function()
   it("are left out, with the reason, where there is no nvcc or it fails", function()
     local text, status = fatbin(nil)
     assert.equal(0, status)
-    assert.matches('nb_fatbin_targets: .asciz ""\n', text, 1, true)
+    assert.matches('kernels: .asciz " nb_repack_gptq nb_repack_awq "\ntargets: .asciz ""\n', text, 1, true)
     assert.matches("nvcc was not found when it was built; install NVIDIA's CUDA toolkit", text, 1, true)
     text, status = fatbin '#!/bin/sh\necho "nvcc fatal : \\"this\\" host compiler is too new" >&2\nexit 1\n'
     assert.equal(0, status)
-    assert.matches('nb_fatbin_targets: .asciz ""\n', text, 1, true)
+    assert.matches('kernels: .asciz " nb_repack_gptq nb_repack_awq "\ntargets: .asciz ""\n', text, 1, true)
     assert.matches("nvcc failed when it was built: nvcc fatal : this host compiler is too new", text, 1, true)
   end)
 
@@ -195,7 +209,8 @@ case "$*" in
   *-fatbin*) while [ "$1" != -o ]; do shift; done; echo image > "$2" ;;
 esac
 ]]
-    assert.matches('nb_fatbin_targets: .asciz "sm_80 and PTX, by nvcc 11.4"\n', text, 1, true)
+    assert.matches('targets: .asciz "sm_80 and PTX, by nvcc 11.4"\n', text, 1, true)
     assert.matches("\n.incbin ", text, 1, true)
+    assert.matches("\n.int 11000, 0\n", text, 1, true)
   end)
 end)

@@ -13,6 +13,38 @@ inline shared<uint32_t> shared_words() {
   return {(uint32_t *)b->shared.base, &b->shared};
 }
 
+inline float float_of_bits(uint32_t u) {
+  float f;
+  memcpy(&f, &u, sizeof f);
+  return f;
+}
+inline uint32_t bits_of_float(float f) {
+  uint32_t u;
+  memcpy(&u, &f, sizeof u);
+  return u;
+}
+inline float float_of_bf16(uint16_t h) { return float_of_bits((uint32_t)h << 16); }
+inline float float_of_f16(uint16_t h) {
+  uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
+  if (a > 0x0f800000) return float_of_bits(0x7fffffff);
+  if (a == 0x0f800000) return float_of_bits(sign | 0x7f800000);
+  return float_of_bits(sign | bits_of_float(float_of_bits(a) * 0x1p112f)); /* exact, subnormal ones too */
+}
+inline uint32_t bf16_of_float(float f) {
+  uint32_t u = bits_of_float(f);
+  return f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+inline uint32_t f16_of_float(float f) {
+  uint32_t u = bits_of_float(f), a = u & 0x7fffffff, sign = u >> 16 & 0x8000;
+  if (f != f) return 0x7fff;
+  if (a >= 0x477ff000) return sign | 0x7c00;
+  if (a < 0x38800000) /* subnormal: the sum's last bit is worth 2^-24 */
+    return sign | (bits_of_float(float_of_bits(a) + 0.5f) - 0x3f000000);
+  return sign | ((a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13);
+}
+inline uint32_t bf16_pair(float lo, float hi) { return bf16_of_float(lo) | bf16_of_float(hi) << 16; }
+inline uint32_t f16_pair(float lo, float hi) { return f16_of_float(lo) | f16_of_float(hi) << 16; }
+
 template <class T, class U> void cp_async16(shared<T> to, global<const U> from) {
   emu_copy_begin((char *)to.p, to.region, (const char *)from.p, from.region);
 }
@@ -30,31 +62,8 @@ inline void ldmatrix_x4(uint32_t *r, shared<const uint4> row) {
   });
 }
 
-inline uint32_t bits_of(float f) {
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  return u;
-}
-inline float float_of(uint32_t u) {
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
-}
 inline float mul_rn(float a, float b) { return a * b; }
 inline float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float f16_to_f32(uint16_t h) {
-  uint32_t u = (uint32_t)(h & 0x7fffu) << 13, sign = (uint32_t)(h & 0x8000u) << 16;
-  if (u > 0x0f800000u) u |= 0x00400000u; /* NaN becomes quiet */
-  if (u >= 0x0f800000u) return float_of(sign | 0x70000000u | u);
-  return float_of(sign | bits_of(float_of(u) * 0x1p112f));
-}
-inline uint16_t f32_to_f16(float f) {
-  uint32_t u = bits_of(f), a = u & 0x7fffffffu, sign = u >> 16 & 0x8000u;
-  if (a > 0x7f800000u) return 0x7fff; /* a GPU's NaN */
-  if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);
-  if (a < 0x38800000u) return (uint16_t)(sign | (bits_of(float_of(a) + 0.5f) - 0x3f000000u));
-  return (uint16_t)(sign | ((a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13));
-}
 
 inline uint32_t shuffle_xor(uint32_t v, int mask) {
   struct lane {

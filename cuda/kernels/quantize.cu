@@ -70,8 +70,8 @@ template <int DTYPE> struct rtn {
 
   NB_DEVICE bool grid_of(grid &g, span s) const {
     if (larger(s.pos, s.neg) >= 0x7f800000u) return false;
-    return o.in_dtype ? grid_in_dtype<DTYPE>(g, float_of(s.pos), float_of(s.neg), o)
-                      : grid_float32(g, float_of(s.pos), float_of(s.neg), o);
+    return o.in_dtype ? grid_in_dtype<DTYPE>(g, float_of_bits(s.pos), float_of_bits(s.neg), o)
+                      : grid_float32(g, float_of_bits(s.pos), float_of_bits(s.neg), o);
   }
   NB_DEVICE void leave(const grid &g, int64_t i) const {
     store_float(scales, i, g.scale.by, o.scale_dtype);
@@ -101,11 +101,16 @@ template <int DTYPE> struct rtn {
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) x[i] = w[i];
     divide<VECTOR>(x, g.scale);
+    if (o.in_dtype) {
+      round_all<DTYPE, VECTOR>(x);
+#pragma unroll
+      for (int i = 0; i < VECTOR; i++) x[i] += g.add;
+      round_all<DTYPE, VECTOR>(x);
+    }
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) {
-      if (o.in_dtype) x[i] = rounded(rounded(x[i], DTYPE) + g.add, DTYPE);
       x[i] = smaller(larger(x[i], g.lo), g.hi);
-      c[i] = bits_of(x[i] + WHOLE);
+      c[i] = bits_of_float(x[i] + WHOLE);
     }
     return join(bytes_of(c) + base, bytes_of(c + 4) + base);
   }

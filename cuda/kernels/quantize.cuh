@@ -18,9 +18,9 @@ template <int DTYPE> struct eight {
   uint32_t word[WORDS];
 
   NB_DEVICE float operator[](int i) const {
-    if (DTYPE == NB_KERNEL_F32) return float_of(word[i % WORDS]);
+    if (DTYPE == NB_KERNEL_F32) return float_of_bits(word[i % WORDS]);
     uint32_t h = word[i / 2 % WORDS] >> i % 2 * 16 & 0xffffu;
-    return DTYPE == NB_KERNEL_BF16 ? bf16_to_f32(h) : f16_to_f32((uint16_t)h);
+    return float_of_half((uint16_t)h, DTYPE);
   }
   NB_DEVICE void clear() {
 #pragma unroll
@@ -57,8 +57,8 @@ template <int DTYPE> NB_DEVICE void look(span &s, const eight<DTYPE> &v, bool sk
   for (int i = 0; i < VECTOR; i++) {
     float x = v[i];
     if (skip_nan && x != x) continue;
-    s.pos = (uint32_t)larger((int)s.pos, (int)bits_of(x));
-    s.neg = larger(s.neg, bits_of(x));
+    s.pos = (uint32_t)larger((int)s.pos, (int)bits_of_float(x));
+    s.neg = larger(s.neg, bits_of_float(x));
   }
 }
 

@@ -13,7 +13,7 @@ template <int DTYPE> struct act {
   global<float> scales;
 
   NB_DEVICE bool make(grid &g, int64_t i, span s, bool stores) const {
-    float absmax = float_of(larger(s.pos, s.neg));
+    float absmax = float_of_bits(larger(s.pos, s.neg));
     if (o.fixed) { /* as one factor */
       g.scale = {1 / scales[0], 0, false};
     } else if (o.int8) {

@@ -60,7 +60,7 @@ template <int DTYPE> struct small_float {
   NB_DEVICE bool make(grid &g, int64_t i, span s, bool stores) const {
     const uint32_t bits = larger(s.pos, s.neg);
     const bool finite = bits < 0x7f800000u;
-    const float absmax = float_of(bits);
+    const float absmax = float_of_bits(bits);
     float by = INFINITY;
     if (finite) {
       if (o.given) by = given(i);
@@ -87,9 +87,9 @@ template <int DTYPE> struct small_float {
 #pragma unroll
       for (int i = 0; i < VECTOR; i++) c[i] = e2m1_of(x[i]);
     } else {
-      const bool in_dtype = o.in_dtype && o.scale_dtype < NB_KERNEL_E4M3;
+      if (o.in_dtype && o.scale_dtype < NB_KERNEL_E4M3) round_all<DTYPE, VECTOR>(x);
 #pragma unroll
-      for (int i = 0; i < VECTOR; i++) c[i] = e4m3_of(in_dtype ? rounded(x[i], DTYPE) : x[i]);
+      for (int i = 0; i < VECTOR; i++) c[i] = e4m3_of(x[i]);
     }
     return join(bytes_of(c), bytes_of(c + 4));
   }

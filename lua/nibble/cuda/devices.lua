@@ -5,14 +5,15 @@ local C, check = nffi.C, nffi.check
 
 local M = {}
 
--- C's number of a device's name, 0 for the computer's memory; level: whose mistake another name is.
+--- cuda.number_of(name [, level]) -> C's number of a device's name, 0 for "cpu"; level: whose mistake another name is.
 function M.number_of(name, level)
   if name == "cpu" then return 0 end
   local number = type(name) == "string" and (name == "cuda" and 0 or tonumber(name:match "^cuda:(%d%d?)$"))
   if number then return number + 1 end
-  error(('unknown device %q; known: "cpu", "cuda", "cuda:0", …'):format(tostring(name)), level + 1)
+  error(('unknown device %q; known: "cpu", "cuda", "cuda:0", …'):format(tostring(name)), (level or 1) + 1)
 end
 
+--- cuda.name_of(number) -> "cuda:0" of C's number 1, "cpu" of 0.
 function M.name_of(number) return number == 0 and "cpu" or "cuda:" .. tonumber(number) - 1 end
 
 --- cuda.devices() -> {{name = "cuda:0", model =, sm =, bytes =, multiprocessors =, shared_bytes =, driver =, emulated =,

@@ -10,7 +10,8 @@ local M = {}
 local device_tensor = tensor.device_type
 M.type = device_tensor
 
--- A tensor on device `number` that fill(out) makes. The collector sees neither device memory nor how little there is:
+--- cuda.make(number, fill) -> a tensor on a device, by C's number, that fill(nb_tensor *) makes | nil, msg, code
+-- The collector sees neither device memory nor how little there is:
 -- what it holds back is given up when there is no room.
 function M.make(number, fill)
   nffi.stop_check()
@@ -46,9 +47,17 @@ end
 -- What a tensor on a device has, as tensor.lua describes it.
 local methods, of = {}, tensor.methods
 
-for _, name in ipairs { "type", "numel", "bytes", "size" } do
-  methods[name] = function(d, ...) return of[name](d.t, ...) end
-end
+--- t:type() -> "bf16", "i32", …: the dtype's name.
+function methods.type(d) return of.type(d.t) end
+
+--- t:numel() -> how many elements it has.
+function methods.numel(d) return of.numel(d.t) end
+
+--- t:bytes() -> bytes of its elements, on the device.
+function methods.bytes(d) return of.bytes(d.t) end
+
+--- t:size([i]) -> dimensions as a table, or dimension i (1-based).
+function methods.size(d, i) return of.size(d.t, i) end
 
 -- A view that fill(out, …) makes.
 local function view(fill, ...)
@@ -57,8 +66,10 @@ local function view(fill, ...)
   return out
 end
 
+--- t:rows(a, b) -> view of rows a..b (1-based, along the first dimension), on the device.
 function methods.rows(d, a, b) return view(C.nb_tensor_rows, d.t, a - 1, b) end
 
+--- t:reshape(n, …) or t:reshape{n, …} -> view of the same elements in another shape.
 function methods.reshape(d, ...)
   local s, ndim = tensor.shape_of(type((...)) == "table" and (...) or { ... }, 2)
   local v = view(C.nb_tensor_view, d.t, d.t.dtype, ndim, s, 0)
@@ -68,31 +79,43 @@ function methods.reshape(d, ...)
   return v
 end
 
+--- t:as(dtype [, shape]) -> view of the same bytes as another dtype.
 function methods.as(d, dtype, shape)
   local id = tensor.dtype_id(dtype)
   local s, ndim = tensor.shape_of(shape or { d:bytes() * 8 / tonumber(C.nb_dtype_bits(id)) }, 2)
   return view(C.nb_tensor_view, d.t, id, ndim, s, 0)
 end
 
+--- t:where() -> "cuda:0", …: whose memory it lies in.
 function methods.where(d) return devices.name_of(d.t.device) end
 
+--- t:to(device) -> the tensor in the memory of "cpu", "cuda", "cuda:1", … | nil, msg, code
+-- A copy, unless it is there already. To "cpu" waits for the kernels begun before, and tells what failed in one.
 function methods.to(d, device)
   local number = devices.number_of(device, 2)
   if number == d.t.device then return d end
   return copy(d.t, number)
 end
 
+--- t:free(): gives the memory back now, unless a view holds it; the tensor is empty afterwards.
 function methods.free(d)
   C.nb_tensor_release(d.t)
   d.t.ndim, d.t.shape[0] = 1, 0
 end
 
+--- t:show() -> text: the one line and a corner of the values, which alone is copied.
+function methods.show(d) return require("nibble.show").corner(d) end
+
 M.methods = methods
+
+local fields = { ndim = true, shape = true, dtype = true, device = true }
 
 ffi.metatype(device_tensor, {
   __index = function(d, key)
     local method = methods[key]
     if method then return method end
+    if fields[key] then return d.t[key] end
+    if type(key) == "string" and not of[key] then error(("a tensor has no method %q"):format(key), 2) end
     local what = type(key) == "string" and "t:" .. key or "an element"
     error(('%s: the tensor lies on %s; t:to "cpu" gives a copy in the computer\'s memory'):format(what, devices.name_of(d.t.device)), 2)
   end,

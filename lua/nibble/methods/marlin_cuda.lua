@@ -1,0 +1,106 @@
+-- methods.marlin_cuda: dense layers of 4- and 8-bit integers on a CUDA device, out of AWQ's, GPTQ's and
+-- compressed-tensors' parameters: repacked there after loading, multiplied there (SYSTEMS AWQ-22 to AWQ-26, MRL-20 to
+-- MRL-34, CTM-WNA16-02). Which layers: what the oracle's table of nibble says, and nothing is padded.
+local backends = require "nibble.backends"
+local cuda = require "nibble.cuda"
+local layout = require "nibble.layout"
+local awq = require "nibble.methods.awq"
+local linear = require "nibble.methods.linear"
+
+local M = { name = "marlin_cuda", monolithic = false }
+M.__index = M
+
+--- new({format = "awq" | "gptq" | "gptq_v2" | "compressed-tensors", bits =, group =, zero_point =, actorder =},
+-- {on = "cuda"}) -> method | nil, msg, code
+-- on: the device. format: whose parameters a layer is loaded from; v1 of GPTQ stores zero-points minus one. Without a device its sentence.
+function M.new(config, options)
+  local device = options and options.on or "cuda"
+  local devices, msg, code = cuda.devices()
+  if not devices then return nil, msg, code end
+  local number = cuda.number_of(device, 2)
+  local found = devices[number]
+  if not found or not found.usable then
+    return nil, found and found.why or ("there is no %s; devices here: %d, from cuda:0 on"):format(device, #devices), "eunsupported"
+  end
+  return setmetatable({ config = config, device = found.name, sm = found.sm }, M)
+end
+
+-- ---- parameters, as each format stores them ---------------------------------------------
+
+local function gptq_parameters(L, c, groups)
+  local pf = 32 / c.bits
+  L:register("qweight", { dtype = "i32", shape = { L.k / pf, L.n }, input_dim = 0, output_dim = 1, packed_dim = 0, pack_factor = pf })
+  L:register("scales", { dtype = L.dtype, shape = { groups, L.n }, input_dim = 0, output_dim = 1 })
+  if c.zero_point then
+    L:register("qzeros", { dtype = "i32", shape = { groups, L.n / pf }, input_dim = 0, output_dim = 1, packed_dim = 1,
+      pack_factor = pf })
+  end
+  if c.actorder then L:register("g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
+end
+
+local function ct_parameters(L, c, groups)
+  local pf = 32 / c.bits
+  L:register("weight_packed", { dtype = "i32", shape = { L.n, L.k / pf }, input_dim = 1, output_dim = 0, packed_dim = 1,
+    pack_factor = pf })
+  L:register("weight_scale", { dtype = L.dtype, shape = { L.n, groups }, input_dim = 1, output_dim = 0 })
+  if c.zero_point then
+    L:register("weight_zero_point", { dtype = "i32", shape = { L.n / pf, groups }, input_dim = 1, output_dim = 0, packed_dim = 0,
+      pack_factor = pf })
+  end
+  if c.actorder then L:register("weight_g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
+end
+
+-- format -> the parameters that it stores, and what they are as {words, order, scales [G,N], zeros [G,N/pf], zeros_order, g_idx}
+local forms = {
+  awq = {
+    register = function(L, c) awq.parameters(L, c) end,
+    parts = function(L)
+      return { words = L:get "qweight", order = "awq", scales = L:get "scales", zeros = L:get "qzeros", zeros_order = "awq" }
+    end,
+  },
+  gptq = {
+    register = gptq_parameters,
+    parts = function(L, c)
+      local zeros = L:get "qzeros"
+      if zeros and c.format == "gptq" then
+        zeros = layout.gptq.pack_zeros(layout.gptq.unpack_zeros(zeros, c.bits, true, L.n), c.bits, false)
+      end
+      return { words = L:get "qweight", order = "gptq", scales = L:get "scales", zeros = zeros, g_idx = L:get "g_idx" }
+    end,
+  },
+  ["compressed-tensors"] = {
+    register = ct_parameters,
+    parts = function(L)
+      local zeros = L:get "weight_zero_point"
+      return { words = layout.ct_to_gptq(L:get "weight_packed"), order = "gptq", scales = layout.transpose(L:get "weight_scale"),
+        zeros = zeros and layout.transpose(zeros), g_idx = L:get "weight_g_idx" }
+    end,
+  },
+}
+forms.gptq_v2 = forms.gptq
+
+-- ---- the layer's life --------------------------------------------------------------------
+
+-- The oracle's question about a layer.
+local function query(self, L)
+  local c = self.config
+  return { consumer = "nibble", kind = "linear", device = "sm_" .. self.sm, backend = M.name, name = L.name,
+    weight = { type = "int", bits = c.bits, zero_points = c.zero_point, group = c.group, actorder = c.actorder, format = c.format,
+      strategy = c.group > 0 and "group" or "channel" },
+    dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full, parallel = L.parallel, tp = L.tp, bias = L.bias }
+end
+
+--- method:create(L) -> true | nil, msg, code
+-- Registers the parameters that the format stores; what the device's product doesn't take is refused as the oracle says.
+function M:create(L)
+  local ok, msg, code = backends.select(query(self, L), { change = false })
+  if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
+  local groups
+  groups, msg, code = linear.groups(L, self.config.group)
+  if not groups then return nil, msg, code end
+  forms[self.config.format].register(L, self.config, groups)
+  linear.register_bias(L)
+  return true
+end
+
+return M

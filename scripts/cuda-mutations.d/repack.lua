@@ -1,0 +1,37 @@
+-- Bugs for the repack kernels.
+local REPACK, SIZES = "cuda/kernels/repack.cu", "cuda/kernels/repack.h"
+
+return {
+  spec = "spec/cuda_kernels_spec.lua",
+  bugs = {
+    { "wait: one tile too late", REPACK, "cp_async_wait<STAGES - 2>()", "cp_async_wait<STAGES - 1>()" },
+    { "sent for past the last tile", REPACK, "if (ahead < tiles) fetch", "if (ahead < tiles + warps) fetch" },
+    { "meeting of the warp dropped", REPACK, "__syncwarp();", "" },
+    { "meeting before the wait", REPACK, "cp_async_wait<STAGES - 2>();\n    __syncwarp();",
+      "__syncwarp();\n    cp_async_wait<STAGES - 2>();" },
+    { "next tile sent for before the meeting", REPACK, "    __syncwarp(); /* this", "    /* this",
+      "    cp_async_commit();\n\n", "    cp_async_commit();\n    __syncwarp();\n\n" },
+    { "next tile into the stage in use", REPACK, "(now + STAGES - 1) % STAGES", "now" },
+    { "stages not taken in turn", REPACK, "now = (now + 1) % STAGES", "now = now < STAGES ? now + 1 : 0" },
+    { "commit only when there is a next tile", REPACK, "if (ahead < tiles) fetch", "if (ahead >= tiles) continue;\n    fetch" },
+    { "a warp takes its neighbour's tile too", REPACK, "t += warps, now", "t += warps - 1, now" },
+    { "a tile too many", REPACK, "; t < tiles; t += warps", "; t <= tiles; t += warps" },
+    { "the last tile is left out", REPACK, "; t < tiles; t += warps", "; t < tiles - 1; t += warps" },
+    { "experts forgotten", REPACK, "tiles = experts * (job.k", "tiles = (job.k" },
+    { "expert of an activation order forgotten", REPACK, "return (int64_t)expert * (job.k / PF) + ", "return " },
+    { "activation order of the first expert", REPACK, "job.perm[(int64_t)kt * TILE_K + r] / PF",
+      "job.perm[kt % (job.k / TILE_K) * TILE_K + r] / PF" },
+    { "place in the word without the order", REPACK, "PERM ? job.perm[(int64_t)kt * TILE_K + row] % PF : row % PF", "row % PF" },
+    { "rows 8 and 9 taken for 2 and 3", REPACK, "c / 2 * 8", "c / 2 * 2" },
+    { "nibbles in their plain order", REPACK, "t = u / (PF / 2) + u % (PF / 2) * 2, j", "t = u, j" },
+    { "AWQ's columns in their plain order", REPACK, "slot = column / 2 + column % 2 * (PF / 2)", "slot = column" },
+    { "8 bits: halves of a column changed", REPACK, "m % 2;\n    word", "1 - m % 2;\n    word" },
+    { "rows of shared memory overlap", SIZES, "NB_REPACK_PITCH = 72", "NB_REPACK_PITCH = 60" },
+    { "misaligned rows of shared memory", SIZES, "NB_REPACK_PITCH = 72", "NB_REPACK_PITCH = 70" },
+    { "bank conflicts: GPTQ", SIZES, "NB_REPACK_PITCH = 72", "NB_REPACK_PITCH = 64" },
+    { "bank conflicts: activation order", SIZES, "NB_REPACK_PITCH_PERM = 68", "NB_REPACK_PITCH_PERM = 64" },
+    { "bank conflicts: AWQ", REPACK, "row_of_piece(int i) { return i % ROWS; }", "row_of_piece(int i) { return i / (ROW_WORDS / 4); }",
+      "piece_in_row(int i) { return i / ROWS; }", "piece_in_row(int i) { return i % (ROW_WORDS / 4); }" },
+    { "warps share their stages", REPACK, "shared_words() + warp * STAGES * STAGE_WORDS", "shared_words()" },
+  },
+}

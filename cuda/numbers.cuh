@@ -27,9 +27,8 @@ NB_DEVICE float rounded(float f, int dtype) {
   return dtype == NB_KERNEL_F32 ? f : float_of_half(half_of(f, dtype), dtype);
 }
 template <int DTYPE, int N> NB_DEVICE void round_all(float *x) {
-  if (DTYPE == NB_KERNEL_F32) return;
 #pragma unroll
-  for (int i = 0; i < N; i += 2) {
+  for (int i = 0; i < N && DTYPE != NB_KERNEL_F32; i += 2) {
     uint32_t u = DTYPE == NB_KERNEL_BF16 ? bf16_pair(x[i], x[i + 1]) : f16_pair(x[i], x[i + 1]);
     x[i] = float_of_half((uint16_t)u, DTYPE);
     x[i + 1] = float_of_half((uint16_t)(u >> 16), DTYPE);

@@ -194,7 +194,7 @@ int nb_device_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros
 static int fail_float(const nb_tensor *w, int s_dtype) {
   nb_tensor here;
   NB_TRY(nb_tensor_to(&here, w, 0));
-  int rc = nb_float_fail(&here, s_dtype);
+  int rc = nb_float_quantize_fail(&here, s_dtype);
   nb_tensor_release(&here);
   return rc;
 }
@@ -208,7 +208,7 @@ int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tenso
   nb_quantize_blocks b;
   notes found;
   NB_TRY(take(on, COUNT, "float quantization", &device));
-  NB_TRY(nb_float_check(&on[CODES].here, &on[SCALES].here, &on[W].here, o));
+  NB_TRY(nb_float_quantize_check(&on[CODES].here, &on[SCALES].here, &on[W].here, o));
   if (nb_tensor_numel(w) == 0) return NB_OK;
   NB_TRY(share_out(&b, w, codes, o->rows, o->columns, "float quantization"));
   nb_quantize_float options = {.global = o->global,

@@ -156,7 +156,7 @@ static bool block_row(const job *j, int64_t b, float *x, float *scale) {
   return true;
 }
 
-int nb_float_fail(const nb_tensor *w, int s_dtype) {
+int nb_float_quantize_fail(const nb_tensor *w, int s_dtype) {
   int64_t k = w->ndim > 0 ? NB_MAX(w->shape[w->ndim - 1], 1) : 1;
   for (int64_t i = 0; i < nb_tensor_numel(w); i++) {
     float v = nb_load(w->data, i, w->dtype);
@@ -191,15 +191,15 @@ static int run(const job *j, const nb_tensor *w) {
   }
   if (no_memory) return nb_fail(NB_ENOMEM, "%s: out of memory", what);
   if (stopped) return nb_fail_stopped();
-  return bad ? nb_float_fail(w, j->s_dtype) : NB_OK;
+  return bad ? nb_float_quantize_fail(w, j->s_dtype) : NB_OK;
 }
 
 /* ---- checks -------------------------------------------------------------------- */
 
 static bool is_float(int dtype) { return dtype == NB_F32 || dtype == NB_BF16 || dtype == NB_F16; }
 
-int nb_float_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *w,
-                   const nb_float_options *o) {
+int nb_float_quantize_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *w,
+                            const nb_float_options *o) {
   NB_TRY(nb_expect(w, "float quantization: weight", -1, 2, NB_SHAPE(-1, -1)));
   if (!is_float(w->dtype))
     return nb_fail(NB_EINVAL, "%s: weight: expected f32, bf16 or f16, found %s", what,
@@ -235,7 +235,7 @@ int nb_float_check(const nb_tensor *codes, const nb_tensor *scales, const nb_ten
 }
 
 int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, const nb_float_options *o) {
-  NB_TRY(nb_float_check(codes, scales, w, o));
+  NB_TRY(nb_float_quantize_check(codes, scales, w, o));
   if (nb_tensor_numel(w) == 0) return NB_OK;
   bool in_dtype = o->arithmetic == NB_ARITHMETIC_DTYPE;
   job j = {.o = o,
@@ -282,5 +282,5 @@ int nb_absmax(float *out, const nb_tensor *w) {
   if (stopped) return nb_fail_stopped();
   *out = nb_from_bits(most, w->dtype);
   if (most < nb_inf_bits(w->dtype)) return NB_OK;
-  return nb_float_fail(w, w->dtype);
+  return nb_float_quantize_fail(w, w->dtype);
 }

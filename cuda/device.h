@@ -9,12 +9,13 @@ enum { NB_CUDA_DEVICES = 64, NB_CUDA_LEAST_SM = 80 };
 
 typedef struct nb_cuda_device {
   const nb_cuda_driver *cu;
-  int number;     /* as nb_tensor.device: from 1 */
-  int ordinal;    /* the driver's number: from 0 */
-  void *context;  /* the primary one, which other libraries of the process share; NULL: not used yet */
-  void **modules; /* its kernels, by their files; NULL: not loaded yet (launch.c) */
-  char last[64];  /* the kernel launched last: a failure shows later, in another call */
-  char lost[640]; /* not empty: the sentence of the failure after which nothing works */
+  int number;        /* as nb_tensor.device: from 1 */
+  int ordinal;       /* the driver's number: from 0 */
+  void *context;     /* the primary one, which other libraries of the process share; NULL: not used yet */
+  void **modules;    /* its kernels, by their files; NULL: not loaded yet (launch.c) */
+  nb_graph *capture; /* the graph that is being captured (stream.c) */
+  char last[64];     /* the kernel launched last: a failure shows later, in another call */
+  char lost[640];    /* not empty: the sentence of the failure after which nothing works */
 } nb_cuda_device;
 
 /* Device `number` with its context current on this thread; NB_EUNSUPPORTED without driver, device or sm_80,
@@ -25,5 +26,13 @@ int nb_cuda_use(nb_cuda_device **out, int number);
 int nb_cuda_failed(nb_cuda_device *d, int code, const char *what, ...) NB_PRINTF(3, 4);
 /* Room for out's shape on a device, undefined contents. */
 int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape);
+
+/* The driver's handle of the calling thread's current stream; NULL: the default one. */
+void *nb_cuda_stream(const nb_cuda_device *d);
+/* Refuses what cannot be part of a graph while one is captured on the device; what: "nothing can wait". */
+int nb_cuda_no_capture(nb_cuda_device *d, const char *what);
+/* Gives one hold on a room (memory.c) to the graph that is being captured; false: there is none. */
+bool nb_cuda_keep(nb_cuda_device *d, void *room);
+void nb_cuda_room_drop(void *room);
 
 #endif

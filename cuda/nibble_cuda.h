@@ -62,6 +62,40 @@ typedef struct nb_launch {
  * loads the kernels. What a kernel touches is not checked here. */
 int nb_device_launch(int device, const char *kernel, const nb_launch *at, void **arguments);
 
+/* ---- streams, times, graphs (stream.c) --------------------------------------------- */
+
+/* Work on a device is done in streams: in each in the order in which it was begun. Every function of this header that
+ * works on a device does so on the calling thread's current stream there. The default stream waits for what was begun
+ * on all others, and they for what was begun on it; two others go side by side. */
+typedef struct nb_stream nb_stream;
+int nb_stream_new(nb_stream **out, int device);
+/* What was begun on it is still done. No thread may use it any more. NULL is allowed. */
+void nb_stream_free(nb_stream *s);
+/* Makes s (NULL: the default one) the calling thread's stream on a device; nb_stream_current is it. */
+int nb_stream_use(int device, nb_stream *s);
+nb_stream *nb_stream_current(int device);
+/* Returns when all that was begun on s is done. */
+int nb_stream_wait(nb_stream *s);
+/* What is begun on s from now on comes after what was begun on `other` (of any device) until now. */
+int nb_stream_after(nb_stream *s, const nb_stream *other);
+
+/* A point of the current stream, now. nb_mark_ms: milliseconds between two of one device, once both have come. */
+typedef struct nb_mark nb_mark;
+int nb_mark_new(nb_mark **out, int device);
+int nb_mark_ms(double *ms, nb_mark *from, nb_mark *to);
+void nb_mark_free(nb_mark *m);
+
+/* A CUDA graph: what this thread begins on the device between begin and end is not done, but captured, to be launched
+ * together and again (NB_EUNSUPPORTED before CUDA 11.4). In between nothing can wait, nor be copied from or to the
+ * computer's memory. Tensors made in between live as long as the graph, also where they are released; those
+ * that were there before must be kept. nb_graph_end leaves no capture behind, also where it fails. */
+typedef struct nb_graph nb_graph;
+int nb_graph_begin(int device);
+int nb_graph_end(nb_graph **out, int device);
+/* Begins the whole graph on the current stream. */
+int nb_graph_launch(nb_graph *g);
+void nb_graph_free(nb_graph *g);
+
 /* ---- repacks (repack.c) ------------------------------------------------------------ */
 
 /* Marlin's words [k/16, n*bits/2] (or [E, ...]) of words on a device, made there: bit for bit

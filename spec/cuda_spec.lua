@@ -130,7 +130,7 @@ describe("cuda: what fails", function()
       local live = require("nibble.ffi").C.nb_live_bytes()
       local ok, msg, code = t:to "cuda"
       print(ok, code, msg)
-      print(tonumber(require("nibble.ffi").C.nb_live_bytes() - live)) ]], { NB_EMU_FAIL = "cuMemcpyHtoD_v2:1:1" }))
+      print(tonumber(require("nibble.ffi").C.nb_live_bytes() - live)) ]], { NB_EMU_FAIL = "cuMemcpyHtoDAsync_v2:1:1" }))
   end)
 
   it("loses the device for good where the driver says so, the computer's memory not", function()
@@ -140,7 +140,7 @@ describe("cuda: what fails", function()
       print((select(2, d:to "cpu")))
       print((select(2, t:to "cuda")))
       print(nb.cuda.available())
-      print(t:stats().max) ]], { NB_EMU_FAIL = "cuMemcpyDtoH_v2:1:700" })
+      print(t:stats().max) ]], { NB_EMU_FAIL = "cuMemcpyDtoHAsync_v2:1:700" })
     local sentence = "cuda:0 is lost: copying 10 bytes from it: CUDA_ERROR_ILLEGAL_ADDRESS (700), said by the " ..
       "emulator; what lay on it is gone until nibble starts anew"
     assert.equal(sentence .. "\n" .. sentence .. "\nfalse\t" .. sentence .. "\n3", out)
@@ -204,7 +204,7 @@ describe("cuda: in the session", function()
 
   it("a corner that cannot be copied says why below the line", function()
     assert.matches("^i32 %[2×2%]  16 B  on cuda:0\ncuda:0 is lost: copying 16 bytes from it: [^\n]*$", (run(
-      [[print(nb.tensor("i32", { 2, 2 }):to("cuda"):show())]], { NB_EMU_FAIL = "cuMemcpyDtoH_v2:1:700" })))
+      [[print(nb.tensor("i32", { 2, 2 }):to("cuda"):show())]], { NB_EMU_FAIL = "cuMemcpyDtoHAsync_v2:1:700" })))
   end)
 
   it("what wants the computer's memory says how to get there; methods are described", function()

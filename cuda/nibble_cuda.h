@@ -96,12 +96,13 @@ int nb_graph_end(nb_graph **out, int device);
 int nb_graph_launch(nb_graph *g);
 void nb_graph_free(nb_graph *g);
 
-/* ---- repacks (repack.c) ------------------------------------------------------------ */
+/* ---- weights into Marlin's order (repack.c) -------------------------------------------
+ * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
+ * 0), and then made there, or a tensor there to fill. perm: on the device or in the computer's memory; its elements
+ * are checked, for which the device is waited for, so no graph can hold that. NB_EUNSUPPORTED beyond 2^30 tiles. */
 
-/* Marlin's words [k/16, n*bits/2] (or [E, ...]) of words on a device, made there: bit for bit
- * nb_marlin_repack, or with awq nb_marlin_awq_repack, for 16-bit activations. perm: NULL, or I32 [k] ([E,k]) in the
- * computer's memory, where it is checked. All experts in one launch. */
-int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int awq);
+int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
+int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
 
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 

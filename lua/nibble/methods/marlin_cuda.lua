@@ -6,6 +6,7 @@ local cuda = require "nibble.cuda"
 local layout = require "nibble.layout"
 local awq = require "nibble.methods.awq"
 local linear = require "nibble.methods.linear"
+local prepare_all = require("nibble.methods.marlin").prepare_all
 
 local M = { name = "marlin_cuda", monolithic = false }
 M.__index = M
@@ -50,12 +51,13 @@ local function ct_parameters(L, c, groups)
   if c.actorder then L:register("weight_g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
 end
 
--- format -> the parameters that it stores, and what they are as {words, order, scales [G,N], zeros [G,N/pf], zeros_order, g_idx}
+-- format -> the parameters that it stores, and what they are for methods.marlin: words and their order, scales [G,N],
+-- zeros [G,N/pf] and whose order they are in, g_idx.
 local forms = {
   awq = {
     register = function(L, c) awq.parameters(L, c) end,
     parts = function(L)
-      return { words = L:get "qweight", order = "awq", scales = L:get "scales", zeros = L:get "qzeros", zeros_order = "awq" }
+      return { words = L:get "qweight", order = "awq", scales = L:get "scales", zeros = L:get "qzeros" }
     end,
   },
   gptq = {
@@ -65,7 +67,8 @@ local forms = {
       if zeros and c.format == "gptq" then
         zeros = layout.gptq.pack_zeros(layout.gptq.unpack_zeros(zeros, c.bits, true, L.n), c.bits, false)
       end
-      return { words = L:get "qweight", order = "gptq", scales = L:get "scales", zeros = zeros, g_idx = L:get "g_idx" }
+      return { words = L:get "qweight", order = "gptq", scales = L:get "scales", zeros = zeros, zeros_order = "plain",
+        g_idx = L:get "g_idx" }
     end,
   },
   ["compressed-tensors"] = {
@@ -73,7 +76,7 @@ local forms = {
     parts = function(L)
       local zeros = L:get "weight_zero_point"
       return { words = layout.ct_to_gptq(L:get "weight_packed"), order = "gptq", scales = layout.transpose(L:get "weight_scale"),
-        zeros = zeros and layout.transpose(zeros), g_idx = L:get "weight_g_idx" }
+        zeros = zeros and layout.transpose(zeros), zeros_order = "plain", g_idx = L:get "weight_g_idx" }
     end,
   },
 }
@@ -102,5 +105,40 @@ function M:create(L)
   linear.register_bias(L)
   return true
 end
+
+
+-- Of the small parts of a layer, what stays on the device after its processing.
+local kept = { "scales", "zeros", "bias", "perm", "sorted_g_idx" }
+
+--- method:process(L) -> true | nil, msg, code
+-- After loading: words, scales, zero-points and bias go to the device and are put into Marlin's order there. The
+-- parameters that were loaded are given up; L keeps "words" and the rest on the device.
+function M:process(L)
+  local c = self.config
+  local m = forms[c.format].parts(L, c)
+  m.bits, m.group, m.bias = c.bits, c.group, L:get "bias"
+  for _, name in ipairs { "words", "scales", "zeros", "bias" } do
+    if m[name] then
+      local t, msg, code = m[name]:to(self.device)
+      if not t then return nil, msg, code end
+      m[name] = t
+    end
+  end
+  local outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
+  if not outs then return nil, msg, code end
+  for _, name in ipairs(L:names()) do L:replace(name, nil) end
+  L:replace("words", outs[1].words)
+  for _, name in ipairs(kept) do
+    local t = outs[1][name]
+    if t and t:where() == "cpu" then t, msg, code = t:to(self.device) end
+    if outs[1][name] and not t then return nil, msg, code end
+    if t then L:replace(name, t) end
+  end
+  L.order_of_words = "marlin"
+  return true
+end
+
+--- method:quant() -> nil: linear layers hand no description to other kernels.
+function M.quant() end
 
 return M

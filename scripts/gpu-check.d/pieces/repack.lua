@@ -16,6 +16,12 @@ local function inputs_of(kind, size, seed, name)
            perm = kind.perm and data.permutations(e, k, seed, name) or nil }
 end
 
+-- words: where the repack is done.
+local function repack(i, words)
+  if i.order == "awq" then return marlin.awq_repack(words, i.bits, false) end
+  return marlin.repack(words, i.bits, false, i.perm)
+end
+
 local function name_of(kind, size)
   return ("repack %s %d bits%s, %s%dx%d"):format(kind[1], kind[2], kind.perm and " act-order" or "",
     size.experts and size.experts .. " experts of " or "", size.k, size.n)
@@ -35,11 +41,8 @@ local function correctness(ctx)
           i.on_device = assert(cuda.to(i.words, "cuda"))
           return i
         end,
-        device = function(i) return cuda.marlin_repack(i.on_device, i.bits, { order = i.order, perm = i.perm }) end,
-        cpu = function(i)
-          if i.order == "awq" then return marlin.awq_repack(i.words, i.bits, false) end
-          return marlin.repack(i.words, i.bits, false, i.perm)
-        end,
+        device = function(i) return repack(i, i.on_device) end,
+        cpu = function(i) return repack(i, i.words) end,
       }
     end
   end
@@ -61,7 +64,7 @@ local function benchmarks(ctx)
           local i = inputs_of(kind, size, c.seed, name)
           for copy = 1, copies do
             local words = assert(cuda.to(i.words, "cuda"))
-            list[copy] = function() return assert(cuda.marlin_repack(words, i.bits, { order = i.order, perm = i.perm })) end
+            list[copy] = function() return assert(repack(i, words)) end
           end
           return list
         end,

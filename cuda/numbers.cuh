@@ -48,7 +48,9 @@ NB_DEVICE void store_float(global<uint8_t> to, int64_t i, float f, int dtype) {
 }
 NB_DEVICE float load_float(global<const uint8_t> from, int64_t i, int dtype) {
   if (dtype == NB_KERNEL_F32) return cast<const float>(from)[i];
-  return float_of_half(cast<const uint16_t>(from)[i], dtype);
+  const uint16_t h = cast<const uint16_t>(from)[i];
+  const float f = float_of_half(h, dtype);
+  return f == f ? f : float_of_bf16(h | 0x7fc0u); /* with its sign, which a conversion drops */
 }
 
 /* ---- small floats -------------------------------------------------------------------- */
@@ -105,24 +107,14 @@ NB_DEVICE float quick_quotient(float x, const divisor &d) {
   q = fma_rn(fma_rn(-d.by, q, x), d.inverse, q);
   return float_of_bits(bits_of_float(q) | (bits_of_float(x) & 0x80000000u));
 }
-/* Where q is NaN, a number whose code is what the processor's NaN gets: the largest. The sign of a NaN by, else a
- * processor's NaN of an invalid operation is negative. */
-NB_DEVICE float without_nan(float q, float by) {
-  const uint32_t sign = by == by ? 0x80000000u : bits_of_float(by) & 0x80000000u;
-  return q == q ? q : float_of_bits(sign | 0x7f7fffffu);
-}
-/* x[i] / by, x[i] * by. */
+/* x[0..N-1] / by */
 template <int N> NB_DEVICE void divide(float *x, const divisor &d) {
   if (d.quick) {
 #pragma unroll
     for (int i = 0; i < N; i++) x[i] = quick_quotient(x[i], d);
   } else {
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = without_nan(x[i] / d.by, d.by);
+    for (int i = 0; i < N; i++) x[i] = x[i] / d.by;
   }
-}
-template <int N> NB_DEVICE void multiply(float *x, float by) {
-#pragma unroll
-  for (int i = 0; i < N; i++) x[i] = without_nan(mul_rn(x[i], by), by);
 }
 #endif

@@ -76,13 +76,26 @@ template <int DTYPE> struct small_float {
     return fine;
   }
 
+  /* Where q is NaN, which no quick division makes, a number whose code is what the processor's NaN gets, the largest
+   * one's: with the sign of a NaN by, else negative, as a processor's NaN of an invalid operation is. */
+  static NB_DEVICE float number(float q, float by) {
+    const uint32_t sign = by == by ? 0x80000000u : bits_of_float(by) & 0x80000000u;
+    return q == q ? q : float_of_bits(sign | 0x7f7fffffu);
+  }
+
   NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
     float x[VECTOR];
     uint32_t c[VECTOR];
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) x[i] = w[i];
-    if (multiplies()) multiply<VECTOR>(x, g.scale.by);
-    else divide<VECTOR>(x, g.scale);
+    if (multiplies()) {
+#pragma unroll
+      for (int i = 0; i < VECTOR; i++) x[i] = mul_rn(x[i], g.scale.by);
+    } else divide<VECTOR>(x, g.scale);
+    if (!g.scale.quick) {
+#pragma unroll
+      for (int i = 0; i < VECTOR; i++) x[i] = number(x[i], g.scale.by);
+    }
     if (o.e2m1) {
 #pragma unroll
       for (int i = 0; i < VECTOR; i++) c[i] = e2m1_of(x[i]);

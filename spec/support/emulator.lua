@@ -44,6 +44,18 @@ local function argument(v)
   return ffi.new("void *[1]", v and ffi.cast("void *", v) or nil)
 end
 
+--- emulator.counts() -> those of the last launch
+function M.counts()
+  local counts = {}
+  for _, c in ipairs { "global_read", "global_written", "global_sectors", "bank_conflicts", "copies", "barriers" } do
+    counts[c] = tonumber(C.emu_last_counts()[0][c])
+  end
+  return counts
+end
+
+--- emulator.order(n): the order of threads from now on
+function M.order(n) C.emu_set_order(n) end
+
 --- emulator.run(name, { grid =, block =, shared = }, ...) -> what is wrong, or nil, and its counts
 -- Arguments: numbers are int, int64_t cdata themselves, memory is its address, false is null.
 function M.run(name, launch, ...)
@@ -54,11 +66,7 @@ function M.run(name, launch, ...)
     args[i - 1] = keep[i]
   end
   local wrong = C.emu_run(name, launch.grid or 1, launch.block or 32, launch.shared or 0, args)
-  local counts = {}
-  for _, c in ipairs { "global_read", "global_written", "global_sectors", "bank_conflicts", "copies", "barriers" } do
-    counts[c] = tonumber(C.emu_last_counts()[0][c])
-  end
-  return wrong ~= nil and ffi.string(wrong) or nil, counts
+  return wrong ~= nil and ffi.string(wrong) or nil, M.counts()
 end
 
 --- emulator.orders(fn): calls fn(order) for orders of threads of every kind, each set

@@ -1,4 +1,4 @@
--- cuda.quantize: quantization of tensors on a device, as quant, quant_float and layout.marlin do it in the computer's
+-- cuda.quantize: quantization of tensors on a device, as quant and layout.marlin do it in the computer's
 -- memory, bit for bit.
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
@@ -16,15 +16,9 @@ local function expect(what, x)
   error(("%s: expected a tensor on a device (x:to \"cuda\"), found %s"):format(what, tensor.found(x)), 3)
 end
 
---- cuda.absmax(w) -> the largest magnitude of w, on a device | nil, msg, code: NaN and Inf, with their place
-function M.absmax(w)
-  expect("absmax", w)
-  return require("nibble.quant_float").absmax(w)
-end
-
---- cuda.quantize_activations(x, "int8" | "fp8" [, {global =, scale =, per_tensor =}]) -> q, scales | nil, msg, code
--- x: f32, bf16 or f16 [m,k] on a device, where q and scales then are; otherwise as layout.marlin.quantize_activations.
-function M.quantize_activations(x, dtype, o)
+--- cuda.activations(x, "int8" | "fp8" [, {global =, scale =, per_tensor =}]) -> q, scales | nil, msg, code
+-- layout.marlin.quantize_activations of x on a device, where options.scale is and q and scales then are.
+function M.activations(x, dtype, o)
   o = o or {}
   expect("quantize_activations", x)
   if dtype ~= "int8" and dtype ~= "fp8" then

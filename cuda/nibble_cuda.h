@@ -96,6 +96,17 @@ int nb_graph_end(nb_graph **out, int device);
 int nb_graph_launch(nb_graph *g);
 void nb_graph_free(nb_graph *g);
 
+/* ---- products of floats (blas.c) ---------------------------------------------------- */
+
+/* The cuBLASLt that products use ("libcublasLt.so.13"), opened by the first call: the newest one that the driver runs, or
+ * the file that NB_CUBLASLT names. NULL leaves why there is none. */
+const char *nb_cublaslt(void);
+
+/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (or NULL) on one device, float32 accumulation, by cuBLASLt. x and w of one of
+ * f32, bf16, f16; y, which is filled, of the same or f32; bias as y. Its sums' order is the library's: other bytes than
+ * nb_gemm's. NB_EUNSUPPORTED without the library. */
+int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
  * 0), and then made there, or a tensor there to fill. perm: on the device or in the computer's memory; its elements

@@ -12,27 +12,13 @@
 
 /* ---- tensors ----------------------------------------------------------------------- */
 
-/* An operand as the CPU's checks take it: its dtype and shape, as if it lay in the computer's memory. */
-typedef struct operand {
-  const char *name;
-  const nb_tensor *t;
-  nb_tensor here;
-} operand;
-
-/* All on one device, which is told; a tensor that is NULL is none. */
-static int take(operand *operands, int count, const char *what, int *device) {
-  *device = operands[0].t->device;
+/* Operands on one device: seen[i] is tensors[i] as the CPU's checks take it; NULL is none. Kernels read and write
+ * single elements where 16 bytes at once don't fit. */
+static int take(nb_tensor *seen, const nb_tensor *const *tensors, int count, const char *what) {
+  nb_cuda_device *d = NULL;
   for (int i = 0; i < count; i++) {
-    operand *p = &operands[i];
-    if (!p->t) continue;
-    if (!p->t->device)
-      return nb_fail(NB_EINVAL, "%s: %s: expected a tensor on a device, found one in the computer's memory",
-                     what, p->name);
-    if (p->t->device != *device)
-      return nb_fail(NB_EINVAL, "%s: %s: expected a tensor on cuda:%d, as %s, found one on cuda:%d", what,
-                     p->name, *device - 1, operands[0].name, p->t->device - 1);
-    p->here = *p->t;
-    p->here.device = 0;
+    int64_t bytes = tensors[i] ? NB_MAX(nb_dtype_bits(tensors[i]->dtype) / 8, 1) : 0;
+    if (bytes) NB_TRY(nb_cuda_operand_at(&seen[i], &d, tensors[i], bytes, what));
   }
   return NB_OK;
 }
@@ -56,6 +42,9 @@ typedef struct notes {
 } notes;
 
 static int notes_new(nb_tensor *out, int device) {
+  nb_cuda_device *d;
+  NB_TRY(nb_cuda_use(&d, device));
+  NB_TRY(nb_cuda_no_capture(d, "no weight can be quantized: what fails could not be told"));
   return nb_tensor_new_on(out, device, NB_U64, 1, NB_SHAPE(sizeof(notes) / 8));
 }
 /* Waits for the kernel. */
@@ -99,12 +88,10 @@ static int share_out(nb_quantize_blocks *b, const nb_tensor *w, const nb_tensor 
 }
 
 /* nb_quantize_WHAT of this dtype over all blocks. A grid of what the device holds at once, at 64 registers a thread. */
-static int launch(int device, const char *kind, const nb_tensor *w, const nb_quantize_blocks *b,
-                  void **arguments) {
+static int launch(const char *kind, const nb_tensor *w, const nb_quantize_blocks *b, void **arguments) {
   static const char *const names[] = {"f32", "bf16", "f16"};
   enum { RESIDENT = 1024 };
-  nb_device_info info;
-  NB_TRY(nb_device_get(&info, device));
+  nb_cuda_device *d;
   char kernel[64];
   snprintf(kernel, sizeof kernel, "nb_quantize_%s_%s", kind, names[kernel_dtype(w->dtype)]);
   int64_t held = NB_QUANTIZE_HELD_BYTES / (NB_QUANTIZE_VECTOR * nb_elem_bytes(w->dtype));
@@ -113,15 +100,16 @@ static int launch(int device, const char *kind, const nb_tensor *w, const nb_qua
     int64_t wanted = NB_CEIL(b->rows * NB_CEIL(b->columns, NB_QUANTIZE_VECTOR), held);
     threads = NB_MIN((int64_t)NB_QUANTIZE_MOST_THREADS, NB_CEIL(wanted, 32) * 32);
   }
-  int64_t most = NB_MAX(info.multiprocessors, 1) * (RESIDENT / threads);
-  int64_t grid = NB_MIN(NB_CEIL(b->count, teams), most);
-  nb_launch at = {
-      {(int32_t)grid, 1, 1}, {(int32_t)threads, 1, 1}, (int32_t)nb_quantize_shared((unsigned)threads)};
-  return nb_device_launch(device, kernel, &at, arguments);
+  int64_t most;
+  int shared = (int)nb_quantize_shared((unsigned)threads);
+  NB_TRY(nb_cuda_use(&d, w->device));
+  NB_TRY(nb_cuda_resident(&most, d, (int)(RESIDENT / threads), shared));
+  nb_launch at = {{(int32_t)NB_MIN(NB_CEIL(b->count, teams), most), 1, 1}, {(int32_t)threads, 1, 1}, shared};
+  return nb_device_launch(w->device, kernel, &at, arguments);
 }
 
 /* The largest values of w into two words of the device; see nb_quantize_span. */
-static int launch_span(int device, const nb_tensor *w, void *range, int signs, int skip_nan) {
+static int launch_span(const nb_tensor *w, void *range, int signs, int skip_nan) {
   int64_t numel = nb_tensor_numel(w), k = numel;
   nb_tensor flat = *w;
   flat.shape[0] = 1;
@@ -132,7 +120,7 @@ static int launch_span(int device, const nb_tensor *w, void *range, int signs, i
   b.count = NB_CEIL(numel, NB_QUANTIZE_VECTOR);
   const void *from = w->data;
   void *arguments[] = {&from, &range, &numel, &b.vectors, &signs, &skip_nan};
-  return launch(device, "span", w, &b, arguments);
+  return launch("span", w, &b, arguments);
 }
 
 /* ---- round to nearest ------------------------------------------------------------------ */
@@ -140,9 +128,8 @@ static int launch_span(int device, const nb_tensor *w, void *range, int signs, i
 /* Weights of a whole tensor that a warp takes at once. */
 enum { PIECE = 1024 };
 
-static int launch_rtn(int device, nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
-                      const nb_tensor *w, const nb_groups *q, const nb_rtn_options *o,
-                      const nb_tensor *noted) {
+static int launch_rtn(nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros, const nb_tensor *w,
+                      const nb_groups *q, const nb_rtn_options *o, const nb_tensor *noted) {
   nb_quantize_blocks b;
   nb_tensor flat = *w;
   if (q->per_tensor) {
@@ -158,26 +145,22 @@ static int launch_rtn(int device, nb_tensor *codes, const nb_tensor *scales, con
                              .whole = q->per_tensor,
                              .scales = q->n};
   void *failed = noted->data, *range = (char *)noted->data + offsetof(notes, range);
-  if (q->per_tensor) NB_TRY(launch_span(device, w, range, 1, 0));
+  if (q->per_tensor) NB_TRY(launch_span(w, range, 1, 0));
   const void *from = w->data, *to = codes->data, *s = scales->data, *z = zeros ? zeros->data : NULL;
   void *arguments[] = {&b, &options, &from, &to, &s, &z, &range, &failed};
-  return launch(device, "rtn", w, &b, arguments);
+  return launch("rtn", w, &b, arguments);
 }
 
 int nb_device_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
                            const nb_rtn_options *o) {
-  enum { W, CODES, SCALES, ZEROS, COUNT };
-  operand on[COUNT] = {
-      {"the weight", w, {0}}, {"codes", codes, {0}}, {"scales", scales, {0}}, {"zeros", zeros, {0}}};
-  int device;
+  nb_tensor seen[4], noted, here;
   nb_groups q;
-  nb_tensor noted, here;
   notes found;
-  NB_TRY(take(on, COUNT, "round to nearest", &device));
-  NB_TRY(nb_rtn_check(&q, &on[CODES].here, &on[SCALES].here, zeros ? &on[ZEROS].here : NULL, &on[W].here, o));
+  NB_TRY(take(seen, (const nb_tensor *[]){w, codes, scales, zeros}, 4, "round to nearest"));
+  NB_TRY(nb_rtn_check(&q, &seen[1], &seen[2], zeros ? &seen[3] : NULL, &seen[0], o));
   if (q.n == 0 || q.k == 0) return NB_OK;
-  NB_TRY(notes_new(&noted, device));
-  int rc = launch_rtn(device, codes, scales, zeros, w, &q, o, &noted);
+  NB_TRY(notes_new(&noted, w->device));
+  int rc = launch_rtn(codes, scales, zeros, w, &q, o, &noted);
   if (rc == NB_OK) rc = notes_read(&found, &noted);
   nb_tensor_release(&noted);
   if (rc < 0 || !found.failed) return rc;
@@ -201,14 +184,11 @@ static int fail_float(const nb_tensor *w, int s_dtype) {
 
 int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w,
                              const nb_float_options *o) {
-  enum { W, CODES, SCALES, COUNT };
-  operand on[COUNT] = {{"the weight", w, {0}}, {"codes", codes, {0}}, {"scales", scales, {0}}};
-  int device;
-  nb_tensor noted;
+  nb_tensor seen[3], noted;
   nb_quantize_blocks b;
   notes found;
-  NB_TRY(take(on, COUNT, "float quantization", &device));
-  NB_TRY(nb_float_quantize_check(&on[CODES].here, &on[SCALES].here, &on[W].here, o));
+  NB_TRY(take(seen, (const nb_tensor *[]){w, codes, scales}, 3, "float quantization"));
+  NB_TRY(nb_float_quantize_check(&seen[1], &seen[2], &seen[0], o));
   if (nb_tensor_numel(w) == 0) return NB_OK;
   NB_TRY(share_out(&b, w, codes, o->rows, o->columns, "float quantization"));
   nb_quantize_float options = {.global = o->global,
@@ -217,27 +197,25 @@ int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tenso
                                .e2m1 = codes->dtype == NB_U8,
                                .vllm = o->rule == NB_FLOAT_VLLM,
                                .in_dtype = o->arithmetic == NB_ARITHMETIC_DTYPE};
-  NB_TRY(notes_new(&noted, device));
+  NB_TRY(notes_new(&noted, w->device));
   const void *from = w->data, *to = codes->data, *s = scales->data, *failed = noted.data;
   void *arguments[] = {&b, &options, &from, &to, &s, &failed};
-  int rc = launch(device, "float", w, &b, arguments);
+  int rc = launch("float", w, &b, arguments);
   if (rc == NB_OK) rc = notes_read(&found, &noted);
   nb_tensor_release(&noted);
   return rc < 0 || !found.failed ? rc : fail_float(w, scales->dtype);
 }
 
 int nb_device_absmax(float *out, const nb_tensor *w) {
-  operand on = {"the tensor", w, {0}};
-  int device;
-  nb_tensor noted;
+  nb_tensor seen, noted;
   notes found;
-  NB_TRY(take(&on, 1, "absmax", &device));
+  NB_TRY(take(&seen, &w, 1, "absmax"));
   if (w->dtype != NB_F32 && w->dtype != NB_BF16 && w->dtype != NB_F16)
     return nb_fail(NB_EINVAL, "absmax: expected f32, bf16 or f16, found %s", nb_dtype_name(w->dtype));
   *out = 0;
   if (nb_tensor_numel(w) == 0) return NB_OK;
-  NB_TRY(notes_new(&noted, device));
-  int rc = launch_span(device, w, (char *)noted.data + offsetof(notes, range), 0, 0);
+  NB_TRY(notes_new(&noted, w->device));
+  int rc = launch_span(w, (char *)noted.data + offsetof(notes, range), 0, 0);
   if (rc == NB_OK) rc = notes_read(&found, &noted);
   nb_tensor_release(&noted);
   if (rc < 0) return rc;
@@ -247,7 +225,7 @@ int nb_device_absmax(float *out, const nb_tensor *w) {
 
 /* ---- activations -------------------------------------------------------------------------- */
 
-static int launch_act(int device, nb_tensor *q, nb_tensor *scales, const nb_tensor *x, nb_quantize_act o) {
+static int launch_act(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, nb_quantize_act o) {
   nb_quantize_blocks b;
   nb_tensor flat = *x;
   if (o.fixed) {
@@ -258,33 +236,31 @@ static int launch_act(int device, nb_tensor *q, nb_tensor *scales, const nb_tens
   if (b.count == 0) return NB_OK;
   const void *from = x->data, *to = q->data, *s = scales->data;
   void *arguments[] = {&b, &o, &from, &to, &s};
-  return launch(device, "act", x, &b, arguments);
+  return launch("act", x, &b, arguments);
 }
 
 int nb_device_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global) {
-  operand on[] = {{"the activations", x, {0}}, {"the codes", q, {0}}, {"the scales", scales, {0}}};
-  int device;
-  NB_TRY(take(on, 3, "act_quant int8", &device));
-  NB_TRY(nb_act_int8_check(&on[1].here, &on[2].here, &on[0].here));
-  return launch_act(device, q, scales, x, (nb_quantize_act){.int8 = 1, .global = global});
+  nb_tensor seen[3];
+  NB_TRY(take(seen, (const nb_tensor *[]){x, q, scales}, 3, "act_quant int8"));
+  NB_TRY(nb_act_int8_check(&seen[1], &seen[2], &seen[0]));
+  return launch_act(q, scales, x, (nb_quantize_act){.int8 = 1, .global = global});
 }
 
 /* One scale of the tensor: its range grows in the scale's own place, so that nothing waits for the host. */
-static int launch_act_scale(int device, nb_tensor *scale, const nb_tensor *x) {
+static int launch_act_scale(nb_tensor *scale, const nb_tensor *x) {
   nb_launch one = {{1, 1, 1}, {32, 1, 1}, 0};
   int finish = 0;
   void *s = scale->data, *arguments[] = {&s, &finish};
-  NB_TRY(nb_device_launch(device, "nb_quantize_act_scale", &one, arguments));
-  if (nb_tensor_numel(x)) NB_TRY(launch_span(device, x, s, 0, 1));
+  NB_TRY(nb_device_launch(x->device, "nb_quantize_act_scale", &one, arguments));
+  if (nb_tensor_numel(x)) NB_TRY(launch_span(x, s, 0, 1));
   finish = 1;
-  return nb_device_launch(device, "nb_quantize_act_scale", &one, arguments);
+  return nb_device_launch(x->device, "nb_quantize_act_scale", &one, arguments);
 }
 
 int nb_device_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode) {
-  operand on[] = {{"the activations", x, {0}}, {"the codes", q, {0}}, {"the scales", scales, {0}}};
-  int device;
-  NB_TRY(take(on, 3, "act_quant fp8", &device));
-  NB_TRY(nb_act_fp8_check(&on[1].here, &on[2].here, &on[0].here, mode));
-  if (mode == NB_ACT_TENSOR) NB_TRY(launch_act_scale(device, scales, x));
-  return launch_act(device, q, scales, x, (nb_quantize_act){.fixed = mode != NB_ACT_TOKEN});
+  nb_tensor seen[3];
+  NB_TRY(take(seen, (const nb_tensor *[]){x, q, scales}, 3, "act_quant fp8"));
+  NB_TRY(nb_act_fp8_check(&seen[1], &seen[2], &seen[0], mode));
+  if (mode == NB_ACT_TENSOR) NB_TRY(launch_act_scale(scales, x));
+  return launch_act(q, scales, x, (nb_quantize_act){.fixed = mode != NB_ACT_TOKEN});
 }

@@ -9,7 +9,7 @@
 
 struct nb_stream {
   nb_cuda_device *device;
-  void *handle;
+  void *handle, *workspace;
 };
 
 struct nb_mark {
@@ -32,9 +32,21 @@ static _Thread_local nb_stream *currents[NB_CUDA_DEVICES + 1]; /* by device; NUL
 
 /* Guards nb_cuda_device.capture and its list: tensors are released on any thread. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t workspaces = PTHREAD_MUTEX_INITIALIZER;
 
 void *nb_cuda_stream(const nb_cuda_device *d) {
   return currents[d->number] ? currents[d->number]->handle : NULL;
+}
+
+int nb_cuda_workspace(void **at, nb_cuda_device *d) {
+  int rc = NB_OK;
+  nb_stream *s = currents[d->number];
+  pthread_mutex_lock(&workspaces);
+  void **room = s ? &s->workspace : &d->workspace;
+  if (!*room) rc = nb_cuda_room_new(room, d, NB_CUDA_WORKSPACE);
+  if (rc == NB_OK) *at = (void *)(uintptr_t)nb_cuda_room_at(*room);
+  pthread_mutex_unlock(&workspaces);
+  return rc;
 }
 
 /* ---- streams ---------------------------------------------------------------------- */
@@ -60,6 +72,7 @@ void nb_stream_free(nb_stream *s) {
   const nb_cuda_driver *cu = s->device->cu;
   if (currents[s->device->number] == s) currents[s->device->number] = NULL;
   if (!cu->cuCtxSetCurrent(s->device->context)) cu->cuStreamDestroy_v2(s->handle);
+  if (s->workspace) nb_cuda_room_drop(s->workspace);
   free(s);
 }
 

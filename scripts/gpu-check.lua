@@ -9,7 +9,7 @@
 -- A row has name and status "passed", "failed" or "skipped" (with why); the rest is its own. What ctx holds:
 --   root, build     folders of the tree and the build
 --   emulated        true with --emu: no timings
---   small           small shapes: on the emulator, and under compute-sanitizer
+--   small           small shapes: on the emulator, under compute-sanitizer, and with --small
 --   once, only      children for ncu: each call once, only cases whose name has this pattern
 --   seed            of all random data; --seed repeats it
 --   document        what was found so far
@@ -119,8 +119,9 @@ end
 local git = ("git -C '%s' "):format(root)
 local revision = options.revision or line_of(git .. "rev-parse --short=12 HEAD") or "unknown"
 local document = {
-  __order = { "schema", "status", "complete", "emulated", "revision", "dirty", "began", "seconds", "seed", "device", "stages", "sources" },
-  schema = results.SCHEMA, status = "running", complete = false, emulated = ctx.emulated, revision = revision,
+  __order = { "schema", "status", "complete", "emulated", "small", "revision", "dirty", "began", "seconds", "seed", "device", "stages",
+              "sources" },
+  schema = results.SCHEMA, status = "running", complete = false, emulated = ctx.emulated, small = ctx.small, revision = revision,
   dirty = line_of(git .. "rev-parse HEAD") and line_of(git .. "status --porcelain") ~= nil or nil,
   began = os.date "!%Y-%m-%dT%H:%M:%SZ", seconds = 0, seed = tonumber(options.seed) or fresh_seed(), device = device,
   stages = json.array {}, sources = results.sources(root),
@@ -128,7 +129,7 @@ local document = {
 ctx.document, ctx.seed = document, document.seed
 
 local function default_path()
-  if ctx.emulated then return ctx.build .. "/gpu-check-emulated.json" end
+  if ctx.small then return ("%s/gpu-check-%s.json"):format(ctx.build, ctx.emulated and "emulated" or "small") end
   local short = device.model:lower():gsub("^nvidia ", ""):gsub("[^%w]+", "-"):gsub("%-$", "")
   return ("%s/%s/%s-%s-%s.json"):format(root, results.FOLDER, short, document.began:sub(1, 10), revision:sub(1, 7))
 end

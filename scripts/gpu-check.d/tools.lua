@@ -17,7 +17,7 @@ function M.child(ctx, stage, ...)
   local program = process.program()
   if program == "/proc/self/exe" then program = ctx.build .. "/nibble" end
   local command = { program, ctx.root .. "/scripts/gpu-check.lua", "--stages", stage, "--child", stage, "--seed", tostring(ctx.seed), ... }
-  if ctx.emulated then command[#command + 1] = "--emu" end
+  if ctx.emulated then command[#command + 1] = "--emu" elseif ctx.small then command[#command + 1] = "--small" end
   return command
 end
 

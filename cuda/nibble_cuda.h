@@ -122,7 +122,8 @@ int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits
  * place) or a scale too large. */
 int nb_device_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
                            const nb_rtn_options *options);
-int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, const nb_float_options *o);
+int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w,
+                             const nb_float_options *o);
 int nb_device_absmax(float *out, const nb_tensor *w);
 /* nb_act_quant_int8 and nb_act_quant_fp8 likewise; these wait for nothing. */
 int nb_device_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);

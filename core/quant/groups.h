@@ -163,7 +163,7 @@ int nb_rtn_fail(const nb_groups *q, int64_t index);
 
 /* The same of nb_float_quantize; fail: for a weight with a NaN or Inf, or a scale too large for s_dtype. */
 int nb_float_quantize_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *w,
-                   const nb_float_options *o);
+                            const nb_float_options *o);
 int nb_float_quantize_fail(const nb_tensor *w, int s_dtype);
 
 /* Fails unless g_idx is i32 [k] of groups 0 to groups-1; what begins the sentence. */

@@ -305,7 +305,8 @@ local function storage(scheme, w, scale_dtype)
 end
 
 --- quantize(w, scheme [, {method="rtn", options={…}, scale_dtype=, importance=}]) -> Quantized | nil, msg, code
--- w: f32, bf16 or f16 [n,k], or that on a device, where codes, scales and zeros then lie too (method "rtn" alone); scheme: a name or a table (scheme.parse); method: see method(); scale_dtype:
+-- w: f32, bf16 or f16 [n,k], or that on a device, where codes, scales and zeros then lie too (method "rtn" alone);
+-- scheme: a name or a table (scheme.parse); method: see method(); scale_dtype:
 -- f32, bf16 or f16, default the scheme's, else w's; importance: [k], for actorder = "group" (actorder.order). NaN or Inf
 -- in w and scales that don't fit their dtype are nil, msg; a group size that doesn't divide K, or a wrong option, is an
 -- error.

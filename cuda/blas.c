@@ -5,6 +5,9 @@
 #include <pthread.h>
 #include <stdio.h>
 
+/* Bytes of it for a stream, as NVIDIA advises for Hopper. */
+enum { WORKSPACE = 32 << 20 };
+
 /* ---- the library ------------------------------------------------------------------- */
 
 typedef struct library {
@@ -159,8 +162,8 @@ enum { KEPT = 128 };
 
 typedef struct shape {
   int64_t m, n, k, pitch;
-  int32_t in, out, device, bias;
-  uint32_t alignments[3], pad_;
+  int32_t in, out, device;
+  uint32_t bias, workspace, alignments[3]; /* bias: where it begins; 0: none */
 } shape;
 
 static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -170,14 +173,15 @@ static struct {
 } kept[KEPT];
 static int kept_next;
 
-static int choose(nb_lt_choice *choice, void *handle, nb_cuda_device *d, call *c, const nb_cuda_product *p) {
+static int choose(nb_lt_choice *choice, void *handle, nb_cuda_device *d, call *c, const nb_cuda_product *p,
+                  uint32_t workspace) {
   shape s;
   memset(&s, 0, sizeof s);
-  s = (shape){p->m,      p->n,      p->k,
-              p->pitch,  p->in,     p->out,
-              d->number, !!p->bias, {alignment(p->w), alignment(p->x), alignment(p->y)},
-              0};
-  if (p->bias) s.bias = (int32_t)alignment(p->bias);
+  s = (shape){p->m,      p->n,
+              p->k,      p->pitch,
+              p->in,     p->out,
+              d->number, p->bias ? alignment(p->bias) : 0,
+              workspace, {alignment(p->w), alignment(p->x), alignment(p->y)}};
   pthread_mutex_lock(&kept_lock);
   for (int i = 0; i < KEPT; i++)
     if (memcmp(&kept[i].shape, &s, sizeof s) == 0) {
@@ -186,7 +190,7 @@ static int choose(nb_lt_choice *choice, void *handle, nb_cuda_device *d, call *c
       return 0;
     }
   pthread_mutex_unlock(&kept_lock);
-  int status = ask(choice, handle, c, s.alignments, NB_CUDA_WORKSPACE);
+  int status = ask(choice, handle, c, s.alignments, workspace);
   if (status) return status;
   pthread_mutex_lock(&kept_lock);
   kept[kept_next % KEPT].shape = s;
@@ -202,20 +206,20 @@ int nb_cuda_gemm(nb_cuda_device *d, const nb_cuda_product *p) {
   call c = {0};
   NB_TRY(open_once());
   NB_TRY(handle_of(&handle, d));
-  int status = begin(&c, p), rc = NB_OK;
+  int rc = nb_cuda_workspace(&workspace, d, NB_CUDA_FOR_BLAS, WORKSPACE);
+  if (rc < 0 && rc != NB_ENOMEM) return rc; /* without room for it there are slower ways */
+  int status = begin(&c, p);
   const char *doing = "describing a product";
   if (!status) {
     doing = "choosing how to make a product";
-    status = choose(&choice, handle, d, &c, p);
+    status = choose(&choice, handle, d, &c, p, workspace ? WORKSPACE : 0);
   }
-  if (!status && choice.workspace) rc = nb_cuda_workspace(&workspace, d);
-  if (!status && rc == NB_OK) {
+  if (!status) {
     doing = "beginning a product";
     status = lt.cublasLtMatmul(handle, c.what, &one, p->w, c.w, p->x, c.x, &zero, p->y, c.y, p->y, c.y,
                                &choice.way, workspace, choice.workspace, nb_cuda_stream(d));
   }
   end(&c);
-  if (rc < 0) return rc;
   if (status) {
     char text[160];
     snprintf(text, sizeof text, "%s [%lldx%lld] [%lldx%lld]^T of %s into %s", doing, (long long)p->m,
@@ -233,14 +237,19 @@ static int expect_float(const nb_tensor *t, const char *what) {
   return nb_fail(NB_EINVAL, "%s: expected f32, bf16 or f16, found %s", what, nb_dtype_name(t->dtype));
 }
 
-static int check(const nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias) {
-  if (!y->device) return nb_fail(NB_EINVAL, "gemm: y lies in the computer's memory, expected on a device");
-  NB_TRY(nb_cuda_expect(x, "gemm: x", y->device, -1, 2, NB_SHAPE(-1, -1)));
+static int check(nb_cuda_device **d, const nb_tensor *y, const nb_tensor *x, const nb_tensor *w,
+                 const nb_tensor *bias) {
+  nb_tensor seen;
+  NB_TRY(nb_cuda_operand(&seen, d, x, "gemm: x"));
+  NB_TRY(nb_expect(&seen, "gemm: x", -1, 2, NB_SHAPE(-1, -1)));
   NB_TRY(expect_float(x, "gemm: x"));
-  NB_TRY(nb_cuda_expect(w, "gemm: w", y->device, x->dtype, 2, NB_SHAPE(-1, x->shape[1])));
-  NB_TRY(nb_cuda_expect(y, "gemm: y", y->device, y->dtype == NB_F32 ? NB_F32 : x->dtype, 2,
-                        NB_SHAPE(x->shape[0], w->shape[0])));
-  if (bias) NB_TRY(nb_cuda_expect(bias, "gemm: bias", y->device, y->dtype, 1, NB_SHAPE(w->shape[0])));
+  NB_TRY(nb_cuda_operand(&seen, d, w, "gemm: w"));
+  NB_TRY(nb_expect(&seen, "gemm: w", x->dtype, 2, NB_SHAPE(-1, x->shape[1])));
+  NB_TRY(nb_cuda_operand(&seen, d, y, "gemm: y"));
+  NB_TRY(nb_expect(&seen, "gemm: y", y->dtype == NB_F32 ? NB_F32 : x->dtype, 2,
+                   NB_SHAPE(x->shape[0], w->shape[0])));
+  if (bias) NB_TRY(nb_cuda_operand(&seen, d, bias, "gemm: bias"));
+  if (bias) NB_TRY(nb_expect(&seen, "gemm: bias", y->dtype, 1, NB_SHAPE(w->shape[0])));
   for (int i = 0; i < 2; i++)
     if (x->shape[i] > INT32_MAX || w->shape[i] > INT32_MAX)
       return nb_fail(NB_EUNSUPPORTED, "gemm: %lld rows or columns are more than 2^31-1",
@@ -261,9 +270,8 @@ static int fill(nb_cuda_device *d, const nb_tensor *y, const nb_tensor *bias) {
 }
 
 int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias) {
-  nb_cuda_device *d;
-  NB_TRY(check(y, x, w, bias));
-  NB_TRY(nb_cuda_use(&d, y->device));
+  nb_cuda_device *d = NULL;
+  NB_TRY(check(&d, y, x, w, bias));
   int64_t m = x->shape[0], n = w->shape[0], k = x->shape[1];
   if (m == 0 || n == 0) return NB_OK;
   if (k == 0) return fill(d, y, bias);

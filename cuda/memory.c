@@ -11,6 +11,7 @@ enum { BLOCK = 64 << 20 };
 typedef struct room {
   nb_cuda_device *device;
   nb_cuda_ptr at;
+  int64_t bytes;
   atomic_int holders;
 } room;
 
@@ -42,6 +43,7 @@ int nb_cuda_room_new(void **out, nb_cuda_device *d, int64_t bytes) {
   *out = NULL;
   if (!r) return NB_ENOMEM;
   r->device = d;
+  r->bytes = bytes;
   r->holders = 1;
   int code = bytes ? d->cu->cuMemAlloc_v2(&r->at, (size_t)bytes) : 0;
   if (code) {
@@ -60,6 +62,7 @@ int nb_cuda_room_new(void **out, nb_cuda_device *d, int64_t bytes) {
 }
 
 nb_cuda_ptr nb_cuda_room_at(const void *data) { return ((const room *)data)->at; }
+int64_t nb_cuda_room_bytes(const void *data) { return ((const room *)data)->bytes; }
 
 int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape) {
   nb_tensor t;

@@ -129,6 +129,16 @@ int nb_device_absmax(float *out, const nb_tensor *w);
 int nb_device_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 int nb_device_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
 
+/* ---- dequantize (dequantize.c) ------------------------------------------------------ */
+
+/* out f32|bf16|f16 [n,k] of a weight whose tensors lie on one device: bit for bit nb_dequantize, or nb_dequantize_float,
+ * of what the unpack functions give; of a NaN only that it is one. Floats without scales: a cast. out is filled, or
+ * made where it is empty (all 0). global and g_idx may also lie in the computer's memory, where they are checked; from
+ * the device they are fetched for that, which waits for what was begun before. Codes of 4, 8, 16 and 32 bits, k and groups
+ * multiples of 8, go at the memory's pace; others an element at a time. NB_EFORMAT: an entry of g_idx without a
+ * group, or a global scale that is 0, NaN or infinite. */
+int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

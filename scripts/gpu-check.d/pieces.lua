@@ -2,7 +2,7 @@
 -- give its cases for these stages.
 local M = {}
 
-local FILES = { "primitives", "repack" }
+local FILES = { "primitives", "repack", "blas" }
 
 --- collect("correctness" | "benchmarks", ctx) -> all cases
 function M.collect(what, ctx)

@@ -14,8 +14,9 @@ local function median(list)
   return list[math.ceil(#list / 2)]
 end
 
--- Seconds of one call: all calls as one CUDA graph, which is launched `reps` times after once for nothing.
-local function graph_seconds(calls, reps)
+--- graph_seconds(calls, reps) -> seconds of one call: all calls as one CUDA graph, which is launched `reps` times after once for
+-- nothing; the median.
+function M.graph_seconds(calls, reps)
   local graph = assert(cuda.graph(function()
     for _, call in ipairs(calls) do call() end
   end))
@@ -47,7 +48,7 @@ function M.copy_case()
       nffi.must(C.nb_tensor_to(out.t, from.t, number))
       return out
     end
-    local seconds = graph_seconds({ call }, ctx.emulated and 1 or 10)
+    local seconds = M.graph_seconds({ call }, ctx.emulated and 1 or 10)
     return { bytes = 2 * bytes, seconds_each = seconds, rate = 2 * bytes / seconds, emulated = ctx.emulated or nil }
   end }
 end
@@ -65,7 +66,7 @@ function M.case(o)
       assert(cuda.wait())
       return row
     end
-    if not o.eager then row.seconds_each = graph_seconds(calls, ctx.emulated and 1 or 10) end
+    if not o.eager then row.seconds_each = M.graph_seconds(calls, ctx.emulated and 1 or 10) end
     if o.eager or not ctx.emulated then
       row.do_bench_seconds = do_bench_seconds(calls[1], ctx.small and 1024 * 1024 or FLUSH_BYTES, ctx.emulated and 1 or 20)
     end

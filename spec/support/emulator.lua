@@ -44,15 +44,6 @@ local function argument(v)
   return ffi.new("void *[1]", v and ffi.cast("void *", v) or nil)
 end
 
---- emulator.counts() -> those of the last launch
-function M.counts()
-  local counts = {}
-  for _, c in ipairs { "global_read", "global_written", "global_sectors", "bank_conflicts", "copies", "barriers" } do
-    counts[c] = tonumber(C.emu_last_counts()[0][c])
-  end
-  return counts
-end
-
 --- emulator.order(n): the order of threads from now on
 function M.order(n) C.emu_set_order(n) end
 
@@ -67,6 +58,15 @@ function M.run(name, launch, ...)
   end
   local wrong = C.emu_run(name, launch.grid or 1, launch.block or 32, launch.shared or 0, args)
   return wrong ~= nil and ffi.string(wrong) or nil, M.counts()
+end
+
+--- emulator.counts() -> what the last launch did, whoever began it: bytes, sectors and bank conflicts
+function M.counts()
+  local counts = {}
+  for _, c in ipairs { "global_read", "global_written", "global_sectors", "bank_conflicts", "copies", "barriers" } do
+    counts[c] = tonumber(C.emu_last_counts()[0][c])
+  end
+  return counts
 end
 
 --- emulator.orders(fn): calls fn(order) for orders of threads of every kind, each set

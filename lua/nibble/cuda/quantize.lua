@@ -7,8 +7,8 @@ local C = nffi.C
 
 local M = {}
 
---- t:quantize{scheme = "W4A16", group = 128, …} -> Quantized, its codes, scales and zeros on the device | nil, msg, code
--- As of a tensor in the computer's memory, with the same bytes; method "rtn" alone.
+--- t:quantize(options) -> Quantized, its codes, scales and zeros on the device | nil, msg, code
+-- options: {scheme = "W4A16", group = 128, …}, as of a tensor in the computer's memory, and with the same bytes; method "rtn" alone.
 function tensors.methods.quantize(d, t) return require("nibble.quant").of_tensor(d, t) end
 
 local function expect(what, x)

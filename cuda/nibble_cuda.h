@@ -125,6 +125,13 @@ int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits
  * group, or a global scale that is 0, NaN or infinite. */
 int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype);
 
+/* out f16|bf16 [k,n], row-major, of integers in Marlin's order on a device (dequantize_marlin.c): what nb_marlin_gemm
+ * multiplies with, rounded, rows in the order of x's columns whatever perm; without global and bias, which are the product's.
+ * To cuBLASLt, which counts in columns, it is W^T [n,k] with n elements from column to column: y^T = W^T x^T without a
+ * transpose. out is filled, or made where it is empty. perm and g_idx: on the device or in the computer's memory, and
+ * checked there; perm must have every row once. NB_EUNSUPPORTED: float codes, other scales, the order for 8-bit activations. */
+int nb_device_marlin_dequantize(nb_tensor *out, const nb_marlin_weight *w, int dtype);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

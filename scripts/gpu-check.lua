@@ -10,7 +10,8 @@
 --   root, build     folders of the tree and the build
 --   emulated        true with --emu: no timings
 --   small           small shapes: on the emulator, under compute-sanitizer, and with --small
---   once, only      children for ncu: each call once, only cases whose name has this pattern
+--   only            with --only: cases of kernels whose name has this pattern
+--   once            in children for ncu: each call once
 --   seed            of all random data; --seed repeats it
 --   document        what was found so far
 --   baselines       folder with other kernels for baselines.py, or nil
@@ -44,7 +45,9 @@ do
       if value == "" then i, value = i + 1, arg[i + 1] end
       options[name] = value or fail("--%s needs a value", name)
     elseif options.child and tonumber(arg[i]) then options.from = tonumber(arg[i])
-    else fail("unknown option %s; known: --emu --out FILE --stages a,b --baselines DIR --seed N --revision REV --table", arg[i])
+    else
+      fail("unknown option %s; known: --emu --out FILE --stages a,b --baselines DIR --seed N --revision REV --only PATTERN --small "
+        .. "--table", arg[i])
     end
     i = i + 1
   end
@@ -119,9 +122,10 @@ end
 local git = ("git -C '%s' "):format(root)
 local revision = options.revision or line_of(git .. "rev-parse --short=12 HEAD") or "unknown"
 local document = {
-  __order = { "schema", "status", "complete", "emulated", "small", "revision", "dirty", "began", "seconds", "seed", "device", "stages",
-              "sources" },
-  schema = results.SCHEMA, status = "running", complete = false, emulated = ctx.emulated, small = ctx.small, revision = revision,
+  __order = { "schema", "status", "complete", "emulated", "small", "only", "revision", "dirty", "began", "seconds", "seed", "device",
+              "stages", "sources" },
+  schema = results.SCHEMA, status = "running", complete = false, emulated = ctx.emulated, small = ctx.small, only = ctx.only,
+  revision = revision,
   dirty = line_of(git .. "rev-parse HEAD") and line_of(git .. "status --porcelain") ~= nil or nil,
   began = os.date "!%Y-%m-%dT%H:%M:%SZ", seconds = 0, seed = tonumber(options.seed) or fresh_seed(), device = device,
   stages = json.array {}, sources = results.sources(root),

@@ -260,3 +260,88 @@ describe("cuda.dequantize", function()
     assert.same(expected, found)
   end)
 end)
+
+describe("cuda.marlin_dequantize", function()
+  for _, bits in ipairs { 4, 8 } do
+    it(("gives the numbers of gemm.marlin, rounded, [k,n]: %d bits"):format(bits), function()
+      agrees(([[
+        local bits = %d
+        d.check_marlin { k = 16, n = 64, bits = bits, groups = 1 }
+        d.check_marlin { k = 48, n = 192, bits = bits, groups = 3, zeros = true, scales = "bf16" } -- more tiles than a block's warps
+        d.check_marlin { k = 64, n = 64, bits = bits, groups = 8, scales = "f32" } -- groups smaller than tiles
+        d.check_marlin { k = 48, n = 128, bits = bits, groups = 1, zeros = true }
+        d.check_marlin { k = 80, n = 128, bits = bits, groups = 5, zeros = true, act_order = true }
+        local c = d.check_marlin { k = 64, n = 128, bits = bits, groups = 2 }
+        local words = 64 * 128 * bits / 8
+        assert(c.bank_conflicts == 0 and c.global_written == 64 * 128 * 2)
+        -- in whole sectors: out, the words, and for each tile eight times the scales of eight lanes side by side
+        assert(c.global_sectors == 64 * 128 * 2 / 32 + words / 32 + 8 * 8, c.global_sectors) ]]):format(bits))
+    end)
+  end
+
+  it("fills a tensor that is there, and says what is wrong", function()
+    local out = run [[
+      local function try(change, o)
+        local there = d.marlin_there(d.marlin { k = 32, n = 64, bits = 4, groups = 2, act_order = true })
+        for field, v in pairs(change) do there[field] = v or nil end
+        local ok, got, msg, code = pcall(nb.cuda.marlin_dequantize, there, o)
+        print(ok and (got and "fine" or code .. ": " .. msg) or "error: " .. tostring(got):gsub("^[^:]*:%d+: ", ""))
+      end
+      local function order(i, v)
+        local t = nb.tensor("i32", { 32 })
+        for j = 0, 31 do t:ptr()[j] = j % 32 end
+        t:set(i, v)
+        return t
+      end
+      try {}
+      try { perm = order(3, 32) }
+      try { perm = order(3, 7):to "cuda" }
+      try { sorted_g_idx = order(1, 2) }
+      try { sorted_g_idx = false }
+      try { perm = nb.tensor("i32", { 31 }) }
+      try { n = 128 }
+      try { n = 60 }
+      try { k = 24 }
+      try { type = "float8_e4m3fn" }
+      try { activations = "int8" }
+      try { scales = nb.tensor("u8", { 2, 64 }):to "cuda" }
+      try { scales = nb.tensor("f16", { 2, 64 }) }
+      try { scales = nb.tensor("f16", { 0, 64 }):to "cuda" }
+      try { zeros = nb.tensor("i32", { 1, 8 }):to "cuda" }
+      try { words = nb.tensor("i32", { 2, 128 }) }
+      try({}, { dtype = "f32" })
+      local w, out = ffi.new "nb_marlin_weight", nb.cuda.new("cuda", "f16", { 32, 64 })
+      local m = d.marlin_there(d.marlin { k = 32, n = 64, bits = 8, groups = 1 })
+      w.k, w.n, w.bits, w.scale_factor, w.words, w.scales = 32, 64, 8, 2, m.words.t, m.scales.t
+      local before = out.t.data
+      print(C.nb_device_marlin_dequantize(out.t, w, C.NB_F16), before == out.t.data)
+      m.scales = m.scales:to("cpu"):cast("f32"):map(function(v) return 2 * v end):to "cuda"
+      print(d.same(nb.cuda.marlin_dequantize(m, { dtype = "f16" }):to "cpu", out:to "cpu"))
+      print(C.nb_device_marlin_dequantize(nb.cuda.new("cuda", "f16", { 64, 32 }).t, w, C.NB_F16), ffi.string(C.nb_error())) ]]
+    local expected = {
+      "fine",
+      "eformat: marlin dequantize: perm: 32 at position 2 is outside 0..31",
+      "eformat: marlin dequantize: perm: 7 stands there twice, the second time at position 7",
+      "eformat: marlin dequantize: g_idx: 2 at position 0 is outside 0..1",
+      "error: marlin dequantize: perm and g_idx belong together, found only perm",
+      "error: marlin dequantize: perm: expected i32 [32], found i32 [31]",
+      "error: marlin dequantize: words: expected i32 [2x256], found i32 [2x128]",
+      "error: marlin dequantize: N = 60 is not a multiple of 64",
+      "error: marlin dequantize: K = 24 is not a multiple of 16",
+      "error: marlin dequantize: weights are uint4, uint8, uint4b8 or uint8b128, found float8_e4m3fn",
+      "eunsupported: marlin dequantize: expected integers under float scales, in the order for 16-bit activations",
+      "error: marlin dequantize: scales of this weight cannot be u8",
+      "error: marlin dequantize: scales: expected on cuda:0, found in the computer's memory",
+      "error: marlin dequantize: K = 32 is not a multiple of the 0 groups of scales",
+      "error: marlin dequantize: zero-points: expected i32 [2x8], found i32 [1x8]",
+      'error: marlin dequantize: words: expected a tensor on a device (t:to "cuda")',
+      "error: marlin dequantize: out is f16 or bf16, found f32",
+      "0\ttrue",
+      "true",
+      "-1\tmarlin dequantize: out: expected f16 [32x64], found f16 [64x32]",
+    }
+    local found = {}
+    for line in out:gmatch "[^\n]+" do found[#found + 1] = line end
+    assert.same(expected, found)
+  end)
+end)

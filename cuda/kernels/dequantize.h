@@ -39,4 +39,13 @@ static inline int nb_dequantize_words_shared(int bits, int awq, int piece) {
   int together = awq ? piece : piece * bits > 32 ? piece * bits / 32 : 1;
   return 4 * (rows * words + rows / together * NB_DEQUANTIZE_PAD);
 }
+
+/* A matrix [k,n] in Marlin's order and what it becomes (dequantize_marlin.cu). */
+typedef struct nb_dequantize_marlin_job {
+  int32_t k, n, groups, bits, scale, out; /* scale, out: NB_AS_* */
+  float factor;                           /* of scales */
+} nb_dequantize_marlin_job;
+
+/* Warps of its blocks, each with a tile. */
+enum { NB_DEQUANTIZE_MARLIN_WARPS = 8 };
 #endif

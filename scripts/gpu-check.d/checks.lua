@@ -21,7 +21,7 @@ local function expected_of(name, list)
 end
 
 --- runs(ctx) -> how often a case is run
-function M.runs(ctx) return ctx.emulated and 2 or 20 end
+function M.runs(ctx) return ctx.small and 2 or 20 end
 
 --- same(case) -> case: run: device(inputs) gives the bytes of cpu(inputs), 20 times
 -- case: name; inputs(ctx) -> table; both functions give one tensor or several. Between runs the outputs' memory is filled

@@ -96,6 +96,7 @@ function M.unfit(document)
   end
   if document.emulated then return "it comes from the emulator" end
   if document.small then return "its shapes are small" end
+  if document.only then return "it ran only some cases" end
   if not document.complete then return "it was cut off" end
   for _, name in ipairs { "correctness", "benchmarks" } do
     local stage = M.stage(document, name)

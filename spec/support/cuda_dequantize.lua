@@ -148,4 +148,42 @@ function M.check(o, dtypes)
   return counts
 end
 
+--- marlin(o) -> an integer weight as gemm.marlin takes it: k, n, bits, groups, scales (dtype), zeros, act_order.
+function M.marlin(o)
+  local next, k, n, groups = M.random(o.k + o.n + o.bits), o.k, o.n, o.groups
+  local scales = nb.tensor(o.scales or "f16", { groups, n })
+  for i = 1, groups * n do scales:set(i, (next(1000) + 1) * 2 ^ -9) end
+  return {
+    type = (o.bits == 4 and "uint4" or "uint8") .. (o.zeros and "" or o.bits == 4 and "b8" or "b128"), k = k, n = n,
+    words = M.bytes({ k / 16, n * o.bits / 2 }, next, 256, "i32"), scales = scales,
+    zeros = o.zeros and M.bytes({ groups, n * o.bits / 32 }, next, 256, "i32") or nil,
+    perm = o.act_order and g_idx_of(k, k, next) or nil, sorted_g_idx = o.act_order and g_idx_of(k, groups, next) or nil,
+  }
+end
+
+--- marlin_there(m) -> m with its tensors on the device, but those that say in which order.
+function M.marlin_there(m)
+  local there = {}
+  for field, v in pairs(m) do there[field] = v end
+  for _, field in ipairs { "words", "scales", "zeros" } do there[field] = m[field] and assert(m[field]:to "cuda") end
+  return there
+end
+
+--- check_marlin(o) -> counts of the last launch; against gemm.marlin of one input after the other.
+function M.check_marlin(o)
+  local m, x, counts = M.marlin(o), nb.tensor("f32", { o.k, o.k })
+  for i = 0, o.k - 1 do x:ptr()[i * o.k + i] = 1 end
+  local exact, there = nb.gemm.marlin(x, m), M.marlin_there(m)
+  for _, dtype in ipairs { "bf16", "f16" } do
+    local expected = exact:cast(dtype)
+    emulator.orders(function(order)
+      local out = assert(nb.cuda.marlin_dequantize(there, { dtype = dtype })):to "cpu"
+      counts = emulator.counts()
+      local same, where = M.same(out, expected)
+      if not same then error(("%s to %s, order %d: %s"):format(describe(o), dtype, order, where), 0) end
+    end)
+  end
+  return counts
+end
+
 return M

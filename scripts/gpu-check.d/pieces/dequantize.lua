@@ -11,12 +11,14 @@ local SCHEMES = { "W4A16", "W4A16_ASYM", "W8A16", "W3A16_ASYM", "W8A8", "W8A8_ST
   "MXFP4A16", "MXFP8A16" }
 local DTYPES = { "f32", "bf16", "f16" }
 
-local function scheme_case(scheme, dtype, n, k)
-  local name = ("dequantize %s to %s, %dx%d"):format(scheme, dtype, n, k)
+local function scheme_case(scheme, dtype, n, k, act_order)
+  local name = ("dequantize %s%s to %s, %dx%d"):format(scheme, act_order and " act-order" or "", dtype, n, k)
   return checks.same {
     name = name,
     inputs = function(ctx)
-      local q = assert(data.random("bf16", { n, k }, ctx.seed, name):quantize { scheme = scheme })
+      local importance = act_order and data.scales("f32", { k }, ctx.seed, name .. " importance") or nil
+      local q = assert(data.random("bf16", { n, k }, ctx.seed, name):quantize { scheme = scheme, importance = importance,
+        actorder = act_order and "group" or nil })
       return { q = q, on_device = assert(q:to "cuda") }
     end,
     device = function(i) return i.on_device:dequantize(dtype) end,
@@ -70,6 +72,7 @@ local function correctness(ctx)
       end
     end
   end
+  cases[#cases + 1] = scheme_case("W4A16_ASYM", "bf16", 40, 512, true)
   for _, packing in ipairs { "ct", "gptq", "awq" } do
     for _, bits in ipairs { 4, 8 } do
       local n, k = 4096, 4096

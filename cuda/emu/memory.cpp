@@ -119,7 +119,7 @@ void emu_access(const void *p, size_t bytes, const emu_region *r, emu_space spac
 }
 
 void emu_copy_begin(char *to, const emu_region *shared, const char *from, const emu_region *global) {
-  emu_access(from, 16, global, EMU_GLOBAL, false);
+  if (from) emu_access(from, 16, global, EMU_GLOBAL, false);
   emu_access(to, 16, shared, EMU_SHARED, true);
   emu_fiber *me = emu.current;
   emu.counts.copies++;
@@ -135,7 +135,8 @@ void emu_copy_wait(int newest) {
   size_t done = 0;
   for (; done < me->copies.size() && me->copies[done].group < me->committed - newest; done++) {
     const emu_copy &c = me->copies[done];
-    memcpy(c.to, c.from, 16);
+    if (c.from) memcpy(c.to, c.from, 16);
+    else memset(c.to, 0, 16);
     for (size_t i = 0; i < 16; i++) {
       emu_shade &s = me->block->shades[(size_t)(c.to - me->block->shared.base) + i];
       s.holds = emu_shade::HERE;

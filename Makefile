@@ -37,7 +37,9 @@ LDFLAGS := -fopenmp $(SAN) -Wl,--as-needed
 LIBGOMP := $(shell $(CC) -print-file-name=libgomp.a)
 
 CORE    := $(filter-out core/main.c,$(wildcard core/*.c core/*/*.c)) $(wildcard cuda/*.c)
-OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o $(BUILD)/obj/gen/kernels.o
+KERNELS := $(wildcard cuda/kernels/*.cu)
+IMAGES  := $(KERNELS:cuda/%.cu=$(BUILD)/obj/gen/%.o)
+OBJ     := $(CORE:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/gen/cdef.o $(IMAGES)
 # NVCC= builds without kernels, as where there is no nvcc.
 NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
@@ -72,16 +74,17 @@ $(BUILD)/gen/nvcc: always
 	@mkdir -p $(@D)
 	@echo "$(NVCC)" | cmp -s - $@ || echo "$(NVCC)" > $@
 
-$(BUILD)/gen/kernels.S: $(wildcard cuda/kernels/* cuda/*.cuh) scripts/fatbin $(BUILD)/gen/nvcc
-	NVCC="$(NVCC)" scripts/fatbin $@ $(wildcard cuda/kernels/*.cu)
+$(BUILD)/gen/kernels/%.S: cuda/kernels/%.cu scripts/fatbin scripts/kernel-names $(BUILD)/gen/nvcc
+	@mkdir -p $(@D)
+	NVCC="$(NVCC)" scripts/fatbin $@ $<
 
-$(BUILD)/obj/gen/kernels.o: $(BUILD)/gen/kernels.S
+$(IMAGES): $(BUILD)/obj/gen/%.o: $(BUILD)/gen/%.S
 	@mkdir -p $(@D)
 	$(CC) -c $< -o $@
 
-$(BUILD)/gen/cdef.c: core/nibble.h scripts/embed.lua
+$(BUILD)/gen/cdef.c: core/nibble.h cuda/nibble_cuda.h scripts/embed.lua
 	@mkdir -p $(@D)
-	luajit scripts/embed.lua cdef core/nibble.h > $@.tmp && mv $@.tmp $@
+	luajit scripts/embed.lua cdef $(filter %.h,$^) > $@.tmp && mv $@.tmp $@
 
 $(BUILD)/gen/lua.c: $(LUA) $(RECIPES) scripts/embed.lua
 	@mkdir -p $(@D)
@@ -96,14 +99,26 @@ $(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
 
 # The stand-in for NVIDIA's driver, which runs the kernels on the processor (cuda/emu/driver.cpp). It checks each
 # access to device memory itself; ASan takes the fibers that are its threads for a broken stack.
-$(BUILD)/libcuemu.so: $(wildcard cuda/emu/* cuda/kernels/* cuda/*.cuh)
+EMUFLAGS := -std=c++17 -O2 -g -fPIC -ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Icuda -Icuda/emu
+EMU_OBJ  := $(patsubst cuda/%.cpp,$(BUILD)/%.o,$(wildcard cuda/emu/*.cpp)) \
+            $(patsubst cuda/%.cu,$(BUILD)/emu/%.o,$(KERNELS) $(wildcard cuda/emu/*.cu))
+
+$(BUILD)/emu/%.o: cuda/emu/%.cpp
 	@mkdir -p $(@D)
-	g++ -std=c++17 -O2 -g -fPIC -Wall -Wextra -Wshadow -Wno-unknown-pragmas -shared -Icuda -Icuda/emu -o $@ $(filter %.cpp,$^)
+	g++ $(EMUFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/emu/%.o: cuda/%.cu scripts/emu-unit scripts/kernel-names
+	@mkdir -p $(@D)
+	scripts/emu-unit $(@:.o=.cpp) $<
+	g++ $(EMUFLAGS) -MMD -MP -c $(@:.o=.cpp) -o $@
+
+$(BUILD)/libcuemu.so: $(EMU_OBJ)
+	g++ -shared -o $@ $^
 
 cuda-check:
 	@scripts/cuda-check
 
--include $(OBJ:.o=.d) $(BUILD)/obj/core/main.d
+-include $(OBJ:.o=.d) $(BUILD)/obj/core/main.d $(EMU_OBJ:.o=.d) $(KERNELS:cuda/%.cu=$(BUILD)/gen/%.d)
 
 # ASan must come first into the luajit that loads the library.
 RUN := NIBBLE_BUILD=$(abspath $(BUILD)) $(if $(filter off,$(JIT)),NIBBLE_JIT=off) $(if $(SAN),LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)" \
@@ -153,7 +168,7 @@ install: all
 	  $(DESTDIR)$(PREFIX)/share/lua/5.1 $(DESTDIR)$(PREFIX)/share/nibble
 	install -m 755 $(BUILD)/nibble $(DESTDIR)$(PREFIX)/bin/nibble
 	install -m 755 $(BUILD)/libnibble.so $(DESTDIR)$(PREFIX)/lib/libnibble.so
-	install -m 644 core/nibble.h $(DESTDIR)$(PREFIX)/include/nibble.h
+	install -m 644 core/nibble.h cuda/nibble_cuda.h $(DESTDIR)$(PREFIX)/include/
 	cp -R lua/nibble $(DESTDIR)$(PREFIX)/share/lua/5.1/
 	cp -R recipes $(DESTDIR)$(PREFIX)/share/nibble/
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \

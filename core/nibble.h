@@ -159,59 +159,6 @@ int nb_columns_gather(nb_tensor *dst, const nb_tensor *src, const nb_tensor *ord
  * don't count as resident; the data stay readable. No-op on the heap. */
 void nb_tensor_drop(const nb_tensor *t);
 
-/* ---- devices (cuda/device.c, cuda/memory.c, cuda/launch.c) ------------------------------------
- * CUDA devices count from 1: number 1 is the driver's (and PyTorch's) cuda:0. The driver is opened by the first call:
- * libcuda.so.1, or the library that NB_CUDA_DRIVER names. Without one, without a device, or with one below
- * sm_80 every function here says so (NB_EUNSUPPORTED). A failure inside a kernel loses the device: from then on
- * NB_EIO with that failure's sentence. Functions outside this section take the computer's memory only. */
-
-typedef struct nb_device_info {
-  char name[128];
-  int64_t bytes;                                     /* its memory */
-  int32_t driver, sm, multiprocessors, shared_bytes; /* 13000: CUDA 13.0; 90: sm_90; of one block, at most */
-  int32_t emulated, pad_;                            /* 1: the stand-in that runs kernels on the processor */
-} nb_device_info;
-
-/* In Lua a tensor on a device is this, so that no function for the computer's memory takes it. */
-typedef struct nb_device_tensor {
-  nb_tensor t;
-} nb_device_tensor;
-
-/* How many devices the driver lists, those that are too old too. */
-int nb_device_count(void);
-/* What a device is, without beginning to use it. */
-int nb_device_get(nb_device_info *out, int device);
-/* NB_OK when tensors can live on it, as far as can be told without beginning to use it. */
-int nb_device_usable(int device);
-/* Bytes of its memory that are free now, and all of them. */
-int nb_device_memory(int64_t *free_bytes, int64_t *total_bytes, int device);
-/* Returns when all that was begun on it is done. */
-int nb_device_wait(int device);
-
-/* A new zero-filled tensor on a device (0: nb_tensor_new). NB_ENOMEM when it has no room. Views and release as
- * for any tensor; the bytes count in nb_live_bytes. */
-int nb_tensor_new_on(nb_tensor *out, int device, int dtype, int ndim, const int64_t *shape);
-/* A copy of t on a device (0: in the computer's memory), whatever t is on. Reads the stop flag. */
-int nb_tensor_to(nb_tensor *out, const nb_tensor *t, int device);
-
-/* What this build's kernels are for ("sm_80 sm_90a and PTX, by nvcc 13.0"); NULL leaves why it has none. */
-const char *nb_kernels(void);
-
-typedef struct nb_launch {
-  int32_t grid[3], block[3]; /* blocks, threads of a block */
-  int32_t shared_bytes;      /* of dynamic shared memory, a block */
-} nb_launch;
-
-/* Begins a kernel by its name (cuda/launch.c); arguments[i]: the address of its i-th argument, of a tensor that of
- * its data. Returns at once: what fails in the kernel shows in a later call, with its name. The first launch
- * loads the kernels. What a kernel touches is not checked here. */
-int nb_device_launch(int device, const char *kernel, const nb_launch *at, void **arguments);
-
-/* Marlin's words [k/16, n*bits/2] (or [E, ...]) of words on a device, made there (cuda/repack.c): bit for bit
- * nb_marlin_repack, or with awq nb_marlin_awq_repack, for 16-bit activations. perm: NULL, or I32 [k] ([E,k]) in the
- * computer's memory, where it is checked. All experts in one launch. */
-int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int awq);
-
 /* ---- elements (element.c) ----------------------------------------------------- */
 
 /* Element i of the flattened tensor, any real dtype (c64: the real part); i must be

@@ -159,6 +159,7 @@ int nb_device_memory(int64_t *free_bytes, int64_t *total_bytes, int number) {
 int nb_device_wait(int number) {
   nb_cuda_device *d;
   NB_TRY(nb_cuda_use(&d, number));
+  NB_TRY(nb_cuda_no_capture(d, "nothing can wait"));
   int code = d->cu->cuCtxSynchronize();
   if (code) return nb_cuda_failed(d, code, "waiting for it");
   *d->last = 0;

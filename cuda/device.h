@@ -3,17 +3,19 @@
 #define NB_CUDA_DEVICE_H
 
 #include "driver.h"
+#include "nibble_cuda.h"
 
 enum { NB_CUDA_DEVICES = 64, NB_CUDA_LEAST_SM = 80 };
 
 typedef struct nb_cuda_device {
   const nb_cuda_driver *cu;
-  int number;     /* as nb_tensor.device: from 1 */
-  int ordinal;    /* the driver's number: from 0 */
-  void *context;  /* the primary one, which other libraries of the process share; NULL: not used yet */
-  void *module;   /* its kernels; NULL: not loaded yet */
-  char last[64];  /* the kernel launched last: a failure shows later, in another call */
-  char lost[640]; /* not empty: the sentence of the failure after which nothing works */
+  int number;        /* as nb_tensor.device: from 1 */
+  int ordinal;       /* the driver's number: from 0 */
+  void *context;     /* the primary one, which other libraries of the process share; NULL: not used yet */
+  void **modules;    /* its kernels, by their files; NULL: not loaded yet (launch.c) */
+  nb_graph *capture; /* the graph that is being captured (stream.c) */
+  char last[64];     /* the kernel launched last: a failure shows later, in another call */
+  char lost[640];    /* not empty: the sentence of the failure after which nothing works */
 } nb_cuda_device;
 
 /* Device `number` with its context current on this thread; NB_EUNSUPPORTED without driver, device or sm_80,
@@ -24,5 +26,26 @@ int nb_cuda_use(nb_cuda_device **out, int number);
 int nb_cuda_failed(nb_cuda_device *d, int code, const char *what, ...) NB_PRINTF(3, 4);
 /* Room for out's shape on a device, undefined contents. */
 int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape);
+
+/* ---- operands of device functions (operands.c) ---- */
+
+/* t as if it lay in the computer's memory, for the CPU's checks of dtype and shape, and its device, ready for use.
+ * Fails where it lies in the computer's memory, on another device than *d (NULL: any), or does not begin on a
+ * multiple of 16 bytes, which kernels take at once. what: who asks. The seen tensor is not to be released. */
+int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, const char *what);
+/* The tensor to fill: out where it is one, which must have this dtype and shape on d; a new one where out is empty
+ * (all 0). Afterwards nb_cuda_finish gives it to out, or releases what was new where rc < 0; it gives rc. */
+int nb_cuda_result(nb_tensor *to, const nb_tensor *out, nb_cuda_device *d, int dtype, int ndim,
+                   const int64_t *shape, const char *what);
+int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc);
+/* Blocks that d holds at once: so many to a processor, or as many as its shared memory has room for. */
+int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor, int shared_bytes);
+/* The driver's handle of the calling thread's current stream; NULL: the default one. */
+void *nb_cuda_stream(const nb_cuda_device *d);
+/* Refuses what cannot be part of a graph while one is captured on the device; what: "nothing can wait". */
+int nb_cuda_no_capture(nb_cuda_device *d, const char *what);
+/* Gives one hold on a room (memory.c) to the graph that is being captured; false: there is none. */
+bool nb_cuda_keep(nb_cuda_device *d, void *room);
+void nb_cuda_room_drop(void *room);
 
 #endif

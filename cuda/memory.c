@@ -1,24 +1,40 @@
 /* memory.c - tensors in a device's memory: making them, copying to and from, giving back. */
 #include "device.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 
 /* Between two looks at the stop flag: a few ms of copying. */
 enum { BLOCK = 64 << 20 };
 
-/* What a buffer of device memory holds: the free function is told no more than its address. */
+/* Device memory, held by a buffer and by the graphs that use it. */
 typedef struct room {
   nb_cuda_device *device;
   nb_cuda_ptr at;
+  atomic_int holders;
 } room;
 
+/* Bytes of tensors, by nb_tensor.device. */
+static atomic_llong live[NB_CUDA_DEVICES + 1];
+
+int64_t nb_device_live_bytes(int number) {
+  return number < 1 || number > NB_CUDA_DEVICES ? -1 : (int64_t)atomic_load(&live[number]);
+}
+
 /* Nobody is left to hear of a failure; on a lost device every free is one. */
-static void free_room(void *data, int64_t bytes) {
-  (void)bytes;
+void nb_cuda_room_drop(void *data) {
   room *r = data;
+  if (atomic_fetch_sub(&r->holders, 1) > 1) return;
   const nb_cuda_driver *cu = r->device->cu;
   if (r->at && !cu->cuCtxSetCurrent(r->device->context)) cu->cuMemFree_v2(r->at);
   free(r);
+}
+
+static void free_room(void *data, int64_t bytes) {
+  room *r = data;
+  atomic_fetch_sub(&live[r->device->number], bytes);
+  if (!nb_cuda_keep(r->device, r))
+    nb_cuda_room_drop(r); /* else the graph being captured holds it from now on */
 }
 
 int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape) {
@@ -28,6 +44,7 @@ int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const
   room *r = nb_alloc(1, sizeof *r);
   if (!r) return NB_ENOMEM;
   r->device = d;
+  r->holders = 1;
   int code = bytes ? d->cu->cuMemAlloc_v2(&r->at, (size_t)bytes) : 0;
   if (code) {
     free(r);
@@ -38,11 +55,14 @@ int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const
                    "cuda:%d is out of memory: %lld bytes were asked for, %lld of its %lld are free",
                    d->ordinal, (long long)bytes, (long long)left, (long long)total);
   }
+  atomic_fetch_add(&live[d->number], bytes);
   t.buf = nb_buf_new(r, bytes, free_room, true);
   if (!t.buf) {
     free_room(r, bytes);
     return NB_ENOMEM;
   }
+  atomic_fetch_add(&r->holders, 1);
+  if (!nb_cuda_keep(d, r)) atomic_fetch_sub(&r->holders, 1);
   t.data = (void *)(uintptr_t)r->at;
   t.device = d->number;
   *out = t;
@@ -58,30 +78,40 @@ int nb_tensor_new_on(nb_tensor *out, int number, int dtype, int ndim, const int6
   NB_TRY(nb_cuda_use(&d, number));
   NB_TRY(nb_cuda_tensor(out, d, dtype, ndim, shape));
   int64_t bytes = nb_tensor_bytes(out);
-  int code = bytes ? d->cu->cuMemsetD8_v2(address(out), 0, (size_t)bytes) : 0;
+  int code = bytes ? d->cu->cuMemsetD8Async(address(out), 0, (size_t)bytes, nb_cuda_stream(d)) : 0;
   if (!code) return NB_OK;
   nb_tensor_release(out);
   return nb_cuda_failed(d, code, "clearing %lld bytes", (long long)bytes);
 }
 
-/* Blocks between the host and device d, or (to and from both on it) inside d. */
+/* n bytes from `at` on, on the current stream. What is in the computer's memory may be gone after this call, so it
+ * waits there, and not for other streams. */
+static int copy_block(nb_cuda_device *d, const nb_tensor *to, const nb_tensor *from, int64_t at, size_t n) {
+  void *stream = nb_cuda_stream(d);
+  if (to->device && from->device)
+    return d->cu->cuMemcpyDtoDAsync_v2(address(to) + (uint64_t)at, address(from) + (uint64_t)at, n, stream);
+  int code =
+      to->device
+          ? d->cu->cuMemcpyHtoDAsync_v2(address(to) + (uint64_t)at, (const char *)from->data + at, n, stream)
+          : d->cu->cuMemcpyDtoHAsync_v2((char *)to->data + at, address(from) + (uint64_t)at, n, stream);
+  return code ? code : d->cu->cuStreamSynchronize(stream);
+}
+
+/* Between the host and device d, or (to and from both on it) inside d. */
 static int copy(nb_cuda_device *d, const nb_tensor *to, const nb_tensor *from) {
   int64_t bytes = nb_tensor_bytes(from);
+  if (!to->device || !from->device)
+    NB_TRY(nb_cuda_no_capture(d, "nothing can be copied to or from the computer's memory"));
   for (int64_t at = 0; at < bytes; at += BLOCK) {
     if (nb_stop_requested()) return nb_fail_stopped();
-    size_t n = (size_t)NB_MIN((int64_t)BLOCK, bytes - at);
-    int code = to->device && from->device
-                   ? d->cu->cuMemcpyDtoD_v2(address(to) + (uint64_t)at, address(from) + (uint64_t)at, n)
-               : to->device
-                   ? d->cu->cuMemcpyHtoD_v2(address(to) + (uint64_t)at, (const char *)from->data + at, n)
-                   : d->cu->cuMemcpyDtoH_v2((char *)to->data + at, address(from) + (uint64_t)at, n);
+    int code = copy_block(d, to, from, at, (size_t)NB_MIN((int64_t)BLOCK, bytes - at));
     if (code)
       return nb_cuda_failed(d, code, "copying %lld bytes %s", (long long)bytes,
                             !to->device     ? "from it"
                             : !from->device ? "to it"
                                             : "on it");
   }
-  if (!to->device && bytes)
+  if (!to->device && bytes && !nb_cuda_stream(d))
     *d->last = 0; /* the driver waited for what was launched before, and all was well */
   return NB_OK;
 }

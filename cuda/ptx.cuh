@@ -24,6 +24,27 @@ NB_DEVICE uint32_t *shared_words() {
 }
 NB_DEVICE uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+/* The same bits as another type; 16-bit floats and back, a pair at once: lo in the low half. Rounds to nearest
+ * even, beyond the range to infinity; a NaN comes out as the device's own one. */
+NB_DEVICE float float_of_bits(uint32_t u) { return __uint_as_float(u); }
+NB_DEVICE uint32_t bits_of_float(float f) { return __float_as_uint(f); }
+NB_DEVICE float float_of_bf16(uint16_t h) { return __uint_as_float((uint32_t)h << 16); }
+NB_DEVICE float float_of_f16(uint16_t h) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+  return f;
+}
+NB_DEVICE uint32_t bf16_pair(float lo, float hi) {
+  uint32_t u;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(hi), "f"(lo));
+  return u;
+}
+NB_DEVICE uint32_t f16_pair(float lo, float hi) {
+  uint32_t u;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(hi), "f"(lo));
+  return u;
+}
+
 /* 16 bytes on their way from global to shared memory, both aligned to them. They are there,
  * for this thread, after a wait that leaves fewer groups under way; for others after a barrier. */
 template <class T, class U> NB_DEVICE void cp_async16(T *to, const U *from) {
@@ -59,6 +80,9 @@ NB_DEVICE void ldmatrix_x4(uint32_t *r, const uint4 *row) {
                : "r"(shared_address(row))
                : "memory");
 }
+
+/* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
+NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
 /* A flag between blocks: what was written before the release is seen after the acquire. */
 NB_DEVICE int load_acquire(const int *flag) {
@@ -101,28 +125,6 @@ NB_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
   return r;
 }
-/* A pair of f32 as a pair, rounded to nearest even; NaN stays NaN, too much becomes infinity. */
-NB_DEVICE uint32_t pair_f16(float low, float high) {
-  uint32_t r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-NB_DEVICE uint32_t pair_bf16(float low, float high) {
-  uint32_t r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-/* Either half of a pair. */
-template <int half> NB_DEVICE float half_f16(uint32_t pair) {
-  float f;
-  if (half) asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h; }" : "=f"(f) : "r"(pair));
-  else asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(f) : "r"(pair));
-  return f;
-}
-template <int half> NB_DEVICE float half_bf16(uint32_t pair) {
-  return __uint_as_float(half ? pair & 0xffff0000u : pair << 16);
-}
-
 /* sums += a b, N times, by the tensor cores: a 16x16 and of b 16x8 in 16-bit floats, sums 16x8 in f32. With g = lane/4
  * and t = lane%4 a lane has  of a: {a[g][2t..], a[g+8][2t..], a[g][2t+8..], a[g+8][2t+8..]}, as ldmatrix_x4 gives
  * them; of b: {b[2t..][g], b[2t+8..][g]}; of sums: [g][2t], [g][2t+1], [g+8][2t], [g+8][2t+1]. */

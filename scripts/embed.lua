@@ -1,5 +1,5 @@
 -- Writes C source that holds other files as strings.
---   luajit scripts/embed.lua cdef core/nibble.h     nb_cdef(): the header as ffi.cdef reads it
+--   luajit scripts/embed.lua cdef HEADER...         nb_cdef(): the headers as ffi.cdef reads them
 --   luajit scripts/embed.lua lua FILE...            nb_lua_files[]: module or recipe name, text, size
 local what = table.remove(arg, 1)
 
@@ -27,8 +27,10 @@ end
 
 if what == "cdef" then
   local kept = {}
-  for line in slurp(arg[1]):gmatch "([^\n]*)\n" do
-    if not line:match "^%s*#" and not line:match '^extern "C"' and line ~= "}" then kept[#kept + 1] = line end
+  for _, path in ipairs(arg) do
+    for line in slurp(path):gmatch "([^\n]*)\n" do
+      if not line:match "^%s*#" and not line:match '^extern "C"' and line ~= "}" then kept[#kept + 1] = line end
+    end
   end
   local text = table.concat(kept, "\n"):gsub("/%*.-%*/", " "):gsub("[ \t]+", " "):gsub("\n%s*\n+", "\n")
   io.write("#include \"nibble.h\"\nstatic const char text[] = {\n", bytes(text), "};\n",

@@ -17,7 +17,8 @@ local c_uses = {
   ["core/layout"] = { "core" },
   ["core/quant"] = { "core", "core/layout" },
   ["core/compute"] = { "core", "core/layout" },
-  ["cuda"] = { "core", "cuda/kernels" }, -- headers of kernels that say how they are launched
+  -- what a layout asks of its operands is the same on a device; headers of kernels say how they are launched
+  ["cuda"] = { "core", "core/layout", "cuda/kernels" },
 }
 -- One quantization method never includes another's header; these headers hold what methods share.
 local quant_shared = { ["groups.h"] = true, ["dequant.h"] = true, ["dequant_float.h"] = true }
@@ -163,7 +164,7 @@ local function check_lua(file, text)
       offend(file, at, "a recipe is data: no require")
     end
     if file ~= "lua/nibble/ffi.lua" and line:match "ffi%.cdef.*nb_" then
-      offend(file, at, "declares an nb_ function: nibble.h is declared by lua/nibble/ffi.lua only")
+      offend(file, at, "declares an nb_ function: nibble.h and nibble_cuda.h are declared by lua/nibble/ffi.lua only")
     end
     for name in line:gmatch 'require%s*%(?%s*["\']([^"\']+)["\']' do
       for _, pattern in ipairs(layer and not free[file] and layer.never or {}) do

@@ -130,7 +130,7 @@ describe("cuda: what fails", function()
       local live = require("nibble.ffi").C.nb_live_bytes()
       local ok, msg, code = t:to "cuda"
       print(ok, code, msg)
-      print(tonumber(require("nibble.ffi").C.nb_live_bytes() - live)) ]], { NB_EMU_FAIL = "cuMemcpyHtoD_v2:1:1" }))
+      print(tonumber(require("nibble.ffi").C.nb_live_bytes() - live)) ]], { NB_EMU_FAIL = "cuMemcpyHtoDAsync_v2:1:1" }))
   end)
 
   it("loses the device for good where the driver says so, the computer's memory not", function()
@@ -140,7 +140,7 @@ describe("cuda: what fails", function()
       print((select(2, d:to "cpu")))
       print((select(2, t:to "cuda")))
       print(nb.cuda.available())
-      print(t:stats().max) ]], { NB_EMU_FAIL = "cuMemcpyDtoH_v2:1:700" })
+      print(t:stats().max) ]], { NB_EMU_FAIL = "cuMemcpyDtoHAsync_v2:1:700" })
     local sentence = "cuda:0 is lost: copying 10 bytes from it: CUDA_ERROR_ILLEGAL_ADDRESS (700), said by the " ..
       "emulator; what lay on it is gone until nibble starts anew"
     assert.equal(sentence .. "\n" .. sentence .. "\nfalse\t" .. sentence .. "\n3", out)
@@ -166,7 +166,65 @@ describe("cuda: in the session", function()
       for name in pairs(require("nibble.repl.reflect").metatable_of(d).__methods) do names[#names + 1] = name end
       table.sort(names)
       print(table.concat(names, " ")) ]]
-    assert.equal("24\nas bytes free numel reshape rows size to type where", out)
+    assert.equal("24\nas bytes free numel reshape rows show size to type where", out)
+  end)
+
+  it("names, bytes and memory tell where tensors lie, before a driver is begun and after", function()
+    local out = run([[
+      local memory = require "nibble.repl.memory"
+      local t = nb.tensor("f32", { 4, 8 })
+      print(memory.summary():match "cuda" == nil)
+      local d, e = t:to "cuda:1", t:to("cuda"):reshape { 32 }
+      io.write(memory.variables { d = d, e = e, t = t }, memory.summary():match "  cuda:0[^\n]*\n  cuda:1[^\n]*\n")
+      d:free() d, e = nil, nil
+      collectgarbage() collectgarbage()
+      print(memory.summary():match "cuda" == nil) ]], { NB_EMU_DEVICES = 2, NB_EMU_MEMORY = 2 ^ 20 })
+    assert.equal("true\nd  f32  128 B  4×8  on cuda:1\ne  f32  128 B  32  on cuda:0\nt  f32  128 B  4×8\n" ..
+      "  cuda:0  128 B  of them; 1024 KiB of its 1.0 MiB are free\n  cuda:1  128 B  of them; 1024 KiB of its 1.0 MiB are free\ntrue",
+      (out:gsub(" +", function(s) return #s > 2 and "  " or s end)))
+  end)
+
+  it("show a corner, for which no more is copied", function()
+    local out = run([[
+      local d = nb.cuda.new("cuda", "u8", { 3, 100000 })
+      print(d:show())
+      print(nb.tensor("f32", { 3, 2 }, { 1, 2, 3, 4, 5, 6 }):to("cuda"):rows(2, 3):show())
+      print(nb.tensor("i32", { 5 }, { 1, 2, 3, 4, 5 }):to("cuda"):show())
+      print(nb.cuda.new("cuda", "u4", { 3, 6 }):rows(2, 3):show())
+      print(nb.cuda.new("cuda", "u4", { 2, 3 }):show())
+      print(nb.cuda.new("cuda", "u8", { 1, 2 ^ 23 }):show())
+      print(nb.cuda.new("cuda", "f32", {}):show(), nb.cuda.new("cuda", "f32", { 0, 4 }):show())
+      print(#d, d.ndim, d.shape[1], d.dtype == nb.tensor("u8", { 1 }).dtype) ]], {})
+    assert.equal("u8 [3×100000]  293 KiB  on cuda:0\n" .. ("  0  0  0  0  0  0  0  0  …\n"):rep(3) ..
+      "f32 [2×2]  16 B  on cuda:0\n  3  4\n  5  6\ni32 [5]  20 B  on cuda:0\n  1  2  3  4  5\n" ..
+      "u4 [2×6]  6 B  on cuda:0\n  0  0  0  0  0  0\n  0  0  0  0  0  0\n" ..
+      "u4 [2×3]  3 B  on cuda:0\n  0  0  0\n  0  0  0\nu8 [1×8388608]  8.0 MiB  on cuda:0\n" ..
+      "f32 []  4 B  on cuda:0\tf32 [0×4]  0 B  on cuda:0\n3\t2\t100000LL\ttrue", out)
+  end)
+
+  it("a corner that cannot be copied says why below the line", function()
+    assert.matches("^i32 %[2×2%]  16 B  on cuda:0\ncuda:0 is lost: copying 16 bytes from it: [^\n]*$", (run(
+      [[print(nb.tensor("i32", { 2, 2 }):to("cuda"):show())]], { NB_EMU_FAIL = "cuMemcpyDtoHAsync_v2:1:700" })))
+  end)
+
+  it("what wants the computer's memory says how to get there; methods are described", function()
+    local out = run [[
+      local t = nb.tensor("f32", { 2, 2 })
+      local d = t:to "cuda"
+      for _, f in ipairs { function() nb.compare(t, d) end, function() nb.quant.quantize(d, {}) end, function() nb.stats.of(d) end,
+        function() require("nibble.repl.plot").hist(d) end, function() d:nothing() end } do
+        print((select(2, pcall(f))))
+      end
+      local help = require "nibble.repl.help"
+      for name in pairs(nb.cuda.methods) do print(help.about("d." .. name, { d = d }):match "^t:[a-z]+%(" ~= nil) end
+      for name, f in pairs(nb.cuda) do
+        if type(f) == "function" and not help.doc(f) then print(name .. " is not described") end
+      end ]]
+    local lines = {}
+    for line in out:gmatch "[^\n]+" do lines[#lines + 1] = line end
+    for i = 1, 4 do assert.matches('expected a tensor.* one on cuda:0; t:to "cpu" gives a copy', lines[i]) end
+    assert.matches('a tensor has no method "nothing"', lines[5])
+    assert.equal(("true "):rep(#lines - 5), table.concat(lines, " ", 6) .. " ")
   end)
 end)
 

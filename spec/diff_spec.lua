@@ -1,7 +1,9 @@
 -- Two checkpoints compared after dequantization: figures against those of whole dequantized weights for every form of a
 -- weight, on every instruction set and number of threads; names that are reconciled; what is only in one; the command.
+local ffi = require "ffi"
 local nb = require "nibble"
-local C = require("nibble.ffi").C
+local nffi = require "nibble.ffi"
+local C = nffi.C
 local command = require "spec.support.command"
 local files = require "spec.support.files"
 local support = require "spec.support.formats"
@@ -107,6 +109,61 @@ describe("diff", function()
       agrees(assert(nb.diff(b, a))[1], weight, w:cast "f32")
     end)
   end
+
+  -- What the kernels are given: values, scales and blocks of any size, straight to C.
+  local function weight(values, scales, rows, columns)
+    local w = ffi.new "nb_weight"
+    w.n, w.k, w.rows, w.columns, w.values, w.scales = values:size(1), values:size(2), rows or 1, columns or 1, values, scales
+    return w
+  end
+
+  local function sums_of(a, b)
+    local c = ffi.new "nb_comparison"
+    nffi.must(C.nb_weight_compare(c, a, b))
+    local text = ("%a %a %a %a %a"):format(c.error2, c.a2, c.b2, c.dot, c.max_abs)
+    return ("%s %d %d %d"):format(text, tonumber(c.max_at), tonumber(c.odd), tonumber(c.worst_row)), c
+  end
+
+  -- n, k, rows and columns of a block, dtype of scales, of floats; what is in the codes and scales.
+  local e4m3 = {
+    { 5, 4128, 1, 48, "f32", "bf16" }, { 130, 272, 128, 128, "bf16", "bf16" }, { 9, 64, 9, 64, "f32", "f16" }, { 3, 2064, 1, 2064, "f16", "f32" },
+    { 4, 100, 2, 16, "f32", "bf16" }, { 4, 96, 2, 24, "f32", "bf16" }, -- no whole steps
+    { 4, 96, 1, 96, "f32", "bf16", nan = { 1, 17 }, code = 0x7f },
+    { 4, 96, 1, 96, "f32", "bf16", nan = { 3, 96 }, code = 0xff }, { 4, 96, 1, 32, "f32", "bf16", factor = 0.3 },
+    { 4, 96, 1, 32, "f32", "f32", scale = 2 ^ -127 }, { 4, 96, 1, 32, "f32", "f32", scale = 2 ^ -141 },
+    { 4, 96, 1, 32, "f32", "f32", scale = 2 ^ 125 }, { 4, 96, 1, 32, "f32", "f32", scale = 0 / 0 }, { 4, 96, 1, 32, "f32", "f32", scale = math.huge },
+    { 4, 96, 1, 32, "f32", "f32", scale = 2 ^ 125, zeros = true },
+  }
+  it("decodes every FP8 code under any scale, the same bits on every path", function()
+    for i, case in ipairs(e4m3) do
+      local n, k, rows, columns, scale_dtype, dtype = unpack(case)
+      local rnd, codes = support.random(i), nb.tensor("u8", { n, k })
+      for j = 1, n * k do
+        local code = rnd(256)
+        codes:set(j, case.zeros and j > 32 and j <= 64 and code % 2 * 128 or code % 128 == 127 and code - 1 or code)
+      end
+      if case.nan then codes:set(case.nan, case.code) end
+      codes = codes:as("f8_e4m3", { n, k })
+      local scales = nb.tensor(scale_dtype, { math.ceil(n / rows), math.ceil(k / columns) })
+      for j = 1, scales:numel() do scales:set(j, (1 + rnd(100) / 64) * 0.01) end
+      if case.scale then scales:set(2, case.scale) end
+      local decoded = nb.tensor("f32", { n, k })
+      nffi.must(C.nb_dequantize_float(decoded, codes, scales, nil, rows, columns))
+      if case.factor then nffi.must(C.nb_scales_multiply(decoded, decoded, case.factor)) end
+      local w, first, back = near(decoded, dtype), nil, nil
+      if case.nan then w:set(case.nan, 1) end
+      local x, y = weight(w), weight(codes, scales, rows, columns)
+      y.factor = case.factor or 0
+      each_path(function()
+        first, back = first or (sums_of(x, y)), back or (sums_of(y, x))
+        assert.same({ i, first, back }, { i, (sums_of(x, y)), (sums_of(y, x)) })
+      end)
+      local want, _, c = nb.compare(w, decoded), sums_of(x, y)
+      close(want.mse * n * k, c.error2, nil, "case " .. i)
+      close(want.max_abs, c.max_abs, 1e-6, "case " .. i)
+      assert.equal(want.odd, tonumber(c.odd))
+    end
+  end)
 
   it("compares quantized weights of two formats with each other", function()
     local a, wa = stored("ct", "W4A16 g32 sym", 64, 256, "f16", 3)

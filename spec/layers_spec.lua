@@ -56,7 +56,7 @@ describe("the layer check", function()
       "lua/nibble/models/x.lua:1: requires nibble.formats.awq: not for models (they use compute)",
       "lua/nibble/backends/x.lua:1: requires nibble.units: not for backends (data only)",
       "lua/nibble/plan.lua:1: requires nibble.repl.show: not for the workbench",
-      "lua/nibble/plan.lua:2: declares an nb_ function: nibble.h is declared by lua/nibble/ffi.lua only",
+      "lua/nibble/plan.lua:2: declares an nb_ function: nibble.h and nibble_cuda.h are declared by lua/nibble/ffi.lua only",
       "recipes/x.lua:1: a recipe is data: no require",
       "status 1",
     } do

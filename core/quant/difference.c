@@ -200,41 +200,49 @@ static double distance(float a, float b) {
   return isfinite(a) && isfinite(b) ? fabs((double)b - (double)a) : 0;
 }
 
-/* Which of the two are codes that the registers' kernel takes: 4 bits in order with scales of 16 bits, whole
- * steps, beside floats; -1: neither. */
+/* Which of the two are codes that the registers' kernel takes, in whole steps beside floats: e4m3, or 4 bits in
+ * order with scales of 16 bits; -1: neither. */
 static int codes_in_registers(const side *sides) {
   if (!(nb_cpu() & NB_CPU_AVX2) || sides->w->k % NB_SEGMENT_STEP != 0) return -1;
   for (int i = 0; i < 2; i++) {
     const side *s = &sides[i];
-    if (!sides[!i].w->scales && s->nibbles && s->w->bits && !s->w->g_idx && s->group % NB_SEGMENT_STEP == 0 &&
-        s->w->scales->dtype != NB_F32)
-      return i;
+    const nb_weight *w = s->w;
+    if (sides[!i].w->scales || !w->scales || s->group % NB_SEGMENT_STEP != 0) continue;
+    bool ints = s->nibbles && w->bits && !w->g_idx && w->scales->dtype != NB_F32;
+    if (ints || (w->values->dtype == NB_F8_E4M3 && w->factor == 0)) return i;
   }
   return -1;
 }
 
-static float fused_segment(const side *sides, int codes, scratch *x, const window *at, int64_t r, int64_t c,
-                           int64_t n) {
-  const side *s = &sides[codes];
-  const nb_weight *w = sides[!codes].w;
-  int64_t g0 = c / s->group;
-  load_groups(s, x, r, g0, (c + n - 1) / s->group + 1);
-  nb_nibbles q = {.words = nibbles_at(s, x->tile[codes], at, r, c),
-                  .scale = x->scale,
-                  .zero = x->zero,
-                  .group = s->group,
-                  .first = c - g0 * s->group,
-                  .ahead = ahead_of(&sides[!codes], at)};
+enum { NOT_IN_REGISTERS = -2 };
+
+/* What a nb_segment_fn returns, or NOT_IN_REGISTERS. */
+static float segment_in_registers(const side *sides, scratch *x, const window *at, int64_t r, int64_t c,
+                                  int64_t n) {
+  if (x->fused < 0) return NOT_IN_REGISTERS;
+  const side *s = &sides[x->fused];
+  const nb_weight *w = sides[!x->fused].w;
+  int64_t g0 = c / s->group, groups = (c + n - 1) / s->group + 1 - g0;
+  load_groups(s, x, r, g0, g0 + groups);
+  for (int64_t i = 0; !s->w->bits && i < groups; i++)
+    if (fabsf(x->scale[i]) >= NB_SEGMENT_SCALE) return NOT_IN_REGISTERS;
+  nb_segment_codes q = {.codes = s->w->bits ? nibbles_at(s, x->tile[x->fused], at, r, c)
+                                            : (const uint8_t *)s->w->values->data + r * s->w->k + c,
+                        .scale = x->scale,
+                        .zero = s->w->bits ? x->zero : NULL,
+                        .group = s->group,
+                        .first = c - g0 * s->group,
+                        .ahead = ahead_of(&sides[!x->fused], at)};
   const char *floats = (const char *)w->values->data + (r * w->k + c) * nb_elem_bytes(w->values->dtype);
-  return nb_segment_nibbles_avx2(&x->sums, floats, w->values->dtype, &q, n, codes == 0);
+  return nb_segment_codes_avx2(&x->sums, floats, w->values->dtype, &q, n, x->fused == 0);
 }
 
 /* n columns of row r from c on; -> the squared error that is not in the sums. */
 static double compare_segment(nb_comparison *out, const side *sides, scratch *x, const window *at, int64_t r,
                               int64_t c, int64_t n) {
   _Alignas(64) float a[NB_SEGMENT], b[NB_SEGMENT];
-  bool fused = x->fused >= 0;
-  double max = fused ? (double)fused_segment(sides, x->fused, x, at, r, c, n) : -1, error2 = 0;
+  double max = (double)segment_in_registers(sides, x, at, r, c, n), error2 = 0;
+  bool fused = max > NOT_IN_REGISTERS;
   int64_t first = r * sides->w->k + c;
   bool farther = max > x->max_abs || (max == x->max_abs && max > 0 && first < x->max_at);
   if (fused && max >= 0 && !farther) return 0;

@@ -22,21 +22,22 @@ typedef struct nb_segment_sums {
 typedef float nb_segment_fn(nb_segment_sums *sums, float *a, float *b, int64_t n);
 nb_segment_fn nb_segment_portable, nb_segment_avx2;
 
-/* A segment of 4-bit codes, eight in a word, lowest first; scale and zero of the group that
+/* A segment of codes, eight of 4 bits in a word, lowest first, or e4m3; scale and zero of the group that
  * `first` columns of are behind it already, and of those that follow. */
-typedef struct nb_nibbles {
-  const uint32_t *words;
+typedef struct nb_segment_codes {
+  const void *codes;
   const float *scale;
-  const int32_t *zero;
+  const int32_t *zero; /* NULL: the codes are e4m3 */
   int64_t group, first;
   int64_t ahead; /* bytes behind the floats that are wanted soon */
-} nb_nibbles;
+} nb_segment_codes;
 
-/* The same sums of floats (f32, bf16 or f16) and codes without either in memory as floats. Scales
- * come from 16 bits, so that code * scale - zero * scale is exact in float32; codes_first: a is the
- * codes. n, group and first are multiples of a step. */
-float nb_segment_nibbles_avx2(nb_segment_sums *sums, const void *floats, int dtype, const nb_nibbles *q,
-                              int64_t n, bool codes_first);
+/* The same sums of floats (f32, bf16 or f16) and codes without either in memory as floats. Scales of 4-bit codes
+ * come from 16 bits, so that code * scale - zero * scale is exact in float32; those of e4m3 are below
+ * NB_SEGMENT_SCALE. codes_first: a is the codes. n, group and first are multiples of a step. */
+#define NB_SEGMENT_SCALE 0x1p119f
+float nb_segment_codes_avx2(nb_segment_sums *sums, const void *floats, int dtype, const nb_segment_codes *q,
+                            int64_t n, bool codes_first);
 
 /* ---- what the instruction sets' files share --------------------------------------- */
 

@@ -7,15 +7,21 @@
 
 #include "fiber.h"
 
+#ifndef __global__ /* scripts/kernel-names keeps it */
 #define __global__
+#endif
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 struct alignas(16) float4 {
   float x, y, z, w;

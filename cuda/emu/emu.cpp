@@ -285,6 +285,6 @@ void emu_set_order(unsigned o) {
 const char *emu_run(const char *name, unsigned grid, unsigned block, size_t shared, void **args) {
   const emu_kernel *k = emu_find(name);
   if (!k) return "no such kernel";
-  k->run(dim3(grid), dim3(block), shared, args);
+  k->bind(dim3(grid), dim3(block), shared, args)();
   return emu_error();
 }

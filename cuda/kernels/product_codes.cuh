@@ -21,17 +21,17 @@ struct f16 {
   template <int N> static NB_DEVICE void mma(float (&s)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
     mma_f16(s, a, b);
   }
-  static NB_DEVICE float low(uint32_t pair) { return half_f16<0>(pair); }
-  static NB_DEVICE float high(uint32_t pair) { return half_f16<1>(pair); }
-  static NB_DEVICE uint32_t pair(float low, float high) { return pair_f16(low, high); }
+  static NB_DEVICE float low(uint32_t pair) { return float_of_f16((uint16_t)pair); }
+  static NB_DEVICE float high(uint32_t pair) { return float_of_f16((uint16_t)(pair >> 16)); }
+  static NB_DEVICE uint32_t pair(float low, float high) { return f16_pair(low, high); }
 };
 struct bf16 {
   template <int N> static NB_DEVICE void mma(float (&s)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
     mma_bf16(s, a, b);
   }
-  static NB_DEVICE float low(uint32_t pair) { return half_bf16<0>(pair); }
-  static NB_DEVICE float high(uint32_t pair) { return half_bf16<1>(pair); }
-  static NB_DEVICE uint32_t pair(float low, float high) { return pair_bf16(low, high); }
+  static NB_DEVICE float low(uint32_t pair) { return float_of_bits(pair << 16); }
+  static NB_DEVICE float high(uint32_t pair) { return float_of_bits(pair & 0xffff0000u); }
+  static NB_DEVICE uint32_t pair(float low, float high) { return bf16_pair(low, high); }
 };
 
 /* codes<NUMBER, BITS>: SYMMETRIC, `minus` of zero-points in the middle; minus(z), of the two zero-points in slots 0

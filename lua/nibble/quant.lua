@@ -159,7 +159,7 @@ M.register(mse)
 local function take(name, what, got, into)
   if got == nil or got == into then return true end
   if not ffi.istype(tensor.type, got) then
-    return nil, ("%s: %s must be a tensor, found a %s"):format(name, what, type(got))
+    return nil, ("%s: %s must be a tensor, found %s"):format(name, what, tensor.found(got))
   end
   if got:type() ~= into:type() or got.ndim ~= 2 or got:size(1) ~= into:size(1) or got:size(2) ~= into:size(2) then
     return nil, ("%s: %s: expected %s [%d×%d], found %s [%s]"):format(name, what, into:type(), into:size(1),
@@ -294,7 +294,7 @@ end
 -- error.
 function M.quantize(w, scheme, opts)
   opts = opts or {}
-  if not ffi.istype(tensor.type, w) then error("quantize: expected a tensor, found a " .. type(w), 2) end
+  if not ffi.istype(tensor.type, w) then error("quantize: expected a tensor, found " .. tensor.found(w), 2) end
   if not float[w:type()] or w.ndim ~= 2 then
     error(("quantize: expected f32, bf16 or f16 [n×k], found %s [%s]"):format(w:type(),
       table.concat(w:size(), "×")), 2)

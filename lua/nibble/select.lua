@@ -122,7 +122,7 @@ local function known_target(target)
 end
 require("nibble.ffi").interpreted(known_target)
 
-local devices = { "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "cpu", "xpu", "rocm" }
+local devices = { "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "cuda", "cpu", "xpu", "rocm" }
 
 --- select.new(source, target) -> selection | nil, msg, code
 -- source: a checkpoint, a plan (its output), or a quantization_config. target: {consumer = "vllm-0.33", device =
@@ -139,7 +139,8 @@ function M.new(from, target)
   local device
   device, msg, code = device_of(t.device or "sm_80")
   if not device then
-    return nil, msg .. text.hint(tostring(t.device), devices), code
+    local known = tostring(t.device):match "^cuda"
+    return nil, msg .. (known and "" or text.hint(tostring(t.device), devices)), code
   end
   local rule = rules[consumer.name] or rules.default
   if rule.platform and rule.platform ~= device.platform then

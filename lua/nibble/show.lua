@@ -163,14 +163,30 @@ local function number_text(v)
   return ("%.4g"):format(v)
 end
 
+-- The leading values of a tensor on a device, in the computer's memory: rows of its last dimension | nil, msg
+local MOST_BYTES = 4 * 1024 * 1024
+local function copy_of_corner(d, rows, columns)
+  local size = d:size()
+  local part = #size == 1 and d:rows(1, math.min(columns, size[1]))
+    or d:reshape(d:numel() / size[#size], size[#size]):rows(1, math.min(rows, d:numel() / size[#size]))
+  if part:bytes() <= MOST_BYTES then return part:to "cpu" end
+end
+
 --- corner(t [, rows [, columns [, width]]]) -> the line, then the first values of the first rows (6 and 8 of them),
--- aligned; of what has more than two dimensions, rows of the last. width: cut to a terminal of so many columns.
+-- aligned; of what has more than two dimensions, rows of the last. Of a tensor on a device those rows alone are copied.
+-- width: cut to a terminal of so many columns.
 function M.corner(t, rows, columns, width)
   rows, columns = rows or 6, columns or 8
-  local line, k = M.line(t), t.ndim > 0 and t:size(t.ndim) or 1
+  local far, size = t:where() ~= "cpu", t:size()
+  local line, k = far and tostring(t) or M.line(t), size[#size] or 1
   local n = k > 0 and t:numel() / k or 0
-  if t.ndim == 0 or t:numel() <= 1 or t:type() == "c64" then return line end
+  if #size == 0 or t:numel() <= 1 or t:type() == "c64" then return line end
   if width then columns = math.max(1, math.min(columns, math.floor((width - 3) / 12))) end
+  if far then
+    local ok, copy, why = pcall(copy_of_corner, t, rows, columns) -- rows of a sub-byte dtype may not end on a byte
+    if not (ok and copy) then return ok and why and line .. "\n" .. why or line end
+    t = copy
+  end
   local cells = {}
   for r = 1, math.min(rows, n) do
     cells[r] = { "" }

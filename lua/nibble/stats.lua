@@ -234,7 +234,7 @@ local function gather(x, options, add)
   elseif type(x) == "table" and x.handle then
     recs, msg, code = ck:modules()
   else
-    error("stats: expected a tensor, a quantized weight, a checkpoint or modules of one, found a " .. type(x), 4)
+    error("stats: expected a tensor, a quantized weight, a checkpoint or modules of one, found " .. tensor.found(x), 4)
   end
   if recs and options.pattern then recs, msg, code = modules.grep(recs, options.pattern) end
   if not recs then return nil, msg, code end

@@ -87,6 +87,13 @@ M.device_type = ffi.typeof "nb_device_tensor" -- what nibble.cuda makes
 
 --- is_any(x) -> true for a tensor in the computer's memory or on a device.
 function M.is_any(x) return ffi.istype(tensor_t, x) or ffi.istype(M.device_type, x) end
+
+--- found(x) -> "a string", "one on cuda:0; …": what stands in x's place, for messages that expected a tensor here.
+function M.found(x)
+  if not ffi.istype(M.device_type, x) then return "a " .. type(x) end
+  return ('one on %s; t:to "cpu" gives a copy in the computer\'s memory'):format(x:where())
+end
+
 M.names = names
 M.shape_of = shape_of
 
@@ -208,8 +215,8 @@ function methods.clone(t)
 end
 
 --- t:to(device) -> the tensor in the memory of "cuda" (the first GPU), "cuda:1", …, or "cpu" | nil, msg, code
--- A copy, unless it is there already. On a device it has type, numel, bytes, size, rows, reshape, as, to, where and
--- free; all else wants t:to "cpu" first. nibble.cuda says what devices there are.
+-- A copy, unless it is there already. On a device it has type, numel, bytes, size, rows, reshape, as, to, where, show
+-- and free; all else wants t:to "cpu" first. nibble.cuda says what devices there are.
 function methods.to(t, device) return require("nibble.cuda").to(t, device) end
 
 --- t:where() -> "cpu", "cuda:0", …: whose memory it lies in.
@@ -338,7 +345,7 @@ function methods.show(t) return require("nibble.show").corner(t) end
 function M.compare(a, b)
   local function float(x)
     if type(x) == "table" and x.dequantize then return x:dequantize() end
-    if not ffi.istype(tensor_t, x) then error("compare: expected a tensor, found a " .. type(x), 3) end
+    if not ffi.istype(tensor_t, x) then error("compare: expected a tensor, found " .. M.found(x), 3) end
     return x
   end
   a, b = float(a), float(b)

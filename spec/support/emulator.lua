@@ -15,8 +15,7 @@ int emu_release(void *p);
 
 local M = {}
 
--- NIBBLE_EMULATOR names another one: scripts/cuda-mutations plants its bugs there.
-local C = ffi.load(os.getenv "NIBBLE_EMULATOR" or (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so")
+local C = ffi.load((os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so")
 
 --- emulator.memory(bytes | tensor) -> its address on the device; a tensor's bytes are copied there
 function M.memory(of)

@@ -66,6 +66,9 @@ M.capability = { stage = 1, says = capability_text, check = function(q, c)
   return ("needs %s, found SM %d"):format(capability_text(c), sm)
 end }
 
+-- {"absent", reason}: a kernel that is not there at all, whatever is asked.
+M.absent = { stage = 1, says = function() return "not there yet" end, check = function(_, c) return c[2] end }
+
 M.chip = { stage = 1, says = list_of "chips", check = function(q, c)
   if q.platform ~= "rocm" or has(c, q.chip, 2) then return nil end
   return ("needs the chip %s, found %s"):format(join(c, 2, "or"), q.chip or "no gfx name")

@@ -29,7 +29,10 @@ end
 
 -- The kind of a value and its shape, as text.
 local function kind_of(v)
-  if is_tensor(v) then return v:type(), table.concat(v:size(), "×") end
+  if is_tensor(v) then
+    local shape, where = table.concat(v:size(), "×"), v:where()
+    return v:type(), where == "cpu" and shape or shape .. "  on " .. where
+  end
   if type(v) == "cdata" then return tostring(ffi.typeof(v)):match "ctype<(.-)>" or "cdata", "" end
   if type(v) ~= "table" then return type(v), type(v) == "string" and #v .. " characters" or "" end
   if rawget(v, "codes") and rawget(v, "scheme") then return "quantized", ("%d×%d"):format(v.n, v.k) end
@@ -73,17 +76,50 @@ local function status()
   return out
 end
 
---- summary() -> text: bytes of tensors, mapped pages, Lua's heap, the process.
+-- The devices that hold tensors, as {name, bytes}; no driver is begun for it.
+local function devices()
+  local out, number = {}, 1
+  while C.nb_device_live_bytes(number) >= 0 do
+    local live = tonumber(C.nb_device_live_bytes(number))
+    if live > 0 then out[#out + 1] = { require("nibble.cuda").name_of(number), live } end
+    number = number + 1
+  end
+  return out
+end
+
+--- wait() -> true when all that was begun on devices is done | nil, msg, code: for who times it.
+function M.wait()
+  for _, d in ipairs(devices()) do
+    local ok, msg, code = require("nibble.cuda").wait(d[1])
+    if not ok then return nil, msg, code end
+  end
+  return true
+end
+
+local function device_rows()
+  local rows = {}
+  for i, d in ipairs(devices()) do
+    local free, total = require("nibble.cuda").memory(d[1])
+    rows[i] = { "  " .. d[1], units.bytes(d[2]),
+      free and ("of them; %s of its %s are free"):format(units.bytes(free), units.bytes(total)) or "of them; " .. total }
+  end
+  return rows
+end
+
+--- summary() -> text: bytes of tensors, those on each device, mapped pages, Lua's heap, the process.
 function M.summary()
   local s = status()
   local function bytes(n) return n and units.bytes(n) or "unknown" end
-  return require("nibble.show").columns({
-    { "tensors", units.bytes(C.nb_live_bytes()), ("%d buffers, mapped files among them"):format(tonumber(C.nb_live_buffers())) },
+  local rows = { { "tensors", units.bytes(C.nb_live_bytes()),
+    ("%d buffers, mapped files among them"):format(tonumber(C.nb_live_buffers())) } }
+  for _, row in ipairs(device_rows()) do rows[#rows + 1] = row end
+  for _, row in ipairs {
     { "mapped", bytes(s.RssFile), "pages of mapped files that lie in memory; they can go at any time" },
     { "Lua", units.bytes(collectgarbage "count" * 1024), "" },
     -- The kernel counts the peak now and then only.
     { "process", bytes(s.VmRSS), ("at most %s so far"):format(units.bytes(math.max(tonumber(C.nb_peak_rss()), s.VmRSS or 0))) },
-  }, "lrl", require("nibble.terminal").width(1))
+  } do rows[#rows + 1] = row end
+  return require("nibble.show").columns(rows, "lrl", require("nibble.terminal").width(1))
 end
 
 return M

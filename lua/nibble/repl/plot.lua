@@ -49,7 +49,8 @@ local function values_of(verb, x)
   if is_quantized(x) then return x:dequantize() end
   if type(x) == "table" and x.checkpoint and x.name then return x.weight end
   if type(x) == "table" and type(x[1]) == "number" then return tensor.new("f64", { #x }, x) end
-  error(("%s: expected a tensor, a quantized weight, a module or an array of numbers, found a %s"):format(verb, type(x)), 4)
+  error(("%s: expected a tensor, a quantized weight, a module or an array of numbers, found %s"):format(verb,
+    tensor.found(x)), 4)
 end
 
 -- ---- histograms ----------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 -- show: how a session prints any Lua value.
-local ffi = require "ffi"
 local show = require "nibble.show"
-local tensor_type = require("nibble.tensor").type
+local tensor = require "nibble.tensor"
 local terminal = require "nibble.terminal"
 
 local M = {}
@@ -79,7 +78,7 @@ end
 -- table is written out, an entry a line where it is long.
 function M.value(v)
   if type(v) == "table" and not has_tostring(v) then return table_text(v) end
-  if ffi.istype(tensor_type, v) then return tensor_text(v) end
+  if tensor.is_any(v) then return tensor_text(v) end
   return tostring(v)
 end
 

@@ -1,0 +1,111 @@
+/* nibble_cuda.h - the public C API of CUDA devices; read by LuaJIT's ffi.cdef too, as nibble.h is, whose
+ * conventions it keeps.
+ *
+ * CUDA devices count from 1: number 1 is the driver's (and PyTorch's) cuda:0. The driver is opened by the first call:
+ * libcuda.so.1, or the library that NB_CUDA_DRIVER names. Without one, without a device, or with one below
+ * sm_80 every function here says so (NB_EUNSUPPORTED). A failure inside a kernel loses the device: from then on
+ * NB_EIO with that failure's sentence. nb_device_X does on a device what nibble.h's nb_X does in the computer's
+ * memory, with the same bytes; functions outside this header take the computer's memory only. */
+#ifndef NIBBLE_CUDA_H
+#define NIBBLE_CUDA_H
+#include "nibble.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+/* ---- devices and their memory (device.c, memory.c) ------------------------------- */
+
+typedef struct nb_device_info {
+  char name[128];
+  int64_t bytes;                                     /* its memory */
+  int32_t driver, sm, multiprocessors, shared_bytes; /* 13000: CUDA 13.0; 90: sm_90; of one block, at most */
+  int32_t emulated, pad_;                            /* 1: the stand-in that runs kernels on the processor */
+} nb_device_info;
+
+/* In Lua a tensor on a device is this, so that no function for the computer's memory takes it. */
+typedef struct nb_device_tensor {
+  nb_tensor t;
+} nb_device_tensor;
+
+/* How many devices the driver lists, those that are too old too. */
+int nb_device_count(void);
+/* What a device is, without beginning to use it. */
+int nb_device_get(nb_device_info *out, int device);
+/* NB_OK when tensors can live on it, as far as can be told without beginning to use it. */
+int nb_device_usable(int device);
+/* Bytes of its memory that are free now, and all of them. */
+int nb_device_memory(int64_t *free_bytes, int64_t *total_bytes, int device);
+/* Bytes of the tensors that live on it, without beginning to use it; -1: no device can have that number. */
+int64_t nb_device_live_bytes(int device);
+/* Returns when all that was begun on it is done. */
+int nb_device_wait(int device);
+
+/* A new zero-filled tensor on a device (0: nb_tensor_new). NB_ENOMEM when it has no room. Views and release as
+ * for any tensor; the bytes count in nb_live_bytes. */
+int nb_tensor_new_on(nb_tensor *out, int device, int dtype, int ndim, const int64_t *shape);
+/* A copy of t on a device (0: in the computer's memory), whatever t is on. Reads the stop flag. */
+int nb_tensor_to(nb_tensor *out, const nb_tensor *t, int device);
+
+/* ---- kernels (launch.c) ------------------------------------------------------------ */
+
+/* What this build's kernels are for ("sm_80 sm_90a and PTX, by nvcc 13.0"); NULL leaves why it has none. */
+const char *nb_kernels(void);
+
+typedef struct nb_launch {
+  int32_t grid[3], block[3]; /* blocks, threads of a block */
+  int32_t shared_bytes;      /* of dynamic shared memory, a block */
+} nb_launch;
+
+/* Begins a kernel by its name; arguments[i]: the address of its i-th argument, of a tensor that of
+ * its data. Returns at once: what fails in the kernel shows in a later call, with its name. The first launch
+ * loads the kernels. What a kernel touches is not checked here. */
+int nb_device_launch(int device, const char *kernel, const nb_launch *at, void **arguments);
+
+/* ---- streams, times, graphs (stream.c) --------------------------------------------- */
+
+/* Work on a device is done in streams: in each in the order in which it was begun. Every function of this header that
+ * works on a device does so on the calling thread's current stream there. The default stream waits for what was begun
+ * on all others, and they for what was begun on it; two others go side by side. */
+typedef struct nb_stream nb_stream;
+int nb_stream_new(nb_stream **out, int device);
+/* What was begun on it is still done. No thread may use it any more. NULL is allowed. */
+void nb_stream_free(nb_stream *s);
+/* Makes s (NULL: the default one) the calling thread's stream on a device; nb_stream_current is it. */
+int nb_stream_use(int device, nb_stream *s);
+nb_stream *nb_stream_current(int device);
+/* Returns when all that was begun on s is done. */
+int nb_stream_wait(nb_stream *s);
+/* What is begun on s from now on comes after what was begun on `other` (of any device) until now. */
+int nb_stream_after(nb_stream *s, const nb_stream *other);
+
+/* A point of the current stream, now. nb_mark_ms: milliseconds between two of one device, once both have come. */
+typedef struct nb_mark nb_mark;
+int nb_mark_new(nb_mark **out, int device);
+int nb_mark_ms(double *ms, nb_mark *from, nb_mark *to);
+void nb_mark_free(nb_mark *m);
+
+/* A CUDA graph: what this thread begins on the device between begin and end is not done, but captured, to be launched
+ * together and again (NB_EUNSUPPORTED before CUDA 11.4). In between nothing can wait, nor be copied from or to the
+ * computer's memory. Tensors made in between live as long as the graph, also where they are released; those
+ * that were there before must be kept. nb_graph_end leaves no capture behind, also where it fails. */
+typedef struct nb_graph nb_graph;
+int nb_graph_begin(int device);
+int nb_graph_end(nb_graph **out, int device);
+/* Begins the whole graph on the current stream. */
+int nb_graph_launch(nb_graph *g);
+void nb_graph_free(nb_graph *g);
+
+/* ---- weights into Marlin's order (repack.c) -------------------------------------------
+ * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
+ * 0), and then made there, or a tensor there to fill. perm: on the device or in the computer's memory; its elements
+ * are checked, for which the device is waited for, so no graph can hold that. NB_EUNSUPPORTED beyond 2^30 tiles. */
+
+int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
+int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+#endif

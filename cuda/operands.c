@@ -1,0 +1,43 @@
+/* operands.c - what functions on a device ask of their tensors, and where their results come from. */
+#include "device.h"
+
+int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, const char *what) {
+  char text[160];
+  nb_tensor_describe(t, text, sizeof text);
+  if (!t->device)
+    return nb_fail(NB_EINVAL, "%s: %s lies in the computer's memory, expected on a device", what, text);
+  if (*d && (*d)->number != t->device)
+    return nb_fail(NB_EINVAL, "%s: %s lies on cuda:%d, the other operand on cuda:%d", what, text,
+                   t->device - 1, (*d)->ordinal);
+  if ((uintptr_t)t->data % 16) /* of a view */
+    return nb_fail(NB_EINVAL, "%s: %s begins %d bytes past a multiple of 16", what, text,
+                   (int)((uintptr_t)t->data % 16));
+  if (!*d) NB_TRY(nb_cuda_use(d, t->device));
+  *seen = *t;
+  seen->device = 0;
+  return NB_OK;
+}
+
+int nb_cuda_result(nb_tensor *to, const nb_tensor *out, nb_cuda_device *d, int dtype, int ndim,
+                   const int64_t *shape, const char *what) {
+  nb_tensor seen;
+  if (!out->data && !out->buf) return nb_cuda_tensor(to, d, dtype, ndim, shape);
+  NB_TRY(nb_cuda_operand(&seen, &d, out, what));
+  *to = *out;
+  return nb_expect(&seen, what, dtype, ndim, shape);
+}
+
+int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc) {
+  if (rc < 0 && to->buf != out->buf) nb_tensor_release(to);
+  else if (rc >= 0) *out = *to;
+  return rc;
+}
+
+int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor, int shared_bytes) {
+  enum { OWN = 1024 }; /* of a block's shared memory, for the driver */
+  nb_device_info info;
+  NB_TRY(nb_device_get(&info, d->number));
+  int fit = NB_MAX(1, NB_MIN(to_processor, info.shared_bytes / (shared_bytes + OWN)));
+  *blocks = (int64_t)NB_MAX(info.multiprocessors, 1) * fit;
+  return NB_OK;
+}

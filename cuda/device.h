@@ -13,6 +13,7 @@ typedef struct nb_cuda_device {
   int ordinal;       /* the driver's number: from 0 */
   void *context;     /* the primary one, which other libraries of the process share; NULL: not used yet */
   void **modules;    /* its kernels, by their files; NULL: not loaded yet (launch.c) */
+  nb_tensor scratch; /* of the default stream: nb_cuda_scratch */
   nb_graph *capture; /* the graph that is being captured (stream.c) */
   char last[64];     /* the kernel launched last: a failure shows later, in another call */
   char lost[640];    /* not empty: the sentence of the failure after which nothing works */
@@ -42,6 +43,8 @@ int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc);
 int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor, int shared_bytes);
 /* The driver's handle of the calling thread's current stream; NULL: the default one. */
 void *nb_cuda_stream(const nb_cuda_device *d);
+/* What the current stream keeps between calls (product.c): empty at first, gone with the stream; a graph has its own. */
+nb_tensor *nb_cuda_scratch(nb_cuda_device *d);
 /* Refuses what cannot be part of a graph while one is captured on the device; what: "nothing can wait". */
 int nb_cuda_no_capture(nb_cuda_device *d, const char *what);
 /* Gives one hold on a room (memory.c) to the graph that is being captured; false: there is none. */

@@ -10,6 +10,7 @@
 struct nb_stream {
   nb_cuda_device *device;
   void *handle;
+  nb_tensor scratch;
 };
 
 struct nb_mark {
@@ -37,6 +38,10 @@ void *nb_cuda_stream(const nb_cuda_device *d) {
   return currents[d->number] ? currents[d->number]->handle : NULL;
 }
 
+nb_tensor *nb_cuda_scratch(nb_cuda_device *d) {
+  return currents[d->number] ? &currents[d->number]->scratch : &d->scratch;
+}
+
 /* ---- streams ---------------------------------------------------------------------- */
 
 int nb_stream_new(nb_stream **out, int number) {
@@ -60,6 +65,7 @@ void nb_stream_free(nb_stream *s) {
   const nb_cuda_driver *cu = s->device->cu;
   if (currents[s->device->number] == s) currents[s->device->number] = NULL;
   if (!cu->cuCtxSetCurrent(s->device->context)) cu->cuStreamDestroy_v2(s->handle);
+  nb_tensor_release(&s->scratch);
   free(s);
 }
 

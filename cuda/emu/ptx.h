@@ -91,8 +91,9 @@ inline void add_release(global<int> flag, int v) {
   flag[0] = flag[0] + v;
 }
 inline int add_in_turn(global<int> count, int v) {
+  emu.idle = 0;
   int old = count[0];
-  add_release(count, v);
+  count[0] = old + v;
   return old;
 }
 inline float4 load_far(global<const float4> p) { return p[0]; }
@@ -130,16 +131,18 @@ inline float emu_float_odd(double d) {
 }
 typedef float emu_number(uint16_t);
 typedef uint32_t emu_rounding(float);
-template <emu_number NUMBER, emu_rounding ROUND>
-uint32_t emu_fma2(uint32_t a, uint32_t b, uint32_t c) {
+template <emu_number NUMBER, emu_rounding ROUND> uint32_t emu_fma2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r = 0;
   for (int s = 0; s < 32; s += 16) {
-    double exact = emu_fma_odd(NUMBER((uint16_t)(a >> s)), NUMBER((uint16_t)(b >> s)), NUMBER((uint16_t)(c >> s)));
+    double exact =
+        emu_fma_odd(NUMBER((uint16_t)(a >> s)), NUMBER((uint16_t)(b >> s)), NUMBER((uint16_t)(c >> s)));
     r |= ROUND(emu_float_odd(exact)) << s;
   }
   return r;
 }
-inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) { return emu_fma2<float_of_f16, f16_of_float>(a, b, c); }
+inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  return emu_fma2<float_of_f16, f16_of_float>(a, b, c);
+}
 inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   return emu_fma2<float_of_bf16, bf16_of_float>(a, b, c);
 }

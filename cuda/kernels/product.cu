@@ -19,7 +19,8 @@ namespace product {
 
 /* `minus` of the zero-points (product_codes.cuh) of this lane's column in each of 8 tiles of 8, out of the words of
  * a row of zero-points. */
-template <class S, class POINTER> NB_DEVICE void set_minus(uint32_t (&minus)[8], POINTER words, const place<S> &at) {
+template <class S, class POINTER>
+NB_DEVICE void set_minus(uint32_t (&minus)[8], POINTER words, const place<S> &at) {
 #pragma unroll
   for (int p = 0; p < 4; p++) {
     const int word = S::BITS == 4 ? at.lane / 4 : at.lane / 4 * 2 + p / 2, slot = S::BITS == 4 ? p : p % 2;
@@ -64,7 +65,8 @@ template <class S>
 NB_DEVICE void multiply(const job &j, const cut &c, const rows &r, float (&sums)[S::WARP_BLOCKS][8][4],
                         uint32_t (&minus)[8], shared<const uint4> stage, const place<S> &at) {
   const shared<const uint4> scales = stage + (S::X + S::WORDS), zeros = scales + c.rows * S::SCALE_ROW;
-  const int x_at = (at.m * S::WARP_BLOCKS * 16 + at.lane % 16) * S::X_ROW + ((at.k * 8 + at.lane / 16) ^ at.lane % 8);
+  const int x_at =
+      (at.m * S::WARP_BLOCKS * 16 + at.lane % 16) * S::X_ROW + ((at.k * 8 + at.lane / 16) ^ at.lane % 8);
   const bool staged_zeros = j.zeros && !c.one_group;
   float part[S::WARP_BLOCKS][8][4] = {};
 #pragma unroll
@@ -87,8 +89,7 @@ NB_DEVICE void multiply(const job &j, const cut &c, const rows &r, float (&sums)
       ldmatrix_x4(a, stage + ((x_at ^ step * 2) + i * 16 * S::X_ROW));
       S::NUMBER::mma(part[i], a, b);
     }
-    if (step == 3 || (step == 1 && r.next != r.first))
-      scale<S>(sums, part, scales + row * S::SCALE_ROW, at);
+    if (step == 3 || (step == 1 && r.next != r.first)) scale<S>(sums, part, scales + row * S::SCALE_ROW, at);
   }
 }
 
@@ -103,7 +104,8 @@ template <class S> NB_DEVICE void run(job j) {
   j.arrived = j.arrived + y_block * tiles;
   const shares s = {(all + (int)gridDim.x - 1) / (int)gridDim.x, c.depth};
   const int first = (int)blockIdx.x * s.per;
-  int left = all - first < s.per ? all - first : s.per, tile = first / c.depth, stage = first % c.depth, now = 0;
+  int left = all - first < s.per ? all - first : s.per, tile = first / c.depth, stage = first % c.depth,
+      now = 0;
   const place<S> at;
   const rows r = {c.rows > 1 ? at.k * 64 / j.group : 0, c.rows > 1 ? (at.k * 64 + 32) / j.group : 0};
   shared<uint4> memory = cast<uint4>(shared_words());
@@ -142,27 +144,26 @@ template <class S> NB_DEVICE void run(job j) {
  * words [k/group, n*BITS/32] or null; bias [n] or null, in Marlin's order -> y [m,outputs] = x W * factor + bias.
  * parts: room for two nb_product_part(m blocks) to a block; arrived: 0 for each tile, and so again at the end.
  * m at most 16 M_BLOCKS, k a multiple of 16 and n of 64, group k, 32, 64 or a multiple of 128 that divides k; x, words,
- * scales and zeros aligned to 16 bytes, y to 4. RESIDENT: blocks that shall fit onto a processor. */
-#define NB_PRODUCT(NUMBER, BITS, M_BLOCKS, ROWS, RESIDENT) \
-  extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, RESIDENT) \
-      nb_product_##NUMBER##_w##BITS##_m##ROWS(global<const uint4> x, global<const uint4> words, \
-                                              global<const uint4> scales, global<const uint4> zeros, \
-                                              global<const uint32_t> bias, global<uint32_t> y, global<float4> parts, \
-                                              global<int> arrived, int m, int n, int k, int group, int outputs, \
-                                              float factor) { \
+ * scales and zeros aligned to 16 bytes, y to 4. */
+#define NB_PRODUCT(NUMBER, BITS, M_BLOCKS, ROWS) \
+  extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, nb_product_resident(M_BLOCKS, BITS)) \
+      nb_product_##NUMBER##_w##BITS##_m##ROWS( \
+          global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
+          global<const uint4> zeros, global<const uint32_t> bias, global<uint32_t> y, global<float4> parts, \
+          global<int> arrived, int m, int n, int k, int group, int outputs, float factor) { \
     product::run<product::shape<product::NUMBER, BITS, M_BLOCKS>>( \
         {x, words, scales, zeros, bias, y, parts, arrived, m, n, k, group, outputs, factor}); \
   }
 
-NB_PRODUCT(f16, 4, 1, 16, 4)
-NB_PRODUCT(f16, 4, 2, 32, 2)
-NB_PRODUCT(f16, 4, 4, 64, 2)
-NB_PRODUCT(f16, 8, 1, 16, 2)
-NB_PRODUCT(f16, 8, 2, 32, 2)
-NB_PRODUCT(f16, 8, 4, 64, 2)
-NB_PRODUCT(bf16, 4, 1, 16, 4)
-NB_PRODUCT(bf16, 4, 2, 32, 2)
-NB_PRODUCT(bf16, 4, 4, 64, 2)
-NB_PRODUCT(bf16, 8, 1, 16, 2)
-NB_PRODUCT(bf16, 8, 2, 32, 2)
-NB_PRODUCT(bf16, 8, 4, 64, 2)
+NB_PRODUCT(f16, 4, 1, 16)
+NB_PRODUCT(f16, 4, 2, 32)
+NB_PRODUCT(f16, 4, 4, 64)
+NB_PRODUCT(f16, 8, 1, 16)
+NB_PRODUCT(f16, 8, 2, 32)
+NB_PRODUCT(f16, 8, 4, 64)
+NB_PRODUCT(bf16, 4, 1, 16)
+NB_PRODUCT(bf16, 4, 2, 32)
+NB_PRODUCT(bf16, 4, 4, 64)
+NB_PRODUCT(bf16, 8, 1, 16)
+NB_PRODUCT(bf16, 8, 2, 32)
+NB_PRODUCT(bf16, 8, 4, 64)

@@ -27,4 +27,6 @@ static inline int nb_product_stage_bytes(int blocks, int bits, int group_rows, i
 }
 /* Floats that a block leaves of a tile. */
 NB_PRODUCT_KNOWN int nb_product_part(int blocks) { return 16 * blocks * NB_PRODUCT_COLUMNS; }
+/* Blocks that fit onto a processor, by registers: 65,536 for 128 threads each. */
+NB_PRODUCT_KNOWN int nb_product_resident(int blocks, int bits) { return blocks == 1 && bits == 4 ? 3 : 2; }
 #endif

@@ -14,11 +14,17 @@ namespace product {
 
 /* a & b | c and a & b ^ c */
 enum { AND_OR = 0xea, AND_XOR = 0x6a };
-enum : uint32_t { F16_ONE = 0x3c003c00, F16_SIXTEENTH = 0x2c002c00, BF16_ONE = 0x3f803f80, SIGNS = 0x80008000 };
+enum : uint32_t {
+  F16_ONE = 0x3c003c00,
+  F16_SIXTEENTH = 0x2c002c00,
+  BF16_ONE = 0x3f803f80,
+  SIGNS = 0x80008000
+};
 
 /* What 16-bit numbers are: pairs to floats and back, and the product. */
 struct f16 {
-  template <int N> static NB_DEVICE void mma(float (&s)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+  template <int N>
+  static NB_DEVICE void mma(float (&s)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
     mma_f16(s, a, b);
   }
   static NB_DEVICE float low(uint32_t pair) { return float_of_f16((uint16_t)pair); }
@@ -26,7 +32,8 @@ struct f16 {
   static NB_DEVICE uint32_t pair(float low, float high) { return f16_pair(low, high); }
 };
 struct bf16 {
-  template <int N> static NB_DEVICE void mma(float (&s)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+  template <int N>
+  static NB_DEVICE void mma(float (&s)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
     mma_bf16(s, a, b);
   }
   static NB_DEVICE float low(uint32_t pair) { return float_of_bits(pair << 16); }
@@ -68,7 +75,8 @@ template <> struct codes<f16, 8> {
 template <> struct codes<bf16, 8> {
   static constexpr uint32_t SYMMETRIC = 0;
   static NB_DEVICE uint32_t centred(uint32_t q) {
-    return fma_bf16x2(lop3<AND_OR>(q, 0x007f007f, 0x43004300), BF16_ONE, lop3<AND_XOR>(q, 0x00800080, 0xc380c380));
+    return fma_bf16x2(lop3<AND_OR>(q, 0x007f007f, 0x43004300), BF16_ONE,
+                      lop3<AND_XOR>(q, 0x00800080, 0xc380c380));
   }
   static NB_DEVICE uint32_t minus(uint32_t z) { return centred(z) ^ SIGNS; }
   static NB_DEVICE void decode(uint32_t (&b)[2], uint32_t q, uint32_t minus) {

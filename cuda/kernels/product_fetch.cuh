@@ -6,7 +6,13 @@
 
 namespace product {
 
-enum { COLUMNS = NB_PRODUCT_COLUMNS, STAGES = NB_PRODUCT_STAGES, LANES = 32, THREADS = NB_PRODUCT_THREADS, PIECE = 16 };
+enum {
+  COLUMNS = NB_PRODUCT_COLUMNS,
+  STAGES = NB_PRODUCT_STAGES,
+  LANES = 32,
+  THREADS = NB_PRODUCT_THREADS,
+  PIECE = 16
+};
 
 /* A launch's arguments (product.cu). */
 struct job {
@@ -23,14 +29,15 @@ struct job {
 template <class NUMBER_, int BITS_, int M_BLOCKS_> struct shape {
   typedef NUMBER_ NUMBER;
   typedef codes<NUMBER_, BITS_> CODES;
-  static constexpr int BITS = BITS_, M_BLOCKS = M_BLOCKS_, WARPS_K = nb_product_warps_k(M_BLOCKS), WARPS_M = 2 / WARPS_K,
-                       WARP_BLOCKS = M_BLOCKS / WARPS_M, STAGE_K = nb_product_k(M_BLOCKS),
-                       PART = nb_product_part(M_BLOCKS) / 4;
+  static constexpr int BITS = BITS_, M_BLOCKS = M_BLOCKS_, WARPS_K = nb_product_warps_k(M_BLOCKS),
+                       WARPS_M = 2 / WARPS_K, WARP_BLOCKS = M_BLOCKS / WARPS_M,
+                       STAGE_K = nb_product_k(M_BLOCKS), PART = nb_product_part(M_BLOCKS) / 4;
   /* In pieces of 16 bytes: a row of x, x and the words in a stage, a tile row (16 rows of k) of words, a row of
    * scales and of zero-points. */
   static constexpr int X_ROW = STAGE_K * 2 / PIECE, X = nb_product_x_bytes(M_BLOCKS) / PIECE,
-                       WORDS = nb_product_word_bytes(M_BLOCKS, BITS) / PIECE, TILE_ROW = COLUMNS * BITS * 2 / PIECE,
-                       SCALE_ROW = COLUMNS * 2 / PIECE, ZERO_ROW = COLUMNS * BITS / 8 / PIECE;
+                       WORDS = nb_product_word_bytes(M_BLOCKS, BITS) / PIECE,
+                       TILE_ROW = COLUMNS * BITS * 2 / PIECE, SCALE_ROW = COLUMNS * 2 / PIECE,
+                       ZERO_ROW = COLUMNS * BITS / 8 / PIECE;
 };
 
 /* How k is cut: a tile has `depth` stages; a stage has `rows` rows of scales, which serve as many stages as `same`. One
@@ -62,10 +69,10 @@ template <class S> struct fetcher {
 
   global<const uint4> x, words, side; /* this thread's first piece of the next stage */
   uint64_t once;
-  int todo, columns, k_left;                      /* stages; what n and k have left */
-  int to, same;                                   /* where the next stage goes; stages that need the same scales */
-  int side_to, side_step, side_column, side_k;    /* 0: none; pieces to the next rows; columns and k before it */
-  int x_back, words_down, words_back, side_back;  /* pieces to the next stage and to the next tile */
+  int todo, columns, k_left; /* stages; what n and k have left */
+  int to, same;              /* where the next stage goes; stages that need the same scales */
+  int side_to, side_step, side_column, side_k; /* 0: none; pieces to the next rows; columns and k before it */
+  int x_back, words_down, words_back, side_back; /* pieces to the next stage and to the next tile */
 
   NB_DEVICE void begin(const job &j, const cut &c, int tile, int stage, int stages) {
     const int tid = (int)threadIdx.x, k = stage * S::STAGE_K, wide = j.n * S::BITS / 8;
@@ -121,8 +128,9 @@ template <class S> struct fetcher {
   /* What lies outside of the matrices becomes zeros. */
   NB_DEVICE void send(const job &j, shared<uint4> stage) {
     constexpr int X_STEP = THREADS / S::X_ROW, STEP = THREADS / S::TILE_ROW, TILE = S::TILE_ROW / 2;
-    const int tid = (int)threadIdx.x, row = tid / S::X_ROW, piece = tid % S::X_ROW, word_row = tid / S::TILE_ROW,
-              p = tid % S::TILE_ROW, rows_left = piece * 8 < k_left ? j.m - row : 0,
+    const int tid = (int)threadIdx.x, row = tid / S::X_ROW, piece = tid % S::X_ROW,
+              word_row = tid / S::TILE_ROW, p = tid % S::TILE_ROW,
+              rows_left = piece * 8 < k_left ? j.m - row : 0,
               words_left = p / TILE * 64 < columns ? k_left - word_row * 16 : 0;
     shared<uint4> x_to = stage + (row * S::X_ROW + (piece ^ row % 8)),
                   words_to = stage + (word_row * S::TILE_ROW + word_place<S>(p));

@@ -36,7 +36,8 @@ template <class S> struct tile_sums {
   float4 of[S::WARP_BLOCKS][TILES];
 
   /* Warps that are one behind the other along k change halves. scratch: nobody's since the last barrier. */
-  NB_DEVICE void gather(const float (&sums)[S::WARP_BLOCKS][8][4], shared<float4> scratch, const place<S> &at) {
+  NB_DEVICE void gather(const float (&sums)[S::WARP_BLOCKS][8][4], shared<float4> scratch,
+                        const place<S> &at) {
 #pragma unroll
     for (int b = 0; b < S::WARP_BLOCKS; b++)
 #pragma unroll
@@ -80,7 +81,8 @@ template <class S> struct tile_sums {
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
           if (!has_row(j, b, at)) continue;
-          float4 left = load_far(cast<const float4>(j.parts) + (part_place(s.part(block, tile), b, at) + t * LANES));
+          float4 left =
+              load_far(cast<const float4>(j.parts) + (part_place(s.part(block, tile), b, at) + t * LANES));
           of[b][t] = block == first ? left : sum(of[b][t], left);
         }
   }
@@ -120,8 +122,8 @@ template <class S> struct tile_sums {
 
 /* sums of a tile -> y, or a part of it for who comes last. scratch: the stage that all warps read last. */
 template <class S>
-NB_DEVICE void finish(const job &j, const shares &s, const float (&sums)[S::WARP_BLOCKS][8][4], int tile, bool one_group,
-                      shared<uint4> scratch, const place<S> &at) {
+NB_DEVICE void finish(const job &j, const shares &s, const float (&sums)[S::WARP_BLOCKS][8][4], int tile,
+                      bool one_group, shared<uint4> scratch, const place<S> &at) {
   tile_sums<S> mine;
   if (S::WARPS_K > 1) __syncthreads();
   mine.gather(sums, cast<float4>(scratch), at);

@@ -4,7 +4,6 @@
 #include "kernels/product.h"
 #include "layout/layout.h"
 
-#include <pthread.h>
 #include <stdio.h>
 
 enum { COLUMNS = NB_PRODUCT_COLUMNS, ROWS = 128, MOST_TILES = 1 << 16, PART_BYTES = 128 << 10 };
@@ -98,18 +97,12 @@ static int check(product *p, const nb_tensor *x, const nb_marlin_weight *w) {
 /* ---- launches ---------------------------------------------------------------------------- */
 
 /* The current stream's counts of blocks that arrived, all 0 between launches, and behind them their parts. */
-static int scratch_of(char **out, nb_cuda_device *d) {
-  static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int scratch_of(void **out, nb_cuda_device *d) {
   nb_device_info info;
   NB_TRY(nb_device_get(&info, d->number));
-  int64_t bytes =
-      MOST_TILES * (int64_t)sizeof(int32_t) + (int64_t)NB_MAX(info.multiprocessors, 1) * PART_BYTES;
-  pthread_mutex_lock(&lock);
-  nb_tensor *t = nb_cuda_scratch(d);
-  int rc = t->buf ? NB_OK : nb_tensor_new_on(t, d->number, NB_U8, 1, NB_SHAPE(bytes));
-  *out = t->data;
-  pthread_mutex_unlock(&lock);
-  return rc;
+  return nb_cuda_workspace(out, d, NB_CUDA_FOR_PRODUCT,
+                           MOST_TILES * (int64_t)sizeof(int32_t) +
+                               (int64_t)NB_MAX(info.multiprocessors, 1) * PART_BYTES);
 }
 
 /* y = x W, m rows, at most ROWS. */
@@ -119,7 +112,8 @@ static int product_small(const product *p, void *y, const void *x, int m, int ou
   const int stage_k = nb_product_k(blocks), group_rows = p->group == p->k ? 1 : NB_MAX(1, stage_k / p->group);
   const int shared =
       NB_PRODUCT_STAGES * nb_product_stage_bytes(blocks, p->bits, group_rows, w->zeros && p->group < p->k);
-  char name[48], *arrived;
+  char name[48];
+  void *arrived;
   int64_t resident, all = NB_CEIL((int64_t)p->n, COLUMNS) * NB_CEIL((int64_t)p->k, stage_k);
   NB_TRY(scratch_of(&arrived, p->d));
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, p->bits), shared));
@@ -128,7 +122,7 @@ static int product_small(const product *p, void *y, const void *x, int m, int ou
   nb_launch at = {{(int32_t)NB_CEIL(all, per), across, 1}, {NB_PRODUCT_THREADS, 1, 1}, shared};
   const void *words = w->words->data, *scales = w->scales->data, *zeros = w->zeros ? w->zeros->data : NULL,
              *bias = w->bias ? w->bias->data : NULL;
-  void *parts = arrived + MOST_TILES * sizeof(int32_t);
+  void *parts = (char *)arrived + MOST_TILES * sizeof(int32_t);
   int k = p->k, n = p->n, group = p->group;
   float factor = (float)(w->scale_factor * w->global);
   return nb_device_launch(p->d->number, name, &at,

@@ -12,7 +12,6 @@ return {
       name = "nibble linear on CUDA", kind = "linear", when = { { "platform", "cuda" } },
       rows = {
         { name = "marlin_cuda", class = "nibble.methods.marlin_cuda", checks = {
-          { "absent", "is not written yet: the product of 4- and 8-bit integers" .. on_the_cpu },
           cuda, { "kind_of_weight", "int" }, { "activations", "none" }, { "bits", 4, 8 }, { "input", "f16", "bf16" },
           { "group", -1, 32, 64, 128 }, { "multiple", "k", 16 }, { "multiple", "n", 64 }, { "group_divides", "k" } } },
         { name = "fp8", checks = absent "the product of FP8 weights and FP8 activations" },

@@ -37,6 +37,7 @@ local function gptq_parameters(L, c, groups)
       pack_factor = pf })
   end
   if c.actorder then L:register("g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
+  linear.register_bias(L)
 end
 
 local function ct_parameters(L, c, groups)
@@ -49,6 +50,7 @@ local function ct_parameters(L, c, groups)
       pack_factor = pf })
   end
   if c.actorder then L:register("weight_g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
+  linear.register_bias(L)
 end
 
 -- format -> the parameters that it stores, and what they are for methods.marlin: words and their order, scales [G,N],
@@ -102,7 +104,6 @@ function M:create(L)
   groups, msg, code = linear.groups(L, self.config.group)
   if not groups then return nil, msg, code end
   forms[self.config.format].register(L, self.config, groups)
-  linear.register_bias(L)
   return true
 end
 

@@ -69,6 +69,9 @@ inline void ldmatrix_x4(uint32_t *r, shared<const uint4> row) {
   });
 }
 
+inline float mul_rn(float a, float b) { return a * b; }
+inline float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
+
 inline uint32_t shuffle_xor(uint32_t v, int mask) {
   struct lane {
     uint32_t v;
@@ -80,6 +83,10 @@ inline uint32_t shuffle_xor(uint32_t v, int mask) {
     for (int l = 0; l < 32; l++) ((lane *)all[l])->v = given[l ^ ((lane *)all[l])->mask];
   });
   return me.v;
+}
+template <class T> void atomic_max(global<T> at, typename std::remove_reference<T>::type v) {
+  T old = at[0];
+  if (v > old) at[0] = v;
 }
 
 inline int load_acquire(global<const int> flag) {

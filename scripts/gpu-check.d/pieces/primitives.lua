@@ -29,7 +29,8 @@ local function number_inputs(ctx, name, kind)
   local p, n = t:ptr(), #edges
   for i = 0, 2 * n * n - 1 do
     local across = math.floor(i / n)
-    p[i], p[count + i], p[2 * count + i] = bit.tobit(edges[i % n + 1]), bit.tobit(edges[across % n + 1]), bit.tobit(edges[(i + across) % n + 1])
+    p[i], p[count + i] = bit.tobit(edges[i % n + 1]), bit.tobit(edges[across % n + 1])
+    p[2 * count + i] = bit.tobit(edges[(i + across) % n + 1])
   end
   if kind == "i32" and not ctx.small then
     for i = 0, 65535 do p[100000 + i] = i * 65537 end

@@ -104,6 +104,17 @@ void nb_graph_free(nb_graph *g);
 int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
 int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
 
+/* ---- scales, bias and zero-points in Marlin's order (permute.c) ----------------------------
+ * As the functions of nibble.h without "device", on a device; all experts in one launch; out as above. zero_points of
+ * 4 bits waits for the device, to tell of a code that does not fit, so no graph can hold it. */
+
+int nb_device_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8,
+                                    int inverse);
+int nb_device_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inverse);
+int nb_device_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int a8);
+int nb_device_marlin_awq_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+int nb_device_marlin_packed_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

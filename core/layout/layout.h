@@ -86,6 +86,14 @@ int nb_marlin_perm_of(const int32_t **rows, const nb_tensor *perm, const nb_marl
  * words of 64: the column, within the 64, that place p holds (marlin_scales.c). */
 void nb_marlin_scale_columns(uint8_t column[64], bool grouped);
 void nb_marlin_zero_columns(uint8_t column[64], int bits, bool a8);
+/* Whether the scales of a matrix of k rows, g to a group, are permuted in 64s. */
+bool nb_marlin_grouped(int64_t k, int64_t g, int a8);
+/* The element of each 64 that place p takes, for scales or bias t, which can be permuted so. */
+int nb_marlin_permutation(uint8_t from[64], const nb_tensor *t, bool grouped, int inverse, const char *what);
+/* Where column v of the 32/bits in a word of zero-points lies, AWQ's (NB_MARLIN_AWQ) or plain. */
+void nb_marlin_zero_slots(uint8_t slot[8], int bits, int order);
+/* The shape of Marlin's words of zero-points, which are words or, one to a byte, u8. */
+int nb_marlin_zeros_shape(int64_t shape[3], const nb_tensor *zeros, bool words, int bits, const char *what);
 
 /* One matrix [k,n] between source words (NB_MARLIN_STD: [k/pf,n], NB_MARLIN_AWQ:
  * [k,n/pf], rows ld apart) and marlin words. perm: NULL, or the source row of each

@@ -41,11 +41,12 @@ end
 local function argument(v)
   if type(v) == "number" then return ffi.new("int[1]", v) end
   if ffi.istype("int64_t", v) then return ffi.new("int64_t[1]", v) end
+  if type(v) == "cdata" and tostring(ffi.typeof(v)):match "^ctype<struct" then return v end
   return ffi.new("void *[1]", v and ffi.cast("void *", v) or nil)
 end
 
 --- emulator.run(name, { grid =, block =, shared = }, ...) -> what is wrong, or nil, and its counts
--- Arguments: numbers are int, int64_t cdata themselves, memory is its address, false is null.
+-- Arguments: numbers are int, int64_t cdata and structs themselves, memory is its address, false is null.
 function M.run(name, launch, ...)
   local n, keep = select("#", ...), {}
   local args = ffi.new("void *[?]", math.max(n, 1))

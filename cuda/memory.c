@@ -11,6 +11,7 @@ enum { BLOCK = 64 << 20 };
 typedef struct room {
   nb_cuda_device *device;
   nb_cuda_ptr at;
+  int64_t bytes;
   atomic_int holders;
 } room;
 
@@ -37,13 +38,12 @@ static void free_room(void *data, int64_t bytes) {
     nb_cuda_room_drop(r); /* else the graph being captured holds it from now on */
 }
 
-int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape) {
-  nb_tensor t;
-  NB_TRY(nb_shape_set(&t, dtype, ndim, shape, "new tensor"));
-  int64_t bytes = nb_tensor_bytes(&t);
+int nb_cuda_room_new(void **out, nb_cuda_device *d, int64_t bytes) {
   room *r = nb_alloc(1, sizeof *r);
+  *out = NULL;
   if (!r) return NB_ENOMEM;
   r->device = d;
+  r->bytes = bytes;
   r->holders = 1;
   int code = bytes ? d->cu->cuMemAlloc_v2(&r->at, (size_t)bytes) : 0;
   if (code) {
@@ -55,15 +55,28 @@ int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const
                    "cuda:%d is out of memory: %lld bytes were asked for, %lld of its %lld are free",
                    d->ordinal, (long long)bytes, (long long)left, (long long)total);
   }
+  atomic_fetch_add(&r->holders, 1);
+  if (!nb_cuda_keep(d, r)) atomic_fetch_sub(&r->holders, 1);
+  *out = r;
+  return NB_OK;
+}
+
+nb_cuda_ptr nb_cuda_room_at(const void *data) { return ((const room *)data)->at; }
+int64_t nb_cuda_room_bytes(const void *data) { return ((const room *)data)->bytes; }
+
+int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape) {
+  nb_tensor t;
+  void *r;
+  NB_TRY(nb_shape_set(&t, dtype, ndim, shape, "new tensor"));
+  int64_t bytes = nb_tensor_bytes(&t);
+  NB_TRY(nb_cuda_room_new(&r, d, bytes));
   atomic_fetch_add(&live[d->number], bytes);
   t.buf = nb_buf_new(r, bytes, free_room, true);
   if (!t.buf) {
     free_room(r, bytes);
     return NB_ENOMEM;
   }
-  atomic_fetch_add(&r->holders, 1);
-  if (!nb_cuda_keep(d, r)) atomic_fetch_sub(&r->holders, 1);
-  t.data = (void *)(uintptr_t)r->at;
+  t.data = (void *)(uintptr_t)nb_cuda_room_at(r);
   t.device = d->number;
   *out = t;
   return NB_OK;

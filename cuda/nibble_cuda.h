@@ -96,6 +96,17 @@ int nb_graph_end(nb_graph **out, int device);
 int nb_graph_launch(nb_graph *g);
 void nb_graph_free(nb_graph *g);
 
+/* ---- products of floats (blas.c) ---------------------------------------------------- */
+
+/* The cuBLASLt that products use ("libcublasLt.so.13"), opened by the first call: the newest one that the driver runs, or
+ * the file that NB_CUBLASLT names. NULL leaves why there is none. */
+const char *nb_cublaslt(void);
+
+/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (or NULL) on one device, float32 accumulation, by cuBLASLt. x and w of one of
+ * f32, bf16, f16; y, which is filled, of the same or f32; bias as y. Its sums' order is the library's: other bytes than
+ * nb_gemm's. NB_EUNSUPPORTED without the library. */
+int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
  * 0), and then made there, or a tensor there to fill. perm: on the device or in the computer's memory; its elements
@@ -114,6 +125,23 @@ int nb_device_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inv
 int nb_device_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int a8);
 int nb_device_marlin_awq_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
 int nb_device_marlin_packed_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+
+/* ---- dequantize (dequantize.c) ------------------------------------------------------ */
+
+/* out f32|bf16|f16 [n,k] of a weight whose tensors lie on one device: bit for bit nb_dequantize, or nb_dequantize_float,
+ * of what the unpack functions give; of a NaN only that it is one. Floats without scales: a cast. out is filled, or
+ * made where it is empty (all 0). global and g_idx may also lie in the computer's memory, where they are checked; from
+ * the device they are fetched for that, which waits for what was begun before. Codes of 4, 8, 16 and 32 bits, k and groups
+ * multiples of 8, go at the memory's pace; others an element at a time. NB_EFORMAT: an entry of g_idx without a
+ * group, or a global scale that is 0, NaN or infinite. */
+int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype);
+
+/* out f16|bf16 [k,n], row-major, of integers in Marlin's order on a device (dequantize_marlin.c): what nb_marlin_gemm
+ * multiplies with, rounded, rows in the order of x's columns whatever perm; without global and bias, which are the product's.
+ * To cuBLASLt, which counts in columns, it is W^T [n,k] with n elements from column to column: y^T = W^T x^T without a
+ * transpose. out is filled, or made where it is empty. perm and g_idx: on the device or in the computer's memory, and
+ * checked there; perm must have every row once. NB_EUNSUPPORTED: float codes, other scales, the order for 8-bit activations. */
+int nb_device_marlin_dequantize(nb_tensor *out, const nb_marlin_weight *w, int dtype);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -9,7 +9,7 @@
 
 struct nb_stream {
   nb_cuda_device *device;
-  void *handle;
+  void *handle, *workspaces[NB_CUDA_USERS];
 };
 
 struct nb_mark {
@@ -32,9 +32,41 @@ static _Thread_local nb_stream *currents[NB_CUDA_DEVICES + 1]; /* by device; NUL
 
 /* Guards nb_cuda_device.capture and its list: tensors are released on any thread. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t workspaces = PTHREAD_MUTEX_INITIALIZER;
 
 void *nb_cuda_stream(const nb_cuda_device *d) {
   return currents[d->number] ? currents[d->number]->handle : NULL;
+}
+
+/* Zeros now; while a graph is captured beside it, so that they are no part of it. */
+static int clear(nb_cuda_device *d, nb_cuda_ptr at, int64_t bytes) {
+  void *beside = NULL;
+  int code = d->capture ? d->cu->cuStreamCreate(&beside, 0) : 0;
+  if (!code) code = d->cu->cuMemsetD8Async(at, 0, (size_t)bytes, beside ? beside : nb_cuda_stream(d));
+  if (beside && !code) code = d->cu->cuStreamSynchronize(beside);
+  if (beside) d->cu->cuStreamDestroy_v2(beside);
+  return code ? nb_cuda_failed(d, code, "clearing %lld bytes", (long long)bytes) : NB_OK;
+}
+
+int nb_cuda_workspace(void **at, nb_cuda_device *d, int user, int64_t bytes) {
+  int rc = NB_OK;
+  nb_stream *s = currents[d->number];
+  *at = NULL;
+  pthread_mutex_lock(&workspaces);
+  void **room = s ? &s->workspaces[user] : &d->workspaces[user];
+  if (*room && nb_cuda_room_bytes(*room) < bytes) {
+    nb_cuda_room_drop(*room);
+    *room = NULL;
+  }
+  bool made = !*room;
+  if (made) rc = nb_cuda_room_new(room, d, bytes);
+  if (rc == NB_OK && made && (rc = clear(d, nb_cuda_room_at(*room), bytes)) < 0) {
+    nb_cuda_room_drop(*room);
+    *room = NULL;
+  }
+  if (rc == NB_OK) *at = (void *)(uintptr_t)nb_cuda_room_at(*room);
+  pthread_mutex_unlock(&workspaces);
+  return rc;
 }
 
 /* ---- streams ---------------------------------------------------------------------- */
@@ -60,6 +92,8 @@ void nb_stream_free(nb_stream *s) {
   const nb_cuda_driver *cu = s->device->cu;
   if (currents[s->device->number] == s) currents[s->device->number] = NULL;
   if (!cu->cuCtxSetCurrent(s->device->context)) cu->cuStreamDestroy_v2(s->handle);
+  for (int i = 0; i < NB_CUDA_USERS; i++)
+    if (s->workspaces[i]) nb_cuda_room_drop(s->workspaces[i]);
   free(s);
 }
 

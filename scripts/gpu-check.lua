@@ -9,8 +9,9 @@
 -- A row has name and status "passed", "failed" or "skipped" (with why); the rest is its own. What ctx holds:
 --   root, build     folders of the tree and the build
 --   emulated        true with --emu: no timings
---   small           small shapes: on the emulator, and under compute-sanitizer
---   once, only      children for ncu: each call once, only cases whose name has this pattern
+--   small           small shapes: on the emulator, under compute-sanitizer, and with --small
+--   only            with --only: cases of kernels whose name has this pattern
+--   once            in children for ncu: each call once
 --   seed            of all random data; --seed repeats it
 --   document        what was found so far
 --   baselines       folder with other kernels for baselines.py, or nil
@@ -44,7 +45,9 @@ do
       if value == "" then i, value = i + 1, arg[i + 1] end
       options[name] = value or fail("--%s needs a value", name)
     elseif options.child and tonumber(arg[i]) then options.from = tonumber(arg[i])
-    else fail("unknown option %s; known: --emu --out FILE --stages a,b --baselines DIR --seed N --revision REV --table", arg[i])
+    else
+      fail("unknown option %s; known: --emu --out FILE --stages a,b --baselines DIR --seed N --revision REV --only PATTERN --small "
+        .. "--table", arg[i])
     end
     i = i + 1
   end
@@ -119,8 +122,10 @@ end
 local git = ("git -C '%s' "):format(root)
 local revision = options.revision or line_of(git .. "rev-parse --short=12 HEAD") or "unknown"
 local document = {
-  __order = { "schema", "status", "complete", "emulated", "revision", "dirty", "began", "seconds", "seed", "device", "stages", "sources" },
-  schema = results.SCHEMA, status = "running", complete = false, emulated = ctx.emulated, revision = revision,
+  __order = { "schema", "status", "complete", "emulated", "small", "only", "revision", "dirty", "began", "seconds", "seed", "device",
+              "stages", "sources" },
+  schema = results.SCHEMA, status = "running", complete = false, emulated = ctx.emulated, small = ctx.small, only = ctx.only,
+  revision = revision,
   dirty = line_of(git .. "rev-parse HEAD") and line_of(git .. "status --porcelain") ~= nil or nil,
   began = os.date "!%Y-%m-%dT%H:%M:%SZ", seconds = 0, seed = tonumber(options.seed) or fresh_seed(), device = device,
   stages = json.array {}, sources = results.sources(root),
@@ -128,7 +133,7 @@ local document = {
 ctx.document, ctx.seed = document, document.seed
 
 local function default_path()
-  if ctx.emulated then return ctx.build .. "/gpu-check-emulated.json" end
+  if ctx.small then return ("%s/gpu-check-%s.json"):format(ctx.build, ctx.emulated and "emulated" or "small") end
   local short = device.model:lower():gsub("^nvidia ", ""):gsub("[^%w]+", "-"):gsub("%-$", "")
   return ("%s/%s/%s-%s-%s.json"):format(root, results.FOLDER, short, document.began:sub(1, 10), revision:sub(1, 7))
 end

@@ -50,8 +50,8 @@ describe("the oracle: nibble on CUDA", function()
     local fp8 = { type = "float", bits = 8, strategy = "tensor" }
     assert.matches("fp8: is not written yet: the product of FP8 weights and FP8 activations; with %-%-device cpu nibble computes it",
       why(with(base, { weight = fp8, activation = { type = "float", bits = 8, strategy = "token" } })))
-    assert.matches("nvfp4: is not written yet: the product of 4%-bit floats", why(with(base, { weight = {
-      type = "float", bits = 4, group = 16 } })))
+    assert.matches("nvfp4: is not written yet: the product of 4%-bit floats and 4%-bit activations", why(with(base, {
+      weight = { type = "float", bits = 4, group = 16 }, activation = { type = "float", bits = 4, group = 16 } })))
     assert.matches("marlin_moe: is not written yet", why(experts { consumer = "nibble", device = "sm_90" }))
     assert.matches("needs SM 80 or above, found SM 75", why(with(base, { device = "sm_75" })))
   end)
@@ -67,6 +67,29 @@ describe("the oracle: nibble on CUDA", function()
         end
       end
     end
-    assert.is_truthy(weight)
+  end)
+
+  it("names the smallest change for what the kernel does not take, and cuBLASLt for what only it multiplies", function()
+    local base = linear { consumer = "nibble", device = "sm_90" }
+    local r = assert(backends.select(base))
+    assert.same({ "marlin_cuda", "dequantize_cuda" }, { r.backend, r.also[1] })
+    r = assert(backends.select(with(base, { n = 11000 })))
+    assert.same({ "dequantize_cuda", "pad N from 11000 to 11008" }, { r.backend, r.change })
+    assert.equal("needs N of a multiple of 64, found 11000", r.rejected[1].reason)
+    r = assert(backends.select(with(base, { weight = weight { group = 16 } })))
+    assert.same({ "dequantize_cuda", "group 128 instead of 16" }, { r.backend, r.change })
+    assert.matches("takes the group sizes %-1, 32, 64, multiples of 128 or the whole K %(4096%), found 16", r.rejected[1].reason)
+    local _, msg = chosen(with(base, { dtype = "f32", packages = { cublaslt = false } }))
+    assert.matches("marlin_cuda: takes input of f16 or bf16, found f32", msg)
+    assert.matches("dequantize_cuda: needs the package cublaslt, which is not installed", msg)
+  end)
+
+  it("asks this machine for cuBLASLt where its device is meant", function()
+    local code = [[
+      local found, msg = nb.backends.select({ consumer = "nibble", kind = "linear", device = "cuda", k = 256, n = 72,
+        weight = { type = "int", bits = 4, group = 64 } }, { change = false })
+      print(found and found.backend or msg) ]]
+    assert.equal("dequantize_cuda", run(code))
+    assert.matches("dequantize_cuda: needs the package cublaslt", (run(code, { NB_CUBLASLT = "/none" })))
   end)
 end)

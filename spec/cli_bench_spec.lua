@@ -28,6 +28,12 @@ describe("nibble bench --device cuda", function()
     assert.matches("sm_75; nibble's kernels need sm_80 or later", r.err)
   end)
 
+  it("goes on without cuBLASLt, and says so", function()
+    local r = bench("'repack awq'", ("NB_CUDA_DRIVER=%s/libcuemu.so NB_CUBLASLT=/none"):format(build))
+    assert.equal(0, r.status)
+    assert.matches("\nbf16    not measured: there is no cuBLASLt here: /none: [^\n]*\n  repack awq", r.out)
+  end)
+
   it("tells a case that fails, goes on and ends with 1", function()
     local r = bench("'repack awq'", ("NB_CUDA_DRIVER=%s/libcuemu.so NB_EMU_FAIL=cuLaunchKernel:1:1"):format(build))
     assert.equal(1, r.status)

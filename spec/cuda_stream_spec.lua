@@ -243,7 +243,7 @@ describe("cuda: a graph", function()
     assert.equal("true", run [[
       local packed = nb.tensor("i32", { 16, 64 }):fill(0x12345678)
       local expected, d = nb.layout.marlin.repack(packed, 4), packed:to "cuda"
-      local g, out = cuda.graph(function() return cuda.marlin_repack(d, 4) end)
+      local g, out = cuda.graph(function() return nb.layout.marlin.repack(d, 4) end)
       g()
       io.write(tostring(out:to("cpu"):equal(expected))) ]])
   end)

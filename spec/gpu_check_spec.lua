@@ -58,23 +58,23 @@ describe("gpu-check --emu", function()
   end)
 
   it("names a result that is wrong in a sentence, and goes on", function()
-    local text, status, d = run("correctness", "NB_GPU_CHECK_WRONG='gptq 8 bits, 80x192'")
+    local text, status, d = run("correctness", "NB_GPU_CHECK_WRONG='gptq 8 bits, 96x192'")
     assert.equal(1, status)
-    assert.matches("FAILED  repack gptq 8 bits, 80x192: in run 1 1 of 3840 elements of i32 %[5×768%] differ, the first is " ..
-      "number 3840: 0x%x+, expected 0x%x+\n", text)
+    assert.matches("FAILED  repack gptq 8 bits, 96x192: in run 1 1 of 4608 elements of i32 %[6×768%] differ, the first is " ..
+      "number 4608: 0x%x+, expected 0x%x+\n", text)
     assert.equal("failed", d.status)
     local failed = {}
     for _, row in ipairs(d.stages[1].rows) do
       if row.status == "failed" then failed[#failed + 1] = row.name end
     end
-    assert.same({ "repack gptq 8 bits, 80x192" }, failed)
+    assert.same({ "repack gptq 8 bits, 96x192" }, failed)
   end)
 
   it("goes on in a new process where the device is lost", function()
     local whole = #select(3, run "correctness").stages[1].rows
     local text, status, d = run("correctness", "NB_EMU_FAIL=cuLaunchKernel:5:719")
     assert.equal(1, status)
-    assert.matches("FAILED  repack gptq 8 bits, 80x192: cuda:0 is lost: launching kernel nb_repack_gptq: ", text)
+    assert.matches("FAILED  [^\n]*: cuda:0 is lost: launching kernel nb_%w+", text)
     local rows, passed, last = d.stages[1].rows, 0, nil
     for _, row in ipairs(rows) do
       passed = passed + (row.status == "passed" and 1 or 0)
@@ -94,7 +94,7 @@ describe("gpu-check --emu", function()
       kill -9 $pid; wait $pid 2>/dev/null]]):format(dir, path, path))
     local d = decoded(path)
     assert.same({ "running", false }, { d.status, d.complete })
-    d.emulated = false
+    d.emulated, d.small = false, false
     assert.equal("it was cut off", results.unfit(d))
   end)
 
@@ -111,6 +111,57 @@ describe("gpu-check --emu", function()
     text, status = check("", ("NB_CUDA_DRIVER=%s/libcuemu.so"):format(os.getenv "NIBBLE_BUILD" or "build"))
     assert.equal(2, status)
     assert.matches("names the emulator", text)
+  end)
+end)
+
+-- With NB_EMU_REAL the stand-in driver does not say what it is; other programs are scripts.
+describe("gpu-check where there is a GPU", function()
+  local dir
+  setup(function()
+    dir = files.temporary()
+    local function program(name, text)
+      files.write(dir .. "/" .. name, "#!/bin/bash\n" .. text)
+      os.execute(("chmod +x %s/%s"):format(dir, name))
+    end
+    program("nvidia-smi", "echo 'NVIDIA Made-Up, 580.1, 96.0, P0, 1980 MHz, 3201 MHz, 1980 MHz, 3201 MHz, 700 W, 40, Enabled, Disabled'")
+    program("python3", [[
+      echo '{"cases": 1}'; echo '{"begin": 1, "name": "torch bf16 64x128 m=1"}'
+      echo '{"row": {"name": "torch bf16 64x128 m=1", "baseline": "torch bf16", "seconds_each": 0.5, "seconds": 1}}']])
+    -- Runs what it is given; racecheck finds something.
+    program("compute-sanitizer", [[
+      tool=$2 log=$6; shift 6; "$@"; status=$?
+      echo "========= COMPUTE-SANITIZER" >$log
+      [ $tool = racecheck ] && { echo "========= Error: Race reported" >>$log; echo "=========     between a and b" >>$log
+        echo "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)" >>$log; exit 9; }
+      echo "========= ERROR SUMMARY: 0 errors" >>$log; exit $status]])
+    program("ncu", [[
+      echo '==PROF== Connected'
+      echo '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
+      echo '"0","nb_repack_gptq","smsp__inst_executed.sum","inst","1,234,567"'
+      echo '"0","nb_repack_gptq","dram__bytes_read.sum","Mbyte","58.7"']])
+  end)
+  teardown(function() files.remove(dir) end)
+
+  it("also measures others' kernels, and starts NVIDIA's tools", function()
+    local path = dir .. "/found.json"
+    local text, status = check("--small --only 'repack gptq 4 bits, ' --stages provenance,sanitizer,benchmarks,profile --out " .. path,
+      ("NB_EMU_REAL=1 NB_CUDA_DRIVER=%s/libcuemu.so PATH=%s:$PATH"):format(os.getenv "NIBBLE_BUILD" or "build", dir))
+    local d = decoded(path)
+    assert.equal(1, status, text)
+    assert.matches("FAILED  racecheck: 1 errors, the first: Error: Race reported; between a and b", text)
+    assert.equal("its shapes are small", results.unfit(d))
+    local by_name = {}
+    for _, stage in ipairs(d.stages) do
+      for _, row in ipairs(stage.rows) do by_name[row.name] = row end
+    end
+    assert.equal("1980 MHz", by_name.machine.nvidia_smi["clocks.sm"])
+    assert.same({ "passed", "passed", "passed" }, { by_name.memcheck.status, by_name.synccheck.status, by_name.initcheck.status })
+    assert.equal(2, by_name.memcheck.cases)
+    assert.equal("torch bf16", by_name["torch bf16 64x128 m=1"].baseline)
+    local repack = by_name["repack gptq 4 bits, 64x128"]
+    assert.same({ 2, "copy" }, { #repack.passes, repack.bars[1].of })
+    local kernel = by_name["repack gptq 4 bits, 8192x28672"].kernels[1]
+    assert.same({ 1234567, 58.7, "Mbyte" }, { kernel.instructions, kernel.dram_read, kernel.units.dram_read })
   end)
 end)
 

@@ -106,7 +106,7 @@ describe("completion", function()
     assert.matches("sm_80", (at 'explain(m, {device = "'))
     assert.same({ "cpu cuda", "c" }, { at 't:to "c' })
     assert.same({ "cpu cuda", "" }, { at 'nibble.cuda.new("' })
-    assert.matches("marlin_repack", (at "nibble.cuda.mar"))
+    assert.equal("memory", (at "nibble.cuda.mem"))
     assert.equal("vllm-0.33", (at 'explain(m, {device = "sm_80", consumer = "vl'))
   end)
 

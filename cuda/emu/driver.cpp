@@ -88,6 +88,19 @@ template <class F> int touching(uintptr_t at, size_t bytes, F fn) {
   return 0;
 }
 
+} // namespace
+
+bool on_device(const void *p, size_t bytes) { return holding((uintptr_t)p, bytes) != nullptr; }
+
+int open_memory(const std::function<void()> &fn) {
+  for (auto &b : blocks) permit(b, true);
+  fn();
+  for (auto &b : blocks) permit(b, false);
+  return 0;
+}
+
+namespace {
+
 size_t device_bytes() { return (size_t)setting("NB_EMU_MEMORY", 1L << 30); }
 int device_count() { return (int)setting("NB_EMU_DEVICES", 1); }
 
@@ -253,9 +266,7 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     return INVALID_VALUE;
   auto run = ((const emu_kernel *)function)->bind(dim3{gx, gy, gz}, dim3{bx, by, bz}, shared, arguments);
   return enqueue(stream, [run] {
-    for (auto &b : blocks) permit(b, true);
-    run();
-    for (auto &b : blocks) permit(b, false);
+    open_memory(run);
     const char *wrong = emu_error();
     if (wrong) failure_text = wrong;
     return wrong ? (int)LAUNCH_FAILED : 0;

@@ -36,6 +36,10 @@ int begin(const char *name, bool needs_context);
 
 // Something to be done on a device: a kernel, a copy. Gives a code.
 typedef std::function<int()> Work;
+// Whether these bytes are device memory, and fn() with all of it open to the process.
+bool on_device(const void *p, size_t bytes);
+int open_memory(const std::function<void()> &fn);
+
 // Work at the end of a stream (nullptr: the default one), done when something waits for it.
 int enqueue(void *stream, Work work);
 // Does what a stream, or all of the current device, has left to do. The code of what failed.

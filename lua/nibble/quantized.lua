@@ -97,10 +97,26 @@ local function default_dtype(q)
   return (dtype == "f8_e4m3" or dtype == "f8_e8m0") and "bf16" or dtype
 end
 
+--- q:to(device) -> the weight with its codes, scales and zero-points in the memory of "cpu", "cuda", … | nil, msg, code
+-- What is small (g_idx, global scales, bias) stays in the computer's memory. On a device it dequantizes there.
+function methods.to(q, device)
+  local moved = setmetatable({}, meta)
+  for field, value in pairs(q) do moved[field] = value end
+  for _, part in ipairs { "codes", "scales", "zeros" } do
+    local msg, code
+    if q[part] then
+      moved[part], msg, code = q[part]:to(device)
+      if not moved[part] then return nil, msg, code end
+    end
+  end
+  return moved
+end
+
 --- q:dequantize([dtype [, out]]) -> tensor [n,k] of dtype (f32, bf16, f16; default: the scales' dtype, bf16
 -- where they are f8_e4m3 or e8m0). In float32, rounded once to dtype. out: a tensor to fill instead of a new one.
--- A global scale of 0, NaN or Inf is an error (CTM-NVFP4-07).
+-- A global scale of 0, NaN or Inf is an error (CTM-NVFP4-07). Of a weight on a device: there, without out | nil, msg, code.
 function methods.dequantize(q, dtype, out)
+  if not ffi.istype(tensor.type, q.codes) then return require("nibble.cuda").dequantize(q, { dtype = dtype }) end
   out = out or tensor.new(dtype or default_dtype(q), { q.n, q.k })
   if q.scheme.type == "int" then
     nffi.must(C.nb_dequantize(out, q.codes, q.scales, q.zeros, q.g_idx, q.scheme.bits))

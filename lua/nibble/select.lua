@@ -4,7 +4,8 @@
 --
 -- It knows no consumer: backends.selection says which classes one has.
 local backends = require "nibble.backends"
-local device_of = require("nibble.backends.query").device
+local query = require "nibble.backends.query"
+local device_of, copy = query.device, query.copy
 local rules = require "nibble.backends.selection"
 local choose = require "nibble.select.choose"
 local layers = require "nibble.select.layers"
@@ -142,6 +143,9 @@ function M.new(from, target)
     local known = tostring(t.device):match "^cuda"
     return nil, msg .. (known and "" or text.hint(tostring(t.device), devices)), code
   end
+  local given = t.packages
+  if device.packages then t.packages = copy(device.packages) end
+  for name, value in pairs(device.packages and given or {}) do t.packages[name] = value end
   local rule = rules[consumer.name] or rules.default
   if rule.platform and rule.platform ~= device.platform then
     return nil, ("%s is on %s only, and the device is %s"):format(consumer.name, rule.platform, device.text), "einval"

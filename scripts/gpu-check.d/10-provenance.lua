@@ -1,5 +1,6 @@
 -- Provenance and ceilings: what exactly was measured and on what; how fast this device copies and multiplies at best.
 local cuda = require "nibble.cuda"
+local data = require "data"
 local results = require "results"
 local timing = require "timing"
 
@@ -36,11 +37,23 @@ local function machine(ctx)
   return row
 end
 
+-- The bf16 product of n x n x n by cuBLASLt: the most that tensor cores give here.
+local function product(ctx)
+  local library, why = cuda.cublaslt()
+  if not library then return { status = "skipped", why = why } end
+  local n = ctx.small and 64 or 8192
+  local a, b = data.random("bf16", { n, n }, ctx.seed, "a"), data.random("bf16", { n, n }, ctx.seed, "b")
+  local x, w, y = assert(cuda.to(a, "cuda")), assert(cuda.to(b, "cuda")), assert(cuda.new("cuda", "bf16", { n, n }))
+  local seconds = timing.graph_seconds({ function() assert(cuda.gemm(y, x, w)) end }, ctx.emulated and 1 or 10)
+  return { library = library, flops = 2 * n ^ 3, seconds_each = seconds, tflops = 2 * n ^ 3 / seconds / 1e12,
+           emulated = ctx.emulated or nil }
+end
+
 return {
   title = "what is measured, and on what",
   seconds = 20, emulated_seconds = 10,
   python = "ceilings",
   cases = function()
-    return { { name = "machine", run = machine }, timing.copy_case() }
+    return { { name = "machine", run = machine }, timing.copy_case(), { name = "bf16 product by cuBLASLt", run = product } }
   end,
 }

@@ -5,11 +5,16 @@ local tools = require "tools"
 
 local TOOLS = { "memcheck", "racecheck", "synccheck", "initcheck" }
 
--- The first error of a log, and how many there are.
+-- How many errors a log tells of, and the first of them.
 local function errors_of(log)
-  local first = log:match "=========%s+(%u%w+:?[^\n]*\n=========[^\n]*)"
-  local count = tonumber(log:match "ERROR SUMMARY: (%d+)") or tonumber(log:match "RACECHECK SUMMARY: (%d+)")
-  return count, first and first:gsub("\n=========%s*", "; ") or ""
+  local first
+  for line in log:gmatch "=========%s+([^\n]+)" do
+    if not line:match "COMPUTE%-SANITIZER" and not line:match "SUMMARY:" then
+      first = first and first .. "; " .. line or line
+      if first:match "; " then break end
+    end
+  end
+  return tonumber(log:match "SUMMARY: (%d+)"), first
 end
 
 local function run_tool(ctx, sanitizer, tool)
@@ -26,7 +31,7 @@ local function run_tool(ctx, sanitizer, tool)
   os.remove(log)
   local count, first = errors_of(text)
   row.errors = count
-  if count and count > 0 then wrong = ("%d errors, the first: %s"):format(count, first) end
+  if count and count > 0 then wrong = ("%d errors, the first: %s"):format(count, first or "not told") end
   if not wrong and not cut and not count then wrong = "it wrote no summary: " .. text:sub(1, 200) end
   row.status, row.why = wrong and "failed" or "passed", wrong or cut
   return row

@@ -42,10 +42,8 @@ return {
   seconds = 120, emulated_seconds = 15,
   python = "benchmarks",
   cases = function(ctx)
-    local list = { timing.copy_case() }
-    for _, case in ipairs(pieces.collect("benchmarks", ctx)) do
-      if not ctx.only or case.name:find(ctx.only) then list[#list + 1] = case end
-    end
+    local list = { not ctx.once and timing.copy_case() or nil }
+    for _, case in ipairs(pieces.collect("benchmarks", ctx)) do list[#list + 1] = case end
     if ctx.emulated or ctx.once then return list end
     for i = 1, #list do list[#list + 1] = list[i] end
     return list

@@ -1,11 +1,12 @@
-"""Others' kernels on this GPU, timed as nibble's are: torch's bf16 product, its int4 and fp8 products, a Triton W4A16
-kernel, Marlin's own where --dir holds a module that has it.
+"""Others' kernels on this GPU, timed as nibble's are: torch's bf16 product, its int4 and fp8 products, and Marlin's own
+where --dir holds a library that has it (vLLM's _C.abi3.so, or any other that gives torch an operator of that name).
 
     python3 baselines.py ceilings|benchmarks [--dir DIR] FROM
 
 Prints a line of JSON for each event, as scripts/gpu-check.d/children.lua says: the cases from number FROM on."""
 import argparse
 import json
+import pathlib
 import sys
 import time
 
@@ -81,8 +82,6 @@ def torch_bf16(torch, m, k, n, options):
 
 
 def torch_int4(torch, m, k, n, options):
-    if m > 128:
-        raise Skip("it is for few tokens; left out above 128")
     x = torch.randn(m, k, dtype=torch.bfloat16, device="cuda")
     codes = torch.randint(0, 255, (n, k // 2), dtype=torch.uint8, device="cuda")
     scales = torch.rand(k // 128, n, 2, dtype=torch.bfloat16, device="cuda")
@@ -92,48 +91,74 @@ def torch_int4(torch, m, k, n, options):
 
 
 def torch_fp8(torch, m, k, n, options):
-    rows = max(m, 16)  # cuBLASLt takes no fewer
-    x = torch.randn(rows, k, device="cuda").to(torch.float8_e4m3fn)
+    x = torch.randn(m, k, device="cuda").to(torch.float8_e4m3fn)
     one = torch.ones((), device="cuda")
     weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16).to(torch.float8_e4m3fn) for _ in range(copies_of(n * k))]
     return timed(torch, [lambda w=w: torch._scaled_mm(x, w.t(), one, one, out_dtype=torch.bfloat16) for w in weights])
 
 
-def triton_w4a16(torch, m, k, n, options):
-    """A plain W4A16 kernel in Triton, as one would write it: [n, k/8] words, groups of 128."""
-    if m > 128:
-        raise Skip("written for few tokens; left out above 128")
-    try:
-        from triton_w4a16 import matmul
-    except ImportError as missing:
-        raise Skip(f"triton cannot be had: {missing}") from missing
-    x = torch.randn(m, k, dtype=torch.bfloat16, device="cuda")
-    words = torch.randint(-(2**31), 2**31 - 1, (k // 8, n), dtype=torch.int32, device="cuda")
-    scales = torch.rand(k // 128, n, dtype=torch.bfloat16, device="cuda")
-    weights = [words.clone() for _ in range(copies_of(n * k // 2))]
-    return timed(torch, [lambda w=w: matmul(x, w, scales) for w in weights])
+MARLIN_NAMES = ("gptq_marlin_gemm", "marlin_gemm")
+UINT4B8 = 4 << 8 | 8 << 17 | 1 << 50  # vLLM's number of this type: 4 bits, bias 8, NaN as in IEEE 754
+
+
+def marlin_operator(torch, folder):
+    """The operator and its schema, out of the libraries in a folder."""
+    problems = []
+    for library in sorted(pathlib.Path(folder).rglob("*.so")):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError as why:
+            problems.append(str(why))
+    for schema in torch._C._jit_get_all_schemas():
+        namespace, _, name = schema.name.partition("::")
+        if name in MARLIN_NAMES and any(a.name == "size_m" for a in schema.arguments):
+            return getattr(getattr(torch.ops, namespace), name), schema
+    raise Skip(f"{folder} has no library with Marlin's operator: {'; '.join(problems)[:300]}")
 
 
 def marlin(torch, m, k, n, options):
-    """Marlin through DIR/marlin_baseline.py: make(m, k, n, dtype) -> function of a copy's number that multiplies once."""
-    if not options.dir:
-        raise Skip("--baselines names no folder with Marlin's kernel")
-    sys.path.insert(0, options.dir)
-    try:
-        from marlin_baseline import make
-    except ImportError as missing:
-        raise Skip(f"{options.dir} has no marlin_baseline.py that loads: {missing}") from missing
-    count = copies_of(n * k // 2)
-    call = make(m=m, k=k, n=n, group=128, copies=count)
-    return timed(torch, [lambda i=i: call(i) for i in range(count)])
+    """Its versions differ in their arguments: they are given by name."""
+    operator, schema = marlin_operator(torch, options.dir)
+    device = {"device": "cuda"}
+    x = torch.randn(m, k, dtype=torch.bfloat16, **device)
+    words = torch.randint(-(2**31), 2**31 - 1, (k // 16, n * 2), dtype=torch.int32, **device)
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    none = torch.empty(0, dtype=torch.int32, **device)
+    given = {
+        "a": x,
+        "b_scales": torch.rand(k // 128, n, dtype=torch.bfloat16, **device),
+        "workspace": torch.zeros(4 * multiprocessors, dtype=torch.int32, **device),
+        "b_q_type": UINT4B8,
+        "b_q_type_id": UINT4B8,
+        "b_type_id": UINT4B8,
+        "num_bits": 4,
+        "size_m": m,
+        "size_n": n,
+        "size_k": k,
+        "is_k_full": True,
+        "has_zp": False,
+        "use_atomic_add": False,
+        "use_fp32_reduce": True,
+        "is_zp_float": False,
+    }
+
+    def value(argument):
+        if argument.name in given:
+            return given[argument.name]
+        return None if "Optional" in str(argument.type) else none
+
+    def call(weight):
+        return operator(*(weight if a.name == "b_q_weight" else value(a) for a in schema.arguments))
+
+    weights = [words.clone() for _ in range(copies_of(n * k // 2))]
+    return timed(torch, [lambda w=w: call(w) for w in weights])
 
 
-BASELINES = {
-    "torch bf16": torch_bf16,
-    "torch int4pack": torch_int4,
-    "torch fp8": torch_fp8,
-    "triton w4a16": triton_w4a16,
-    "marlin": marlin,
+BASELINES = {  # and the most tokens that each is for
+    "torch bf16": (torch_bf16, 4096),
+    "torch int4pack": (torch_int4, 128),
+    "torch fp8": (torch_fp8, 4096),
+    "marlin": (marlin, 4096),
 }
 
 
@@ -163,7 +188,9 @@ def cases(options):
         return
     for k, n in SHAPES:
         for m in TOKENS:
-            for name, run in BASELINES.items():
+            for name, (run, most) in BASELINES.items():
+                if m > most or run is marlin and not options.dir:
+                    continue
                 shape = {"baseline": name, "m": m, "k": k, "n": n, "flops": 2 * m * k * n}
                 yield f"{name} {k}x{n} m={m}", lambda torch, run=run, shape=shape: {
                     **run(torch, shape["m"], shape["k"], shape["n"], options),

@@ -48,8 +48,18 @@ M.changed = nffi.interpreted(function(document, root)
   return out
 end)
 
+-- A row's numbers with the six digits that a measurement has at most.
+local function rounded(value)
+  if type(value) == "number" and value ~= math.floor(value) then return tonumber(("%.6g"):format(value)) end
+  if type(value) ~= "table" then return value end
+  local out = {}
+  for key, v in pairs(value) do out[key] = rounded(v) end
+  return out
+end
+jit.off(rounded)
+
 -- The document with a row on a line, so that two of them can be compared line by line.
-local function text_of(document)
+local text_of = nffi.interpreted(function(document)
   local rows = {}
   local function row_on_a_line(mark) return rows[tonumber(mark)] end
   local copy, stages = {}, json.array {}
@@ -57,7 +67,7 @@ local function text_of(document)
   for i, stage in ipairs(document.stages) do
     local marks = json.array {}
     for j, row in ipairs(stage.rows) do
-      rows[#rows + 1] = json.encode(row)
+      rows[#rows + 1] = json.encode(rounded(row))
       marks[j] = "\1row " .. #rows
     end
     stages[i] = {}
@@ -66,8 +76,7 @@ local function text_of(document)
   end
   copy.stages = stages
   return (json.encode(copy, { indent = 1 }):gsub('"\\u0001row (%d+)"', row_on_a_line)) .. "\n"
-end
-nffi.interpreted(text_of)
+end)
 
 --- write(path, document) -> true | nil, msg: the old file or the new one, never a part.
 function M.write(path, document) return checkpoint.write_file(path, text_of(document)) end
@@ -86,6 +95,8 @@ function M.unfit(document)
     return "it is not a results file of this nibble"
   end
   if document.emulated then return "it comes from the emulator" end
+  if document.small then return "its shapes are small" end
+  if document.only then return "it ran only some cases" end
   if not document.complete then return "it was cut off" end
   for _, name in ipairs { "correctness", "benchmarks" } do
     local stage = M.stage(document, name)

@@ -16,8 +16,13 @@ function M.child(ctx, stage, ...)
   -- A path, for those who start it in our place: "/proc/self/exe" would be they themselves.
   local program = process.program()
   if program == "/proc/self/exe" then program = ctx.build .. "/nibble" end
-  local command = { program, ctx.root .. "/scripts/gpu-check.lua", "--stages", stage, "--child", stage, "--seed", tostring(ctx.seed), ... }
-  if ctx.emulated then command[#command + 1] = "--emu" end
+  local command = { program, ctx.root .. "/scripts/gpu-check.lua", "--stages", stage, "--child", stage, "--seed", tostring(ctx.seed) }
+  local function add(...)
+    for _, word in ipairs { ... } do command[#command + 1] = word end
+  end
+  if ctx.emulated then add "--emu" elseif ctx.small then add "--small" end
+  if ctx.only then add("--only", ctx.only) end
+  add(...)
   return command
 end
 

@@ -55,11 +55,16 @@ function M.run(name, launch, ...)
     args[i - 1] = keep[i]
   end
   local wrong = C.emu_run(name, launch.grid or 1, launch.block or 32, launch.shared or 0, args)
+  return wrong ~= nil and ffi.string(wrong) or nil, M.counts()
+end
+
+--- emulator.counts() -> what the last launch did, whoever began it: bytes, sectors and bank conflicts
+function M.counts()
   local counts = {}
   for _, c in ipairs { "global_read", "global_written", "global_sectors", "bank_conflicts", "copies", "barriers" } do
     counts[c] = tonumber(C.emu_last_counts()[0][c])
   end
-  return wrong ~= nil and ffi.string(wrong) or nil, counts
+  return counts
 end
 
 --- emulator.orders(fn): calls fn(order) for orders of threads of every kind, each set

@@ -9,6 +9,7 @@ local M = {}
 -- where layers are to run on a device, before the others.
 local list = {
   { name = "marlin_cuda", kind = "linear", device = "cuda", title = "4- and 8-bit integers on a CUDA device, dense" },
+  { name = "dequantize_cuda", kind = "linear", device = "cuda", title = "any weights by cuBLASLt on a CUDA device, dense" },
   { name = "awq_marlin", kind = "linear", title = "AWQ on Marlin, dense" },
   { name = "awq", kind = "linear", title = "AWQ without Marlin, dense" },
   { name = "pymllm", kind = "linear", named = true, title = "pymllm's AWQ on Marlin, dense" },
@@ -76,6 +77,11 @@ function takes.marlin_cuda(rec, s)
   if zeros and zeros.dtype ~= "i32" then return nil, "its zero-points are not in words" end
   return { format = rec.format, bits = s.bits, group = s.strategy == "group" and s.group or -1, zero_point = not s.symmetric,
     actorder = s.actorder == "group" }
+end
+
+function takes.dequantize_cuda(rec, s)
+  if s.activations then return nil, "its inputs are quantized" end
+  return { scheme = s, format = rec.format }
 end
 
 function takes.inc(rec, s)

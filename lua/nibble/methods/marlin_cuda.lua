@@ -3,6 +3,7 @@
 -- MRL-34, CTM-WNA16-02). Which layers: what the oracle's table of nibble says, and nothing is padded.
 local backends = require "nibble.backends"
 local cuda = require "nibble.cuda"
+local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
 local awq = require "nibble.methods.awq"
 local linear = require "nibble.methods.linear"
@@ -15,15 +16,9 @@ M.__index = M
 -- {on = "cuda"}) -> method | nil, msg, code
 -- on: the device. format: whose parameters a layer is loaded from; v1 of GPTQ stores zero-points minus one. Without a device its sentence.
 function M.new(config, options)
-  local device = options and options.on or "cuda"
-  local devices, msg, code = cuda.devices()
-  if not devices then return nil, msg, code end
-  local number = cuda.number_of(device, 2)
-  local found = devices[number]
-  if not found or not found.usable then
-    return nil, found and found.why or ("there is no %s; devices here: %d, from cuda:0 on"):format(device, #devices), "eunsupported"
-  end
-  return setmetatable({ config = config, device = found.name, sm = found.sm }, M)
+  local device, msg, code = cuda.device(options and options.on or "cuda")
+  if not device then return nil, msg, code end
+  return setmetatable({ config = config, device = device.name, sm = device.sm }, M)
 end
 
 -- ---- parameters, as each format stores them ---------------------------------------------
@@ -37,6 +32,7 @@ local function gptq_parameters(L, c, groups)
       pack_factor = pf })
   end
   if c.actorder then L:register("g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
+  linear.register_bias(L)
 end
 
 local function ct_parameters(L, c, groups)
@@ -49,6 +45,7 @@ local function ct_parameters(L, c, groups)
       pack_factor = pf })
   end
   if c.actorder then L:register("weight_g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
+  linear.register_bias(L)
 end
 
 -- format -> the parameters that it stores, and what they are for methods.marlin: words and their order, scales [G,N],
@@ -102,37 +99,29 @@ function M:create(L)
   groups, msg, code = linear.groups(L, self.config.group)
   if not groups then return nil, msg, code end
   forms[self.config.format].register(L, self.config, groups)
-  linear.register_bias(L)
   return true
 end
 
 
--- Of the small parts of a layer, what stays on the device after its processing.
-local kept = { "scales", "zeros", "bias", "perm", "sorted_g_idx" }
-
 --- method:process(L) -> true | nil, msg, code
--- After loading: words, scales, zero-points and bias go to the device and are put into Marlin's order there. The
--- parameters that were loaded are given up; L keeps "words" and the rest on the device.
+-- After loading: the words go to the device and are put into Marlin's order there; scales, zero-points and bias, a
+-- hundredth of them, are put into theirs before they go. The parameters that were loaded are given up: L keeps "words",
+-- "scales", "zeros", "bias", "perm" and "sorted_g_idx" on the device, those that there are.
 function M:process(L)
+  if L.order_of_words then error(("layer %s was processed: load it again"):format(L.name), 2) end
   local c = self.config
   local m = forms[c.format].parts(L, c)
-  m.bits, m.group, m.bias = c.bits, c.group, L:get "bias"
-  for _, name in ipairs { "words", "scales", "zeros", "bias" } do
-    if m[name] then
-      local t, msg, code = m[name]:to(self.device)
-      if not t then return nil, msg, code end
-      m[name] = t
-    end
-  end
-  local outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
+  local words, msg, code = m.words:to(self.device)
+  if not words then return nil, msg, code end
+  m.words, m.bits, m.group, m.bias = words, c.bits, c.group, L:get "bias"
+  local outs
+  outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
   if not outs then return nil, msg, code end
   for _, name in ipairs(L:names()) do L:replace(name, nil) end
-  L:replace("words", outs[1].words)
-  for _, name in ipairs(kept) do
-    local t = outs[1][name]
-    if t and t:where() == "cpu" then t, msg, code = t:to(self.device) end
-    if outs[1][name] and not t then return nil, msg, code end
-    if t then L:replace(name, t) end
+  for name, t in pairs(outs[1]) do
+    t, msg, code = t:to(self.device)
+    if not t then return nil, msg, code end
+    L:replace(name, t).permuted = name == "bias"
   end
   L.order_of_words = "marlin"
   return true
@@ -140,5 +129,28 @@ end
 
 --- method:quant() -> nil: linear layers hand no description to other kernels.
 function M.quant() end
+
+--- method:apply(L, x [, bias]) -> y [.., n] | nil, msg, code
+-- y = x · Ŵ + bias, as awq_marlin's, in the layer's dtype: x is rounded to it and goes to the device, y comes back in x's
+-- dtype. x on the device: of the layer's dtype, and y stays there. bias: in Marlin's order, on the device. (AWQ-26)
+function M:apply(L, x, bias)
+  if L.order_of_words ~= "marlin" then error(("layer %s is not processed yet: call process after loading"):format(L.name), 2) end
+  local flat, shape = linear.rows(L, x)
+  local here, c = x:where() == "cpu", self.config
+  if here then
+    local msg, code
+    flat, msg, code = linear.rounded(flat, L.dtype):to(self.device)
+    if not flat then return nil, msg, code end
+  end
+  local y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
+    words = L:get "words", scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx",
+    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype })
+  if not y then return nil, msg, code end
+  if here then
+    y, msg, code = y:to "cpu"
+    if not y then return nil, msg, code end
+  end
+  return linear.shaped(y, x, shape, L.n)
+end
 
 return M

@@ -111,6 +111,8 @@ local function linear(self, name)
       t:drop()
     end
   end
+  if method.read then ok, msg, code = method:read(L, self.ck) end
+  if not ok then return nil, msg, code end
   ok, msg, code = method:process(L)
   if not ok then return nil, msg, code end
   return keep(self, name, L)

@@ -42,13 +42,11 @@ end
 
 local function grouped(t) return marlin.permute_scales(t, 640, 128) end
 local function single(t) return marlin.permute_scales(t, 640, -1) end
-local function back(t) return marlin.unpermute_scales(t, 640, -1) end
 
 local KINDS = { { "codes", "u8", function(t) return marlin.zero_points(t, 4) end, name = "zero-points, one to a byte" } }
 for bits, dtype in pairs { [8] = "f8_e4m3", [16] = "bf16", [32] = "f32" } do
   KINDS[#KINDS + 1] = { bits, dtype, grouped, order_of(grouped), name = dtype .. ", grouped" }
   KINDS[#KINDS + 1] = { bits, dtype, single, order_of(single), name = dtype .. ", single" }
-  KINDS[#KINDS + 1] = { bits, dtype, back, order_of(back), name = dtype .. ", single, back" }
 end
 for _, bits in ipairs { 4, 8 } do
   for _, a8 in ipairs { false, true } do

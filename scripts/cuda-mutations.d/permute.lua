@@ -24,7 +24,6 @@ return {
       "nb_marlin_zero_slots(slot, bits, NB_MARLIN_AWQ)" },
     { "host: no order of 8-bit activations", HOST, "nb_marlin_zero_columns(j.order.from, bits, a8 != 0);\n  nb_marlin_zero_slots",
       "nb_marlin_zero_columns(j.order.from, bits, false);\n  nb_marlin_zero_slots" },
-    { "host: the inverse forgotten", HOST, "&seen, grouped, inverse, what", "&seen, grouped, 0, what" },
     { "host: codes not looked at", HOST, "if (!found) return NB_OK;", "return NB_OK;" },
     { "host: the mark is kept", HOST, "  nb_tensor_release(&wrong);\n", "" },
   },

@@ -126,6 +126,17 @@ int nb_device_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bit
 int nb_device_marlin_awq_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
 int nb_device_marlin_packed_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
 
+/* ---- numbers for the Marlin kernels (marlin_numeric.c) ---------------------------------------
+ * Likewise. fp8_preprocess: with zeros n must be a multiple of 32 (NB_EUNSUPPORTED); out may be words. int8_scales,
+ * nvfp4_factor and, with a8, mx_scales wait for the device, so no graph can hold them. */
+
+int nb_device_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits,
+                                    int inverse);
+int nb_device_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales);
+int nb_device_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
+int nb_device_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor);
+int nb_device_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
+
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 
 /* nb_rtn_quantize, nb_float_quantize and nb_absmax with all tensors on one device: their shapes, dtypes, bytes and

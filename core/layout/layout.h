@@ -117,4 +117,12 @@ int nb_marlin_fold_check(const nb_tensor *words, const nb_tensor *zeros, int bit
 int nb_act_int8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x);
 int nb_act_fp8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x, int mode);
 
+/* What the other functions of marlin_numeric.c ask of their scales, and the factor of NVFP4 scales whose largest is
+ * max (0: of f16). */
+int nb_expect_float16(const nb_tensor *t, const char *what);
+int nb_marlin_int8_max_check(float max, const char *what);
+double nb_marlin_nvfp4_factor_of(float max);
+int nb_marlin_nvfp4_check(const nb_tensor *scales, const char *what);
+int nb_marlin_mx_check(const nb_tensor *scales, const char *what);
+
 #endif

@@ -18,6 +18,7 @@ describe("golden, on a device", function()
     for _, op in ipairs { "gptq_marlin_repack", "gptq_marlin_moe_repack", "awq_marlin_repack", "awq_marlin_moe_repack",
       "marlin_permute_scales", "marlin_moe_permute_scales", "marlin_permute_bias", "marlin_zero_points",
       "awq_to_marlin_zero_points", "moe_awq_to_marlin_zero_points", "moe_packed_to_marlin_zero_points",
+      "marlin_act_int8_process_scales", "marlin_int4_fp8_preprocess", "nvfp4_marlin_process_scales",
       "linear_process_weights", "awq_moe_process_weights", "gptq_moe_process_weights", "prepare_fp8_layer_for_marlin" } do
       assert.is_truthy(operations[op], op .. " did not reach the device")
     end

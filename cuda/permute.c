@@ -110,6 +110,7 @@ int nb_device_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bit
   NB_TRY(nb_marlin_zeros_shape(shape, &seen, false, bits, what));
   nb_marlin_zero_columns(j.order.from, bits, a8 != 0);
   if (bits == 8) return permute(out, zeros, d, &j, NB_I32, shape, what);
+  NB_TRY(nb_cuda_no_capture(d, "no zero-points can be packed: a code that does not fit could not be told"));
   NB_TRY(nb_tensor_new_on(&wrong, d->number, NB_I32, 1, NB_SHAPE(1)));
   j.wrong = wrong.data;
   int rc = nb_cuda_result(&to, out, d, NB_I32, zeros->ndim, shape, what);

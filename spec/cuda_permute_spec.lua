@@ -167,6 +167,52 @@ describe("layout.marlin on a device", function()
       print(same .. " of " .. of) ]])
   end)
 
+  it("prepares a whole weight there, act-order and 8-bit activations too: methods.marlin.prepare", function()
+    assert.equal("words scales bias | words scales bias perm | words scales zeros | words scales global 0", run [[
+      local prepare, told = require("nibble.methods.marlin").prepare, {}
+      local function fill(dtype, shape)
+        local t = nb.tensor("u8", { nb.tensor(dtype, shape):bytes() })
+        for i = 1, t:numel() do t:set(i, (i * 167) % 60) end
+        return t:as(dtype, shape)
+      end
+      local function both(m)
+        local d, same = {}, {}
+        for k, v in pairs(m) do d[k] = k ~= "g_idx" and type(v) == "cdata" and v:to "cuda" or v end
+        local here, there = assert(prepare(m)), assert(prepare(d))
+        for _, name in ipairs { "words", "scales", "zeros", "bias", "perm", "global" } do
+          local a, b = here[name], there[name]
+          if type(a) == "cdata" and b:to("cpu"):equal(a) then same[#same + 1] = name end
+          if type(a) == "number" then same[#same + 1] = name .. " " .. a - b end
+        end
+        told[#told + 1] = table.concat(same, " ")
+      end
+      local scales, bias, g_idx = fill("f16", { 4, 128 }), fill("f16", { 128 }), nb.tensor("i32", { 128 })
+      for i = 0, 127 do g_idx:ptr()[i] = i * 5 % 4 end
+      both { words = fill("i32", { 16, 128 }), order = "gptq", bits = 4, group = 32, scales = scales, bias = bias }
+      both { words = fill("i32", { 32, 128 }), order = "gptq", bits = 8, group = 32, scales = scales, bias = bias, g_idx = g_idx }
+      both { words = fill("i32", { 128, 16 }), order = "awq", bits = 4, group = 32, scales = scales, zeros = fill("i32", { 4, 16 }) }
+      both { words = fill("i32", { 16, 128 }), order = "gptq", bits = 4, group = 32, scales = scales, activations = "int8" }
+      print(table.concat(told, " | ")) ]])
+  end)
+
+  it("can be part of a graph where nothing needs to be told, else says so", function()
+    local out = run [[
+      local scales, words = nb.tensor("f16", { 2, 64 }), nb.tensor("i32", { 2, 64 })
+      for i = 1, 128 do scales:set(i, i) words:set(i, i * 7919) end
+      local d, w = scales:to "cuda", words:to "cuda"
+      local graph, a, b = nb.cuda.graph(function() return marlin.permute_scales(d, 128, 64), marlin.repack(w, 4) end)
+      assert(graph())
+      print(a:to("cpu"):equal(marlin.permute_scales(scales, 128, 64)), b:to("cpu"):equal(marlin.repack(words, 4)))
+      local z, codes = nb.tensor("u8", { 1, 64 }):to "cuda", d:as("u8", { 4, 64 })
+      for _, f in ipairs { function() return marlin.zero_points(codes, 8) and marlin.zero_points(z, 4) end,
+        function() return marlin.int8_scales(d) end, function() return marlin.mx_scales(codes, true) end } do
+        print(select(2, pcall(nb.cuda.graph, f)))
+      end ]]
+    assert.matches("^true\ttrue\n", out)
+    local _, refused = out:gsub("while a graph is captured", "")
+    assert.equal(3, refused, out)
+  end)
+
   it("refuses what is refused in the computer's memory, in the same words", function()
     assert.equal("same", run [[
       local function both(name, t, ...)

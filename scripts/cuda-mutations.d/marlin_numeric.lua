@@ -5,8 +5,8 @@ return {
   spec = "spec/cuda_marlin_numeric_spec.lua",
   bugs = {
     { "fold: equal is below", KERNELS, "(q | 0x80808080u) - z", "(q | 0x80808080u) - z - ONES" },
-    { "fold: the high nibbles with the low zero-points", KERNELS, "fold(w >> 4 & LOW, z >> 4 & LOW) << 4",
-      "fold(w >> 4 & LOW, z & LOW) << 4" },
+    { "fold: the high nibbles with the low zero-points", KERNELS, "| fold(w >> 4 & LOW, z >> 4 & LOW) << 4",
+      "| fold(w >> 4 & LOW, z & LOW) << 4" },
     { "unfold: 16 is not beyond", KERNELS, "over = (sum >> 4 & ONES)", "over = (sum >> 5 & ONES)" },
     { "fold: the first zero-points for all", KERNELS, "zero = r / per_zero * units", "zero = 0" },
     { "fold: zero-points of the row", KERNELS, "zero = r / per_zero * units", "zero = r * units" },

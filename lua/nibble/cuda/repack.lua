@@ -18,15 +18,20 @@ local function done(name, t, ...)
   return tensors.make(t.t.device, function(out) return f(out, t.t, unpack(given, 1, n)) end)
 end
 
+local function checked(bits, what)
+  if bits == 4 or bits == 8 then return bits end
+  error(("marlin %s: bits must be 4 or 8, found %s"):format(what, tostring(bits)), 3)
+end
+
 -- perm: on the device or in the computer's memory.
-function M.repack(words, bits, a8, perm) return done("repack", words, any(perm), bits, flag(a8)) end
+function M.repack(words, bits, a8, perm) return done("repack", words, any(perm), checked(bits, "repack"), flag(a8)) end
 function M.permute_scales(scales, k, group, a8) return done("permute_scales", scales, k, group, flag(a8), 0) end
 function M.unpermute_scales(scales, k, group, a8) return done("permute_scales", scales, k, group, flag(a8), 1) end
 function M.permute_bias(bias) return done("permute_bias", bias, 0) end
 function M.unpermute_bias(bias) return done("permute_bias", bias, 1) end
 
 for _, name in ipairs { "awq_repack", "zero_points", "awq_zero_points", "packed_zero_points" } do
-  M[name] = function(t, bits, a8) return done(name, t, bits, flag(a8)) end
+  M[name] = function(t, bits, a8) return done(name, t, checked(bits, name), flag(a8)) end
 end
 
 -- zeros: on the device.

@@ -45,6 +45,9 @@ void nb_cuda_room_drop(void *room);
  * Fails where it lies in the computer's memory, on another device than *d (NULL: any), or does not begin on a
  * multiple of 16 bytes, which kernels take at once. what: who asks. The seen tensor is not to be released. */
 int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, const char *what);
+/* The same on a multiple of so many bytes. */
+int nb_cuda_operand_at(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, int64_t alignment,
+                       const char *what);
 /* nb_expect of a tensor that must lie on this device, its elements on multiples of their size. */
 int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim,
                    const int64_t *shape);

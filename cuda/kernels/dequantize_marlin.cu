@@ -49,13 +49,15 @@ template <int BITS> struct octet {
 };
 
 template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
-  const int across = w.job.n / TILE_COLUMNS, kt = t / across, nt = t % across, a = lane / 8, q = lane % 8;
+  const int across = w.job.columns / TILE_COLUMNS, kt = t / across,
+            nt = w.job.first / TILE_COLUMNS + t % across, a = lane / 8, q = lane % 8;
+  const int64_t source = (int64_t)kt * (w.job.n / TILE_COLUMNS) + nt;
   const int per_group = w.job.k / w.job.groups;
   const bool alike = per_group % TILE_ROWS == 0; /* rows of one group: the division is done once */
   uint32_t word[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) {
-    word[i] = w.words[(int64_t)t * LANES * BITS + i * 4 * BITS + (BITS == 4 ? lane / 2 : lane)];
+    word[i] = w.words[source * LANES * BITS + i * 4 * BITS + (BITS == 4 ? lane / 2 : lane)];
     if (BITS == 4) word[i] >>= q % 2 * 8; /* odd octets' slots are two further on */
   }
   octet<BITS> g;
@@ -78,14 +80,15 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
       u[i] = w.job.out == NB_AS_BF16 ? bf16_pair(x[0], x[1]) : f16_pair(x[0], x[1]);
     }
     const int64_t to = w.perm ? (int)w.perm[row] : row;
-    cast<uint4>(w.out)[(to * w.job.n + nt * TILE_COLUMNS) / 8 + q] = make_uint4(u[0], u[1], u[2], u[3]);
+    cast<uint4>(w.out)[(to * w.job.columns + t % across * TILE_COLUMNS) / 8 + q] =
+        make_uint4(u[0], u[1], u[2], u[3]);
   }
 }
 
 } // namespace dequantize
 
-/* out [k,n] of words [k/16, n*bits/2], 4 or 8 bits, scales [G,n] permuted, zeros [G, n*bits/32] or null; perm and g_idx
- * [k] or null: trusted. k a multiple of 16, n of 64, of 2^31 words in all at most. A warp for each tile. */
+/* out [k, job.columns] of words [k/16, n*bits/2], 4 or 8 bits, scales [G,n] permuted, zeros [G, n*bits/32] or null; perm and g_idx
+ * [k] or null: trusted. k a multiple of 16, n, first and columns of 64, of 2^31 words in all at most. A warp for each tile. */
 extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_MARLIN_WARPS * 32)
     nb_dequantize_marlin(global<const uint32_t> words, global<const uint8_t> scales,
                          global<const uint32_t> zeros, global<const int32_t> perm,
@@ -93,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_MARLIN_WARPS * 32)
   const dequantize::marlin w = {words, zeros, scales, perm, g_idx, out, job};
   const int t = (int)(blockIdx.x * NB_DEQUANTIZE_MARLIN_WARPS + threadIdx.x / 32),
             lane = (int)threadIdx.x % 32;
-  if (t >= job.k / 16 * (job.n / 64)) return;
+  if (t >= job.k / 16 * (job.columns / 64)) return;
   if (job.bits == 4) dequantize::tile<4>(w, t, lane);
   else dequantize::tile<8>(w, t, lane);
 }

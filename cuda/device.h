@@ -7,14 +7,21 @@
 
 enum { NB_CUDA_DEVICES = 64, NB_CUDA_LEAST_SM = 80 };
 
+/* Who keeps device memory for a stream's work: nb_cuda_workspace. */
+enum { NB_CUDA_FOR_BLAS, NB_CUDA_FOR_PRODUCT, NB_CUDA_FOR_PANELS, NB_CUDA_USERS };
+
 typedef struct nb_cuda_device {
   const nb_cuda_driver *cu;
-  int number;     /* as nb_tensor.device: from 1 */
-  int ordinal;    /* the driver's number: from 0 */
-  void *context;  /* the primary one, which other libraries of the process share; NULL: not used yet */
-  void **modules; /* its kernels, by their files; NULL: not loaded yet (launch.c) */
-  char last[64];  /* the kernel launched last: a failure shows later, in another call */
-  char lost[640]; /* not empty: the sentence of the failure after which nothing works */
+  int number;          /* as nb_tensor.device: from 1 */
+  int ordinal;         /* the driver's number: from 0 */
+  nb_device_info info; /* asked for once */
+  void *context;       /* the primary one, which other libraries of the process share; NULL: not used yet */
+  void **modules;      /* its kernels, by their files; NULL: not loaded yet (launch.c) */
+  nb_graph *capture;   /* the graph that is being captured (stream.c) */
+  void *blas;          /* cuBLASLt's handle; NULL: not used yet (blas.c) */
+  void *workspaces[NB_CUDA_USERS]; /* the default stream's (nb_cuda_workspace); NULL: not used yet */
+  char last[64];                   /* the kernel launched last: a failure shows later, in another call */
+  char lost[640];                  /* not empty: the sentence of the failure after which nothing works */
 } nb_cuda_device;
 
 /* Device `number` with its context current on this thread; NB_EUNSUPPORTED without driver, device or sm_80,
@@ -25,5 +32,58 @@ int nb_cuda_use(nb_cuda_device **out, int number);
 int nb_cuda_failed(nb_cuda_device *d, int code, const char *what, ...) NB_PRINTF(3, 4);
 /* Room for out's shape on a device, undefined contents. */
 int nb_cuda_tensor(nb_tensor *out, nb_cuda_device *d, int dtype, int ndim, const int64_t *shape);
+
+/* Device memory that no tensor counts, held once; nb_cuda_room_drop lets go of it. */
+int nb_cuda_room_new(void **room, nb_cuda_device *d, int64_t bytes);
+nb_cuda_ptr nb_cuda_room_at(const void *room);
+int64_t nb_cuda_room_bytes(const void *room);
+void nb_cuda_room_drop(void *room);
+
+/* ---- operands of device functions (operands.c) ---- */
+
+/* t as if it lay in the computer's memory, for the CPU's checks of dtype and shape, and its device, ready for use.
+ * Fails where it lies in the computer's memory, on another device than *d (NULL: any), or does not begin on a
+ * multiple of 16 bytes, which kernels take at once. what: who asks. The seen tensor is not to be released. */
+int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, const char *what);
+/* The same on a multiple of so many bytes. */
+int nb_cuda_operand_at(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, int64_t alignment,
+                       const char *what);
+/* nb_expect of a tensor that must lie on this device, its elements on multiples of their size. */
+int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim,
+                   const int64_t *shape);
+/* The tensor to fill: out where it is one, which must have this dtype and shape on d; a new one where out is empty
+ * (all 0). Afterwards nb_cuda_finish gives it to out, or releases what was new where rc < 0; it gives rc. */
+int nb_cuda_result(nb_tensor *to, const nb_tensor *out, nb_cuda_device *d, int dtype, int ndim,
+                   const int64_t *shape, const char *what);
+int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc);
+/* Blocks that d holds at once: so many to a processor, or as many as its shared memory has room for. */
+int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor, int shared_bytes);
+
+/* ---- weights in Marlin's order as floats, panel by panel (dequantize_marlin.c) ---- */
+
+typedef struct nb_cuda_marlin {
+  nb_cuda_device *d;
+  const nb_marlin_weight *w;
+  nb_tensor perm, g_idx; /* on d; empty without */
+  int dtype;
+} nb_cuda_marlin;
+
+/* Checks the weight, as nb_device_marlin_dequantize does, which is one panel of all columns. */
+int nb_cuda_marlin_begin(nb_cuda_marlin *m, const nb_marlin_weight *w, int dtype);
+void nb_cuda_marlin_end(nb_cuda_marlin *m);
+/* Columns from `first` on, both multiples of 64, to out [k, columns] on the device. */
+int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int64_t columns);
+
+/* ---- streams and graphs (stream.c) ---- */
+
+/* The driver's handle of the calling thread's current stream; NULL: the default one. */
+void *nb_cuda_stream(const nb_cuda_device *d);
+/* Refuses what cannot be part of a graph while one is captured on the device; what: "nothing can wait". */
+int nb_cuda_no_capture(nb_cuda_device *d, const char *what);
+/* Gives one hold on a room (memory.c) to the graph that is being captured; false: there is none. */
+bool nb_cuda_keep(nb_cuda_device *d, void *room);
+/* Device memory that the current stream keeps for one user of it, at least so many bytes, all 0 when it is made or grows:
+ * gone with the stream; a graph has its own. What runs in the stream uses it in turn. */
+int nb_cuda_workspace(void **at, nb_cuda_device *d, int user, int64_t bytes);
 
 #endif

@@ -37,6 +37,8 @@ static bool load(const char *path) {
     return false; \
   }
   NB_CUDA_FUNCTIONS(LOAD)
+#define LOAD_IF_THERE(name, parameters) *(void **)&driver.name = dlsym(library, #name);
+  NB_CUDA_YOUNGER_FUNCTIONS(LOAD_IF_THERE)
   int (*emulated)(void);
   *(void **)&emulated = dlsym(library, "nb_emulated_driver");
   driver.stand_in = emulated && emulated();

@@ -22,18 +22,36 @@ typedef uint64_t nb_cuda_ptr; /* an address on a device: CUdeviceptr */
   X(cuMemGetInfo_v2, (size_t * free, size_t * total)) \
   X(cuMemAlloc_v2, (nb_cuda_ptr * at, size_t bytes)) \
   X(cuMemFree_v2, (nb_cuda_ptr at)) \
-  X(cuMemcpyHtoD_v2, (nb_cuda_ptr to, const void *from, size_t bytes)) \
-  X(cuMemcpyDtoH_v2, (void *to, nb_cuda_ptr from, size_t bytes)) \
-  X(cuMemcpyDtoD_v2, (nb_cuda_ptr to, nb_cuda_ptr from, size_t bytes)) \
-  X(cuMemsetD8_v2, (nb_cuda_ptr at, unsigned char value, size_t bytes)) \
+  X(cuMemcpyHtoDAsync_v2, (nb_cuda_ptr to, const void *from, size_t bytes, void *stream)) \
+  X(cuMemcpyDtoHAsync_v2, (void *to, nb_cuda_ptr from, size_t bytes, void *stream)) \
+  X(cuMemcpyDtoDAsync_v2, (nb_cuda_ptr to, nb_cuda_ptr from, size_t bytes, void *stream)) \
+  X(cuMemsetD8Async, (nb_cuda_ptr at, unsigned char value, size_t bytes, void *stream)) \
   X(cuModuleLoadData, (void **module, const void *image)) \
   X(cuModuleGetFunction, (void **function, void *module, const char *name)) \
   X(cuFuncSetAttribute, (void *function, int attribute, int value)) \
   X(cuLaunchKernel, \
     (void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, \
      unsigned block_z, unsigned shared_bytes, void *stream, void **arguments, void **extra)) \
+  X(cuStreamCreate, (void **stream, unsigned flags)) \
+  X(cuStreamDestroy_v2, (void *stream)) \
+  X(cuStreamSynchronize, (void *stream)) \
+  X(cuStreamWaitEvent, (void *stream, void *event, unsigned flags)) \
+  X(cuEventCreate, (void **event, unsigned flags)) \
+  X(cuEventDestroy_v2, (void *event)) \
+  X(cuEventRecord, (void *event, void *stream)) \
+  X(cuEventSynchronize, (void *event)) \
+  X(cuEventElapsedTime, (float *ms, void *from, void *to)) \
+  X(cuStreamBeginCapture_v2, (void *stream, int mode)) \
+  X(cuStreamEndCapture, (void *stream, void **graph)) \
+  X(cuGraphLaunch, (void *exec, void *stream)) \
+  X(cuGraphDestroy, (void *graph)) \
+  X(cuGraphExecDestroy, (void *exec)) \
   X(cuGetErrorName, (int code, const char **name)) \
   X(cuGetErrorString, (int code, const char **text))
+
+/* Functions that younger drivers alone have; NULL: not here, which who uses them tells. */
+#define NB_CUDA_YOUNGER_FUNCTIONS(X) \
+  X(cuGraphInstantiateWithFlags, (void **exec, void *graph, unsigned long long flags)) /* 11.4 */
 
 /* CUresult codes and attributes that nibble looks at, as the driver numbers them. */
 enum { CUDA_OUT_OF_MEMORY = 2, CUDA_NO_DEVICE = 100, CUDA_NO_BINARY = 209, CUDA_NOT_FOUND = 500 };
@@ -48,6 +66,7 @@ enum {
 #define NB_CUDA_MEMBER(name, parameters) int(*name) parameters;
 typedef struct nb_cuda_driver {
   NB_CUDA_FUNCTIONS(NB_CUDA_MEMBER)
+  NB_CUDA_YOUNGER_FUNCTIONS(NB_CUDA_MEMBER)
   int version, count; /* 13000: CUDA 13.0; devices that it lists */
   bool stand_in;      /* the emulator's, which brings its own kernels */
 } nb_cuda_driver;

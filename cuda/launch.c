@@ -134,7 +134,7 @@ int nb_device_launch(int number, const char *kernel, const nb_launch *at, void *
   if (code) return nb_cuda_failed(d, code, "preparing kernel %s", kernel);
   code = d->cu->cuLaunchKernel(function, (unsigned)at->grid[0], (unsigned)at->grid[1], (unsigned)at->grid[2],
                                (unsigned)at->block[0], (unsigned)at->block[1], (unsigned)at->block[2],
-                               (unsigned)at->shared_bytes, NULL, arguments, NULL);
+                               (unsigned)at->shared_bytes, nb_cuda_stream(d), arguments, NULL);
   if (code) return nb_cuda_failed(d, code, "launching kernel %s", kernel);
   snprintf(d->last, sizeof d->last, "%s", kernel);
   return NB_OK;

@@ -62,12 +62,98 @@ typedef struct nb_launch {
  * loads the kernels. What a kernel touches is not checked here. */
 int nb_device_launch(int device, const char *kernel, const nb_launch *at, void **arguments);
 
-/* ---- repacks (repack.c) ------------------------------------------------------------ */
+/* ---- streams, times, graphs (stream.c) --------------------------------------------- */
 
-/* Marlin's words [k/16, n*bits/2] (or [E, ...]) of words on a device, made there: bit for bit
- * nb_marlin_repack, or with awq nb_marlin_awq_repack, for 16-bit activations. perm: NULL, or I32 [k] ([E,k]) in the
- * computer's memory, where it is checked. All experts in one launch. */
-int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int awq);
+/* Work on a device is done in streams: in each in the order in which it was begun. Every function of this header that
+ * works on a device does so on the calling thread's current stream there. The default stream waits for what was begun
+ * on all others, and they for what was begun on it; two others go side by side. */
+typedef struct nb_stream nb_stream;
+int nb_stream_new(nb_stream **out, int device);
+/* What was begun on it is still done. No thread may use it any more. NULL is allowed. */
+void nb_stream_free(nb_stream *s);
+/* Makes s (NULL: the default one) the calling thread's stream on a device; nb_stream_current is it. */
+int nb_stream_use(int device, nb_stream *s);
+nb_stream *nb_stream_current(int device);
+/* Returns when all that was begun on s is done. */
+int nb_stream_wait(nb_stream *s);
+/* What is begun on s from now on comes after what was begun on `other` (of any device) until now. */
+int nb_stream_after(nb_stream *s, const nb_stream *other);
+
+/* A point of the current stream, now. nb_mark_ms: milliseconds between two of one device, once both have come. */
+typedef struct nb_mark nb_mark;
+int nb_mark_new(nb_mark **out, int device);
+int nb_mark_ms(double *ms, nb_mark *from, nb_mark *to);
+void nb_mark_free(nb_mark *m);
+
+/* A CUDA graph: what this thread begins on the device between begin and end is not done, but captured, to be launched
+ * together and again (NB_EUNSUPPORTED before CUDA 11.4). In between nothing can wait, nor be copied from or to the
+ * computer's memory. Tensors made in between live as long as the graph, also where they are released; those
+ * that were there before must be kept. nb_graph_end leaves no capture behind, also where it fails. */
+typedef struct nb_graph nb_graph;
+int nb_graph_begin(int device);
+int nb_graph_end(nb_graph **out, int device);
+/* Begins the whole graph on the current stream. */
+int nb_graph_launch(nb_graph *g);
+void nb_graph_free(nb_graph *g);
+
+/* ---- products of floats (blas.c) ---------------------------------------------------- */
+
+/* The cuBLASLt that products use ("libcublasLt.so.13"), opened by the first call: the newest one that the driver runs, or
+ * the file that NB_CUBLASLT names. NULL leaves why there is none. */
+const char *nb_cublaslt(void);
+
+/* y[m,n] = x[m,k] w[n,k]^T + bias[n] (or NULL) on one device, float32 accumulation, by cuBLASLt. x and w of one of
+ * f32, bf16, f16; y, which is filled, of the same or f32; bias as y. Its sums' order is the library's: other bytes than
+ * nb_gemm's. NB_EUNSUPPORTED without the library. */
+int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+
+/* ---- weights into Marlin's order (repack.c) -------------------------------------------
+ * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
+ * 0), and then made there, or a tensor there to fill. perm: on the device or in the computer's memory; its elements
+ * are checked, for which the device is waited for, so no graph can hold that. NB_EUNSUPPORTED beyond 2^30 tiles. */
+
+int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
+int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+
+/* ---- products with Marlin's weights (product.c) ----------------------------------------
+ * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
+ * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with
+ * n columns, or a tensor there to fill, of an even number of columns. Groups: one, or of 32, 64 or a multiple of 128 rows; others say NB_EUNSUPPORTED.
+ * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
+ * Each stream (a graph has its own) keeps 128 KiB of its device's memory a processor, and 256 KiB. */
+
+int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
+
+/* ---- quantization (quantize.c) ------------------------------------------------------ */
+
+/* nb_rtn_quantize, nb_float_quantize and nb_absmax with all tensors on one device: their shapes, dtypes, bytes and
+ * errors. They wait for the device, to tell of a NaN or Inf in w (which then comes to the computer's memory for its
+ * place) or a scale too large. */
+int nb_device_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                           const nb_rtn_options *options);
+int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w,
+                             const nb_float_options *o);
+int nb_device_absmax(float *out, const nb_tensor *w);
+/* nb_act_quant_int8 and nb_act_quant_fp8 likewise; these wait for nothing. */
+int nb_device_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
+int nb_device_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+
+/* ---- dequantize (dequantize.c) ------------------------------------------------------ */
+
+/* out f32|bf16|f16 [n,k] of a weight whose tensors lie on one device: bit for bit nb_dequantize, or nb_dequantize_float,
+ * of what the unpack functions give; of a NaN only that it is one. Floats without scales: a cast. out is filled, or
+ * made where it is empty (all 0). global and g_idx may also lie in the computer's memory, where they are checked; from
+ * the device they are fetched for that, which waits for what was begun before. Codes of 4, 8, 16 and 32 bits, k and groups
+ * multiples of 8, go at the memory's pace; others an element at a time. NB_EFORMAT: an entry of g_idx without a
+ * group, or a global scale that is 0, NaN or infinite. */
+int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype);
+
+/* out f16|bf16 [k,n], row-major, of integers in Marlin's order on a device (dequantize_marlin.c): what nb_marlin_gemm
+ * multiplies with, rounded, rows in the order of x's columns whatever perm; without global and bias, which are the product's.
+ * To cuBLASLt, which counts in columns, it is W^T [n,k] with n elements from column to column: y^T = W^T x^T without a
+ * transpose. out is filled, or made where it is empty. perm and g_idx: on the device or in the computer's memory, and
+ * checked there; perm must have every row once. NB_EUNSUPPORTED: float codes, other scales, the order for 8-bit activations. */
+int nb_device_marlin_dequantize(nb_tensor *out, const nb_marlin_weight *w, int dtype);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

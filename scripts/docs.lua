@@ -4,7 +4,10 @@
 local manual = require "nibble.cli.manual"
 local checkpoint = require "nibble.checkpoint"
 
-local parts = { ["recipe keys"] = manual.recipe_keys }
+package.path = "scripts/gpu-check.d/?.lua;" .. package.path
+local function gpu_figures() return require("readme_table").text("cuda/results", ".") end
+
+local parts = { ["recipe keys"] = manual.recipe_keys, ["GPU figures"] = gpu_figures }
 
 local function filled(text)
   return (text:gsub("(<!%-%- ([%w ]+): make docs %-%->\n).-(<!%-%- end %-%->)", function(from, name, to)

@@ -275,9 +275,9 @@ describe("backends: the engine", function()
     end
     assert.matches('unknown consumer invent; did you mean "invented"%?; known: .*invented$',
       message { consumer = "invent" })
-    assert.matches("device \"tpu\" is unknown: expected sm_75 to sm_120, cpu, xpu, rocm or a gfx name",
+    assert.matches("device \"tpu\" is unknown: expected sm_75 to sm_120, cuda, cpu, xpu, rocm or a gfx name",
       message { device = "tpu" })
-    assert.matches("name it, as sm_80", message { device = "cuda" })
+    assert.matches("name the one that is meant, as sm_80", message { device = "cuda" })
     assert.matches("kind conv: expected linear or moe", message { kind = "conv" })
     assert.matches("weight type \"int4b7\"", message { weight = { type = "int4b7" } })
     local _, msg = backends.select { consumer = "invented", kind = "moe", device = "cpu", tp = 8,

@@ -67,6 +67,21 @@ typedef struct nb_marlin_tile {
 
 void nb_marlin_tile_init(nb_marlin_tile *t, int bits, bool a8);
 
+/* Matrices that are repacked: [.,.] or [E,.,.] words. */
+typedef struct nb_marlin_sizes {
+  int64_t experts, k, n;
+  nb_marlin_tile tile;
+} nb_marlin_sizes;
+
+/* The sizes of source words (NB_MARLIN_STD or _AWQ), which a repack can take. */
+int nb_marlin_sizes_of(nb_marlin_sizes *s, const nb_tensor *source, int order, int bits, int a8,
+                       const char *what);
+/* The shape of the words that they become, of as many dimensions. */
+void nb_marlin_shape(int64_t shape[3], const nb_marlin_sizes *s, int ndim);
+/* perm [K] or [E,K], each row a permutation of 0..K-1, to its elements; NULL and [0] or [E,0] mean none: NULL. */
+int nb_marlin_perm_of(const int32_t **rows, const nb_tensor *perm, const nb_marlin_sizes *s, int ndim, int a8,
+                      const char *what);
+
 /* Scales lie in blocks of 64 columns (32 and 32 when not grouped), zero-points in
  * words of 64: the column, within the 64, that place p holds (marlin_scales.c). */
 void nb_marlin_scale_columns(uint8_t column[64], bool grouped);
@@ -89,5 +104,9 @@ void nb_marlin_fold_words(uint32_t *to, const uint32_t *in, const uint32_t *z, i
 /* What nb_marlin_fp8_preprocess asks of its operands; how many rows of words, and of zero-points. */
 int nb_marlin_fold_check(const nb_tensor *words, const nb_tensor *zeros, int bits, int64_t *experts,
                          int64_t *k, int64_t *groups, const char *what);
+
+/* What nb_act_quant_int8 and nb_act_quant_fp8 ask of their arguments: for who does the same elsewhere. */
+int nb_act_int8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x);
+int nb_act_fp8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x, int mode);
 
 #endif

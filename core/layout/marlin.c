@@ -145,14 +145,8 @@ static void unpack_tile_row(const nb_marlin_matrix *x, int64_t kt) {
 
 /* ---- checks ------------------------------------------------------------------ */
 
-/* Sizes of the matrices and how many; the tensors are [.,.] or [E,.,.]. */
-typedef struct sizes {
-  int64_t experts, k, n;
-  nb_marlin_tile tile;
-} sizes;
-
-static int check_sizes(sizes *s, const nb_tensor *source, const nb_tensor *marlin, int order, int bits,
-                       int a8, const char *what) {
+int nb_marlin_sizes_of(nb_marlin_sizes *s, const nb_tensor *source, int order, int bits, int a8,
+                       const char *what) {
   if (bits != 4 && bits != 8) return nb_fail(NB_EINVAL, "%s: bits must be 4 or 8, found %d", what, bits);
   int d = source->ndim;
   if (d != 2 && d != 3) return nb_expect_words(source, what, 2, NB_SHAPE(-1, -1));
@@ -168,12 +162,24 @@ static int check_sizes(sizes *s, const nb_tensor *source, const nb_tensor *marli
   if (s->n % s->tile.n)
     return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of the tile's %d columns (%d-bit activations)",
                    what, (long long)s->n, s->tile.n, a8 ? 8 : 16);
-  int64_t rows = s->k / 16, cols = s->n * bits / 2;
-  return nb_expect_words(marlin, what, d, d == 3 ? NB_SHAPE(s->experts, rows, cols) : NB_SHAPE(rows, cols));
+  return NB_OK;
 }
 
-/* perm [K] or [E,K], each row a permutation of 0..K-1; NULL and [0] or [E,0] mean none. */
-static int check_perm(const int32_t **rows, const nb_tensor *perm, const sizes *s, int ndim, int a8,
+void nb_marlin_shape(int64_t shape[3], const nb_marlin_sizes *s, int ndim) {
+  shape[0] = s->experts;
+  shape[ndim - 2] = s->k / 16;
+  shape[ndim - 1] = s->n * s->tile.bits / 2;
+}
+
+static int check_sizes(nb_marlin_sizes *s, const nb_tensor *source, const nb_tensor *marlin, int order,
+                       int bits, int a8, const char *what) {
+  int64_t shape[3];
+  NB_TRY(nb_marlin_sizes_of(s, source, order, bits, a8, what));
+  nb_marlin_shape(shape, s, source->ndim);
+  return nb_expect_words(marlin, what, source->ndim, shape);
+}
+
+int nb_marlin_perm_of(const int32_t **rows, const nb_tensor *perm, const nb_marlin_sizes *s, int ndim, int a8,
                       const char *what) {
   *rows = NULL;
   if (!perm || nb_tensor_numel(perm) == 0) return NB_OK;
@@ -202,7 +208,8 @@ static int check_perm(const int32_t **rows, const nb_tensor *perm, const sizes *
 
 typedef void tile_row_fn(const nb_marlin_matrix *x, int64_t kt);
 
-static int run(const sizes *s, const nb_marlin_matrix *first, tile_row_fn *tile_row, int64_t rows_per_job) {
+static int run(const nb_marlin_sizes *s, const nb_marlin_matrix *first, tile_row_fn *tile_row,
+               int64_t rows_per_job) {
   int64_t jobs = NB_CEIL(s->k / s->tile.k, rows_per_job), words = s->k * s->n * s->tile.bits / 32;
   int stopped = 0;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(nb_threads()) \
@@ -224,7 +231,7 @@ static int run(const sizes *s, const nb_marlin_matrix *first, tile_row_fn *tile_
   return stopped ? nb_fail_stopped() : NB_OK;
 }
 
-static nb_marlin_matrix matrix_of(const sizes *s, const nb_tensor *source, const nb_tensor *marlin,
+static nb_marlin_matrix matrix_of(const nb_marlin_sizes *s, const nb_tensor *source, const nb_tensor *marlin,
                                   const int32_t *perm, int order) {
   return (nb_marlin_matrix){.tile = &s->tile,
                             .source = source->data,
@@ -237,26 +244,26 @@ static nb_marlin_matrix matrix_of(const sizes *s, const nb_tensor *source, const
 }
 
 int nb_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8) {
-  sizes s;
+  nb_marlin_sizes s;
   const int32_t *rows;
   NB_TRY(check_sizes(&s, words, out, NB_MARLIN_STD, bits, a8, "marlin repack"));
-  NB_TRY(check_perm(&rows, perm, &s, words->ndim, a8, "marlin repack"));
+  NB_TRY(nb_marlin_perm_of(&rows, perm, &s, words->ndim, a8, "marlin repack"));
   nb_marlin_matrix x = matrix_of(&s, words, out, rows, NB_MARLIN_STD);
   return run(&s, &x, nb_cpu() & NB_CPU_AVX2 ? fast_tile_row : pack_tile_row, 1);
 }
 
 int nb_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8) {
-  sizes s;
+  nb_marlin_sizes s;
   NB_TRY(check_sizes(&s, words, out, NB_MARLIN_AWQ, bits, a8, "marlin awq_repack"));
   nb_marlin_matrix x = matrix_of(&s, words, out, NULL, NB_MARLIN_AWQ);
   return run(&s, &x, nb_cpu() & NB_CPU_AVX2 ? fast_tile_row : pack_tile_row, 1);
 }
 
 int nb_marlin_unpack(nb_tensor *words, const nb_tensor *marlin, const nb_tensor *perm, int bits, int a8) {
-  sizes s;
+  nb_marlin_sizes s;
   const int32_t *rows;
   NB_TRY(check_sizes(&s, words, marlin, NB_MARLIN_STD, bits, a8, "marlin unpack"));
-  NB_TRY(check_perm(&rows, perm, &s, words->ndim, a8, "marlin unpack"));
+  NB_TRY(nb_marlin_perm_of(&rows, perm, &s, words->ndim, a8, "marlin unpack"));
   nb_marlin_matrix x = matrix_of(&s, words, marlin, rows, NB_MARLIN_STD);
   /* With a perm, tile rows write slots of the same words: one job for the whole matrix. */
   return run(&s, &x, unpack_tile_row, rows ? NB_MAX(s.k / s.tile.k, 1) : 1);
@@ -290,7 +297,7 @@ static void tile_row_here(const here *h, int64_t kt, uint32_t *buf) {
 
 static void cached_tile_row(const nb_marlin_matrix *x, int64_t kt) { nb_marlin_tile_row_avx2(x, kt, false); }
 
-static int run_here(const sizes *s, const here *first, int64_t groups) {
+static int run_here(const nb_marlin_sizes *s, const here *first, int64_t groups) {
   int64_t tiles = s->k / s->tile.k, words = s->k * s->n * s->tile.bits / 32;
   int stopped = 0, no_memory = 0;
 #pragma omp parallel num_threads(nb_threads()) \
@@ -319,7 +326,7 @@ static int run_here(const sizes *s, const here *first, int64_t groups) {
 int nb_marlin_repack_here(nb_tensor *words, const nb_tensor *zeros, int awq, int bits, int a8, int fold) {
   enum { APART = 16 };
   const char *what = "marlin repack_here";
-  sizes s;
+  nb_marlin_sizes s;
   if (nb_buf_is_mapped(words->buf)) return nb_fail(NB_EINVAL, "%s: a file's memory cannot be changed", what);
   int order = awq ? NB_MARLIN_AWQ : NB_MARLIN_STD;
   nb_tensor out = *words;

@@ -3,34 +3,30 @@
 //
 // Device memory is real memory that the process can touch only while this library copies or runs a kernel:
 // whoever takes a device's address for the computer's crashes, as with a GPU. What is allocated is filled with
-// 0xA5. Kernels come from registry.cpp (emu_find). One device works as one stream.
+// 0xA5. Kernels come from registry.cpp (emu_find). What may be done later is: queue.cpp.
 //
 // The environment makes it another machine, or makes it fail:
 //   NB_EMU_DEVICES=1  NB_EMU_SM=90  NB_EMU_VERSION=13000  NB_EMU_MEMORY=bytes of one device
 //   NB_EMU_REAL=1   says nothing of being an emulator: nibble loads its own kernels, as onto a GPU
-//   NB_EMU_FAIL=cuMemAlloc_v2:3:2   the third such call gives code 2; a code from 700 on stays for all later ones
+//   NB_EMU_FAIL=cuMemAlloc_v2:3:2   the third such call gives code 2; one from 700 to 799 stays for all later ones
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <string>
 #include <sys/mman.h>
+#include <vector>
 
 #include "emu.h"
+#include "standin.h"
+
+std::mutex guard;
+thread_local int current = -1;
+int lost;
 
 namespace {
-
-enum {
-  INVALID_VALUE = 1,
-  OUT_OF_MEMORY = 2,
-  INVALID_CONTEXT = 201,
-  NO_DEVICE = 100,
-  NOT_FOUND = 500,
-  LAUNCH_FAILED = 719
-};
 
 enum { BLOCK_SHARED = 227 * 1024 }; // shared memory of one block at most
 
@@ -39,21 +35,19 @@ struct Block {
   int device;
 };
 
-std::mutex guard;
 std::map<uintptr_t, Block> blocks; // by address
 std::map<std::string, long> calls; // of each function, so far
 size_t used[64];
 std::map<void *, int> shared_allowed; // of each kernel that asked for more than it has without asking
-int lost;                             // the code that every call gives from now on
 std::string failure_text;             // what the failed kernel said
-thread_local int current = -1;
+
+} // namespace
 
 long setting(const char *name, long otherwise) {
   const char *text = getenv(name);
   return text && *text ? strtol(text, nullptr, 0) : otherwise;
 }
 
-// The code that this call of the named function must give; 0: go on.
 int begin(const char *name, bool needs_context) {
   if (lost) return lost;
   const char *plan = getenv("NB_EMU_FAIL");
@@ -62,12 +56,14 @@ int begin(const char *name, bool needs_context) {
     char wanted[64];
     long nth, code;
     if (sscanf(plan, "%63[^:]:%ld:%ld", wanted, &nth, &code) == 3 && !strcmp(wanted, name) && nth == call) {
-      if (code >= 700) lost = (int)code;
+      if (code >= 700 && code < 800) lost = (int)code;
       return (int)code;
     }
   }
   return needs_context && current < 0 ? INVALID_CONTEXT : 0;
 }
+
+namespace {
 
 // The block that holds [at, at + bytes) and where it begins, or null.
 const std::pair<const uintptr_t, Block> *holding(uintptr_t at, size_t bytes) {
@@ -92,18 +88,23 @@ template <class F> int touching(uintptr_t at, size_t bytes, F fn) {
   return 0;
 }
 
+} // namespace
+
+bool on_device(const void *p, size_t bytes) { return holding((uintptr_t)p, bytes) != nullptr; }
+
+int open_memory(const std::function<void()> &fn) {
+  for (auto &b : blocks) permit(b, true);
+  fn();
+  for (auto &b : blocks) permit(b, false);
+  return 0;
+}
+
+namespace {
+
 size_t device_bytes() { return (size_t)setting("NB_EMU_MEMORY", 1L << 30); }
 int device_count() { return (int)setting("NB_EMU_DEVICES", 1); }
 
 } // namespace
-
-// Every function begins so; EARLY: before there is a context.
-#define EARLY \
-  std::lock_guard<std::mutex> held(guard); \
-  if (int code = begin(__func__, false)) return code
-#define BEGIN \
-  std::lock_guard<std::mutex> held(guard); \
-  if (int code = begin(__func__, true)) return code
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -169,7 +170,7 @@ int cuCtxSetCurrent(void *context) {
 
 int cuCtxSynchronize(void) {
   BEGIN;
-  return 0;
+  return settle_device();
 }
 
 int cuMemGetInfo_v2(size_t *left, size_t *total) {
@@ -195,8 +196,10 @@ int cuMemAlloc_v2(unsigned long long *at, size_t bytes) {
   return 0;
 }
 
+// Waits for the device, as the driver's does.
 int cuMemFree_v2(unsigned long long at) {
   BEGIN;
+  if (int code = settle_device()) return code;
   auto b = blocks.find((uintptr_t)at);
   if (b == blocks.end()) return INVALID_VALUE;
   used[b->second.device] -= b->second.bytes;
@@ -206,31 +209,34 @@ int cuMemFree_v2(unsigned long long at) {
   return 0;
 }
 
-int cuMemcpyHtoD_v2(unsigned long long to, const void *from, size_t bytes) {
+int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, void *stream) {
   BEGIN;
-  return touching(to, bytes, [=] { memcpy((void *)to, from, bytes); });
+  if (!holding(to, bytes)) return INVALID_VALUE;
+  return enqueue(stream, [=] { return touching(to, bytes, [=] { memcpy((void *)to, from, bytes); }); });
 }
 
-int cuMemcpyDtoH_v2(void *to, unsigned long long from, size_t bytes) {
+int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {
   BEGIN;
-  return touching(from, bytes, [=] { memcpy(to, (const void *)from, bytes); });
+  if (!holding(from, bytes)) return INVALID_VALUE;
+  return enqueue(stream,
+                 [=] { return touching(from, bytes, [=] { memcpy(to, (const void *)from, bytes); }); });
 }
 
-int cuMemcpyDtoD_v2(unsigned long long to, unsigned long long from, size_t bytes) {
+int cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *stream) {
   BEGIN;
-  auto *a = holding(to, bytes), *b = holding(from, bytes);
-  if (!a || !b) return INVALID_VALUE;
-  permit(*a, true);
-  permit(*b, true);
-  memmove((void *)to, (const void *)from, bytes);
-  permit(*a, false);
-  permit(*b, false);
-  return 0;
+  if (!holding(to, bytes) || !holding(from, bytes)) return INVALID_VALUE;
+  return enqueue(stream, [=] {
+    std::vector<char> between(bytes);
+    if (int code = touching(from, bytes, [&] { memcpy(between.data(), (const void *)from, bytes); }))
+      return code;
+    return touching(to, bytes, [&] { memcpy((void *)to, between.data(), bytes); });
+  });
 }
 
-int cuMemsetD8_v2(unsigned long long at, unsigned char value, size_t bytes) {
+int cuMemsetD8Async(unsigned long long at, unsigned char value, size_t bytes, void *stream) {
   BEGIN;
-  return touching(at, bytes, [=] { memset((void *)at, value, bytes); });
+  if (!holding(at, bytes)) return INVALID_VALUE;
+  return enqueue(stream, [=] { return touching(at, bytes, [=] { memset((void *)at, value, bytes); }); });
 }
 
 int cuModuleLoadData(void **module, const void *) {
@@ -253,19 +259,18 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
 }
 
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                   unsigned bz, unsigned shared, void *, void **arguments, void **) {
+                   unsigned bz, unsigned shared, void *stream, void **arguments, void **) {
   BEGIN;
   if (!gx || !gy || !gz || !bx || !by || !bz || bx * by * bz > 1024 ||
       (int)shared > std::max(48 * 1024, shared_allowed[function]))
     return INVALID_VALUE;
-  for (auto &b : blocks) permit(b, true);
-  ((const emu_kernel *)function)->run(dim3{gx, gy, gz}, dim3{bx, by, bz}, shared, arguments);
-  if (const char *wrong = emu_error()) {
-    failure_text = wrong;
-    lost = LAUNCH_FAILED; // as on a GPU it shows in the next call
-  }
-  for (auto &b : blocks) permit(b, false);
-  return 0;
+  auto run = ((const emu_kernel *)function)->bind(dim3{gx, gy, gz}, dim3{bx, by, bz}, shared, arguments);
+  return enqueue(stream, [run] {
+    open_memory(run);
+    const char *wrong = emu_error();
+    if (wrong) failure_text = wrong;
+    return wrong ? (int)LAUNCH_FAILED : 0;
+  });
 }
 
 int cuGetErrorName(int code, const char **name) {
@@ -276,6 +281,10 @@ int cuGetErrorName(int code, const char **name) {
   case INVALID_CONTEXT: *name = "CUDA_ERROR_INVALID_CONTEXT"; break;
   case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
   case LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
+  case INVALID_HANDLE: *name = "CUDA_ERROR_INVALID_HANDLE"; break;
+  case CAPTURE_UNSUPPORTED: *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
+  case CAPTURE_INVALIDATED: *name = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"; break;
+  case CAPTURE_IMPLICIT: *name = "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT"; break;
   case 700: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
   default: return INVALID_VALUE;
   }

@@ -9,6 +9,7 @@
 #define NB_EMU_H
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 struct dim3 {
   unsigned x, y, z;
@@ -23,11 +24,12 @@ struct emu_counts {
       switches;
 };
 
-/* A kernel by its name. args are addresses of the arguments, as cuLaunchKernel has them.
- * run returns when all is done or something failed: ask emu_error(). */
+/* A kernel by its name. args are addresses of the arguments, as cuLaunchKernel has them; bind
+ * takes what they hold, and what it gives runs the launch, any number of times. It returns
+ * when all is done or something failed: ask emu_error(). */
 struct emu_kernel {
   const char *name;
-  void (*run)(dim3 grid, dim3 block, size_t shared, void **args);
+  std::function<void()> (*bind)(dim3 grid, dim3 block, size_t shared, void **args);
 };
 const emu_kernel *emu_find(const char *name); /* nullptr: no such kernel */
 
@@ -35,8 +37,9 @@ const emu_kernel *emu_find(const char *name); /* nullptr: no such kernel */
 const char *emu_error(void);
 /* The counts of the last launch. */
 const emu_counts *emu_last_counts(void);
-/* emu_find, run, emu_error: for who has no dim3. */
-const char *emu_run(const char *name, unsigned grid, unsigned block, size_t shared, void **args);
+/* emu_find, bind, emu_error: for who has no dim3. */
+const char *emu_run(const char *name, unsigned grid, unsigned across, unsigned block, size_t shared,
+                    void **args);
 
 /* The order in which threads run from now on. 0: each warp, first to last, as far as it
  * gets before the next one; 1: last to first, and so are its lanes and the blocks;

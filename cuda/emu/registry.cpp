@@ -6,10 +6,7 @@
 /* Filled before main by the kernels' own files, in no order. */
 static const emu_registered *first;
 
-emu_registered::emu_registered(const char *name, void (*run)(dim3, dim3, size_t, void **))
-    : kernel{name, run}, next(first) {
-  first = this;
-}
+emu_registered::emu_registered(const emu_kernel &k) : kernel(k), next(first) { first = this; }
 
 const emu_kernel *emu_find(const char *name) {
   for (const emu_registered *k = first; k; k = k->next)

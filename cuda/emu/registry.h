@@ -2,6 +2,7 @@
  * each .cu file. */
 #ifndef NB_EMU_REGISTRY_H
 #define NB_EMU_REGISTRY_H
+#include <tuple>
 #include <utility>
 
 #include "device.h"
@@ -10,26 +11,36 @@
 struct emu_registered {
   emu_kernel kernel;
   const emu_registered *next;
-  emu_registered(const char *name, void (*run)(dim3, dim3, size_t, void **));
+  explicit emu_registered(const emu_kernel &k);
 };
 
-/* An argument as a launch gives it, by its address: a device pointer becomes a checked one. */
+/* An argument as a launch gives it, and as the kernel takes it: a device pointer becomes a checked one. */
 template <class A> struct emu_argument {
-  static A of(void *p) { return *(A *)p; }
+  typedef A given;
+  static A of(const given &v) { return v; }
 };
 template <class T> struct emu_argument<global<T>> {
-  static global<T> of(void *p) { return {*(T **)p, emu_region_of(*(T **)p)}; }
+  typedef T *given;
+  static global<T> of(T *p) { return {p, emu_region_of(p)}; }
 };
 
 template <class... A, size_t... I>
-void emu_call(void (*kernel)(A...), void **args, std::index_sequence<I...>) {
-  kernel(emu_argument<A>::of(args[I])...);
+std::function<void()> emu_bind(const char *name, void (*kernel)(A...), dim3 grid, dim3 block,
+                               size_t shared_bytes, void **args, std::index_sequence<I...>) {
+  std::tuple<typename emu_argument<A>::given...> given{*(typename emu_argument<A>::given *)args[I]...};
+  return [=] {
+    emu_launch(name, grid, block, shared_bytes, [&] { kernel(emu_argument<A>::of(std::get<I>(given))...); });
+  };
 }
-template <class... A> void emu_call(void (*kernel)(A...), void **args) {
-  emu_call(kernel, args, std::index_sequence_for<A...>());
+template <class... A>
+std::function<void()> emu_bind(const char *name, void (*kernel)(A...), dim3 grid, dim3 block,
+                               size_t shared_bytes, void **args) {
+  return emu_bind(name, kernel, grid, block, shared_bytes, args, std::index_sequence_for<A...>());
 }
 
 #define EMU_KERNEL(name) \
+  emu_kernel { \
 #name, [](dim3 grid, dim3 block, size_t shared_bytes, \
-            void **args) { emu_launch(#name, grid, block, shared_bytes, [args] { emu_call(name, args); }); }
+              void **args) { return emu_bind(#name, name, grid, block, shared_bytes, args); } \
+  }
 #endif

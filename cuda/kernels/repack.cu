@@ -1,150 +1,268 @@
-/* repack.cu - Marlin's weight layout out of GPTQ-like or AWQ words, 4 and 8 bits, all
- * experts in one launch: what nb_marlin_repack and nb_marlin_awq_repack do on the CPU
- * (core/layout/marlin.c has the layout; 16-bit activations).
+/* repack.cu - Marlin's weight layout out of GPTQ-like or AWQ words, 4 and 8 bits, for
+ * activations of 16 and 8 bits, all experts in one launch: what nb_marlin_repack and
+ * nb_marlin_awq_repack do on the CPU (core/layout/marlin.c has the layout).
  *
- * A warp takes a tile of 16 k x 64 n, then the one `warps` further on, whatever expert it
- * is of: [E, k/16] tile rows are one long column of them. Its source words come to shared
+ * A warp takes a tile of 1024 codes, then the one `warps` further on, whatever expert it
+ * is of: the tile rows of all experts are one long column. Its source words come to shared
  * memory some tiles ahead; lane i then makes the BITS words that lane i of a product's
- * warp will read, 16-byte pieces side by side. No block barrier: warps never meet. */
+ * warp will read, 16-byte pieces side by side. No block barrier: warps never meet.
+ *
+ * Memory limits it: each word is read and written once. So that instructions don't (4 bits:
+ * about 220 to a tile is what a GPU of 132 processors has time for), what depends on the
+ * lane is one address and one shift, the rest is known to the compiler, and the way from
+ * tile to tile takes no division. */
 #include "../ptx.cuh"
 #include "repack.h"
 
-enum { TILE_K = 16, TILE_N = 64, LANES = 32 };
+namespace repack_kernels {
+enum { LANES = 32 };
 
-/* Row of the tile, for this lane, of the cth of its four codes in a column: 0 1 8 9. */
-NB_DEVICE int row_of(int lane, int c) { return 2 * (lane % 4) + c % 2 + c / 2 * 8; }
+/* Marlin's tile and a lane's part of it: row(lane, r) for r from 0, columns lane/4 + 8j. Rows add up: row(lane, r) =
+ * row(lane, 0) + row(0, r), and the sum carries nowhere into the next word of the source. */
+template <int BITS, bool A8> struct tile {
+  static constexpr int K = A8 ? 32 : 16, N = A8 ? 32 : 64, PF = 32 / BITS;
 
-/* The matrices: words as the source has them, perm [E,k] or none, tiles side by side. */
-struct repack_job {
+  static NB_DEVICE constexpr int row(int lane, int r) {
+    return A8 ? lane % 4 * 4 + r % 4 + r / 4 * 16 : lane % 4 * 2 + r % 2 + r / 2 * 8;
+  }
+  /* Slot u of the lane's word m holds its row r and column j. */
+  static NB_DEVICE constexpr int r_of(int m, int u) {
+    return A8 ? (BITS == 4 ? u / 2 + u % 2 * 4 : u + m % 2 * 4) : (u / (PF / 2) + u % (PF / 2) * 2) % 4;
+  }
+  static NB_DEVICE constexpr int j_of(int m, int u) {
+    return A8 ? (BITS == 4 ? m : m / 2) : BITS == 4 ? 2 * m + u % 4 / 2 : m;
+  }
+};
+
+/* The matrices: words as the source has them, perm [E,k] or none, k and n of each. */
+struct job {
   global<const uint32_t> words;
   global<const int32_t> perm;
   int k, n;
 };
 
-/* GPTQ: words [E, k/pf, n], pf consecutive k in each. With an activation order a tile's
- * 16 rows come from anywhere in their expert: each brings its own row of words. */
-template <int BITS, bool PERM> struct gptq_source {
-  static constexpr int PF = 32 / BITS, ROWS = PERM ? TILE_K : TILE_K / PF, ROW_WORDS = TILE_N,
-                       PITCH = PERM ? NB_REPACK_PITCH_PERM : NB_REPACK_PITCH,
-                       STAGES = PERM ? NB_REPACK_STAGES_PERM : NB_REPACK_STAGES;
-  int within[4]; /* where this lane's four rows lie in their words */
+/* A tile: its row among those of all experts, its column, its expert. */
+struct place {
+  int row, column, expert;
+};
 
-  /* The source's row of words that is row r of tile row kt. */
-  static NB_DEVICE int64_t source_row(const repack_job &job, int kt, int r) {
-    if (!PERM) return (int64_t)kt * ROWS + r;
-    int expert = kt / (job.k / TILE_K);
-    return (int64_t)expert * (job.k / PF) + job.perm[(int64_t)kt * TILE_K + r] / PF;
+/* GPTQ: words [E, k/pf, n], pf consecutive k in each. */
+template <int BITS, bool A8> struct gptq {
+  typedef repack_kernels::tile<BITS, A8> tile;
+  static constexpr bool DOWN = false; /* tiles are taken row by row */
+  static constexpr int PITCH = A8 ? NB_REPACK_PITCH_A8 : NB_REPACK_PITCH, STAGES = NB_REPACK_STAGES,
+                       ROWS = tile::K / tile::PF, ROW_WORDS = tile::N, STAGE_WORDS = ROWS * PITCH;
+  int at, shift; /* of this lane: its first word, how far its first code is from the word's end */
+
+  NB_DEVICE gptq(int lane)
+      : at(tile::row(lane, 0) / tile::PF * PITCH + lane / 4), shift(tile::row(lane, 0) % tile::PF * BITS) {}
+  NB_DEVICE void begin(const job &, const place &, int) {}
+  NB_DEVICE uint32_t code(shared<uint32_t> stage, int r, int j) const {
+    uint32_t word = stage[at + tile::row(0, r) / tile::PF * PITCH + 8 * j];
+    return word >> shift >> (tile::row(0, r) % tile::PF * BITS);
   }
-  static NB_DEVICE int source_words(const repack_job &job) { return job.n; }
+
+  static NB_DEVICE int shared_row(int r) { return r * PITCH; }
   /* The row that the ith 16 bytes of a tile belong to, and which of it they are: along rows. */
   static NB_DEVICE int row_of_piece(int i) { return i / (ROW_WORDS / 4); }
   static NB_DEVICE int piece_in_row(int i) { return i % (ROW_WORDS / 4); }
-
-  NB_DEVICE void begin(const repack_job &job, int kt, int lane) {
-    for (int c = 0; c < 4; c++) {
-      int row = row_of(lane, c);
-      within[c] = PERM ? job.perm[(int64_t)kt * TILE_K + row] % PF : row % PF;
-    }
+  /* Where row r of the tile begins in the source. */
+  static NB_DEVICE int64_t source(const job &x, const place &p, int r) {
+    return ((int64_t)p.row * ROWS + r) * x.n + p.column * ROW_WORDS;
   }
-  NB_DEVICE uint32_t code(shared<uint32_t> stage, int lane, int c, int n) const {
-    int row = row_of(lane, c);
-    uint32_t word = stage[(PERM ? row : row / PF) * PITCH + n];
-    return word >> (within[c] * BITS) & ((1u << BITS) - 1);
+};
+
+/* The same with an activation order: a tile's rows come from anywhere in their expert, and each brings its own row
+ * of words, of which one code is used. Tiles are taken down the columns, so that a column's words, read once for
+ * each code in them, are still in the L2 cache. */
+template <int BITS> struct gptq_ordered {
+  typedef repack_kernels::tile<BITS, false> tile;
+  static constexpr bool DOWN = true;
+  static constexpr int PITCH = NB_REPACK_PITCH_ORDERED, STAGES = NB_REPACK_STAGES_ORDERED, ROWS = tile::K,
+                       ROW_WORDS = tile::N, STAGE_WORDS = ROWS * PITCH;
+  int at, shift[4];
+
+  NB_DEVICE gptq_ordered(int lane) : at(tile::row(lane, 0) * PITCH + lane / 4) {}
+  NB_DEVICE void begin(const job &x, const place &p, int lane) {
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+      shift[r] = x.perm[(int64_t)p.row * tile::K + tile::row(lane, r)] % tile::PF * BITS;
+  }
+  NB_DEVICE uint32_t code(shared<uint32_t> stage, int r, int j) const {
+    uint32_t word = stage[at + tile::row(0, r) * PITCH + 8 * j];
+    return word >> shift[r];
+  }
+
+  static NB_DEVICE int shared_row(int r) { return r * PITCH; }
+  static NB_DEVICE int row_of_piece(int i) { return i / (ROW_WORDS / 4); }
+  static NB_DEVICE int piece_in_row(int i) { return i % (ROW_WORDS / 4); }
+  static NB_DEVICE int64_t source(const job &x, const place &p, int r) {
+    int from = x.perm[(int64_t)p.row * tile::K + r] / tile::PF;
+    return ((int64_t)p.expert * (x.k / tile::PF) + from) * x.n + p.column * ROW_WORDS;
   }
 };
 
 /* AWQ: words [E, k, n/pf], pf columns in each, even ones first. */
-template <int BITS> struct awq_source {
-  static constexpr int PF = 32 / BITS, ROWS = TILE_K, ROW_WORDS = TILE_N / PF,
-                       PITCH = BITS == 4 ? NB_REPACK_PITCH_AWQ4 : NB_REPACK_PITCH_AWQ8,
-                       STAGES = NB_REPACK_STAGES;
+template <int BITS, bool A8> struct awq {
+  typedef repack_kernels::tile<BITS, A8> tile;
+  static constexpr bool DOWN = false;
+  static constexpr int PITCH = A8          ? BITS == 4 ? NB_REPACK_PITCH_AWQ4_A8 : NB_REPACK_PITCH_AWQ8_A8
+                               : BITS == 4 ? NB_REPACK_PITCH_AWQ4
+                                           : NB_REPACK_PITCH_AWQ8,
+                       STAGES = NB_REPACK_STAGES, ROWS = tile::K, ROW_WORDS = tile::N / tile::PF,
+                       STAGE_WORDS = ROWS * PITCH + ROWS / 8 * NB_REPACK_SKEW_AWQ;
+  int at, shift;
 
-  static NB_DEVICE int64_t source_row(const repack_job &, int kt, int r) { return (int64_t)kt * ROWS + r; }
-  static NB_DEVICE int source_words(const repack_job &job) { return job.n / PF; }
-  /* Down the rows, which are short: eight lanes side by side then fill different banks. */
-  static NB_DEVICE int row_of_piece(int i) { return i % ROWS; }
-  static NB_DEVICE int piece_in_row(int i) { return i / ROWS; }
+  NB_DEVICE awq(int lane) : at(shared_row(tile::row(lane, 0)) + lane / 4 / tile::PF) {
+    int column = lane / 4 % tile::PF;
+    shift = (column / 2 + column % 2 * (tile::PF / 2)) * BITS;
+  }
+  NB_DEVICE void begin(const job &, const place &, int) {}
+  NB_DEVICE uint32_t code(shared<uint32_t> stage, int r, int j) const {
+    uint32_t word = stage[at + shared_row(tile::row(0, r)) + 8 * j / tile::PF];
+    return word >> shift;
+  }
 
-  NB_DEVICE void begin(const repack_job &, int, int) {}
-  NB_DEVICE uint32_t code(shared<uint32_t> stage, int lane, int c, int n) const {
-    int column = n % PF, slot = column / 2 + column % 2 * (PF / 2);
-    uint32_t word = stage[row_of(lane, c) * PITCH + n / PF];
-    return word >> (slot * BITS) & ((1u << BITS) - 1);
+  static NB_DEVICE int shared_row(int r) { return r * PITCH + r / 8 * NB_REPACK_SKEW_AWQ; }
+  /* Down 16 rows, then on along them: eight lanes side by side then fill different banks, and a warp takes 32 bytes
+   * of a row, where it has as many. */
+  static NB_DEVICE int row_of_piece(int i) { return i % 16 + i / (4 * ROW_WORDS) * 16; }
+  static NB_DEVICE int piece_in_row(int i) { return i / 16 % (ROW_WORDS / 4); }
+  static NB_DEVICE int64_t source(const job &x, const place &p, int r) {
+    return ((int64_t)p.row * ROWS + r) * (x.n / tile::PF) + p.column * ROW_WORDS;
   }
 };
 
-/* Sends for the source of tile t. */
-template <class SOURCE> NB_DEVICE void fetch(const repack_job &job, shared<uint32_t> stage, int t, int lane) {
-  const int columns = job.n / TILE_N, kt = t / columns, nt = t % columns;
-  for (int i = lane; i < SOURCE::ROWS * SOURCE::ROW_WORDS / 4; i += LANES) {
-    int r = SOURCE::row_of_piece(i), at = SOURCE::piece_in_row(i) * 4;
-    int64_t from = SOURCE::source_row(job, kt, r) * SOURCE::source_words(job) + nt * SOURCE::ROW_WORDS + at;
-    cp_async16(stage + (r * SOURCE::PITCH + at), job.words + from);
-  }
-}
+/* A warp's tiles one after the other: `outer` rows of `inner` each, or, DOWN, columns. */
+template <class SOURCE> struct walk {
+  int t, warps, outer, inner, outer_step, inner_step, rows, columns;
 
-/* Word m of this lane: the slots hold even places of the order first. */
-template <int BITS, class SOURCE>
-NB_DEVICE uint32_t word_of(const SOURCE &source, shared<uint32_t> stage, int lane, int m) {
-  constexpr int PF = 32 / BITS;
-  uint32_t word = 0;
+  NB_DEVICE walk(const job &x, int first, int warps_) : t(first), warps(warps_) {
+    rows = x.k / SOURCE::tile::K;
+    columns = x.n / SOURCE::tile::N;
+    int of = SOURCE::DOWN ? rows : columns;
+    outer = t / of;
+    inner = t % of;
+    outer_step = warps / of;
+    inner_step = warps % of;
+  }
+  NB_DEVICE void next() {
+    const int of = SOURCE::DOWN ? rows : columns;
+    t += warps;
+    outer += outer_step;
+    inner += inner_step;
+    if (inner < of) return;
+    inner -= of;
+    outer++;
+  }
+  NB_DEVICE place here() const {
+    if (!SOURCE::DOWN) return {outer, inner, 0};
+    int expert = outer / columns;
+    return {expert * rows + inner, outer % columns, expert};
+  }
+};
+
+/* Sends for the source of a tile. */
+template <class SOURCE> NB_DEVICE void fetch(const job &x, shared<uint32_t> stage, const place &p, int lane) {
 #pragma unroll
-  for (int u = 0; u < PF; u++) {
-    int t = u / (PF / 2) + u % (PF / 2) * 2, j = BITS == 4 ? m : m / 2, h = BITS == 4 ? t / 4 : m % 2;
-    word |= source.code(stage, lane, t % 4, 16 * j + lane / 4 + 8 * h) << (u * BITS);
+  for (int first = 0; first < SOURCE::ROWS * SOURCE::ROW_WORDS / 4; first += LANES) {
+    int r = SOURCE::row_of_piece(first + lane), at = SOURCE::piece_in_row(first + lane) * 4;
+    cp_async16(stage + (SOURCE::shared_row(r) + at), x.words + (SOURCE::source(x, p, r) + at));
   }
-  return word;
 }
 
-template <int BITS, class SOURCE>
-NB_DEVICE void repack(const repack_job &job, global<uint4> out, int experts) {
-  constexpr int STAGES = SOURCE::STAGES, STAGE_WORDS = SOURCE::ROWS * SOURCE::PITCH;
-  const int lane = (int)threadIdx.x % LANES, warp = (int)threadIdx.x / LANES;
-  const int tiles = experts * (job.k / TILE_K) * (job.n / TILE_N), warps = (int)gridDim.x * NB_REPACK_WARPS;
-  shared<uint32_t> stages = shared_words() + warp * STAGES * STAGE_WORDS;
-  SOURCE source;
+/* The BITS words of lane `to`, counted over the whole result; of 8, which are two stores, both lanes of a pair first
+ * write those of the one and then those of the other: 32 bytes that lie side by side. */
+template <int BITS> NB_DEVICE void store(global<uint4> out, int64_t to, int lane, const uint32_t *w) {
+  if (BITS == 4) {
+    out[to] = make_uint4(w[0], w[1], w[2], w[3]);
+    return;
+  }
+  const bool odd = lane % 2;
+  uint32_t a[4], b[4]; /* even lane: its own first half, the other's first half; odd lane: the second ones */
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    uint32_t other = shuffle_xor(odd ? w[i] : w[BITS - 4 + i], 1);
+    a[i] = odd ? other : w[i];
+    b[i] = odd ? w[BITS - 4 + i] : other;
+  }
+  out[(to - odd) * 2 + odd] = make_uint4(a[0], a[1], a[2], a[3]);
+  out[(to - odd) * 2 + 2 + odd] = make_uint4(b[0], b[1], b[2], b[3]);
+}
 
-  int t = (int)blockIdx.x * NB_REPACK_WARPS + warp;
-  for (int s = 0; s < STAGES - 1; s++) {
-    if (t + s * warps < tiles) fetch<SOURCE>(job, stages + s * STAGE_WORDS, t + s * warps, lane);
+template <int BITS, class SOURCE> NB_DEVICE void run(const job &x, global<uint32_t> words, int experts) {
+  constexpr int STAGES = SOURCE::STAGES;
+  const int lane = (int)threadIdx.x % LANES, warp = (int)threadIdx.x / LANES;
+  const int tiles = experts * (x.k / SOURCE::tile::K) * (x.n / SOURCE::tile::N);
+  global<uint4> out = cast<uint4>(words);
+  shared<uint32_t> stages = shared_words() + warp * STAGES * SOURCE::STAGE_WORDS;
+  SOURCE source(lane);
+
+  walk<SOURCE> now(x, (int)blockIdx.x * NB_REPACK_WARPS + warp, (int)gridDim.x * NB_REPACK_WARPS),
+      ahead = now;
+  for (int s = 0; s < STAGES - 1; s++, ahead.next()) {
+    if (ahead.t < tiles) fetch<SOURCE>(x, stages + s * SOURCE::STAGE_WORDS, ahead.here(), lane);
     cp_async_commit();
   }
-  for (int now = 0; t < tiles; t += warps, now = (now + 1) % STAGES) {
+  for (int s = 0; now.t < tiles; now.next(), ahead.next(), s = (s + 1) % STAGES) {
     cp_async_wait<STAGES - 2>();
     __syncwarp(); /* this tile is here for all lanes, and all have left the stage filled next */
-    int ahead = t + (STAGES - 1) * warps;
-    if (ahead < tiles) fetch<SOURCE>(job, stages + (now + STAGES - 1) % STAGES * STAGE_WORDS, ahead, lane);
+    if (ahead.t < tiles)
+      fetch<SOURCE>(x, stages + (s + STAGES - 1) % STAGES * SOURCE::STAGE_WORDS, ahead.here(), lane);
     cp_async_commit();
 
-    shared<uint32_t> stage = stages + now * STAGE_WORDS;
-    source.begin(job, t / (job.n / TILE_N), lane);
+    const place p = now.here();
+    source.begin(x, p, lane);
     uint32_t w[BITS];
 #pragma unroll
-    for (int m = 0; m < BITS; m++) w[m] = word_of<BITS>(source, stage, lane, m);
+    for (int m = 0; m < BITS; m++) {
+      w[m] = 0;
 #pragma unroll
-    for (int m = 0; m < BITS; m += 4)
-      out[((int64_t)t * LANES + lane) * (BITS / 4) + m / 4] = make_uint4(w[m], w[m + 1], w[m + 2], w[m + 3]);
+      for (int u = 0; u < 32 / BITS; u++) {
+        uint32_t code =
+            source.code(stages + s * SOURCE::STAGE_WORDS, SOURCE::tile::r_of(m, u), SOURCE::tile::j_of(m, u));
+        w[m] |= (code & ((1u << BITS) - 1)) << (u * BITS);
+      }
+    }
+    const int64_t to = ((int64_t)p.row * (x.n / SOURCE::tile::N) + p.column) * LANES + lane;
+    store<BITS>(out, to, lane, w);
   } /* the groups still under way are empty */
 }
+} // namespace repack_kernels
 
-/* words [E, k*bits/32, n] -> out [E, k/16, n*bits/2]. perm: null, or [E,k], the source row of each
- * row, which is trusted. k a multiple of 16, n of 64; blocks of NB_REPACK_WARPS warps, as many as the device holds. */
-extern "C" __global__ void __launch_bounds__(NB_REPACK_WARPS *LANES)
-    nb_repack_gptq(global<const uint32_t> words, global<const int32_t> perm, global<uint32_t> out,
-                   int experts, int k, int n, int bits) {
-  const repack_job job = {words, perm, k, n};
-  global<uint4> to = cast<uint4>(out);
-  if (bits == 4 && perm) repack<4, gptq_source<4, true>>(job, to, experts);
-  else if (bits == 4) repack<4, gptq_source<4, false>>(job, to, experts);
-  else if (perm) repack<8, gptq_source<8, true>>(job, to, experts);
-  else repack<8, gptq_source<8, false>>(job, to, experts);
+/* words [E, k*bits/32, n] -> out [E, k/16, n*bits/2]. k a multiple of 16, n of 64 (a8: 32, 32); blocks of
+ * NB_REPACK_WARPS warps, as many as the device holds. */
+extern "C" __global__ void __launch_bounds__(NB_REPACK_WARPS * 32, NB_REPACK_BLOCKS)
+    nb_repack_gptq(global<const uint32_t> words, global<uint32_t> out, int experts, int k, int n, int bits,
+                   int a8) {
+  using namespace repack_kernels;
+  const job x = {words, {}, k, n};
+  if (bits == 4) {
+    if (a8) run<4, gptq<4, true>>(x, out, experts);
+    else run<4, gptq<4, false>>(x, out, experts);
+  } else if (a8) run<8, gptq<8, true>>(x, out, experts);
+  else run<8, gptq<8, false>>(x, out, experts);
+}
+
+/* The same with perm [E,k], the source row of each row, which is trusted. */
+extern "C" __global__ void __launch_bounds__(NB_REPACK_WARPS * 32, NB_REPACK_BLOCKS_ORDERED)
+    nb_repack_gptq_ordered(global<const uint32_t> words, global<const int32_t> perm, global<uint32_t> out,
+                           int experts, int k, int n, int bits) {
+  using namespace repack_kernels;
+  const job x = {words, perm, k, n};
+  if (bits == 4) run<4, gptq_ordered<4>>(x, out, experts);
+  else run<8, gptq_ordered<8>>(x, out, experts);
 }
 
 /* words [E, k, n*bits/32] -> out [E, k/16, n*bits/2]. */
-extern "C" __global__ void __launch_bounds__(NB_REPACK_WARPS *LANES)
-    nb_repack_awq(global<const uint32_t> words, global<uint32_t> out, int experts, int k, int n, int bits) {
-  const repack_job job = {words, {}, k, n};
-  global<uint4> to = cast<uint4>(out);
-  if (bits == 4) repack<4, awq_source<4>>(job, to, experts);
-  else repack<8, awq_source<8>>(job, to, experts);
+extern "C" __global__ void __launch_bounds__(NB_REPACK_WARPS * 32, NB_REPACK_BLOCKS)
+    nb_repack_awq(global<const uint32_t> words, global<uint32_t> out, int experts, int k, int n, int bits,
+                  int a8) {
+  using namespace repack_kernels;
+  const job x = {words, {}, k, n};
+  if (bits == 4) {
+    if (a8) run<4, awq<4, true>>(x, out, experts);
+    else run<4, awq<4, false>>(x, out, experts);
+  } else if (a8) run<8, awq<8, true>>(x, out, experts);
+  else run<8, awq<8, false>>(x, out, experts);
 }

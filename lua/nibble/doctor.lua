@@ -48,12 +48,14 @@ local function cuda()
   local kernels, without = require("nibble.cuda").kernels()
   if not devices then return { available = false, why = msg, devices = {}, kernels = kernels, no_kernels = without } end
   local available, why = require("nibble.cuda").available()
+  local blas, no_blas = require("nibble.cuda").cublaslt()
   return { available = available, why = why, devices = devices, driver = devices[1].driver,
-    kernels = kernels, no_kernels = without }
+    kernels = kernels, no_kernels = without, cublaslt = blas, no_cublaslt = no_blas }
 end
 
 --- doctor.examine() -> report: version, cpu {name, threads, sets}, memory (bytes),
--- libraries {name, found, why}, cuda {available, why, devices (as cuda.devices()), driver, kernels, no_kernels}.
+-- libraries {name, found, why}, cuda {available, why, devices (as cuda.devices()), driver, kernels, no_kernels,
+-- cublaslt, no_cublaslt}.
 function M.examine()
   local libraries = {}
   for i, want in ipairs {
@@ -99,6 +101,10 @@ function M.text(r)
     }
   end
   rows[#rows + 1] = { "CUDA kernels", r.cuda.kernels and "yes, " .. r.cuda.kernels or "no: " .. r.cuda.no_kernels }
+  if r.cuda.driver then
+    rows[#rows + 1] = { "cuBLASLt", r.cuda.cublaslt and "yes, " .. r.cuda.cublaslt or
+      ("no: %s; for products of many rows, which go slower without it"):format(r.cuda.no_cublaslt) }
+  end
   return require("nibble.show").columns(rows, "ll")
 end
 

@@ -176,10 +176,11 @@ local function result_of(s, bytes)
   return setmetatable(r, result_mt)
 end
 
-local function load_side(ck, activations, through)
+local function load_side(ck, activations, through, device)
   local runner, msg, code
   if through and through ~= "reference" then
-    runner, msg, code = require("nibble.methods.runner").new(ck, { through = through, activations = activations ~= "none" })
+    runner, msg, code = require("nibble.methods.runner").new(ck, { through = through, device = device,
+      activations = activations ~= "none" })
     if not runner then return nil, msg, code end
   end
   local model
@@ -196,7 +197,8 @@ local function open_sides(o)
   local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {},
     warnings = json.array() }
   local msg, code
-  s.model, msg, code = load_side(o.model, o.activations, o.through)
+  local device = o.device ~= "cpu" and o.device or nil
+  s.model, msg, code = load_side(o.model, o.activations, o.through or device and "auto", device)
   if not s.model then return nil, msg, code end
   s.head = msg
   if o.against then
@@ -221,6 +223,9 @@ local function check_options(o)
   if o.activations ~= nil and o.activations ~= "stored" and o.activations ~= "none" then
     error(('activations = "%s", expected stored or none'):format(tostring(o.activations)), 3)
   end
+  if o.device ~= nil and require("nibble.cuda").number_of(o.device, 3) > 0 and o.through == "reference" then
+    error(('through = "reference" runs on the CPU; on %s layers run through = "auto" or a method'):format(o.device), 3)
+  end
 end
 
 --- judge(accept, result) -> nil, or the sentence of a bound that was missed
@@ -235,7 +240,7 @@ function M.judge(accept, result)
   end
 end
 
---- run{model=, text=|ids=, context=2048, against=nil, activations="stored", through="reference", bos=nil, windows=nil,
+--- run{model=, text=|ids=, context=2048, against=nil, activations="stored", through="reference", device=nil, bos=nil, windows=nil,
 --    per_token=false, progress=nil} -> result | nil, msg, code
 -- model, against: opened checkpoints, of any readable format; the KL divergence is
 -- KL(against ‖ model). text: a file, for the model's tokenizer; ids: an i32 tensor,
@@ -244,7 +249,8 @@ end
 -- activations: "stored": layers whose scheme quantizes their input do so, as a consumer
 -- would (the arithmetic is compressed-tensors' in float32); "none": only the weights count.
 -- through: "reference": weights are dequantized to float32; "auto" or a method's name: model's layers
--- run by the systems' methods, from the form their kernels read, where one takes them.
+-- run by the systems' methods, from the form their kernels read, where one takes them. device: "cuda", …: model's dense
+-- layers that its kernels take run there, in 16 bits, all else here; then through is "auto" unless it is given.
 -- progress{done=, total= (windows), tokens=, seconds=}, after each batch.
 -- result: {nll (nats per token), ppl, top1, tokens, windows, context, seconds,
 -- tokens_per_second, bits_per_byte (with text), activations, inputs (what was done to

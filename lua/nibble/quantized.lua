@@ -26,17 +26,19 @@ local meta = { __index = methods }
 -- Parts of the whole tensor: the same in every tile.
 local whole_parts = { "global", "input_scale", "input_zero", "input_global" }
 
---- new(scheme, n, k, scale_dtype [, g_idx]) -> Quantized, zero-filled.
--- scale_dtype: of plain float scales; e8m0 and f8_e4m3 are the scheme's own.
-function M.new(s, n, k, scale_dtype, g_idx)
+--- new(scheme, n, k, scale_dtype [, g_idx [, new]]) -> Quantized, zero-filled.
+-- scale_dtype: of plain float scales; e8m0 and f8_e4m3 are the scheme's own. new: tensor.new's like, for codes,
+-- scales and zeros.
+function M.new(s, n, k, scale_dtype, g_idx, new)
   local groups = scheme.groups(s, k)
+  new = new or tensor.new
   local own = s.scale_dtype == "e8m0" or s.scale_dtype == "f8_e4m3"
   return setmetatable({
     n = n, k = k, groups = groups, scheme = s, row0 = 1,
-    codes = tensor.new(scheme.code_dtype(s), { n, k }),
-    scales = tensor.new(scheme.scale_storage(own and s.scale_dtype or scale_dtype or s.scale_dtype or "f32"),
+    codes = new(scheme.code_dtype(s), { n, k }),
+    scales = new(scheme.scale_storage(own and s.scale_dtype or scale_dtype or s.scale_dtype or "f32"),
       { scheme.scale_rows(s, n), groups }),
-    zeros = not s.symmetric and tensor.new("u8", { n, groups }) or nil,
+    zeros = not s.symmetric and new("u8", { n, groups }) or nil,
     global = s.strategy == "tensor_group" and tensor.new("f32", { 1 }, { 1 }) or nil,
     g_idx = g_idx,
   }, meta)
@@ -97,10 +99,26 @@ local function default_dtype(q)
   return (dtype == "f8_e4m3" or dtype == "f8_e8m0") and "bf16" or dtype
 end
 
+--- q:to(device) -> the weight with its codes, scales and zero-points in the memory of "cpu", "cuda", … | nil, msg, code
+-- What is small (g_idx, global scales, bias) stays in the computer's memory. On a device it dequantizes there.
+function methods.to(q, device)
+  local moved = setmetatable({}, meta)
+  for field, value in pairs(q) do moved[field] = value end
+  for _, part in ipairs { "codes", "scales", "zeros" } do
+    local msg, code
+    if q[part] then
+      moved[part], msg, code = q[part]:to(device)
+      if not moved[part] then return nil, msg, code end
+    end
+  end
+  return moved
+end
+
 --- q:dequantize([dtype [, out]]) -> tensor [n,k] of dtype (f32, bf16, f16; default: the scales' dtype, bf16
 -- where they are f8_e4m3 or e8m0). In float32, rounded once to dtype. out: a tensor to fill instead of a new one.
--- A global scale of 0, NaN or Inf is an error (CTM-NVFP4-07).
+-- A global scale of 0, NaN or Inf is an error (CTM-NVFP4-07). Of a weight on a device: there, without out | nil, msg, code.
 function methods.dequantize(q, dtype, out)
+  if not ffi.istype(tensor.type, q.codes) then return require("nibble.cuda").dequantize(q, { dtype = dtype }) end
   out = out or tensor.new(dtype or default_dtype(q), { q.n, q.k })
   if q.scheme.type == "int" then
     nffi.must(C.nb_dequantize(out, q.codes, q.scales, q.zeros, q.g_idx, q.scheme.bits))

@@ -4,7 +4,8 @@
 --
 -- It knows no consumer: backends.selection says which classes one has.
 local backends = require "nibble.backends"
-local device_of = require("nibble.backends.query").device
+local query = require "nibble.backends.query"
+local device_of, copy = query.device, query.copy
 local rules = require "nibble.backends.selection"
 local choose = require "nibble.select.choose"
 local layers = require "nibble.select.layers"
@@ -122,7 +123,7 @@ local function known_target(target)
 end
 require("nibble.ffi").interpreted(known_target)
 
-local devices = { "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "cpu", "xpu", "rocm" }
+local devices = { "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "cuda", "cpu", "xpu", "rocm" }
 
 --- select.new(source, target) -> selection | nil, msg, code
 -- source: a checkpoint, a plan (its output), or a quantization_config. target: {consumer = "vllm-0.33", device =
@@ -139,8 +140,12 @@ function M.new(from, target)
   local device
   device, msg, code = device_of(t.device or "sm_80")
   if not device then
-    return nil, msg .. text.hint(tostring(t.device), devices), code
+    local known = tostring(t.device):match "^cuda"
+    return nil, msg .. (known and "" or text.hint(tostring(t.device), devices)), code
   end
+  local given = t.packages
+  if device.packages then t.packages = copy(device.packages) end
+  for name, value in pairs(device.packages and given or {}) do t.packages[name] = value end
   local rule = rules[consumer.name] or rules.default
   if rule.platform and rule.platform ~= device.platform then
     return nil, ("%s is on %s only, and the device is %s"):format(consumer.name, rule.platform, device.text), "einval"

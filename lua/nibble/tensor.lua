@@ -85,8 +85,11 @@ end
 M.type = tensor_t
 M.device_type = ffi.typeof "nb_device_tensor" -- what nibble.cuda makes
 
+--- on_device(x) -> true for a tensor on a device.
+function M.on_device(x) return ffi.istype(M.device_type, x) end
+
 --- is_any(x) -> true for a tensor in the computer's memory or on a device.
-function M.is_any(x) return ffi.istype(tensor_t, x) or ffi.istype(M.device_type, x) end
+function M.is_any(x) return ffi.istype(tensor_t, x) or M.on_device(x) end
 
 --- found(x) -> "a string", "one on cuda:0; …": what stands in x's place, for messages that expected a tensor here.
 function M.found(x)
@@ -215,8 +218,8 @@ function methods.clone(t)
 end
 
 --- t:to(device) -> the tensor in the memory of "cuda" (the first GPU), "cuda:1", …, or "cpu" | nil, msg, code
--- A copy, unless it is there already. On a device it has type, numel, bytes, size, rows, reshape, as, to, where and
--- free; all else wants t:to "cpu" first. nibble.cuda says what devices there are.
+-- A copy, unless it is there already. On a device it has type, numel, bytes, size, rows, reshape, as, to, where, show
+-- and free; all else wants t:to "cpu" first. nibble.cuda says what devices there are.
 function methods.to(t, device) return require("nibble.cuda").to(t, device) end
 
 --- t:where() -> "cpu", "cuda:0", …: whose memory it lies in.

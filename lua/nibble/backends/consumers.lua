@@ -7,5 +7,5 @@ return {
   { name = "inc-cpu", files = { "inc_cpu" } },
   { name = "inc-cuda", files = { "inc_cuda" } },
   { name = "llama.cpp", files = { "llama_cpp" } },
-  { name = "nibble", files = { "nibble_cpu" } },
+  { name = "nibble", files = { "nibble_cpu", "nibble_cuda" } },
 }

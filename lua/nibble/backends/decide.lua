@@ -79,6 +79,7 @@ function M.prepare(raw)
   if not q then return nil, msg, code end
   q.packages = setmetatable({}, { __index = function(_, name)
     local given = (raw.packages or {})[name]
+    if given == nil and q.here then given = q.here[name] end
     if given ~= nil then return given end
     return consumer.packages[name]
   end })

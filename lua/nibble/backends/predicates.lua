@@ -66,6 +66,9 @@ M.capability = { stage = 1, says = capability_text, check = function(q, c)
   return ("needs %s, found SM %d"):format(capability_text(c), sm)
 end }
 
+-- {"absent", reason}: a kernel that is not there at all, whatever is asked.
+M.absent = { stage = 1, says = function() return "not there yet" end, check = function(_, c) return c[2] end }
+
 M.chip = { stage = 1, says = list_of "chips", check = function(q, c)
   if q.platform ~= "rocm" or has(c, q.chip, 2) then return nil end
   return ("needs the chip %s, found %s"):format(join(c, 2, "or"), q.chip or "no gfx name")
@@ -232,12 +235,19 @@ M.narrow_input_type = { stage = 4, says = list_of "8-bit input with", check = fu
   end
 end }
 
-M.group = { stage = 4, says = function(c) return "groups " .. join(c, 2) .. (c.or_full and " or K" or "") end,
+-- {"group", 32, 64, multiples_of = 128, or_full = true}: these, multiples of 128, the whole K.
+local function groups_text(c, full)
+  local out = { join(c, 2, not (c.multiples_of or c.or_full) and "or" or nil) }
+  if c.multiples_of then out[#out + 1] = "multiples of " .. c.multiples_of end
+  if c.or_full then out[#out + 1] = full end
+  return join(out, 1, "or")
+end
+M.group = { stage = 4, says = function(c) return "groups " .. groups_text(c, "K") end,
   check = function(q, c)
     local g = q.weight.group
-    if has(c, g, 2) or (c.or_full and g == q.k_full) then return nil end
-    return ("takes the group sizes %s%s, found %d"):format(join(c, 2, c.or_full and nil or "or"),
-      c.or_full and (" or the whole K (%s)"):format(tostring(q.k_full)) or "", g)
+    local multiple = c.multiples_of and g > 0 and g % c.multiples_of == 0
+    if has(c, g, 2) or multiple or (c.or_full and q.k_full and g >= q.k_full) then return nil end
+    return ("takes the group sizes %s, found %d"):format(groups_text(c, ("the whole K (%s)"):format(tostring(q.k_full))), g)
   end }
 
 M.group_by_input = { stage = 4, says = function(c)

@@ -14,8 +14,24 @@ end)
 
 -- ---- the device ---------------------------------------------------------------
 
+-- The CUDA device of this machine that is meant.
+local function here(name)
+  local devices, msg = require("nibble.cuda").devices()
+  local wanted = name == "cuda" and "cuda:0" or name
+  for _, d in ipairs(devices or {}) do
+    if d.name == wanted and d.sm then
+      return { text = "sm_" .. d.sm, platform = "cuda", capability = d.sm,
+        packages = { cublaslt = require("nibble.cuda").cublaslt() ~= nil } }
+    end
+  end
+  return nil, ("device %s: %s; name the one that is meant, as sm_80 or sm_90"):format(name,
+    msg or ("devices here: %d, from cuda:0 on"):format(#devices)), "einval"
+end
+
 --- query.device(text) -> {text, platform = "cuda"|"rocm"|"xpu"|"cpu", capability = 80|nil, chip = "gfx1100"|nil} | nil,
--- msg, code sm_75 … sm_120 (sm_90a too), rocm or a gfx name, xpu, cpu. Nothing is read off the machine.
+-- msg, code
+-- sm_75 … sm_120 (sm_90a too), rocm or a gfx name, xpu, cpu: nothing is read off the machine. cuda, cuda:1 …: the sm_NN
+-- of that device here, and packages = {cublaslt = bool}: what this machine has for it.
 function M.device(name)
   local text = tostring(name or ""):lower()
   local sm = text:match "^sm_?(%d+)%l?$"
@@ -23,10 +39,8 @@ function M.device(name)
   local chip = text:match "^gfx%w+$"
   if chip or text == "rocm" then return { text = text, platform = "rocm", chip = chip } end
   if text == "xpu" or text == "cpu" then return { text = text, platform = text } end
-  if text == "cuda" then
-    return nil, "device cuda: the rules differ by capability; name it, as sm_80 or sm_90", "einval"
-  end
-  return nil, ("device %s: expected sm_75 to sm_120, cpu, xpu, rocm or a gfx name"):format(
+  if text:match "^cuda$" or text:match "^cuda:%d+$" then return here(text) end
+  return nil, ("device %s: expected sm_75 to sm_120, cuda, cpu, xpu, rocm or a gfx name"):format(
     name == nil and "is not given" or ("%q is unknown"):format(tostring(name))), "einval"
 end
 
@@ -162,7 +176,7 @@ function M.new(raw)
   end
   local q = { kind = kind, device = device.text, platform = device.platform, capability = device.capability,
     chip = device.chip,
-              tp = raw.tp or 1, ep = raw.ep or 1, dtype = raw.dtype or "bf16", format = raw.format or "standard",
+              here = device.packages, tp = raw.tp or 1, ep = raw.ep or 1, dtype = raw.dtype or "bf16", format = raw.format or "standard",
               activation_fn = raw.activation_fn or "silu", gated = raw.gated ~= false }
   for _, key in ipairs(plain) do q[key] = raw[key] end
   if q.format ~= "standard" and q.format ~= "batched" then

@@ -15,6 +15,8 @@ local M = {
     { "--through", "METHOD", words = function() return require("nibble.methods").names() end,
       doc = "reference (default): dequantized weights; auto, or a system's method such as awq_marlin: "
       .. "layers run from the form its kernels read" },
+    { "--device", "NAME", words = function() return { "cpu", "cuda" } end,
+      doc = "cpu (default), or cuda, cuda:1 …: dense layers that nibble's kernels take run there, in 16 bits" },
     { "--against", "MODEL", doc = "the model to compare with" },
     { "--json", doc = "one JSON document" },
   },
@@ -39,7 +41,8 @@ function M.run(values)
   local result = assert(common.with_progress(function(report)
     return nb.eval.run {
       model = model, against = against or nil, text = values.text, ids = values.ids,
-      activations = values.activations, through = values.through, context = values.context or 2048, windows = values.windows,
+      activations = values.activations, through = values.through, device = values.device,
+      context = values.context or 2048, windows = values.windows,
       progress = function(p) report { share = p.done / p.total, done = p.tokens, unit = "tokens", seconds = p.seconds } end,
     }
   end))

@@ -7,13 +7,13 @@ local function consumers()
   return out
 end
 
-local function devices() return { "sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "cpu", "xpu", "rocm" } end
+local function devices() return { "sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "cuda", "cpu", "xpu", "rocm" } end
 
 --- options(more) -> --consumer, --device, --tp, --ep, and more after them.
 function M.options(more)
   local out = {
     { "--consumer", "NAME", words = consumers, doc = "whose rules: vllm-0.33 (default), pymllm, inc-xpu, llama.cpp, nibble, …" },
-    { "--device", "NAME", words = devices, doc = "sm_75 to sm_120 (default sm_80), cpu, xpu, rocm or a gfx name" },
+    { "--device", "NAME", words = devices, doc = "sm_75 to sm_120 (default sm_80), cuda (the one here), cpu, xpu, rocm or a gfx name" },
     { "--tp", "N", number = true, most = 1024, doc = "tensor-parallel ranks (default 1)" },
     { "--ep", "N", number = true, most = 1024, doc = "expert-parallel ranks (default 1)" },
   }

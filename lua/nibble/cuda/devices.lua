@@ -36,6 +36,17 @@ function M.devices()
   return out
 end
 
+--- cuda.device(name) -> its entry of cuda.devices(), usable | nil, msg, code: no tensor can live there
+function M.device(name)
+  local number = M.number_of(name, 2)
+  local devices, msg, code = M.devices()
+  if not devices then return nil, msg, code end
+  local d = devices[number]
+  if not d then return nil, ("there is no %s; devices here: %d, from cuda:0 on"):format(name, #devices), "eunsupported" end
+  if not d.usable then return nil, d.why, "eunsupported" end
+  return d
+end
+
 --- cuda.why() -> nil where a device can be used; else the sentence why none can.
 function M.why()
   local devices, msg = M.devices()

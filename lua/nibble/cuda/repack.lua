@@ -1,24 +1,26 @@
--- cuda.repack: weights into Marlin's order on a device, as layout.marlin does it in the computer's memory.
+-- cuda.repack: layout.marlin's functions for tensors on a device, under the same names: layout.marlin calls them
+-- where its first operand lies on one. The results are made there, with the same bytes, all experts in one launch.
 local ffi = require "ffi"
 local C = require("nibble.ffi").C
 local tensors = require "nibble.cuda.tensors"
-local device_tensor = tensors.type
 
 local M = {}
 
---- cuda.marlin_repack(words, bits [, {order = "gptq" | "awq", perm =}]) -> Marlin's words, on the device | nil, msg, code
--- words: on a device, [K/pf, N] in GPTQ order or AWQ's [K, N/pf], or experts [E, …], all in one launch. perm: i32 [K] or
--- [E,K] in the computer's memory. As layout.marlin.repack and awq_repack, bit for bit. (MRL-30, MRL-33, MRL-34)
-function M.marlin_repack(words, bits, o)
-  local order, perm = o and o.order or "gptq", o and o.perm
-  if order ~= "gptq" and order ~= "awq" then
-    error(('marlin_repack: order must be "gptq" or "awq", found %q'):format(tostring(order)), 2)
-  end
-  if not ffi.istype(device_tensor, words) then
-    error('marlin_repack: expected words on a device (words:to "cuda")', 2)
-  end
+local function flag(x) return x and 1 or 0 end
+
+-- C's pointer to a tensor, wherever it lies; nil of nil.
+local function any(t) return ffi.istype(tensors.type, t) and t.t or t end
+
+-- perm: on the device or in the computer's memory.
+function M.repack(words, bits, a8, perm)
   return tensors.make(words.t.device, function(out)
-    return C.nb_device_marlin_repack(out, words.t, perm, bits, order == "awq" and 1 or 0)
+    return C.nb_device_marlin_repack(out, words.t, any(perm), bits, flag(a8))
+  end)
+end
+
+function M.awq_repack(words, bits, a8)
+  return tensors.make(words.t.device, function(out)
+    return C.nb_device_marlin_awq_repack(out, words.t, bits, flag(a8))
   end)
 end
 

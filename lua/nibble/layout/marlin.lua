@@ -2,6 +2,8 @@
 -- zero-points, their inverses, and what 8-bit activations need done to the numbers
 -- (SYSTEMS MRL-20 to MRL-48). One matrix, or experts [E,...], in the same functions.
 --
+-- Most take a tensor on a device too (t:to "cuda"), of which the result is made there: nibble.cuda.repack lists them.
+--
 -- bits is 4 or 8; a8 (default false) says that activations have one byte. Words are
 -- i32; k and n are the matrix's K (in) and N (out).
 local ffi = require "ffi"
@@ -231,6 +233,7 @@ end
 -- static; options.per_tensor one dynamic scale. Any other dtype is an error. (MRL-45)
 function M.quantize_activations(x, dtype, options)
   options = options or {}
+  if tensor.on_device(x) then return require("nibble.cuda.quantize").activations(x, dtype, options) end
   if dtype == "int8" then
     local q, s = like(x, "i8"), tensor.new("f32", { x:size(1), 1 })
     local ok, msg, code = check(C.nb_act_quant_int8(q, s, x, options.global or 1), q)
@@ -269,6 +272,15 @@ function M.unswizzle_blockscale(swizzled, m, k)
   sizes(swizzled, "unswizzle_blockscale")
   local out = tensor.new(swizzled:type(), shaped(swizzled, m, k))
   return check(C.nb_unswizzle_blockscale(out, swizzled), out)
+end
+
+-- On a device.
+for name, there in pairs(require "nibble.cuda.repack") do
+  local here = M[name]
+  M[name] = function(t, ...)
+    if ffi.istype(tensor.device_type, t) then return there(t, ...) end
+    return here(t, ...)
+  end
 end
 
 return M

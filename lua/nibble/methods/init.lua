@@ -5,8 +5,11 @@ local text = require "nibble.text"
 
 local M = {}
 
--- In the order in which they are tried. named: only where it is asked for (pymllm's is the same as awq_marlin).
+-- In the order in which they are tried. named: only where it is asked for (pymllm's is the same as awq_marlin); device:
+-- where layers are to run on a device, before the others.
 local list = {
+  { name = "marlin_cuda", kind = "linear", device = "cuda", title = "4- and 8-bit integers on a CUDA device, dense" },
+  { name = "dequantize_cuda", kind = "linear", device = "cuda", title = "any weights by cuBLASLt on a CUDA device, dense" },
   { name = "awq_marlin", kind = "linear", title = "AWQ on Marlin, dense" },
   { name = "awq", kind = "linear", title = "AWQ without Marlin, dense" },
   { name = "pymllm", kind = "linear", named = true, title = "pymllm's AWQ on Marlin, dense" },
@@ -65,6 +68,22 @@ local function ordered_gptq(rec, s)
   return gptq(rec, s)
 end
 
+function takes.marlin_cuda(rec, s)
+  local forms = { awq = "qweight", gptq = "qweight", gptq_v2 = "qweight", ["compressed-tensors"] = "weight_packed" }
+  local stored = rec.tensors[forms[rec.format] or "weight_packed"]
+  if s.type ~= "int" or s.activations or not stored then return nil, "not weight-only integers in words" end
+  if s.strategy ~= "group" and s.strategy ~= "channel" then return nil, "its scales are not by groups or channels" end
+  local zeros = rec.tensors.weight_zero_point
+  if zeros and zeros.dtype ~= "i32" then return nil, "its zero-points are not in words" end
+  return { format = rec.format, bits = s.bits, group = s.strategy == "group" and s.group or -1, zero_point = not s.symmetric,
+    actorder = s.actorder == "group" }
+end
+
+function takes.dequantize_cuda(rec, s)
+  if s.activations then return nil, "its inputs are quantized" end
+  return { scheme = s, format = rec.format }
+end
+
 function takes.inc(rec, s)
   if not s.symmetric then return nil, "not symmetric" end
   if rec.format == "awq" then return { bits = s.bits, group = s.group, sym = true, is_awq = true } end
@@ -112,12 +131,14 @@ function M.config(name, rec, o)
   return takes[name](rec, s)
 end
 
---- candidates(kind [, wanted]) -> names to try for a layer, in order
--- wanted: nil or "auto": all; else one name, alone where it is of that kind.
-function M.candidates(kind, wanted)
+--- candidates(kind [, wanted [, device]]) -> names to try for a layer, in order
+-- wanted: nil or "auto": all; else one name, alone where it is of that kind. device: "cuda", …: its methods too.
+function M.candidates(kind, wanted, device)
+  local there = device and device:match "^%a+"
   local out = {}
   for _, entry in ipairs(list) do
-    local tried = wanted == entry.name or (wanted == nil or wanted == "auto") and not entry.named
+    local tried = wanted == entry.name
+      or (wanted == nil or wanted == "auto") and not entry.named and (not entry.device or entry.device == there)
     if entry.kind == kind and tried then out[#out + 1] = entry.name end
   end
   return out

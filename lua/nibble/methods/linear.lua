@@ -1,6 +1,5 @@
 -- methods.linear: what the linear methods share: rows in, outputs out, the bias with
 -- its tag, sizes of groups on a rank.
-local ffi = require "ffi"
 local tensor = require "nibble.tensor"
 
 local M = {}
@@ -8,7 +7,7 @@ local M = {}
 --- rows(L, x) -> x [m, k] as a matrix, its leading dimensions
 -- x: [.., k] of the layer on this rank; anything else is an error naming both.
 function M.rows(L, x)
-  local shape = ffi.istype(tensor.type, x) and x:size() or {}
+  local shape = tensor.is_any(x) and x:size() or {}
   local k = table.remove(shape)
   if k ~= L.k then
     error(("layer %s takes activations of %d features on this rank, found %s"):format(L.name, L.k,
@@ -17,11 +16,13 @@ function M.rows(L, x)
   return x:reshape { x:numel() / k, k }, shape
 end
 
+--- rounded(x, dtype) -> x of that dtype
+function M.rounded(x, dtype) return x:type() == dtype and x or x:cast(dtype) end
+
 --- shaped(y, x, shape, n) -> y [.., n] in x's dtype
 function M.shaped(y, x, shape, n)
   shape[#shape + 1] = n
-  if x:type() ~= "f32" then y = y:cast(x:type()) end
-  return y:reshape(shape)
+  return M.rounded(y, x:type()):reshape(shape)
 end
 
 --- register_bias(L): the parameter "bias" [n], where the layer has one.
@@ -35,7 +36,7 @@ end
 -- their outputs, so that only rank 0 has the bias. (SYSTEMS C-04)
 function M.bias(L, given, permuted)
   if given == nil then given = L:param "bias" end
-  if given and ffi.istype(tensor.type, given) then given = { data = given, permuted = false } end
+  if given and tensor.is_any(given) then given = { data = given, permuted = false } end
   if not given or not given.data then return nil end
   if (given.permuted == true) ~= permuted then
     error(("layer %s: the bias is in %s order, the method takes %s: %s"):format(L.name,

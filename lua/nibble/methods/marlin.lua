@@ -89,7 +89,8 @@ function step.int8(m)
 end
 
 function step.zeros(m)
-  if m.zeros then m.out.zeros = layout.marlin.awq_zero_points(m.zeros, m.bits, m.a8) end
+  local convert = m.zeros_order == "plain" and layout.marlin.packed_zero_points or layout.marlin.awq_zero_points
+  if m.zeros then m.out.zeros = convert(m.zeros, m.bits, m.a8) end
 end
 
 function step.bias(m)

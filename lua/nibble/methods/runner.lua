@@ -13,16 +13,26 @@ local M = {}
 local Runner = {}
 Runner.__index = Runner
 
---- new(ck, {through = "auto", activations = true, cache_bytes =, options = {}}) -> runner | nil, msg, code
--- through: "auto" or a method's name (methods.names). activations = false: weights only. options: given to every method's
--- new().
+-- How much of a device's memory processed layers may take: the rest is for products and other processes.
+local DEVICE_SHARE = 0.8
+
+--- new(ck, {through = "auto", device =, activations = true, cache_bytes =, options = {}}) -> runner | nil, msg, code
+-- through: "auto" or a method's name (methods.names). device: "cuda", …: layers that its methods take run and stay
+-- there. activations = false: weights only. options: given to every method's new().
 function M.new(ck, o)
+  local cache_bytes = o.cache_bytes
   if o.through ~= "auto" then
     local ok, msg, code = methods.get(o.through)
     if not ok then return nil, msg, code end
   end
-  return setmetatable({ ck = ck, through = o.through, activations = o.activations ~= false, left = o.cache_bytes or 2 ^ 30,
-    options = o.options, plans = {}, ready = {}, counts = {} }, Runner)
+  if o.device and o.device ~= "cpu" then
+    local free, msg, code = require("nibble.cuda").memory(o.device)
+    if not free then return nil, msg, code end
+    cache_bytes = cache_bytes or DEVICE_SHARE * free
+  end
+  local options = setmetatable({ on = o.device }, { __index = o.options })
+  return setmetatable({ ck = ck, through = o.through, device = o.device, activations = o.activations ~= false,
+    left = cache_bytes or 2 ^ 30, options = options, plans = {}, ready = {}, counts = {} }, Runner)
 end
 
 -- ---- choosing a method -------------------------------------------------------------------
@@ -30,7 +40,7 @@ end
 -- The first method that takes rec and whose create takes the layer: {name=, method=, make=function} or {reasons=}.
 local function plan(self, kind, rec, describe)
   local reasons = {}
-  for _, name in ipairs(methods.candidates(kind, self.through)) do
+  for _, name in ipairs(methods.candidates(kind, self.through, self.device)) do
     local config, why = methods.config(name, rec, { activations = self.activations })
     local method
     if config then method, why = assert(methods.get(name)).new(config, self.options) end
@@ -101,6 +111,8 @@ local function linear(self, name)
       t:drop()
     end
   end
+  if method.read then ok, msg, code = method:read(L, self.ck) end
+  if not ok then return nil, msg, code end
   ok, msg, code = method:process(L)
   if not ok then return nil, msg, code end
   return keep(self, name, L)

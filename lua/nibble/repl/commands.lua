@@ -33,12 +33,15 @@ local function time(session, code)
   collectgarbage()
   local heap, tensors, start = collectgarbage "count" * 1024, tonumber(C.nb_live_bytes()), C.nb_now()
   local values = session:protected(chunk)
+  local memory = require "nibble.repl.memory"
+  local done, why = memory.wait() -- kernels may still run
   local seconds = C.nb_now() - start
   heap, tensors = collectgarbage "count" * 1024 - heap, tonumber(C.nb_live_bytes()) - tensors
   if not values then return "failed" end
+  if not done then return session:complain(why) end
   local parts = { seconds < 0.1 and ("%.3f ms"):format(seconds * 1e3) or ("%.3f s"):format(seconds),
     "Lua " .. units.bytes(math.max(0, heap)), "tensors " .. units.bytes(math.max(0, tensors)) }
-  local bytes = require("nibble.repl.memory").bytes_of(values[1])
+  local bytes = memory.bytes_of(values[1])
   if bytes and bytes > 0 then parts[#parts + 1] = units.rate(bytes, seconds) .. " of what it gave" end
   if not assigns or values[1] == nil then session:show(values) end
   session:say(table.concat(parts, "  "))

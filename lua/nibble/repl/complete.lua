@@ -77,6 +77,7 @@ local function argument_words(text, call, partial, env)
   if first and (name == "cast" or name == "as" or (name == "tensor" and not call.method)) then
     return beginning((options.values "dtype"), partial), true
   end
+  if first and (name == "to" and call.method or keys[#keys] == "cuda") then return beginning({ "cpu", "cuda" }, partial), true end
   if name == "to" and call.argument == 2 then return beginning((options.values "to"), partial), true end
   if first and (name == "plan" or name == "recipe") then return recipe_words(partial), true end
   if name == "open" then return file_words(partial, "%.safetensors"), true end

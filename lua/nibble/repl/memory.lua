@@ -76,19 +76,32 @@ local function status()
   return out
 end
 
--- A row for each device that holds tensors; no driver is begun for it.
+-- The devices that hold tensors, as {name, bytes}; no driver is begun for it.
 local function devices()
-  local rows, number = {}, 1
+  local out, number = {}, 1
   while C.nb_device_live_bytes(number) >= 0 do
     local live = tonumber(C.nb_device_live_bytes(number))
-    if live > 0 then
-      local cuda = require "nibble.cuda"
-      local name = cuda.name_of(number)
-      local free, total = cuda.memory(name)
-      rows[#rows + 1] = { "  " .. name, units.bytes(live), free and ("of them; %s of its %s are free"):format(units.bytes(free),
-        units.bytes(total)) or "of them; " .. total }
-    end
+    if live > 0 then out[#out + 1] = { require("nibble.cuda").name_of(number), live } end
     number = number + 1
+  end
+  return out
+end
+
+--- wait() -> true when all that was begun on devices is done | nil, msg, code: for who times it.
+function M.wait()
+  for _, d in ipairs(devices()) do
+    local ok, msg, code = require("nibble.cuda").wait(d[1])
+    if not ok then return nil, msg, code end
+  end
+  return true
+end
+
+local function device_rows()
+  local rows = {}
+  for i, d in ipairs(devices()) do
+    local free, total = require("nibble.cuda").memory(d[1])
+    rows[i] = { "  " .. d[1], units.bytes(d[2]),
+      free and ("of them; %s of its %s are free"):format(units.bytes(free), units.bytes(total)) or "of them; " .. total }
   end
   return rows
 end
@@ -99,7 +112,7 @@ function M.summary()
   local function bytes(n) return n and units.bytes(n) or "unknown" end
   local rows = { { "tensors", units.bytes(C.nb_live_bytes()),
     ("%d buffers, mapped files among them"):format(tonumber(C.nb_live_buffers())) } }
-  for _, row in ipairs(devices()) do rows[#rows + 1] = row end
+  for _, row in ipairs(device_rows()) do rows[#rows + 1] = row end
   for _, row in ipairs {
     { "mapped", bytes(s.RssFile), "pages of mapped files that lie in memory; they can go at any time" },
     { "Lua", units.bytes(collectgarbage "count" * 1024), "" },

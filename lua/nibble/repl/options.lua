@@ -20,7 +20,7 @@ end
 local function formats() return require("nibble.formats").names() end
 local function booleans() return nil, { "true", "false" } end
 
-local devices = { "cpu", "rocm", "xpu", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120" }
+local devices = { "cpu", "cuda", "rocm", "xpu", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120" }
 
 local function constant(...)
   local list = { ... }

@@ -1,0 +1,32 @@
+-- Consumer nibble on CUDA devices: the kernels in cuda/ and what they check before they run, so that a yes here is a
+-- layer that the device takes and a no is its refusal. What is not written yet is a row that refuses, with what to do.
+local cuda = { { "platform", "cuda" }, { "capability", min = 80 } }
+local weight_only = { "activations", "none" }
+local on_the_cpu = "; with --device cpu nibble computes it"
+
+local function absent(what) return { cuda, { "absent", ("is not written yet: %s%s"):format(what, on_the_cpu) } } end
+
+return {
+  name = "nibble",
+  packages = { cublaslt = true },
+  tables = {
+    {
+      name = "nibble linear on CUDA", kind = "linear", when = { { "platform", "cuda" } },
+      rows = {
+        { name = "marlin_cuda", class = "nibble.methods.marlin_cuda", checks = {
+          cuda, { "kind_of_weight", "int" }, weight_only, { "bits", 4, 8 }, { "layout", "awq", "gptq", "compressed-tensors" },
+          { "strategy", "group", "channel" }, { "input", "f16", "bf16" },
+          { "group", -1, 32, 64, multiples_of = 128, or_full = true }, { "group_in_rank" }, { "multiple", "k", 16 },
+          { "multiple", "n", 64 }, { "no_actorder" } } },
+        { name = "dequantize_cuda", class = "nibble.methods.dequantize_cuda", note = "decoded at every call", checks = {
+          cuda, { "package", "cublaslt" }, weight_only, { "decodes" }, { "input", "f16", "bf16", "f32" } } },
+        { name = "fp8", checks = absent "the product of FP8 weights and FP8 activations" },
+        { name = "nvfp4", checks = absent "the product of 4-bit floats and 4-bit activations" },
+      },
+    },
+    {
+      name = "nibble MoE on CUDA", kind = "moe", when = { { "platform", "cuda" } },
+      rows = { { name = "marlin_moe", checks = absent "the product of all experts in one launch" } },
+    },
+  },
+}

@@ -1,0 +1,71 @@
+-- methods.dequantize_cuda: dense layers of any scheme on a CUDA device whose product nibble has no kernel for: their
+-- codes lie there, become floats of the layer's dtype at every call, and cuBLASLt multiplies (weight-only).
+local backends = require "nibble.backends"
+local cuda = require "nibble.cuda"
+local formats = require "nibble.formats"
+local linear = require "nibble.methods.linear"
+
+local M = { name = "dequantize_cuda", monolithic = false }
+M.__index = M
+
+--- new({scheme =, format =}, {on = "cuda"}) -> method | nil, msg, code
+-- on: the device. Without one, or without cuBLASLt, the sentence why.
+function M.new(config, options)
+  local device, msg, code = cuda.device(options and options.on or "cuda")
+  if not device then return nil, msg, code end
+  local library
+  library, msg, code = cuda.cublaslt()
+  if not library then return nil, msg, code end
+  return setmetatable({ config = config, device = device.name, sm = device.sm }, M)
+end
+
+--- method:create(L) -> true | nil, msg, code: what is refused, the oracle says why.
+function M:create(L)
+  local weight = setmetatable({ format = self.config.format }, { __index = self.config.scheme })
+  local ok, msg, code = backends.select({ consumer = "nibble", kind = "linear", device = "sm_" .. self.sm, backend = M.name,
+    name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full }, { change = false })
+  if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
+  linear.register_bias(L)
+  return true
+end
+
+--- method:read(L, ck) -> true | nil, msg, code: the layer's weight, stored in whatever format, to the device.
+function M:read(L, ck)
+  local q, msg, code = formats.quantized(ck, L.name)
+  if not q then return nil, msg, code end
+  L.weight, msg, code = q:to(self.device)
+  if not L.weight then return nil, msg, code end
+  return true
+end
+
+--- method:process(L) -> true | nil, msg, code: the bias goes to the device, in the sums' dtype.
+function M:process(L)
+  if not L.bias then return true end
+  local bias, msg, code = L:get("bias"):cast("f32"):to(self.device)
+  if not bias then return nil, msg, code end
+  L:replace("bias", bias)
+  return true
+end
+
+--- method:quant() -> nil
+function M.quant() end
+
+--- method:apply(L, x) -> y [.., n] | nil, msg, code
+-- y = x · Ŵ + bias in float32 sums, x and Ŵ rounded to the layer's dtype. x lies in the computer's memory, and y does.
+function M:apply(L, x)
+  local flat, shape = linear.rows(L, x)
+  local there, msg, code = linear.rounded(flat, L.dtype):to(self.device)
+  if not there then return nil, msg, code end
+  local w, y
+  w, msg, code = L.weight:dequantize(L.dtype)
+  if not w then return nil, msg, code end
+  y, msg, code = cuda.new(self.device, "f32", { flat:size(1), L.n })
+  if not y then return nil, msg, code end
+  y, msg, code = cuda.gemm(y, there, w, linear.bias(L, nil, false))
+  if not y then return nil, msg, code end
+  y, msg, code = y:to "cpu"
+  if not y then return nil, msg, code end
+  return linear.shaped(y, x, shape, L.n)
+end
+
+return M

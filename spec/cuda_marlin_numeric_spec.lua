@@ -122,7 +122,11 @@ describe("layout.marlin's numbers on a device", function()
       both("int8_scales", nb.tensor("f16", { 1, 2 }, { -1, -2 }))
       both("mx_scales", nb.tensor("u8", { 2, 3 }))
       both("mx_scales", nb.tensor("u16", { 2, 4 }))
-      both("mx_scales", nb.tensor("u8", { 2, 64 }, {}):fill(250), true)
+      for _, at in ipairs { 6, 127 } do
+        local scales = nb.tensor("u8", { 2, 64 })
+        scales:set(at, 250)
+        both("mx_scales", scales, true)
+      end
       both("nvfp4_scales", nb.tensor("f16", { 2, 6 }), 1)
       both("nvfp4_scales", nb.tensor("f32", { 2, 8 }), 1)
       both("fp8_preprocess", nb.tensor("i32", { 3, 8 }))

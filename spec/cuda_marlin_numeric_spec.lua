@@ -99,10 +99,12 @@ describe("layout.marlin's numbers on a device", function()
 
   it("int8 scales: all positive numbers below the largest, negative ones, subnormal ones, odd counts", function()
     for _, order in ipairs { 0, 1, 7 } do
-      assert.equal("9 of 9", run([[
+      assert.equal("11 of 11", run([[
         compare("int8_scales", all("f16", 0, 0x7bff, 64))
         compare("int8_scales", all("bf16", 0, 0x7f7f, 128))
         compare("int8_scales", all("f16", 0, 0x3ff, 4)) -- subnormal
+        compare("int8_scales", all("f16", 0, 0x4247, 8)) -- the largest is no power of two
+        compare("int8_scales", all("bf16", 0, 0x4047, 8))
         compare("int8_scales", all("f16", 0x3c00, 0x3c06, 7))
         compare("int8_scales", all("bf16", 0x3f80, 0x3f80, 1))
         local mixed = nb.tensor("f16", { 5, 9 })

@@ -16,7 +16,7 @@ local form = assert(forms[kind], "cuda-budget: expected sass or ptx")
 
 -- name -> { {op =, conditional =, to = place of a branch's target or nil}, … }
 local function functions(text)
-  local all, name, code, labels = {}, nil, nil, nil
+  local all, code, labels = {}, nil, nil
   local function close()
     for _, i in ipairs(code or {}) do i.to = i.target and labels[i.target] end
   end
@@ -24,8 +24,8 @@ local function functions(text)
     local begins = kind == "sass" and line:match "Function : (%S+)" or kind == "ptx" and line:match "%.entry%s+([%w_]+)"
     if begins then
       close()
-      name, code, labels = begins, {}, {}
-      all[name] = code
+      code, labels = {}, {}
+      all[begins] = code
     elseif code then
       local address, rest = line:match "^%s*/%*(%x%x%x%x+)%*/%s+([^;]+);"
       if kind == "ptx" then
@@ -40,7 +40,8 @@ local function functions(text)
         if address then labels[tonumber(address, 16)] = #code + 1 end
         local goal
         if kind == "sass" then goal = op:match "^BRA.-0x(%x+)" else goal = op:match "^bra[%w.]*%s+(%$[%w_]+)" end
-        code[#code + 1] = { op = op, conditional = predicate ~= nil, target = goal and (kind == "sass" and tonumber(goal, 16) or goal) }
+        if goal and kind == "sass" then goal = tonumber(goal, 16) end
+        code[#code + 1] = { op = op, conditional = predicate ~= nil, target = goal }
       end
     end
   end
@@ -98,7 +99,8 @@ for _, name in ipairs(names) do
     local each = count / (products / (name:find "_m16$" and 8 or 16))
     local over = each > most
     failed = failed or over
-    print(("%s: %s, %.1f %s instructions to a tile, at most %d%s"):format(target, name, each, kind:upper(), most, over and ": TOO MANY" or ""))
+    print(("%s: %s, %.1f %s instructions to a tile, at most %d%s"):format(target, name, each, kind:upper(), most,
+      over and ": TOO MANY" or ""))
   end
 end
 os.exit(failed and 1 or 0)

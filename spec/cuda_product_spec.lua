@@ -50,7 +50,7 @@ describe("a product kernel", function()
     for _, bits in ipairs { 4, 8 } do
       for _, zeros in ipairs { false, true } do
         it(("takes %s, %d bits%s, all groups, bias"):format(dtype, bits, zeros and " with zero-points" or ""), function()
-          local kind = { dtype = dtype, bits = bits, zeros = zeros, __index = false }
+          local kind = { dtype = dtype, bits = bits, zeros = zeros, orders = { 1, 12345 } }
           local function with(o) return setmetatable(o, { __index = kind }) end
           exact(with { m = 5, k = 256, n = 128, group = -1, bias = true })
           exact(with { m = 16, k = 384, n = 128, group = 128 })

@@ -6,7 +6,8 @@ return {
   spec = "spec/cuda_product_spec.lua",
   bugs = {
     { "product: wait, one stage too late", LOOP, "cp_async_wait<STAGES - 2>()", "cp_async_wait<STAGES - 1>()" },
-    { "product: barrier before the wait", LOOP, "cp_async_wait<STAGES - 2>();\n      __syncthreads();", "__syncthreads();\n      cp_async_wait<STAGES - 2>();" },
+    { "product: barrier before the wait", LOOP, "cp_async_wait<STAGES - 2>();\n      __syncthreads();",
+      "__syncthreads();\n      cp_async_wait<STAGES - 2>();" },
     { "product: barrier of the stages dropped", LOOP, "      __syncthreads(); /* the stage", "      /* the stage" },
     { "product: stages not taken in turn", FETCH, "to == (STAGES - 1) * c.pieces ? 0", "to == (STAGES - 2) * c.pieces ? 0" },
     { "product: the last rows of k", FETCH, "piece * 8 < k_left ? j.m - row : 0", "j.m - row" },

@@ -123,7 +123,9 @@ int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits
  * groups; others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
  * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
  * A stream's workspace: 128 KiB for each of the device's processors, and 257 KiB. An order, or columns that x lacks,
- * take x once more. */
+ * take x once more.
+ * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
+ * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, the kernels go on. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
 

@@ -10,7 +10,7 @@ local prelude = [[
   local product = require "spec.support.marlin_product"
   local function case(o)
     local c = product.case(o)
-    for _, name in ipairs { "words", "scales", "zeros", "bias" } do
+    for _, name in ipairs { "words", "scales", "zeros", "bias", "perm", "sorted_g_idx" } do
       if c.p[name] then c.p[name] = assert(c.p[name]:to "cuda") end
     end
     return c
@@ -53,6 +53,27 @@ describe("cuda: a product of many rows", function()
         { m = 1000, k = 64, n = 64, group = 32, bits = 8 } } do
         io.write(tostring(right(o)), o.m == 1000 and "" or " ")
       end ]])
+  end)
+
+  it("is exact in an activation order, and says what is wrong with one", function()
+    assert.equal("true true", run [[
+      local function order(k, group)
+        local g = nb.tensor("i32", { k })
+        for i = 0, k - 1 do g:set(i + 1, math.floor(i * 37 % k / group)) end
+        return g
+      end
+      io.write(tostring(right { m = 257, k = 128, n = 64, group = 32, g_idx = order(128, 32), bias = true }), " ")
+      local c = case { m = 257, k = 128, n = 64, group = 32, g_idx = order(128, 32) }
+      local x = c.x:to "cuda"
+      local g, y = assert(nb.cuda.graph(function() return nb.gemm.marlin(x, c.p) end)) -- by the kernels
+      g()
+      io.write(tostring(y:to("cpu"):equal(product.exact(c)))) ]])
+    assert.matches("^nil\tmarlin dequantize: perm: 5 stands there twice, the second time at position %d+\teformat$", run [[
+      local g = nb.tensor("i32", { 64 })
+      for i = 0, 63 do g:set(i + 1, math.floor(i * 37 % 64 / 32)) end
+      local c = case { m = 257, k = 64, n = 64, group = 32, g_idx = g }
+      c.p.perm = nb.tensor("i32", { 64 }):fill(5):to "cuda"
+      print(multiply(c)) ]])
   end)
 
   it("is cuBLASLt's from 257 rows on, and the kernels' before", function()

@@ -1,5 +1,6 @@
 -- Bugs in products of many rows: panels of floats and cuBLASLt.
 local LARGE, BIAS, MARLIN = "cuda/product_large.c", "cuda/kernels/product_large.cu", "cuda/kernels/dequantize_marlin.cu"
+local PRODUCT = "cuda/product.c"
 
 return {
   spec = "spec/cuda_product_large_spec.lua",
@@ -16,7 +17,8 @@ return {
     { "no smaller panel where memory is short", LARGE, "most >= LEAST_PANEL", "most >= PANEL" },
     { "the first columns in every panel", MARLIN, "nt = w.job.first / TILE_COLUMNS + t % across", "nt = t % across" },
     { "a panel's rows as far apart as the weight's", MARLIN, "(to * w.job.columns + t % across", "(to * w.job.n + t % across" },
-    { "fails where the kernels could go on", "cuda/product.c", "if (rc != NB_EUNSUPPORTED && rc != NB_ENOMEM) return",
-      "if (rc != NB_ENOMEM) return" },
+    { "fails where the kernels could go on", PRODUCT, "rc == NB_EUNSUPPORTED || rc == NB_ENOMEM ?", "rc == NB_ENOMEM ?" },
+    { "an order is looked at amid a graph", PRODUCT, "p->perm && p->d->capture ?", "0 ?" },
+    { "one row too early", PRODUCT, "m > LARGE ", "m >= LARGE " },
   },
 }

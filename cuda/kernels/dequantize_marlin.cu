@@ -22,8 +22,7 @@ struct marlin {
 
 /* Scales and zero-points of a group's eight columns 8q.. of tile column nt. */
 template <int BITS> struct octet {
-  float scale[8];
-  int zero[8];
+  float scale[8], zero[8]; /* zero: as whole() gives it */
 
   /* Where column 8q + i of 64 has its scale: in one block of 64, or (a scale a column) in two of 32. */
   static NB_DEVICE int place(int q, int i, bool grouped) {
@@ -38,13 +37,13 @@ template <int BITS> struct octet {
       const int64_t at = first + place(q, i, grouped);
       uint32_t bits = wide ? cast<const uint32_t>(w.scales)[at] : cast<const uint16_t>(w.scales)[at];
       scale[i] = plain(bits, w.job.scale) * w.job.factor;
-      zero[i] = 1 << (BITS - 1);
+      zero[i] = whole(1u << (BITS - 1));
     }
     if (!w.zeros) return;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const int p = place(q, i, true), slot = p % PF / 2 + p % 2 * (PF / 2); /* even places first */
-      zero[i] = (int)((uint32_t)w.zeros[first / PF + p / PF] >> (slot * BITS) & ((1u << BITS) - 1));
+      zero[i] = whole((uint32_t)w.zeros[first / PF + p / PF] >> (slot * BITS) & ((1u << BITS) - 1));
     }
   }
 };
@@ -54,7 +53,7 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
             nt = w.job.first / TILE_COLUMNS + t % across, a = lane / 8, q = lane % 8;
   const int64_t source = (int64_t)kt * (w.job.n / TILE_COLUMNS) + nt;
   const int per_group = w.job.k / w.job.groups;
-  const bool whole = per_group % TILE_ROWS == 0; /* rows of one group: the division is done once */
+  const bool alike = per_group % TILE_ROWS == 0; /* rows of one group: the division is done once */
   uint32_t word[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) {
@@ -66,7 +65,7 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
 #pragma unroll 1
   for (int c = 0; c < 4; c++) {
     const int slot = c / 2 + c % 2 * (BITS == 4 ? 4 : 2), row = kt * TILE_ROWS + 2 * a + c % 2 + c / 2 * 8;
-    const int64_t group = w.g_idx ? (int)w.g_idx[row] : (whole ? kt * TILE_ROWS : row) / per_group;
+    const int64_t group = w.g_idx ? (int)w.g_idx[row] : (alike ? kt * TILE_ROWS : row) / per_group;
     if (group != held) g.load(w, group, nt, q);
     held = group;
     uint32_t u[4];
@@ -76,7 +75,7 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         uint32_t code = word[2 * i + h] >> (slot * BITS) & ((1u << BITS) - 1);
-        x[h] = (float)((int)code - g.zero[2 * i + h]) * g.scale[2 * i + h];
+        x[h] = (whole(code) - g.zero[2 * i + h]) * g.scale[2 * i + h];
       }
       u[i] = w.job.out == NB_AS_BF16 ? bf16_pair(x[0], x[1]) : f16_pair(x[0], x[1]);
     }

@@ -94,13 +94,13 @@ template <int DTYPE> struct rtn {
     else if (me == 0) atomic_max(failed, ~(uint64_t)0);
   }
 
-  NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
+  template <bool QUICK> NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
     const uint32_t base = ((uint32_t)g.offset - WHOLE_BITS) * 0x01010101u;
     float x[VECTOR];
     uint32_t c[VECTOR];
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) x[i] = w[i];
-    divide<VECTOR>(x, g.scale);
+    divide<DTYPE, VECTOR, false, QUICK>(x, g.scale);
     if (o.in_dtype) {
       round_all<DTYPE, VECTOR>(x);
 #pragma unroll
@@ -109,7 +109,7 @@ template <int DTYPE> struct rtn {
     }
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) {
-      x[i] = smaller(larger(x[i], g.lo), g.hi);
+      x[i] = fminf(fmaxf(x[i], g.lo), g.hi);
       c[i] = bits_of_float(x[i] + WHOLE);
     }
     return join(bytes_of(c) + base, bytes_of(c + 4) + base);

@@ -29,7 +29,7 @@ template <int DTYPE> struct eight {
   NB_DEVICE void load(global<const uint8_t> w, int64_t at) {
 #pragma unroll
     for (int j = 0; j < WORDS / 4; j++) {
-      uint4 v = cast<const uint4>(w)[at * BYTES / 16 + j];
+      uint4 v = cast<const uint4>(w)[(at * BYTES >> 4) + j];
       word[4 * j] = v.x, word[4 * j + 1] = v.y, word[4 * j + 2] = v.z, word[4 * j + 3] = v.w;
     }
   }
@@ -89,15 +89,18 @@ NB_DEVICE span largest(span s, int lanes, int round) {
 
 /* Where this thread stands among all teams of the grid. */
 struct team {
-  int lane, lanes;
-  int64_t index, count;
+  int lane, lanes, index, count;
 };
 NB_DEVICE team team_of(int lanes) {
-  if (!lanes) return {(int)threadIdx.x, (int)blockDim.x, blockIdx.x, gridDim.x};
+  if (!lanes) return {(int)threadIdx.x, (int)blockDim.x, (int)blockIdx.x, (int)gridDim.x};
   const int each = (int)blockDim.x / lanes;
-  return {(int)threadIdx.x % lanes, lanes, (int64_t)blockIdx.x * each + (int)threadIdx.x / lanes,
-          (int64_t)gridDim.x * each};
+  return {(int)threadIdx.x % lanes, lanes, (int)blockIdx.x * each + (int)threadIdx.x / lanes,
+          (int)gridDim.x * each};
 }
+
+/* Ways through a weight: one long row of whole vectors, which takes no division; rows of whole vectors; weight by
+ * weight, where rows are something else. */
+enum { ROW, ROWS, SINGLES };
 
 /* A block of the weight, in vectors row after row; none beyond the last block. */
 struct block {
@@ -105,12 +108,14 @@ struct block {
   int columns, in_row; /* in_row: vectors of a row, the last of which may be cut */
   int vectors;
 };
-NB_DEVICE block block_of(const nb_quantize_blocks &b, int64_t i) {
+template <int WAY> NB_DEVICE block block_of(const nb_quantize_blocks &b, int i) {
   if (i >= b.count) return {0, 0, 0, 0};
-  const int64_t row = i / b.per_row * b.rows, column = i % b.per_row * b.columns;
-  const int columns = (int)smaller(b.columns, b.k - column), rows = (int)smaller(b.rows, b.n - row);
+  const int across = WAY == ROW ? i : i % b.per_row, down = WAY == ROW ? 0 : i / b.per_row;
+  const int64_t row = (int64_t)down * b.rows, column = (int64_t)across * b.columns;
+  const int columns = (int)smaller((int64_t)b.columns, b.k - column);
   const int in_row = (columns + VECTOR - 1) / VECTOR;
-  return {row * b.k + column, columns, in_row, rows * in_row};
+  return {row * b.k + column, columns, in_row,
+          WAY == ROW ? in_row : (int)smaller((int64_t)b.rows, b.n - row) * in_row};
 }
 
 /* The weights of one vector: where they begin, how many they are. */
@@ -118,63 +123,74 @@ struct piece {
   int64_t at;
   int count;
 };
-NB_DEVICE piece piece_of(const nb_quantize_blocks &b, const block &of, int v) {
+template <int WAY> NB_DEVICE piece piece_of(const nb_quantize_blocks &b, const block &of, int v) {
+  if (WAY == ROW) return {of.first + v * VECTOR, VECTOR};
   const int row = b.rows == 1 ? 0 : v / of.in_row, column = (v - row * of.in_row) * VECTOR;
   return {of.first + row * b.k + column, smaller((int)VECTOR, of.columns - column)};
 }
 
-template <int DTYPE>
-NB_DEVICE void load(eight<DTYPE> &v, const nb_quantize_blocks &b, global<const uint8_t> w, const piece &p) {
-  if (b.vectors) v.load(w, p.at);
-  else v.load_some(w, p.at, p.count);
+template <int WAY, int DTYPE> NB_DEVICE void load(eight<DTYPE> &v, global<const uint8_t> w, const piece &p) {
+  if (WAY == SINGLES) v.load_some(w, p.at, p.count);
+  else v.load(w, p.at);
 }
 
 /* Eight codes, one a byte. */
-NB_DEVICE void store(const nb_quantize_blocks &b, global<uint8_t> codes, const piece &p,
-                     uint64_t eight_codes) {
-  if (b.vectors) cast<uint64_t>(codes)[p.at / VECTOR] = eight_codes;
-  else
+template <int WAY> NB_DEVICE void store(global<uint8_t> codes, const piece &p, uint64_t eight_codes) {
+  if (WAY == SINGLES)
     for (int i = 0; i < p.count; i++) codes[p.at + i] = (uint8_t)(eight_codes >> 8 * i);
+  else cast<uint64_t>(codes)[p.at >> 3] = eight_codes;
 }
 
-/* METHOD: SKIP_NAN; grid, what codes are found with; make(grid, i, span, stores), false where block i can't be quantized:
- * the one lane that stores leaves the scale; codes(grid, weights). */
-template <int DTYPE, class METHOD>
-NB_DEVICE void quantize_blocks(const nb_quantize_blocks &b, global<const uint8_t> w, global<uint8_t> codes,
-                               const METHOD &method) {
-  constexpr int HELD = eight<DTYPE>::HELD;
+/* METHOD: SKIP_NAN; grid, what codes are found with, its scale a divisor; make(grid, i, span, stores), false where block i
+ * can't be quantized: the one lane that stores leaves the scale; codes<QUICK>(grid, weights), QUICK where scale.quick is
+ * known to be true. Blocks with a slow scale are read again, so that its long way is compiled only once. */
+template <int DTYPE, int WAY, class METHOD>
+NB_DEVICE void go(const nb_quantize_blocks &b, global<const uint8_t> w, global<uint8_t> codes,
+                  const METHOD &method) {
+  constexpr int HELD = WAY == SINGLES ? 1 : eight<DTYPE>::HELD;
   const team me = team_of(b.lanes);
   int round = 0;
-  for (int64_t first = 0; first < b.count; first += me.count, round++) { /* as often for all: they meet */
-    const block of = block_of(b, first + me.index);
+  for (int first = 0; first < b.count; first += me.count, round++) { /* as often for all: they meet */
+    const int i = first + me.index;
+    const block of = block_of<WAY>(b, i);
     eight<DTYPE> held[HELD], more;
     span s = {0, 0};
 #pragma unroll
     for (int j = 0; j < HELD; j++) {
-      held[j].clear();
       const int v = me.lane + j * me.lanes;
-      if (v < of.vectors) load(held[j], b, w, piece_of(b, of, v));
+      held[j].clear();
+      if (v < of.vectors) load<WAY>(held[j], w, piece_of<WAY>(b, of, v));
     }
 #pragma unroll
     for (int j = 0; j < HELD; j++) look(s, held[j], METHOD::SKIP_NAN);
     for (int v = me.lane + HELD * me.lanes; v < of.vectors; v += me.lanes) {
-      load(more, b, w, piece_of(b, of, v));
+      load<WAY>(more, w, piece_of<WAY>(b, of, v));
       look(s, more, METHOD::SKIP_NAN);
     }
     s = largest(s, b.lanes, round);
     typename METHOD::grid g;
-    if (first + me.index >= b.count || !method.make(g, first + me.index, s, me.lane == 0)) continue;
+    if (i >= b.count || !method.make(g, i, s, me.lane == 0)) continue;
+    int v = me.lane;
+    if (g.scale.quick) {
 #pragma unroll
-    for (int j = 0; j < HELD; j++) {
-      const int v = me.lane + j * me.lanes;
-      if (v < of.vectors) store(b, codes, piece_of(b, of, v), method.codes(g, held[j]));
+      for (int j = 0; j < HELD; j++, v += me.lanes)
+        if (v < of.vectors)
+          store<WAY>(codes, piece_of<WAY>(b, of, v), method.template codes<true>(g, held[j]));
     }
-    for (int v = me.lane + HELD * me.lanes; v < of.vectors; v += me.lanes) {
-      const piece p = piece_of(b, of, v);
-      load(more, b, w, p);
-      store(b, codes, p, method.codes(g, more));
+    for (; v < of.vectors; v += me.lanes) {
+      const piece p = piece_of<WAY>(b, of, v);
+      load<WAY>(more, w, p);
+      store<WAY>(codes, p, method.template codes<false>(g, more));
     }
   }
+}
+
+template <int DTYPE, class METHOD>
+NB_DEVICE void quantize_blocks(const nb_quantize_blocks &b, global<const uint8_t> w, global<uint8_t> codes,
+                               const METHOD &method) {
+  if (!b.vectors) go<DTYPE, SINGLES>(b, w, codes, method);
+  else if (b.n == 1) go<DTYPE, ROW>(b, w, codes, method);
+  else go<DTYPE, ROWS>(b, w, codes, method);
 }
 
 /* Four numbers below 256 as bytes. */

@@ -55,21 +55,25 @@ NB_DEVICE float load_float(global<const uint8_t> from, int64_t i, int dtype) {
 
 /* ---- small floats -------------------------------------------------------------------- */
 
-/* The code of f's magnitude, which is clamped first; half to even. A power of two is added whose last bit is worth as
- * much as the code's, so that the adder rounds: it leaves the mantissa with its leading one, to which the exponents above
- * the least belong. (`least` is also that of subnormal codes.) */
-template <int MBITS, int BIAS, uint32_t LARGEST> NB_DEVICE uint32_t small_magnitude(float f) {
-  constexpr int SHIFT = 23 - MBITS;
-  constexpr uint32_t LEAST = (uint32_t)(128 - BIAS) << 23;
-  const uint32_t a = smaller(magnitude_of(f), LARGEST), e = larger(a & 0x7f800000u, LEAST);
-  const uint32_t power = e + ((uint32_t)SHIFT << 23);
-  return bits_of_float(float_of_bits(a) + float_of_bits(power)) - power + ((e - LEAST) >> SHIFT);
-}
+/* A format of that many bits in the mantissa, its exponents' bias and the bits of its largest number. A code is made in
+ * two parts, so that four together need `rest` but once: magnitude(f) - rest, modulo 2^32. f is clamped; half to even: a
+ * power of two is added whose last bit is worth as much as the code's, so that the adder rounds, and leaves the mantissa
+ * with its leading one, to which the exponents above the least belong (which is that of subnormal codes too). */
+template <int MBITS, int BIAS, uint32_t LARGEST> struct small_float {
+  static constexpr int SHIFT = 23 - MBITS;
+  static constexpr uint32_t LEAST = (uint32_t)(128 - BIAS) << 23, POWER = (uint32_t)SHIFT << 23,
+                            REST = POWER + (LEAST >> SHIFT);
+  static NB_DEVICE uint32_t magnitude(float f) {
+    const float a = fminf(fabsf(f), float_of_bits(LARGEST));
+    const uint32_t e = larger(bits_of_float(a) & 0x7f800000u, LEAST);
+    return bits_of_float(a + float_of_bits(e + POWER)) + ((e >> SHIFT) - e);
+  }
+};
+typedef small_float<3, 7, 0x43e00000u> e4m3;
+typedef small_float<1, 1, 0x40c00000u> e2m1;
+
 NB_DEVICE uint32_t e4m3_of(float f) {
-  return small_magnitude<3, 7, 0x43e00000u>(f) | (bits_of_float(f) >> 24 & 0x80u);
-}
-NB_DEVICE uint32_t e2m1_of(float f) {
-  return small_magnitude<1, 1, 0x40c00000u>(f) | (bits_of_float(f) >> 28 & 8u);
+  return (e4m3::magnitude(f) - e4m3::REST) | (bits_of_float(f) >> 24 & 0x80u);
 }
 /* Of codes 0 to 0x7e and their negatives; NaN of 0x7f. */
 NB_DEVICE float e4m3_to_f32(uint32_t code) {

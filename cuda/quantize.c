@@ -90,7 +90,7 @@ static int share_out(nb_quantize_blocks *b, const nb_tensor *w, const nb_tensor 
                             .vectors = k % NB_QUANTIZE_VECTOR == 0 && columns % NB_QUANTIZE_VECTOR == 0 &&
                                        aligned(w, 16) && aligned(codes, 8)};
   int64_t vectors = vectors_of(b);
-  b->lanes = vectors > 1 ? 2 : 1; /* two: they read 32 bytes side by side */
+  b->lanes = vectors < 4 ? 1 : 2; /* two read 32 bytes side by side; one finds a scale for more weights */
   while (b->lanes < 32 && b->lanes * held(w) < vectors) b->lanes *= 2;
   if (b->lanes * held(w) < vectors) b->lanes = 0;
   return NB_OK;

@@ -22,6 +22,12 @@ template <int DTYPE> struct eight {
     uint32_t h = word[i / 2 % WORDS] >> i % 2 * 16 & 0xffffu;
     return float_of_half((uint16_t)h, DTYPE);
   }
+  /* The four bytes with the signs of weights i to i + 3 on top. */
+  NB_DEVICE uint32_t tops(int i) const {
+    if (DTYPE != NB_KERNEL_F32) return pick_bytes(word[i / 2 % WORDS], word[(i / 2 + 1) % WORDS], 0x7531);
+    return pick_bytes(pick_bytes(word[i % WORDS], word[(i + 1) % WORDS], 0x73),
+                      pick_bytes(word[(i + 2) % WORDS], word[(i + 3) % WORDS], 0x73), 0x5410);
+  }
   NB_DEVICE void clear() {
 #pragma unroll
     for (int j = 0; j < WORDS; j++) word[j] = 0;
@@ -46,21 +52,42 @@ template <int DTYPE> struct eight {
 };
 
 /* The largest positive value's bits and the most negative one's magnitude; 0: there is none. Floats order as whole
- * numbers do, without their sign; Inf and NaN come last. */
+ * numbers do, without their sign; Inf and NaN come last. While looking pos is a number with a sign and neg one without,
+ * so that any negative is larger than all others. */
 struct span {
   uint32_t pos, neg;
 };
 
-/* While looking: pos as a signed number, neg the largest bits as an unsigned one, sign included. */
-template <int DTYPE> NB_DEVICE void look(span &s, const eight<DTYPE> &v, bool skip_nan) {
+/* The same of a thread's vectors, in the weights' own bits: of 16 a pair at a time. */
+template <int DTYPE, bool SKIP_NAN> struct look {
+  uint32_t pos = 0, neg = 0;
+
+  NB_DEVICE void at(const eight<DTYPE> &v) {
+    if (DTYPE == NB_KERNEL_F32 || SKIP_NAN) {
 #pragma unroll
-  for (int i = 0; i < VECTOR; i++) {
-    float x = v[i];
-    if (skip_nan && x != x) continue;
-    s.pos = (uint32_t)larger((int)s.pos, (int)bits_of_float(x));
-    s.neg = larger(s.neg, bits_of_float(x));
+      for (int i = 0; i < VECTOR; i++) {
+        const float x = v[i];
+        const uint32_t bits = SKIP_NAN && x != x ? 0 : bits_of_float(x);
+        pos = (uint32_t)larger((int)pos, (int)bits);
+        neg = larger(neg, bits);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < eight<DTYPE>::WORDS; j++) {
+        pos = max_s16x2(pos, v.word[j]);
+        neg = max_u16x2(neg, v.word[j]);
+      }
+    }
   }
-}
+  NB_DEVICE span seen() const {
+    if (DTYPE == NB_KERNEL_F32 || SKIP_NAN) return {pos, neg};
+    const uint32_t p = larger(pos & 0xffffu, pos >> 16), n = larger(neg & 0xffffu, neg >> 16);
+    /* NaN as float32 has it, which conversions may change; the sign stays. */
+    const float above = float_of_half((uint16_t)p, DTYPE),
+                below = float_of_half((uint16_t)(n & 0x7fffu), DTYPE);
+    return {magnitude_of(above), magnitude_of(below) | (n & 0x8000u) << 16};
+  }
+};
 
 /* Of all lanes that share a block; after it neg is a magnitude. Two halves of shared memory take turns, so that one
  * meeting is enough. */
@@ -154,7 +181,7 @@ NB_DEVICE void go(const nb_quantize_blocks &b, global<const uint8_t> w, global<u
     const int i = first + me.index;
     const block of = block_of<WAY>(b, i);
     eight<DTYPE> held[HELD], more;
-    span s = {0, 0};
+    look<DTYPE, METHOD::SKIP_NAN> all;
 #pragma unroll
     for (int j = 0; j < HELD; j++) {
       const int v = me.lane + j * me.lanes;
@@ -162,12 +189,12 @@ NB_DEVICE void go(const nb_quantize_blocks &b, global<const uint8_t> w, global<u
       if (v < of.vectors) load<WAY>(held[j], w, piece_of<WAY>(b, of, v));
     }
 #pragma unroll
-    for (int j = 0; j < HELD; j++) look(s, held[j], METHOD::SKIP_NAN);
+    for (int j = 0; j < HELD; j++) all.at(held[j]);
     for (int v = me.lane + HELD * me.lanes; v < of.vectors; v += me.lanes) {
       load<WAY>(more, w, piece_of<WAY>(b, of, v));
-      look(s, more, METHOD::SKIP_NAN);
+      all.at(more);
     }
-    s = largest(s, b.lanes, round);
+    const span s = largest(all.seen(), b.lanes, round);
     typename METHOD::grid g;
     if (i >= b.count || !method.make(g, i, s, me.lane == 0)) continue;
     int v = me.lane;
@@ -193,7 +220,12 @@ NB_DEVICE void quantize_blocks(const nb_quantize_blocks &b, global<const uint8_t
   else go<DTYPE, ROWS>(b, w, codes, method);
 }
 
-/* Four numbers below 256 as bytes. */
+/* Four numbers as bytes; of what exceeds them the sum is the caller's affair. */
 NB_DEVICE uint32_t bytes_of(const uint32_t *c) { return c[0] + (c[1] << 8) + (c[2] << 16) + (c[3] << 24); }
+/* The four bytes with their signs on top. */
+NB_DEVICE uint32_t tops_of(const float *x) {
+  return pick_bytes(pick_bytes(bits_of_float(x[0]), bits_of_float(x[1]), 0x73),
+                    pick_bytes(bits_of_float(x[2]), bits_of_float(x[3]), 0x73), 0x5410);
+}
 NB_DEVICE uint64_t join(uint32_t low, uint32_t high) { return low | (uint64_t)high << 32; }
 #endif

@@ -7,7 +7,7 @@ struct float_grid {
   divisor scale;
 };
 
-template <int DTYPE, bool E2M1> struct small_float {
+template <int DTYPE, bool E2M1> struct onto {
   static constexpr bool SKIP_NAN = false;
   typedef float_grid grid;
   const nb_quantize_float &o;
@@ -83,23 +83,28 @@ template <int DTYPE, bool E2M1> struct small_float {
     return q == q ? q : float_of_bits(sign | 0x7f7fffffu);
   }
 
+  /* The codes of x[i] to x[i + 3]. Signs are the weights' own where no scale is negative and no sign lost. */
+  static NB_DEVICE uint32_t four(const eight<DTYPE> &w, const float *x, int i, bool own) {
+    uint32_t c[4], rest = (E2M1 ? e2m1::REST : e4m3::REST) * 0x01010101u;
+    for (int j = 0; j < 4; j++) c[j] = E2M1 ? e2m1::magnitude(x[i + j]) : e4m3::magnitude(x[i + j]);
+    const uint32_t tops = !E2M1 && own ? w.tops(i) : tops_of(x + i);
+    return bytes_of(c) - rest + (E2M1 ? tops >> 4 & 0x08080808u : tops & 0x80808080u);
+  }
+
   template <bool QUICK> NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
     float x[VECTOR];
-    uint32_t c[VECTOR];
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) x[i] = w[i];
     if (multiplies()) {
 #pragma unroll
       for (int i = 0; i < VECTOR; i++) x[i] = mul_rn(x[i], g.scale.by) + 0.0f; /* -0 becomes 0 */
-    } else divide<DTYPE, VECTOR, !E2M1, QUICK>(x, g.scale);
+    } else divide<DTYPE, VECTOR, !E2M1 && !QUICK, QUICK>(x, g.scale);
     if (!QUICK && !g.scale.quick) {
 #pragma unroll
       for (int i = 0; i < VECTOR; i++) x[i] = number(x[i], g.scale.by);
     }
     if (!E2M1 && o.in_dtype && o.scale_dtype < NB_KERNEL_E4M3) round_all<DTYPE, VECTOR>(x);
-#pragma unroll
-    for (int i = 0; i < VECTOR; i++) c[i] = E2M1 ? e2m1_of(x[i]) : e4m3_of(x[i]);
-    return join(bytes_of(c), bytes_of(c + 4));
+    return join(four(w, x, 0, QUICK), four(w, x, 4, QUICK));
   }
 };
 
@@ -109,7 +114,7 @@ template <int DTYPE, bool E2M1> struct small_float {
   extern "C" __global__ void __launch_bounds__(NB_QUANTIZE_MOST_THREADS, 2) \
       name(nb_quantize_blocks b, nb_quantize_float o, global<const uint8_t> w, global<uint8_t> codes, \
            global<uint8_t> scales, global<uint64_t> failed) { \
-    quantize_blocks<dtype>(b, w, codes, small_float<dtype, e2m1>{o, scales, failed}); \
+    quantize_blocks<dtype>(b, w, codes, onto<dtype, e2m1>{o, scales, failed}); \
   }
 FLOAT_KERNEL(nb_quantize_e4m3_f32, NB_KERNEL_F32, false)
 FLOAT_KERNEL(nb_quantize_e4m3_bf16, NB_KERNEL_BF16, false)

@@ -93,3 +93,76 @@ describe("the oracle: nibble on CUDA", function()
     assert.matches("dequantize_cuda: needs the package cublaslt", (run(code, { NB_CUBLASLT = "/none" })))
   end)
 end)
+
+describe("the oracle tells the truth:", function()
+  -- Layers of every form that could be asked for: the oracle's answer and the device function's, where they differ.
+  local grid = [[
+    local backends, gemm, cuda = nb.backends, nb.gemm, nb.cuda
+    local layers, taken, wrong = 0, 0, {}
+    local function accepts(q)
+      local w = q.weight
+      local groups, pf = w.group == -1 and 1 or math.ceil(q.k / w.group), math.floor(32 / w.bits)
+      local function there(dtype, ...)
+        local shape = { ... }
+        for i, size in ipairs(shape) do shape[i] = math.floor(size) end
+        return assert(cuda.new("cuda", dtype, shape))
+      end
+      local m = { type = (w.zero_points and "uint%d" or "uint%db%d"):format(w.bits, 2 ^ (w.bits - 1)), k = q.k, n = q.n,
+        words = there("i32", q.k / 16, q.n * w.bits / 2), scales = there(q.dtype, groups, q.n),
+        zeros = w.zero_points and there("i32", groups, q.n / pf) or nil }
+      if w.actorder then
+        local perm, g_idx = nb.tensor("i32", { q.k }), nb.tensor("i32", { q.k })
+        for i = 0, q.k - 1 do
+          perm:set(i + 1, q.k - 1 - i)
+          g_idx:set(i + 1, math.floor(i / w.group))
+        end
+        m.perm, m.sorted_g_idx = assert(perm:to "cuda"), assert(g_idx:to "cuda")
+      end
+      local ok, y, msg = pcall(gemm.marlin, there(q.dtype, 1, q.k), m)
+      if ok and y then assert(y:to "cpu") end
+      return ok and y ~= nil, ok and msg or y
+    end
+    local function ask(q)
+      layers = layers + 1
+      local said, why = backends.select(q, { change = false })
+      local does, msg = accepts(q)
+      taken = taken + (does and 1 or 0)
+      if (said ~= nil) ~= does then
+        local w = q.weight
+        wrong[#wrong + 1] = ("%d bits, group %d, zero-points %s, act-order %s, k %d, n %d, %s: the oracle says %s, the device %s"):format(w.bits,
+          w.group, tostring(w.zero_points), tostring(w.actorder), q.k, q.n, q.dtype, said and "yes" or why, does and "yes" or msg)
+      end
+    end
+    local function layer(o)
+      local weight = { type = "int", bits = o.bits or 4, zero_points = o.zeros or false, group = o.group or 64, actorder = o.actorder,
+        strategy = (o.group or 64) > 0 and "group" or "channel" }
+      ask { consumer = "nibble", backend = "marlin_cuda", kind = "linear", device = "cuda", weight = weight, dtype = o.dtype or "f16",
+        k = o.k or 256, n = o.n or 128 }
+    end
+    for _, bits in ipairs { 2, 3, 4, 8 } do
+      for _, zeros in ipairs { false, true } do
+        for _, dtype in ipairs { "f16", "bf16", "f32" } do layer { bits = bits, zeros = zeros, dtype = dtype } end
+        for _, group in ipairs { -1, 16, 32, 64, 128 } do layer { bits = bits, zeros = zeros, group = group, k = 128 } end
+      end
+    end
+    for _, k in ipairs { 8, 16, 32, 48, 64, 80, 96, 100, 128, 384, 512 } do
+      for _, group in ipairs { -1, 16, 32, 48, 64, 96, 128, 256, 384, 512 } do layer { k = k, group = group } end
+    end
+    for _, n in ipairs { 8, 32, 64, 72, 96, 128, 192, 200 } do layer { n = n } layer { n = n, zeros = true, bits = 8 } end
+    for _, group in ipairs { 32, 64, 128, 256 } do
+      for _, bits in ipairs { 4, 8 } do layer { group = group, actorder = "group", bits = bits } end
+    end
+    print(#wrong == 0 and layers > 150 and taken > 50 and layers - taken > 50 and "true" or table.concat(wrong, "\n") ..
+      ("\n%d of %d layers, %d are taken"):format(#wrong, layers, taken)) ]]
+
+  it("marlin_cuda takes what gemm.marlin takes on the device, and nothing else", function()
+    assert.equal("true", run(grid))
+  end)
+
+  it("a device that is too old takes nothing", function()
+    assert.matches("needs SM 80 or above, found SM 75", (run([[
+      print((select(2, nb.backends.select { consumer = "nibble", kind = "linear", device = "cuda", k = 256, n = 128,
+        weight = { type = "int", bits = 4, group = 64 } })))
+      print((select(2, nb.cuda.new("cuda", "f16", { 1, 256 })))) ]], { NB_EMU_SM = 75 })))
+  end)
+end)

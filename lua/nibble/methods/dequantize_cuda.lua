@@ -35,6 +35,9 @@ function M:read(L, ck)
   if not q then return nil, msg, code end
   L.weight, msg, code = q:to(self.device)
   if not L.weight then return nil, msg, code end
+  for _, part in ipairs { "codes", "scales", "zeros" } do
+    if L.weight[part] then L:replace(part, L.weight[part]) end -- counted as the layer's
+  end
   return true
 end
 

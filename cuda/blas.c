@@ -102,7 +102,8 @@ static int handle_of(void **handle, nb_cuda_device *d) {
 
 /* ---- one product ------------------------------------------------------------------- */
 
-/* The library counts columns first: it is given y^T [n, m] = w' x^T, w' the transpose of what it takes w for. */
+/* The library counts columns first: to it y is y^T [n, m] = w^T x^T, x and y are transposed as they lie, and so is w where
+ * it lies across; else it is told to. */
 typedef struct call {
   void *what, *w, *x, *y, *preference;
 } call;
@@ -125,7 +126,7 @@ static void end(call *c) {
 
 /* A status of the library's. */
 static int begin(call *c, const nb_cuda_product *p) {
-  int transposed = LT_TRANSPOSED, epilogue = LT_EPILOGUE_BIAS, status;
+  int transposed = p->across ? 0 : LT_TRANSPOSED, epilogue = LT_EPILOGUE_BIAS, status;
   if ((status = lt.cublasLtMatmulDescCreate(&c->what, LT_COMPUTE_F32, LT_F32))) return status;
   status = lt.cublasLtMatmulDescSetAttribute(c->what, LT_OP_A, &transposed, sizeof transposed);
   if (p->bias && !status)
@@ -133,9 +134,10 @@ static int begin(call *c, const nb_cuda_product *p) {
   if (p->bias && !status)
     status = lt.cublasLtMatmulDescSetAttribute(c->what, LT_BIAS, &p->bias, sizeof p->bias);
   uint64_t m = (uint64_t)p->m, n = (uint64_t)p->n, k = (uint64_t)p->k;
-  if (!status) status = lt.cublasLtMatrixLayoutCreate(&c->w, type_of(p->in), k, n, p->k);
-  if (!status) status = lt.cublasLtMatrixLayoutCreate(&c->x, type_of(p->in), k, m, p->k);
-  if (!status) status = lt.cublasLtMatrixLayoutCreate(&c->y, type_of(p->out), n, m, p->pitch);
+  uint64_t down = p->across ? n : k, along = p->across ? k : n;
+  if (!status) status = lt.cublasLtMatrixLayoutCreate(&c->w, type_of(p->in), down, along, p->w_pitch);
+  if (!status) status = lt.cublasLtMatrixLayoutCreate(&c->x, type_of(p->in), k, m, p->x_pitch);
+  if (!status) status = lt.cublasLtMatrixLayoutCreate(&c->y, type_of(p->out), n, m, p->y_pitch);
   return status;
 }
 
@@ -161,9 +163,9 @@ static int ask(nb_lt_choice *choice, void *handle, call *c, const uint32_t *alig
 enum { KEPT = 128 };
 
 typedef struct shape {
-  int64_t m, n, k, pitch;
-  int32_t in, out, device;
-  uint32_t bias, workspace, alignments[3]; /* bias: where it begins; 0: none */
+  int64_t m, n, k, x_pitch, w_pitch, y_pitch;
+  int32_t in, out, across, device;
+  uint32_t bias, workspace, alignments[3], pad_; /* bias: where it begins; 0: none */
 } shape;
 
 static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -177,11 +179,20 @@ static int choose(nb_lt_choice *choice, void *handle, nb_cuda_device *d, call *c
                   uint32_t workspace) {
   shape s;
   memset(&s, 0, sizeof s);
-  s = (shape){p->m,      p->n,
-              p->k,      p->pitch,
-              p->in,     p->out,
-              d->number, p->bias ? alignment(p->bias) : 0,
-              workspace, {alignment(p->w), alignment(p->x), alignment(p->y)}};
+  s = (shape){p->m,
+              p->n,
+              p->k,
+              p->x_pitch,
+              p->w_pitch,
+              p->y_pitch,
+              p->in,
+              p->out,
+              p->across,
+              d->number,
+              p->bias ? alignment(p->bias) : 0,
+              workspace,
+              {alignment(p->w), alignment(p->x), alignment(p->y)},
+              0};
   pthread_mutex_lock(&kept_lock);
   for (int i = 0; i < KEPT; i++)
     if (memcmp(&kept[i].shape, &s, sizeof s) == 0) {
@@ -200,7 +211,7 @@ static int choose(nb_lt_choice *choice, void *handle, nb_cuda_device *d, call *c
 }
 
 int nb_cuda_gemm(nb_cuda_device *d, const nb_cuda_product *p) {
-  static const float one = 1, zero = 0;
+  static const float zero = 0;
   void *handle, *workspace = NULL;
   nb_lt_choice choice;
   call c = {0};
@@ -216,7 +227,7 @@ int nb_cuda_gemm(nb_cuda_device *d, const nb_cuda_product *p) {
   }
   if (!status) {
     doing = "beginning a product";
-    status = lt.cublasLtMatmul(handle, c.what, &one, p->w, c.w, p->x, c.x, &zero, p->y, c.y, p->y, c.y,
+    status = lt.cublasLtMatmul(handle, c.what, &p->factor, p->w, c.w, p->x, c.x, &zero, p->y, c.y, p->y, c.y,
                                &choice.way, workspace, choice.workspace, nb_cuda_stream(d));
   }
   end(&c);
@@ -275,6 +286,18 @@ int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const n
   int64_t m = x->shape[0], n = w->shape[0], k = x->shape[1];
   if (m == 0 || n == 0) return NB_OK;
   if (k == 0) return fill(d, y, bias);
-  nb_cuda_product p = {m, n, k, n, x->dtype, y->dtype, x->data, w->data, bias ? bias->data : NULL, y->data};
+  nb_cuda_product p = {.m = m,
+                       .n = n,
+                       .k = k,
+                       .x_pitch = k,
+                       .w_pitch = k,
+                       .y_pitch = n,
+                       .in = x->dtype,
+                       .out = y->dtype,
+                       .factor = 1,
+                       .x = x->data,
+                       .w = w->data,
+                       .bias = bias ? bias->data : NULL,
+                       .y = y->data};
   return nb_cuda_gemm(d, &p);
 }

@@ -43,10 +43,12 @@ enum { LT_EPILOGUE_BIAS = 4 };                             /* cublasLtEpilogue_t
 enum { LT_MOST_WORKSPACE = 1, LT_ALIGNMENT_A = 5 };        /* of a preference; B, C, D: 6, 7, 8 */
 enum { LT_NOT_INITIALIZED = 1, LT_EXECUTION_FAILED = 13 }; /* cublasStatus_t */
 
-/* y[m, n] = x[m, k] w[n, k]^T + bias[n], rows of y `pitch` elements apart; dtypes of x and w, y and bias. */
+/* y[m, n] = factor x[m, k] w + bias[n]; w is [n, k] transposed, or where it lies `across` [k, n]. Elements from row to
+ * row; dtypes of x and w, y and bias. */
 typedef struct nb_cuda_product {
-  int64_t m, n, k, pitch;
-  int32_t in, out;
+  int64_t m, n, k, x_pitch, w_pitch, y_pitch;
+  int32_t in, out, across;
+  float factor;
   const void *x, *w, *bias; /* bias: NULL without one */
   void *y;
 } nb_cuda_product;

@@ -86,6 +86,12 @@ int nb_device_get(nb_device_info *out, int number) {
   size_t bytes = 0;
   memset(out, 0, sizeof *out);
   NB_TRY(driver_of(&cu, number));
+  const nb_cuda_device *d = &devices[number - 1];
+  pthread_mutex_lock(&lock);
+  bool known = d->context != NULL;
+  if (known) *out = d->info;
+  pthread_mutex_unlock(&lock);
+  if (known) return NB_OK;
   NB_TRY(handle_of(&handle, cu, number));
   if (cu->cuDeviceGetName(out->name, sizeof out->name - 1, handle)) strcpy(out->name, "?");
   if (!cu->cuDeviceTotalMem_v2(&bytes, handle)) out->bytes = (int64_t)bytes;
@@ -126,6 +132,7 @@ static int begin(nb_cuda_device *d, const nb_cuda_driver *cu, int number) {
   d->cu = cu;
   d->number = number;
   d->ordinal = number - 1;
+  d->info = info;
   d->context = context;
   pthread_mutex_unlock(&lock);
   return NB_OK;

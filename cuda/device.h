@@ -12,12 +12,13 @@ enum { NB_CUDA_FOR_BLAS, NB_CUDA_FOR_PRODUCT, NB_CUDA_FOR_PANELS, NB_CUDA_USERS 
 
 typedef struct nb_cuda_device {
   const nb_cuda_driver *cu;
-  int number;        /* as nb_tensor.device: from 1 */
-  int ordinal;       /* the driver's number: from 0 */
-  void *context;     /* the primary one, which other libraries of the process share; NULL: not used yet */
-  void **modules;    /* its kernels, by their files; NULL: not loaded yet (launch.c) */
-  nb_graph *capture; /* the graph that is being captured (stream.c) */
-  void *blas;        /* cuBLASLt's handle; NULL: not used yet (blas.c) */
+  int number;          /* as nb_tensor.device: from 1 */
+  int ordinal;         /* the driver's number: from 0 */
+  nb_device_info info; /* asked for once */
+  void *context;       /* the primary one, which other libraries of the process share; NULL: not used yet */
+  void **modules;      /* its kernels, by their files; NULL: not loaded yet (launch.c) */
+  nb_graph *capture;   /* the graph that is being captured (stream.c) */
+  void *blas;          /* cuBLASLt's handle; NULL: not used yet (blas.c) */
   void *workspaces[NB_CUDA_USERS]; /* the default stream's (nb_cuda_workspace); NULL: not used yet */
   char last[64];                   /* the kernel launched last: a failure shows later, in another call */
   char lost[640];                  /* not empty: the sentence of the failure after which nothing works */
@@ -44,6 +45,9 @@ void nb_cuda_room_drop(void *room);
  * Fails where it lies in the computer's memory, on another device than *d (NULL: any), or does not begin on a
  * multiple of 16 bytes, which kernels take at once. what: who asks. The seen tensor is not to be released. */
 int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, const char *what);
+/* The same on a multiple of so many bytes. */
+int nb_cuda_operand_at(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, int64_t alignment,
+                       const char *what);
 /* nb_expect of a tensor that must lie on this device, its elements on multiples of their size. */
 int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim,
                    const int64_t *shape);

@@ -115,6 +115,20 @@ int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const n
 int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
 int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
 
+/* ---- quantization (quantize.c) ------------------------------------------------------ */
+
+/* nb_rtn_quantize, nb_float_quantize and nb_absmax with all tensors on one device: their shapes, dtypes, bytes and
+ * errors. They wait for the device, to tell of a NaN or Inf in w (which then comes to the computer's memory for its
+ * place) or a scale too large. */
+int nb_device_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                           const nb_rtn_options *options);
+int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w,
+                             const nb_float_options *o);
+int nb_device_absmax(float *out, const nb_tensor *w);
+/* nb_act_quant_int8 and nb_act_quant_fp8 likewise; these wait for nothing. */
+int nb_device_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
+int nb_device_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+
 /* ---- dequantize (dequantize.c) ------------------------------------------------------ */
 
 /* out f32|bf16|f16 [n,k] of a weight whose tensors lie on one device: bit for bit nb_dequantize, or nb_dequantize_float,

@@ -2,6 +2,11 @@
 #include "device.h"
 
 int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, const char *what) {
+  return nb_cuda_operand_at(seen, d, t, 16, what);
+}
+
+int nb_cuda_operand_at(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, int64_t alignment,
+                       const char *what) {
   char text[160];
   nb_tensor_describe(t, text, sizeof text);
   if (!t->device)
@@ -9,9 +14,10 @@ int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, con
   if (*d && (*d)->number != t->device)
     return nb_fail(NB_EINVAL, "%s: %s lies on cuda:%d, the other operand on cuda:%d", what, text,
                    t->device - 1, (*d)->ordinal);
-  if ((uintptr_t)t->data % 16) /* of a view */
-    return nb_fail(NB_EINVAL, "%s: %s begins %d bytes past a multiple of 16", what, text,
-                   (int)((uintptr_t)t->data % 16));
+  int64_t beyond = (int64_t)((uintptr_t)t->data % (uintptr_t)alignment); /* of a view */
+  if (beyond)
+    return nb_fail(NB_EINVAL, "%s: %s begins %lld bytes past a multiple of %lld", what, text,
+                   (long long)beyond, (long long)alignment);
   if (!*d) NB_TRY(nb_cuda_use(d, t->device));
   *seen = *t;
   seen->device = 0;

@@ -64,8 +64,18 @@ NB_DEVICE void ldmatrix_x4(uint32_t *r, const uint4 *row) {
                : "memory");
 }
 
+/* Rounded by itself: never contracted with the addition that follows. */
+NB_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+/* a * b + c, rounded once. */
+NB_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
 /* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
 NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+/* *at becomes the larger of itself and v. */
+NB_DEVICE void atomic_max(uint32_t *at, uint32_t v) { atomicMax(at, v); }
+NB_DEVICE void atomic_max(uint64_t *at, uint64_t v) {
+  atomicMax(reinterpret_cast<unsigned long long *>(at), (unsigned long long)v);
+}
 
 /* A flag between blocks: what was written before the release is seen after the acquire. */
 NB_DEVICE int load_acquire(const int *flag) {

@@ -60,7 +60,10 @@ int nb_cuda_workspace(void **at, nb_cuda_device *d, int user, int64_t bytes) {
   }
   bool made = !*room;
   if (made) rc = nb_cuda_room_new(room, d, bytes);
-  if (rc == NB_OK && made) rc = clear(d, nb_cuda_room_at(*room), bytes);
+  if (rc == NB_OK && made && (rc = clear(d, nb_cuda_room_at(*room), bytes)) < 0) {
+    nb_cuda_room_drop(*room);
+    *room = NULL;
+  }
   if (rc == NB_OK) *at = (void *)(uintptr_t)nb_cuda_room_at(*room);
   pthread_mutex_unlock(&workspaces);
   return rc;

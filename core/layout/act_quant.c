@@ -20,6 +20,23 @@ static int check_input(const nb_tensor *x, const nb_tensor *q, int dtype, const 
   return nb_expect(q, what, dtype, 2, x->shape);
 }
 
+static const char what_int8[] = "act_quant int8", what_fp8[] = "act_quant fp8";
+
+int nb_act_int8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x) {
+  NB_TRY(check_input(x, q, NB_I8, what_int8));
+  return nb_expect(scales, what_int8, NB_F32, 2, NB_SHAPE(x->shape[0], 1));
+}
+
+int nb_act_fp8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x, int mode) {
+  NB_TRY(check_input(x, q, NB_F8_E4M3, what_fp8));
+  if (mode == NB_ACT_TOKEN) return nb_expect(scales, what_fp8, NB_F32, 2, NB_SHAPE(x->shape[0], 1));
+  if (mode != NB_ACT_STATIC && mode != NB_ACT_TENSOR)
+    return nb_fail(NB_EINVAL, "%s: unknown mode %d", what_fp8, mode);
+  if (scales->dtype == NB_F32 && nb_tensor_numel(scales) == 1) return nb_expect_here(scales, what_fp8);
+  return nb_fail(NB_EINVAL, "%s: expected one f32 scale, found %lld of %s", what_fp8,
+                 (long long)nb_tensor_numel(scales), nb_dtype_name(scales->dtype));
+}
+
 static float absmax(const nb_tensor *x, int64_t from, int64_t to) {
   float max = 0;
   for (int64_t i = from; i < to; i++) max = fmaxf(max, fabsf(load(x, i)));
@@ -27,10 +44,8 @@ static float absmax(const nb_tensor *x, int64_t from, int64_t to) {
 }
 
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global) {
-  const char *what = "act_quant int8";
-  NB_TRY(check_input(x, q, NB_I8, what));
+  NB_TRY(nb_act_int8_check(q, scales, x));
   int64_t m = x->shape[0], k = x->shape[1];
-  NB_TRY(nb_expect(scales, what, NB_F32, 2, NB_SHAPE(m, 1)));
   for (int64_t r = 0; r < m; r++) {
     float max = fmaxf(absmax(x, r * k, (r + 1) * k), 1e-10f), up = 127.0f / max;
     ((float *)scales->data)[r] = max / 127.0f * global;
@@ -48,24 +63,17 @@ static uint8_t to_e4m3(float f) {
 }
 
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode) {
-  const char *what = "act_quant fp8";
-  NB_TRY(check_input(x, q, NB_F8_E4M3, what));
+  NB_TRY(nb_act_fp8_check(q, scales, x, mode));
   int64_t m = x->shape[0], k = x->shape[1];
   float *s = scales->data;
   uint8_t *to = q->data;
   if (mode == NB_ACT_TOKEN) {
-    NB_TRY(nb_expect(scales, what, NB_F32, 2, NB_SHAPE(m, 1)));
     for (int64_t r = 0; r < m; r++) {
       s[r] = fmaxf(absmax(x, r * k, (r + 1) * k) / 448.0f, 1.0f / (448.0f * 512.0f));
       for (int64_t i = r * k; i < (r + 1) * k; i++) to[i] = to_e4m3(load(x, i) / s[r]);
     }
     return NB_OK;
   }
-  if (mode != NB_ACT_STATIC && mode != NB_ACT_TENSOR)
-    return nb_fail(NB_EINVAL, "%s: unknown mode %d", what, mode);
-  if (scales->dtype != NB_F32 || nb_tensor_numel(scales) != 1)
-    return nb_fail(NB_EINVAL, "%s: expected one f32 scale, found %lld of %s", what,
-                   (long long)nb_tensor_numel(scales), nb_dtype_name(scales->dtype));
   if (mode == NB_ACT_TENSOR) s[0] = absmax(x, 0, m * k) / 448.0f;
   float up = 1.0f / s[0];
   for (int64_t i = 0; i < m * k; i++) to[i] = to_e4m3(load(x, i) * up);

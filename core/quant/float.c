@@ -22,7 +22,8 @@ typedef struct job {
   const float *e4m3;
   int64_t n, k, rows, columns, per_row, w_bytes;
   int w_dtype, s_dtype;
-  int quotient; /* the dtype that weights over scales are rounded to */
+  int quotient;  /* the dtype that weights over scales are rounded to */
+  bool multiply; /* by scales, which are reciprocals then */
   const char *w;
   uint8_t *codes;
   char *scales;
@@ -116,13 +117,13 @@ static bool short_groups_row(const job *j, int64_t r, float *x) {
   uint32_t bits[CHUNK];
   float scale[CHUNK];
   int64_t chunk = CHUNK / j->columns * j->columns;
-  bool multiply = j->o->rule == NB_FLOAT_VLLM && j->s_dtype == NB_F8_E4M3;
   for (int64_t at = 0; at < j->k; at += chunk) {
     int64_t len = NB_MIN(chunk, j->k - at), groups = NB_CEIL(len, j->columns);
     j->load(x, weight_at(j, r * j->k + at), len);
     j->kernels->absmax(bits, x, len, j->columns);
     if (!make_scales(j, r * j->per_row + at / j->columns, groups, bits, scale)) return false;
-    j->kernels->encode(j->codes + r * j->k + at, x, len, j->columns, scale, multiply, j->quotient, j->e2m1);
+    j->kernels->encode(j->codes + r * j->k + at, x, len, j->columns, scale, j->multiply, j->quotient,
+                       j->e2m1);
   }
   return true;
 }
@@ -149,26 +150,26 @@ static bool block_row(const job *j, int64_t b, float *x, float *scale) {
     for (int64_t at = 0; at < j->k;) {
       int64_t g = at / j->columns, end = NB_MIN(j->k, (g + 1) * j->columns), len = NB_MIN(end - at, CHUNK);
       j->load(x, weight_at(j, r * j->k + at), len);
-      j->kernels->encode(j->codes + r * j->k + at, x, len, len, &scale[g], false, j->quotient, j->e2m1);
+      j->kernels->encode(j->codes + r * j->k + at, x, len, len, &scale[g], j->multiply, j->quotient, j->e2m1);
       at += len;
     }
   return true;
 }
 
-/* The sentence of what could not be quantized. */
-static int fail(const job *j) {
-  for (int64_t i = 0; i < j->n * j->k; i++) {
-    float v = nb_load(j->w, i, j->w_dtype);
+int nb_float_quantize_fail(const nb_tensor *w, int s_dtype) {
+  int64_t k = w->ndim > 0 ? NB_MAX(w->shape[w->ndim - 1], 1) : 1;
+  for (int64_t i = 0; i < nb_tensor_numel(w); i++) {
+    float v = nb_load(w->data, i, w->dtype);
     if (isfinite(v)) continue;
     return nb_fail(NB_EFORMAT,
                    "%s: the weight has %s in row %lld, column %lld (counted from 0); expected finite values",
-                   what, isnan(v) ? "NaN" : "Inf", (long long)(i / j->k), (long long)(i % j->k));
+                   what, isnan(v) ? "NaN" : "Inf", (long long)(i / k), (long long)(i % k));
   }
   return nb_fail(NB_EUNSUPPORTED, "%s: a scale is too large for %s; store the scales as bf16 or f32", what,
-                 nb_dtype_name(j->s_dtype));
+                 nb_dtype_name(s_dtype));
 }
 
-static int run(const job *j) {
+static int run(const job *j, const nb_tensor *w) {
   bool short_groups = j->rows == 1 && j->columns <= CHUNK;
   /* a task: whole rows of blocks */
   int64_t step = NB_MAX(1, 65536 / NB_MAX(j->k * j->rows, 1)), blocks = NB_CEIL(j->n, j->rows);
@@ -190,15 +191,15 @@ static int run(const job *j) {
   }
   if (no_memory) return nb_fail(NB_ENOMEM, "%s: out of memory", what);
   if (stopped) return nb_fail_stopped();
-  return bad ? fail(j) : NB_OK;
+  return bad ? nb_float_quantize_fail(w, j->s_dtype) : NB_OK;
 }
 
 /* ---- checks -------------------------------------------------------------------- */
 
 static bool is_float(int dtype) { return dtype == NB_F32 || dtype == NB_BF16 || dtype == NB_F16; }
 
-static int check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *w,
-                 const nb_float_options *o) {
+int nb_float_quantize_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *w,
+                            const nb_float_options *o) {
   NB_TRY(nb_expect(w, "float quantization: weight", -1, 2, NB_SHAPE(-1, -1)));
   if (!is_float(w->dtype))
     return nb_fail(NB_EINVAL, "%s: weight: expected f32, bf16 or f16, found %s", what,
@@ -234,7 +235,7 @@ static int check(const nb_tensor *codes, const nb_tensor *scales, const nb_tenso
 }
 
 int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, const nb_float_options *o) {
-  NB_TRY(check(codes, scales, w, o));
+  NB_TRY(nb_float_quantize_check(codes, scales, w, o));
   if (nb_tensor_numel(w) == 0) return NB_OK;
   bool in_dtype = o->arithmetic == NB_ARITHMETIC_DTYPE;
   job j = {.o = o,
@@ -253,10 +254,11 @@ int nb_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *w, c
            .w_dtype = w->dtype,
            .s_dtype = scales->dtype,
            .quotient = in_dtype && is_float(scales->dtype) ? w->dtype : NB_F32,
+           .multiply = o->rule == NB_FLOAT_VLLM && scales->dtype == NB_F8_E4M3,
            .w = w->data,
            .codes = codes->data,
            .scales = scales->data};
-  return run(&j);
+  return run(&j, w);
 }
 
 int nb_absmax(float *out, const nb_tensor *w) {
@@ -264,7 +266,6 @@ int nb_absmax(float *out, const nb_tensor *w) {
     return nb_fail(NB_EINVAL, "absmax: expected f32, bf16 or f16, found %s", nb_dtype_name(w->dtype));
   nb_span_fn *span = nb_group_kernels_of(w->dtype, NB_ARITHMETIC_F32).span;
   int64_t numel = nb_tensor_numel(w), block = 65536, blocks = NB_CEIL(numel, block);
-  int64_t k = w->ndim > 0 ? NB_MAX(w->shape[w->ndim - 1], 1) : 1;
   uint32_t most = 0;
   int stopped = 0;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (blocks > 1) reduction(max \
@@ -281,5 +282,5 @@ int nb_absmax(float *out, const nb_tensor *w) {
   if (stopped) return nb_fail_stopped();
   *out = nb_from_bits(most, w->dtype);
   if (most < nb_inf_bits(w->dtype)) return NB_OK;
-  return fail(&(job){.n = numel / k, .k = k, .w = w->data, .w_dtype = w->dtype});
+  return nb_float_quantize_fail(w, w->dtype);
 }

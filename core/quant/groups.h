@@ -156,6 +156,16 @@ bool nb_grid_make(nb_grid *out, float pos, float neg, const nb_rtn_options *o, i
  * or a scale out of range. index counts groups row by row. */
 int nb_groups_fail(const nb_groups *q, const char *what, int64_t index);
 
+/* What nb_rtn_quantize asks of its arguments, and its sentence for group `index`: for who does the same elsewhere. */
+int nb_rtn_check(nb_groups *out, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                 const nb_tensor *w, const nb_rtn_options *o);
+int nb_rtn_fail(const nb_groups *q, int64_t index);
+
+/* The same of nb_float_quantize; fail: for a weight with a NaN or Inf, or a scale too large for s_dtype. */
+int nb_float_quantize_check(const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *w,
+                            const nb_float_options *o);
+int nb_float_quantize_fail(const nb_tensor *w, int s_dtype);
+
 /* Fails unless g_idx is i32 [k] of groups 0 to groups-1; what begins the sentence. */
 int nb_expect_groups(const nb_tensor *g_idx, const char *what, int64_t k, int64_t groups);
 

@@ -43,7 +43,7 @@ static int quantize_rows(const nb_groups *q, nb_group_kernels kernels, const nb_
       }
   }
   if (stopped) return nb_fail_stopped();
-  return bad == INT64_MAX ? NB_OK : nb_groups_fail(q, what, bad);
+  return bad == INT64_MAX ? NB_OK : nb_rtn_fail(q, bad);
 }
 
 static int quantize_whole(const nb_groups *q, nb_group_kernels kernels, const nb_rtn_options *o) {
@@ -67,7 +67,7 @@ static int quantize_whole(const nb_groups *q, nb_group_kernels kernels, const nb
   if (!span_ok((nb_span){pos, neg}, q->w_dtype) ||
       !nb_grid_make(&grid, nb_from_bits(pos, q->w_dtype), nb_from_bits(neg, q->w_dtype), o, q->w_dtype,
                     q->s_dtype))
-    return nb_groups_fail(q, what, 0);
+    return nb_rtn_fail(q, 0);
   for (int64_t r = 0; r < q->n; r++) nb_store(q->scales, r, grid.scale, q->s_dtype);
   if (q->zeros) memset(q->zeros, grid.zero, (size_t)q->n);
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (blocks > 1)
@@ -76,19 +76,27 @@ static int quantize_whole(const nb_groups *q, nb_group_kernels kernels, const nb
   return NB_OK;
 }
 
-int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
-                    const nb_rtn_options *o) {
-  nb_groups q;
-  NB_TRY(nb_groups_check(&q, what, codes, scales, zeros, w, o->bits, o->symmetric, o->group));
+int nb_rtn_check(nb_groups *q, const nb_tensor *codes, const nb_tensor *scales, const nb_tensor *zeros,
+                 const nb_tensor *w, const nb_rtn_options *o) {
+  NB_TRY(nb_groups_check(q, what, codes, scales, zeros, w, o->bits, o->symmetric, o->group));
   if (o->range < NB_RANGE_FULL || o->range > NB_RANGE_TIGHT)
     return nb_fail(NB_EINVAL, "%s: unknown range %d, expected full, narrow or tight", what, o->range);
   if (o->arithmetic != NB_ARITHMETIC_F32 && o->arithmetic != NB_ARITHMETIC_DTYPE)
     return nb_fail(NB_EINVAL, "%s: unknown arithmetic %d, expected float32 or dtype", what, o->arithmetic);
-  if (o->arithmetic == NB_ARITHMETIC_DTYPE && q.s_dtype != q.w_dtype)
+  if (o->arithmetic == NB_ARITHMETIC_DTYPE && q->s_dtype != q->w_dtype)
     return nb_fail(NB_EINVAL,
                    "%s: arithmetic in the weight's dtype stores scales in it too: expected %s scales, "
                    "found %s",
-                   what, nb_dtype_name(q.w_dtype), nb_dtype_name(q.s_dtype));
+                   what, nb_dtype_name(q->w_dtype), nb_dtype_name(q->s_dtype));
+  return NB_OK;
+}
+
+int nb_rtn_fail(const nb_groups *q, int64_t index) { return nb_groups_fail(q, what, index); }
+
+int nb_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
+                    const nb_rtn_options *o) {
+  nb_groups q;
+  NB_TRY(nb_rtn_check(&q, codes, scales, zeros, w, o));
   nb_group_kernels kernels = nb_group_kernels_of(q.w_dtype, o->arithmetic);
   if (q.n == 0 || q.k == 0) return NB_OK;
   return q.per_tensor ? quantize_whole(&q, kernels, o) : quantize_rows(&q, kernels, o);

@@ -100,7 +100,7 @@ std::vector<float> floats(const void *p, const Layout &l) {
 }
 
 uint32_t sum_of(const Matmul &what, const Layout &a, const Layout &b, const Layout &d) {
-  uint64_t sum = (uint64_t)what.epilogue;
+  uint64_t sum = (uint64_t)(what.epilogue * 2 + what.transposed_a);
   for (const Layout *l : {&a, &b, &d})
     for (uint64_t v : {(uint64_t)l->type, l->rows, l->columns, (uint64_t)l->pitch}) sum = sum * 1000003 + v;
   return (uint32_t)(sum ^ sum >> 32);
@@ -113,8 +113,9 @@ uint32_t alignment(const void *p) { return (uint32_t)(((uintptr_t)p | 256) & -((
 int check(const Matmul &what, const Layout &a, const Layout &b, const Layout &c, const Layout &d) {
   for (const Layout *l : {&a, &b, &c, &d})
     if (l->pitch < (int64_t)l->rows || !l->rows || !l->columns) return INVALID;
-  if (what.transposed_b || !what.transposed_a) return NOT_SUPPORTED; // nibble asks for no other
-  if (a.rows != b.rows || d.rows != a.columns || d.columns != b.columns) return INVALID;
+  if (what.transposed_b) return NOT_SUPPORTED; // nibble asks for no such
+  uint64_t m = what.transposed_a ? a.columns : a.rows, k = what.transposed_a ? a.rows : a.columns;
+  if (k != b.rows || d.rows != m || d.columns != b.columns) return INVALID;
   if (c.type != d.type || c.rows != d.rows || c.columns != d.columns) return INVALID;
   if (a.type != b.type || (d.type != a.type && d.type != R_32F)) return NOT_SUPPORTED;
   if (what.epilogue != 1 && what.epilogue != 4) return NOT_SUPPORTED;
@@ -207,7 +208,7 @@ int cublasLtMatmul(void *handle, Matmul *what, const float *alpha, const void *a
                    void *d, Layout *d_layout, const Way *way, void *workspace, size_t workspace_bytes,
                    void *stream) {
   BEGIN;
-  if (!handle || *(int *)handle != current || *alpha != 1 || *beta != 0 || c != d) return INVALID;
+  if (!handle || *(int *)handle != current || *beta != 0 || c != d) return INVALID;
   if (int status = check(*what, *a_layout, *b_layout, *c_layout, *d_layout)) return status;
   Layout la = *a_layout, lb = *b_layout, ld = *d_layout;
   const void *bias = what->epilogue == 4 ? what->bias : nullptr;
@@ -225,16 +226,20 @@ int cublasLtMatmul(void *handle, Matmul *what, const float *alpha, const void *a
     return EXECUTION_FAILED;
   }
   uint32_t scratch = way->workspace;
+  bool transposed = what->transposed_a;
+  float factor = *alpha;
   int code = enqueue(stream, [=] {
     return open_memory([=] {
       memset(workspace, 0xA5, scratch); // others' work in it at the same time is lost
       std::vector<float> as = floats(a, la), bs = floats(b, lb);
+      uint64_t k = lb.rows, step = transposed ? 1 : la.rows;
       for (uint64_t j = 0; j < ld.columns; j++)
         for (uint64_t i = 0; i < ld.rows; i++) {
-          const float *column_a = &as[i * la.rows], *column_b = &bs[j * lb.rows];
+          const float *row = &as[transposed ? i * la.rows : i], *column = &bs[j * k];
           double sum = 0;
-          for (uint64_t x = 0; x < la.rows; x++) sum += (double)column_a[x] * column_b[x];
-          put(d, ld.type, j * (uint64_t)ld.pitch + i, (float)sum + (bias ? get(bias, ld.type, i) : 0));
+          for (uint64_t x = 0; x < k; x++) sum += (double)row[x * step] * column[x];
+          put(d, ld.type, j * (uint64_t)ld.pitch + i,
+              (float)sum * factor + (bias ? get(bias, ld.type, i) : 0));
         }
     });
   });

@@ -1,6 +1,7 @@
 /* ptx.h - the primitives of ptx.cuh for the emulator: the same names, the same results. */
 #ifndef NB_EMU_PTX_H
 #define NB_EMU_PTX_H
+#include <cmath>
 #include <cstring>
 
 #include "device.h"
@@ -61,6 +62,9 @@ inline void ldmatrix_x4(uint32_t *r, shared<const uint4> row) {
   });
 }
 
+inline float mul_rn(float a, float b) { return a * b; }
+inline float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
+
 inline uint32_t shuffle_xor(uint32_t v, int mask) {
   struct lane {
     uint32_t v;
@@ -72,6 +76,10 @@ inline uint32_t shuffle_xor(uint32_t v, int mask) {
     for (int l = 0; l < 32; l++) ((lane *)all[l])->v = given[l ^ ((lane *)all[l])->mask];
   });
   return me.v;
+}
+template <class T> void atomic_max(global<T> at, typename std::remove_reference<T>::type v) {
+  T old = at[0];
+  if (v > old) at[0] = v;
 }
 
 inline int load_acquire(global<const int> flag) {

@@ -119,7 +119,9 @@ function rtn.tile(out, w, scheme, options, whole)
   local ok, msg, code = no_actorder(rtn, scheme)
   if not ok then return nil, msg, code end
   if scheme.type == "float" then return floats.tile(out, w, options, whole) end
-  return answer(C.nb_rtn_quantize(out.codes, out.scales, out.zeros, w, rtn_options(scheme, options or {})))
+  local o = rtn_options(scheme, options or {})
+  if not tensor.on_device(w) then return answer(C.nb_rtn_quantize(out.codes, out.scales, out.zeros, w, o)) end
+  return answer(C.nb_device_rtn_quantize(out.codes.t, out.scales.t, out.zeros and out.zeros.t, w.t, o))
 end
 
 local mse = {
@@ -287,14 +289,30 @@ local function in_tiles(method, q, w, scheme, options, o)
   return true
 end
 
+-- Storage for w's codes where w is, on its device too | nil, msg, code
+local function storage(scheme, w, scale_dtype)
+  local n, k = w:size(1), w:size(2)
+  if not tensor.on_device(w) then return scheme_m.quantized(scheme, n, k, scale_dtype) end
+  local cuda, msg, code = require "nibble.cuda", nil, nil
+  local ok, q = pcall(scheme_m.quantized, scheme, n, k, scale_dtype, nil, function(dtype, shape)
+    local t
+    t, msg, code = cuda.new(w:where(), dtype, shape)
+    return t or error(msg, 0)
+  end)
+  if ok then return q end
+  if not msg then error(q, 0) end
+  return nil, msg, code
+end
+
 --- quantize(w, scheme [, {method="rtn", options={…}, scale_dtype=, importance=}]) -> Quantized | nil, msg, code
--- w: f32, bf16 or f16 [n,k]; scheme: a name or a table (scheme.parse); method: see method(); scale_dtype:
+-- w: f32, bf16 or f16 [n,k], or that on a device, where codes, scales and zeros then lie too (method "rtn" alone);
+-- scheme: a name or a table (scheme.parse); method: see method(); scale_dtype:
 -- f32, bf16 or f16, default the scheme's, else w's; importance: [k], for actorder = "group" (actorder.order). NaN or Inf
 -- in w and scales that don't fit their dtype are nil, msg; a group size that doesn't divide K, or a wrong option, is an
 -- error.
 function M.quantize(w, scheme, opts)
   opts = opts or {}
-  if not ffi.istype(tensor.type, w) then error("quantize: expected a tensor, found " .. tensor.found(w), 2) end
+  if not tensor.is_any(w) then error("quantize: expected a tensor, found " .. tensor.found(w), 2) end
   if not float[w:type()] or w.ndim ~= 2 then
     error(("quantize: expected f32, bf16 or f16 [n×k], found %s [%s]"):format(w:type(),
       table.concat(w:size(), "×")), 2)
@@ -302,15 +320,21 @@ function M.quantize(w, scheme, opts)
   scheme = scheme_m.parse(scheme)
   local method, why = M.method(opts.method, opts.options)
   if not method then error(why, 2) end
+  if tensor.on_device(w) and (method ~= rtn or opts.importance) then
+    error(('quantize: %s runs in the computer\'s memory only; on a device there is method = "rtn", and w:to "cpu" gives '
+      .. "a copy"):format(opts.importance and "order by importance" or "method " .. method.name), 2)
+  end
   local k = w:size(2)
   local group = scheme.group > 0 and scheme.group or k
   if group > 0 and k % group ~= 0 then
     error(("quantize: K = %d is not a multiple of the group size %d; choose a group size that divides K, or -1 "
       .. "for one scale a row"):format(k, group), 2)
   end
-  local q = scheme_m.quantized(scheme, w:size(1), k, opts.scale_dtype or scheme.scale_dtype or w:type())
+  local q, msg, code = storage(scheme, w, opts.scale_dtype or scheme.scale_dtype or w:type())
+  if not q then return nil, msg, code end
   local order = opts.importance and require("nibble.actorder").order(opts.importance)
-  local ok, msg, code = in_tiles(method, q, w, scheme, (complete(method, opts.options)), { order = order })
+  local ok
+  ok, msg, code = in_tiles(method, q, w, scheme, (complete(method, opts.options)), { order = order })
   if not ok then return fail(msg, code, 2) end
   return q
 end

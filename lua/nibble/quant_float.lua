@@ -16,7 +16,7 @@ M.rules = { ct = C.NB_FLOAT_CT, vllm = C.NB_FLOAT_VLLM }
 --- absmax(w) -> number | nil, msg, code: w's largest magnitude; NaN and Inf are refused with their place.
 function M.absmax(w)
   local out = ffi.new "float[1]"
-  local ok, msg, code = nffi.check(C.nb_absmax(out, w))
+  local ok, msg, code = nffi.check(tensor.on_device(w) and C.nb_device_absmax(out, w.t) or C.nb_absmax(out, w))
   if not ok then return nil, msg, code end
   return tonumber(out[0])
 end
@@ -43,20 +43,36 @@ local function own_whole(q, w, options)
   return M.whole(q.scheme, absmax, w:type(), q.scales:type(), options)
 end
 
+-- The one scale of the whole weight, in each row.
+local function give_scale(q, value)
+  local on_device = tensor.on_device(q.scales)
+  local scales = on_device and tensor.new(q.scales:type(), q.scales:size()) or q.scales
+  C.nb_tensor_fill(scales, value)
+  if not on_device then return true end
+  local msg, code
+  q.scales, msg, code = scales:to(q.scales:where())
+  return q.scales and true, msg, code
+end
+
 --- tile(q, w, options [, whole]) -> true | nil, msg, code
--- Fills the Quantized q (codes, scales, global) from w f32, bf16 or f16 [n,k]. options: arithmetic
--- ("float32" | "dtype"), rule ("ct" | "vllm"). whole: what whole() gave; absent where w is the whole weight.
+-- Fills the Quantized q (codes, scales, global) from w f32, bf16 or f16 [n,k], both in the computer's memory or on a
+-- device. options: arithmetic ("float32" | "dtype"), rule ("ct" | "vllm"). whole: what whole() gave; absent where w is the whole weight.
 function M.tile(q, w, options, whole)
   options = options or {}
   local msg, code
   if not whole then whole, msg, code = own_whole(q, w, options) end
   if not whole then return nil, msg, code end
   local rows, columns = schemes.block(q.scheme, q.n, q.k)
-  if whole.scale then C.nb_tensor_fill(q.scales, whole.scale) end
+  if whole.scale then
+    local ok
+    ok, msg, code = give_scale(q, whole.scale)
+    if not ok then return nil, msg, code end
+  end
   if whole.global then q.global:set(1, whole.global) end
   local o = ffi.new("nb_float_options", { rows = rows, columns = columns, arithmetic = M.arithmetics[options.arithmetic or "float32"],
     rule = M.rules[options.rule or "ct"], given = whole.scale and 1 or 0, global = whole.global or 0 })
-  local rc = C.nb_float_quantize(q.codes, q.scales, w, o)
+  local rc = tensor.on_device(w) and C.nb_device_float_quantize(q.codes.t, q.scales.t, w.t, o)
+    or C.nb_float_quantize(q.codes, q.scales, w, o)
   if rc >= 0 then return true end
   msg, code = ffi.string(C.nb_error()), ffi.string(C.nb_error_name(rc))
   if code == "eintr" then error("interrupted", 0) end

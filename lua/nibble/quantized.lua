@@ -26,17 +26,19 @@ local meta = { __index = methods }
 -- Parts of the whole tensor: the same in every tile.
 local whole_parts = { "global", "input_scale", "input_zero", "input_global" }
 
---- new(scheme, n, k, scale_dtype [, g_idx]) -> Quantized, zero-filled.
--- scale_dtype: of plain float scales; e8m0 and f8_e4m3 are the scheme's own.
-function M.new(s, n, k, scale_dtype, g_idx)
+--- new(scheme, n, k, scale_dtype [, g_idx [, new]]) -> Quantized, zero-filled.
+-- scale_dtype: of plain float scales; e8m0 and f8_e4m3 are the scheme's own. new: tensor.new's like, for codes,
+-- scales and zeros.
+function M.new(s, n, k, scale_dtype, g_idx, new)
   local groups = scheme.groups(s, k)
+  new = new or tensor.new
   local own = s.scale_dtype == "e8m0" or s.scale_dtype == "f8_e4m3"
   return setmetatable({
     n = n, k = k, groups = groups, scheme = s, row0 = 1,
-    codes = tensor.new(scheme.code_dtype(s), { n, k }),
-    scales = tensor.new(scheme.scale_storage(own and s.scale_dtype or scale_dtype or s.scale_dtype or "f32"),
+    codes = new(scheme.code_dtype(s), { n, k }),
+    scales = new(scheme.scale_storage(own and s.scale_dtype or scale_dtype or s.scale_dtype or "f32"),
       { scheme.scale_rows(s, n), groups }),
-    zeros = not s.symmetric and tensor.new("u8", { n, groups }) or nil,
+    zeros = not s.symmetric and new("u8", { n, groups }) or nil,
     global = s.strategy == "tensor_group" and tensor.new("f32", { 1 }, { 1 }) or nil,
     g_idx = g_idx,
   }, meta)

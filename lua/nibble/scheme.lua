@@ -346,10 +346,10 @@ function M.zero_code(s) return 2 ^ (s.bits - 1) end
 --- static_activations(scheme) -> true when scales of the input come from calibration and are stored.
 function M.static_activations(s) return activations.static(s.activations) end
 
---- quantized(scheme, n, k, scale_dtype [, g_idx]) -> Quantized: zero-filled storage for a weight
+--- quantized(scheme, n, k, scale_dtype [, g_idx [, new]]) -> Quantized: zero-filled storage for a weight
 -- [n,k] or a tile of its rows; see nibble.quantized.
-function M.quantized(s, n, k, scale_dtype, g_idx)
-  return require "nibble.quantized".new(s, n, k, scale_dtype, g_idx)
+function M.quantized(s, n, k, scale_dtype, g_idx, new)
+  return require "nibble.quantized".new(s, n, k, scale_dtype, g_idx, new)
 end
 
 return M

@@ -85,8 +85,11 @@ end
 M.type = tensor_t
 M.device_type = ffi.typeof "nb_device_tensor" -- what nibble.cuda makes
 
+--- on_device(x) -> true for a tensor on a device.
+function M.on_device(x) return ffi.istype(M.device_type, x) end
+
 --- is_any(x) -> true for a tensor in the computer's memory or on a device.
-function M.is_any(x) return ffi.istype(tensor_t, x) or ffi.istype(M.device_type, x) end
+function M.is_any(x) return ffi.istype(tensor_t, x) or M.on_device(x) end
 
 --- found(x) -> "a string", "one on cuda:0; …": what stands in x's place, for messages that expected a tensor here.
 function M.found(x)

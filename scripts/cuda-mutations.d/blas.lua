@@ -4,8 +4,8 @@ local BLAS, STREAM = "cuda/blas.c", "cuda/stream.c"
 return {
   spec = "spec/cuda_blas_spec.lua",
   bugs = {
-    { "w not transposed", BLAS, "transposed = LT_TRANSPOSED", "transposed = 0" },
-    { "rows of y by their width of x", BLAS, "type_of(p->out), n, m, p->pitch", "type_of(p->out), n, m, p->k" },
+    { "w not transposed", BLAS, "transposed = p->across ? 0 : LT_TRANSPOSED", "transposed = 0" },
+    { "rows of y by their width of x", BLAS, "type_of(p->out), n, m, p->y_pitch", "type_of(p->out), n, m, p->x_pitch" },
     { "y as x's dtype", BLAS, "type_of(p->out), n, m", "type_of(p->in), n, m" },
     { "bias forgotten", BLAS, "&epilogue, sizeof epilogue)", "&transposed, sizeof transposed)" },
     { "bf16 for f16", BLAS, "dtype == NB_F16 ? LT_F16 : LT_BF16", "dtype == NB_F16 ? LT_BF16 : LT_F16" },

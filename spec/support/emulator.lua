@@ -44,6 +44,9 @@ local function argument(v)
   return ffi.new("void *[1]", v and ffi.cast("void *", v) or nil)
 end
 
+--- emulator.order(n): the order of threads from now on
+function M.order(n) C.emu_set_order(n) end
+
 --- emulator.run(name, { grid =, block =, shared = }, ...) -> what is wrong, or nil, and its counts
 -- Arguments: numbers are int, int64_t cdata themselves, memory is its address, false is null.
 function M.run(name, launch, ...)

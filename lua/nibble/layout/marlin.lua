@@ -233,6 +233,7 @@ end
 -- static; options.per_tensor one dynamic scale. Any other dtype is an error. (MRL-45)
 function M.quantize_activations(x, dtype, options)
   options = options or {}
+  if tensor.on_device(x) then return require("nibble.cuda.quantize").activations(x, dtype, options) end
   if dtype == "int8" then
     local q, s = like(x, "i8"), tensor.new("f32", { x:size(1), 1 })
     local ok, msg, code = check(C.nb_act_quant_int8(q, s, x, options.global or 1), q)

@@ -1,0 +1,62 @@
+/* quantize_act.cu - activations to one byte, int8 a token or fp8 e4m3 by tensor or token: what core/layout/act_quant.c
+ * does on the CPU, bit for bit, NaN and Inf included. quantize.cuh has the way through them. */
+#include "quantize.cuh"
+
+struct act_grid {
+  divisor scale;
+};
+
+template <int DTYPE> struct act {
+  static constexpr bool SKIP_NAN = true;
+  typedef act_grid grid;
+  const nb_quantize_act &o;
+  global<float> scales;
+
+  NB_DEVICE bool make(grid &g, int64_t i, span s, bool stores) const {
+    float absmax = float_of_bits(larger(s.pos, s.neg));
+    if (o.fixed) { /* as one factor */
+      g.scale = {1 / scales[0], 0, false};
+    } else if (o.int8) {
+      absmax = larger(absmax, 1e-10f);
+      if (stores) scales[i] = mul_rn(absmax / 127.0f, o.global);
+      g.scale = {127.0f / absmax, 0, false};
+    } else {
+      const float by = larger(absmax / 448.0f, 1.0f / (448.0f * 512.0f));
+      if (stores) scales[i] = by;
+      g.scale = divisor_of(by, absmax);
+    }
+    return true;
+  }
+
+  NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
+    float x[VECTOR];
+    uint32_t c[VECTOR];
+#pragma unroll
+    for (int i = 0; i < VECTOR; i++) x[i] = w[i];
+    if (o.fixed || o.int8) {
+#pragma unroll
+      for (int i = 0; i < VECTOR; i++) x[i] = mul_rn(x[i], g.scale.by);
+    } else divide<VECTOR>(x, g.scale);
+#pragma unroll
+    for (int i = 0; i < VECTOR; i++) /* NaN becomes the largest */
+      if (o.int8) c[i] = (uint32_t)(int)fmaxf(-127.0f, fminf(roundf(x[i]), 127.0f)) & 0xffu;
+      else c[i] = e4m3_of(fmaxf(-448.0f, fminf(x[i], 448.0f)));
+    return join(bytes_of(c), bytes_of(c + 4));
+  }
+};
+
+/* Codes i8 or e4m3 [m,k] from x; one scale a row, or (o.fixed) the one that is there. Shared memory: nb_quantize_shared. */
+#define ACT_KERNEL(name, dtype) \
+  extern "C" __global__ void __launch_bounds__(NB_QUANTIZE_MOST_THREADS, 2) \
+      name(nb_quantize_blocks b, nb_quantize_act o, global<const uint8_t> x, global<uint8_t> codes, \
+           global<float> scales) { \
+    quantize_blocks<dtype>(b, x, codes, act<dtype>{o, scales}); \
+  }
+ACT_KERNEL(nb_quantize_act_f32, NB_KERNEL_F32)
+ACT_KERNEL(nb_quantize_act_bf16, NB_KERNEL_BF16)
+ACT_KERNEL(nb_quantize_act_f16, NB_KERNEL_F16)
+
+/* The scale of a tensor before and after nb_quantize_span grows its largest magnitude there. */
+extern "C" __global__ void nb_quantize_act_scale(global<float> scale, int finish) {
+  if (threadIdx.x == 0) scale[0] = finish ? scale[0] / 448.0f : 0;
+}

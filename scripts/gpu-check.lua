@@ -126,10 +126,10 @@ local document = {
               "stages", "sources" },
   schema = results.SCHEMA, status = "running", complete = false, emulated = ctx.emulated, small = ctx.small, only = ctx.only,
   revision = revision,
-  dirty = line_of(git .. "rev-parse HEAD") and line_of(git .. "status --porcelain") ~= nil or nil,
   began = os.date "!%Y-%m-%dT%H:%M:%SZ", seconds = 0, seed = tonumber(options.seed) or fresh_seed(), device = device,
   stages = json.array {}, sources = results.sources(root),
 }
+if line_of(git .. "rev-parse HEAD") then document.dirty = line_of(git .. "status --porcelain") ~= nil end
 ctx.document, ctx.seed = document, document.seed
 
 local function default_path()

@@ -72,8 +72,8 @@ end
 -- Half a unit in the last place of the result, relative; what one f32 sum may lose of the sizes that it adds.
 local ROUNDING, SUM = { f32 = 2 ^ -24, f16 = 2 ^ -11, bf16 = 2 ^ -8 }, 2 ^ -23
 
--- At most `most` of 0..n-1: the ends and others spread between.
-local function sample(n, most)
+--- sample(n, most) -> at most `most` of 0..n-1: the ends and others spread between
+function M.sample(n, most)
   most = math.min(n, most)
   local out = {}
   for i = 1, most do out[i] = most == 1 and 0 or math.floor((i - 1) * (n - 1) / (most - 1)) end
@@ -94,9 +94,9 @@ end
 -- Of 12 rows and 24 columns. row(r), column(c): f64 [k] of x and of the weight; y [m,n] of that dtype; bias [n] or nil.
 -- The bound: y is rounded once; sums in f32 of 16 products at a time lose SUM of the sizes of all that they add.
 function M.product(p)
-  local worst, rows, xs = 0, sample(p.m, 12), {}
+  local worst, rows, xs = 0, M.sample(p.m, 12), {}
   for _, row in ipairs(rows) do xs[row] = p.row(row) end
-  for _, col in ipairs(sample(p.n, 24)) do
+  for _, col in ipairs(M.sample(p.n, 24)) do
     local w, bias = p.column(col), p.bias and p.bias:get(col + 1) or 0
     for _, row in ipairs(rows) do
       local sum, size = dot(xs[row], w, p.k)

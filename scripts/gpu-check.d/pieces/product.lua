@@ -1,4 +1,5 @@
--- Products with Marlin's weights: against float64 on sampled rows and columns, the same bits in every run.
+-- Products with Marlin's weights: against float64 on sampled rows and columns, the same bits in every run. And its words as
+-- floats, to the bit, on sampled columns.
 local ffi = require "ffi"
 local bit = require "bit"
 local cuda = require "nibble.cuda"
@@ -83,6 +84,27 @@ local function correctness_case(c)
   end }
 end
 
+-- The words as floats [k,n]: (code - zero) * scale is exact in f32 and rounded once.
+local function floats_case(c)
+  local name = name_of(c):gsub("^product", "dequantize marlin words,"):gsub(" m=%d+$", "")
+  return { name = name, run = function(ctx)
+    local w = weight_of(c, ctx.seed)
+    local m = prepared(c, w)
+    local found, runs = checks.again(ctx, name, function() return assert(cuda.marlin_dequantize(m, { dtype = c.dtype })) end)
+    local expected, seen = tensor.new(c.dtype, { c.k }), tensor.new(c.dtype, { c.k })
+    for _, col in ipairs(checks.sample(c.n, 24)) do
+      local values = column(c, w, col)
+      for k = 0, c.k - 1 do
+        expected:set(k + 1, values[k])
+        seen:set(k + 1, found:get(k * c.n + col + 1))
+      end
+      local why = data.difference(seen, expected)
+      if why then error(("column %d: %s"):format(col, why), 0) end
+    end
+    return { elements = c.k * c.n, runs = runs }
+  end }
+end
+
 local ROWS = { 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 257, 1000, 4096 }
 
 local KINDS = { { bits = 4, group = -1 }, { bits = 4, group = 32 }, { bits = 4, group = 64, zeros = true }, { bits = 8, group = 128 },
@@ -101,6 +123,7 @@ local function correctness(ctx)
   for i, m in ipairs(ctx.small and { 1, 17, 33 } or ROWS) do add(plain, k, n, m, i % 2 == 0 and "f16" or "bf16") end
   for i, kind in ipairs(KINDS) do
     for _, m in ipairs(ctx.small and { 3 } or { 1, 17, 128 }) do add(kind, k, n, m, i % 2 == 0 and "bf16" or "f16") end
+    cases[#cases + 1] = floats_case(setmetatable({ k = k, n = n, m = 0, dtype = i % 2 == 0 and "f16" or "bf16" }, { __index = kind }))
   end
   if not ctx.small then
     for _, m in ipairs { 1, 16 } do add(plain, 8192, 28672, m, "bf16") end
@@ -108,20 +131,47 @@ local function correctness(ctx)
   return cases
 end
 
+-- Copies of a weight on the device, as gemm.marlin takes them: the last ones asked for stay, for the next m.
+local kept = {}
+local function copies_of(c, seed, copies)
+  local key = table.concat({ c.k, c.n, copies }, " ")
+  if kept.key == key then return kept end
+  kept = { key = key }
+  collectgarbage() collectgarbage()
+  local first = prepared(c, weight_of(c, seed))
+  local words = first.words:to "cpu"
+  for i = 1, copies do
+    kept[i] = setmetatable({ words = i > 1 and assert(cuda.to(words, "cuda")) or nil }, { __index = first })
+  end
+  return kept
+end
+
 local function benchmark(k, n, m)
   local c = { k = k, n = n, m = m, bits = 4, group = 128, dtype = "bf16" }
-  local name = name_of(c)
-  local weight_bytes = k * n / 2 + k / 128 * n * 2
+  local name, weight_bytes = name_of(c), k * n / 2 + k / 128 * n * 2
   return timing.case {
     name = name, piece = "product", m = m, n = n, k = k, weight_bytes = weight_bytes, bytes = weight_bytes + 2 * m * (k + n),
     flops = 2 * m * n * k,
     setup = function(ctx, copies)
-      local w, list = weight_of(c, ctx.seed), {}
-      local x, first = assert(cuda.to(data.random("bf16", { m, k }, ctx.seed, name), "cuda")), prepared(c, w)
-      local words = first.words:to "cpu"
+      local list, x = {}, assert(cuda.to(data.random("bf16", { m, k }, ctx.seed, name), "cuda"))
+      for i, weight in ipairs(copies_of({ k = k, n = n, m = 0, bits = 4, group = 128, dtype = "bf16" }, ctx.seed, copies)) do
+        list[i] = function() return assert(gemm.marlin(x, weight)) end
+      end
+      return list
+    end,
+  }
+end
+
+local function floats_benchmark(k, n)
+  local c = { k = k, n = n, m = 0, bits = 4, group = 128, dtype = "bf16" }
+  local name, weight_bytes = ("dequantize marlin words, 4 bits to bf16, %dx%d"):format(k, n), k * n / 2 + k / 128 * n * 2
+  return timing.case {
+    name = name, piece = "dequantize", weight_bytes = weight_bytes, bytes = weight_bytes + 2 * k * n,
+    setup = function(ctx, copies)
+      local list, w = {}, weight_of(c, ctx.seed)
       for i = 1, copies do
-        local there = setmetatable({ words = i > 1 and assert(cuda.to(words, "cuda")) or nil }, { __index = first })
-        list[i] = function() return assert(gemm.marlin(x, there)) end
+        local m = prepared(c, w)
+        list[i] = function() return assert(cuda.marlin_dequantize(m)) end
       end
       return list
     end,
@@ -129,7 +179,7 @@ local function benchmark(k, n, m)
 end
 
 local function benchmarks(ctx)
-  local cases = {}
+  local cases = { floats_benchmark(ctx.small and 256 or 8192, ctx.small and 128 or 28672) }
   for _, size in ipairs(ctx.small and { { 256, 128 } } or { { 8192, 28672 }, { 4096, 14336 } }) do
     for _, m in ipairs(ctx.small and { 1, 17 } or { 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096 }) do
       cases[#cases + 1] = benchmark(size[1], size[2], m)

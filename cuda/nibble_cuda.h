@@ -115,6 +115,15 @@ int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const n
 int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
 int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
 
+/* ---- products with Marlin's weights (product.c) ----------------------------------------
+ * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
+ * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with
+ * n columns, or a tensor there to fill, of an even number of columns. Groups: one, or of 32, 64 or a multiple of 128 rows; others say NB_EUNSUPPORTED.
+ * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
+ * Each stream (a graph has its own) keeps 128 KiB of its device's memory a processor, and 256 KiB. */
+
+int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
+
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 
 /* nb_rtn_quantize, nb_float_quantize and nb_absmax with all tensors on one device: their shapes, dtypes, bytes and

@@ -50,6 +50,23 @@ NB_DEVICE uint32_t f16_pair(float lo, float hi) {
 template <class T, class U> NB_DEVICE void cp_async16(T *to, const U *from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
+/* The same, or zeros where it isn't `there`: then nothing is read. `once`: what stream_once() gave, for
+ * bytes that nobody reads again soon; they leave the cache first. */
+template <class T, class U> NB_DEVICE void cp_async16_if(bool there, T *to, const U *from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(there ? 16 : 0)
+               : "memory");
+}
+template <class T, class U> NB_DEVICE void cp_async16_once(bool there, T *to, const U *from, uint64_t once) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(to)),
+               "l"(from), "r"(there ? 16 : 0), "l"(once)
+               : "memory");
+}
+NB_DEVICE uint64_t stream_once() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 NB_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Waits until at most the newest groups are still under way. */
 template <int newest> NB_DEVICE void cp_async_wait() {
@@ -85,6 +102,59 @@ NB_DEVICE int load_acquire(const int *flag) {
 }
 NB_DEVICE void add_release(int *flag, int v) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(flag), "r"(v) : "memory");
+}
+/* Adds to a count between blocks and gives what it was before. Who reads it sees what was written before any
+ * addition that came earlier, by that thread or ahead of a barrier with it. */
+NB_DEVICE int add_in_turn(int *count, int v) {
+  int old;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(old) : "l"(count), "r"(v) : "memory");
+  return old;
+}
+/* What other blocks wrote: past the cache that blocks on one processor share. */
+NB_DEVICE float4 load_far(const float4 *p) { return __ldcg(p); }
+
+/* ---- arithmetic: a pair is two 16-bit floats, the first in the low half ---------- */
+
+/* Any function of three bits, at 32 places: bit 4a + 2b + c of lut. */
+template <int lut> NB_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(r) : "r"(a), "r"(b), "r"(c), "n"(lut));
+  return r;
+}
+/* Four of the eight bytes of a (0 to 3) and b (4 to 7): one to a hexadecimal digit of `which`, the lowest first. */
+NB_DEVICE uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) { return __byte_perm(a, b, which); }
+
+/* a * b + c of pairs, rounded once. */
+NB_DEVICE uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+NB_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+/* sums += a b, N times, by the tensor cores: a 16x16 and of b 16x8 in 16-bit floats, sums 16x8 in f32. With g = lane/4
+ * and t = lane%4 a lane has  of a: {a[g][2t..], a[g+8][2t..], a[g][2t+8..], a[g+8][2t+8..]}, as ldmatrix_x4 gives
+ * them; of b: {b[2t..][g], b[2t+8..][g]}; of sums: [g][2t], [g][2t+1], [g+8][2t], [g+8][2t+1]. */
+template <int N>
+NB_DEVICE void mma_f16(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
+}
+template <int N>
+NB_DEVICE void mma_bf16(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
 }
 #endif
 #endif

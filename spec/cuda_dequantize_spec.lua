@@ -127,10 +127,10 @@ describe("cuda.dequantize", function()
           local codes = nb.tensor(code:find "^f" and code or "u8", { 8, k })
           for i = 0, 8 * k - 1 do ffi.cast("uint8_t *", codes.data)[i] = i % k % 256 end
           for _, dtype in ipairs { "f32", "bf16", "f16", code ~= "u8" and "f8_e4m3" or nil, code ~= "u8" and "f8_e8m0" or nil } do
-            for _, global in ipairs { false, code ~= "u8" and 1e-38 or nil, code ~= "u8" and 3e38 or nil } do
+            for _, global in ipairs { false, code ~= "u8" and k == 256 and 1e-38 or nil, code ~= "u8" and k == 257 and 3e38 or nil } do
               local w = { values = codes, n = 8, k = k, bits = code == "u8" and 8 or nil, block = { 1, k }, scales = special(dtype),
                           global = global and nb.tensor("f32", { 1 }, { global }) or nil }
-              for _, out in ipairs { "f32", "bf16", "f16" } do
+              for _, out in ipairs(k == 256 and not global and { "f32", "bf16", "f16" } or { "f32" }) do
                 local same, where = d.same(nb.cuda.dequantize(d.there(w), { dtype = out }):to "cpu", d.here(w, codes, out))
                 if not same then error(("%s, %s scales to %s: %s"):format(code, dtype, out, where), 0) end
               end

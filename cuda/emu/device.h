@@ -23,6 +23,10 @@ struct alignas(16) uint4 {
 };
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 #define threadIdx (emu.current->thread)
 #define blockIdx (emu.current->block->index)
@@ -51,7 +55,7 @@ void emu_access(const void *p, size_t bytes, const emu_region *r, emu_space spac
 /* The allocation that p points into, or a little beyond; nullptr: none. */
 const emu_region *emu_region_of(const void *p);
 
-/* cp.async: 16 bytes on their way until emu_copy_wait says all but the newest groups came. */
+/* cp.async: 16 bytes (zeros where from is nullptr) on their way until emu_copy_wait says all but the newest groups came. */
 void emu_copy_begin(char *to, const emu_region *shared, const char *from, const emu_region *global);
 void emu_copy_commit();
 void emu_copy_wait(int newest);

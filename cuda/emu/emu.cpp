@@ -14,13 +14,14 @@
 #include "device.h"
 
 emu_machine emu;
+EMU_SWITCH_STACKS
 
 namespace {
 /* 4 processors with two blocks each; more than a kernel may count on. */
 enum { RESIDENT = 8, STACK = 64 << 10, MAX_THREADS = 1024, MAX_SHARED = 232448, MAX_IDLE = 100000 };
 
 struct launch_state {
-  ucontext_t scheduler;
+  emu_stack scheduler;
   const std::function<void()> *body;
   std::vector<emu_block> blocks;
   std::unique_ptr<char[]> stacks;
@@ -107,11 +108,8 @@ void start(int place, uint64_t nth, uint64_t blocks, size_t shared) {
     f.thread = index_of((uint64_t)i, emu.block);
     f.copies.clear();
     f.touches.clear();
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = launch.stacks.get() + ((size_t)place * (size_t)b.threads + (size_t)i) * STACK;
-    f.context.uc_stack.ss_size = STACK;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, fiber_entry, 0);
+    emu_begin(f.stack, launch.stacks.get() + ((size_t)place * (size_t)b.threads + (size_t)i) * STACK, STACK,
+              fiber_entry);
   }
 }
 
@@ -126,7 +124,7 @@ bool run_warp(emu_block &b, int warp, int slices) {
       more = ran = true;
       emu.current = &f;
       emu.counts.switches++;
-      swapcontext(&launch.scheduler, &f.context);
+      emu_switch(launch.scheduler, f.stack);
       emu.current = nullptr;
       if (launch.failed) return true;
       if (f.state == EMU_DONE && --b.running == 0) {
@@ -215,7 +213,7 @@ void emu_fail(const char *format, ...) {
 
 void emu_yield(emu_state waiting_for) {
   emu.current->state = waiting_for;
-  swapcontext(&emu.current->context, &launch.scheduler);
+  emu_switch(emu.current->stack, launch.scheduler);
 }
 
 void emu_barrier() {
@@ -282,9 +280,10 @@ void emu_set_order(unsigned o) {
   order_known = true;
 }
 
-const char *emu_run(const char *name, unsigned grid, unsigned block, size_t shared, void **args) {
+const char *emu_run(const char *name, unsigned grid, unsigned across, unsigned block, size_t shared,
+                    void **args) {
   const emu_kernel *k = emu_find(name);
   if (!k) return "no such kernel";
-  k->bind(dim3(grid), dim3(block), shared, args)();
+  k->bind(dim3(grid, across), dim3(block), shared, args)();
   return emu_error();
 }

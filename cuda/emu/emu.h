@@ -38,7 +38,8 @@ const char *emu_error(void);
 /* The counts of the last launch. */
 const emu_counts *emu_last_counts(void);
 /* emu_find, bind, emu_error: for who has no dim3. */
-const char *emu_run(const char *name, unsigned grid, unsigned block, size_t shared, void **args);
+const char *emu_run(const char *name, unsigned grid, unsigned across, unsigned block, size_t shared,
+                    void **args);
 
 /* The order in which threads run from now on. 0: each warp, first to last, as far as it
  * gets before the next one; 1: last to first, and so are its lanes and the blocks;

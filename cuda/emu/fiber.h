@@ -2,11 +2,10 @@
  * they fail, wait and are counted. */
 #ifndef NB_EMU_FIBER_H
 #define NB_EMU_FIBER_H
-#include <ucontext.h>
-
 #include <vector>
 
 #include "emu.h"
+#include "switch.h"
 
 enum emu_space { EMU_GLOBAL, EMU_SHARED };
 enum emu_state { EMU_READY, EMU_AT_BARRIER, EMU_IN_COLLECTIVE, EMU_SPINNING, EMU_DONE };
@@ -17,10 +16,11 @@ struct emu_region {
   size_t bytes;
 };
 
-/* One access of one lane; those of a warp are counted together, emu_count_warp. */
+/* One access of one lane, after so many of its cp.async groups; those of a warp are counted together, emu_count_warp. */
 struct emu_touch {
   uintptr_t address;
   uint8_t bytes, space, write;
+  int committed;
 };
 
 struct emu_copy {
@@ -44,7 +44,7 @@ struct emu_shade {
 
 struct emu_block;
 struct emu_fiber {
-  ucontext_t context;
+  emu_stack stack;
   emu_block *block;
   emu_state state;
   int index, committed; /* index: its number in the block; committed: cp.async groups */
@@ -84,8 +84,8 @@ extern emu_machine emu;
 [[noreturn]] void emu_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Lets others run; returns when the scheduler takes this thread up again. */
 void emu_yield(emu_state waiting_for);
-/* Counts what a warp's lanes touched since this was last called, the nth access of each
- * lane taken as one instruction. Lanes that go separate ways are counted roughly. */
+/* Counts what a warp's lanes touched since this was last called, the nth access of each lane (from the begin, or from
+ * a commit of its cp.async groups on) taken as one instruction. Lanes that go separate ways are counted roughly. */
 void emu_count_warp(emu_block &b, int warp);
 
 #endif

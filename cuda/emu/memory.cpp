@@ -112,16 +112,17 @@ void emu_access(const void *p, size_t bytes, const emu_region *r, emu_space spac
     emu_yield(EMU_READY);
     if (me->touches.size() >= MANY) emu_count_warp(*me->block, me->index / 32);
   }
-  me->touches.push_back({(uintptr_t)p, (uint8_t)bytes, (uint8_t)space, write});
+  me->touches.push_back({(uintptr_t)p, (uint8_t)bytes, (uint8_t)space, write, me->committed});
   if (space == EMU_SHARED)
     for (size_t i = 0; i < bytes; i++)
       touch_shade(me->block->shades[(size_t)at + i], *me, (size_t)at + i, write);
 }
 
 void emu_copy_begin(char *to, const emu_region *shared, const char *from, const emu_region *global) {
-  emu_access(from, 16, global, EMU_GLOBAL, false);
-  emu_access(to, 16, shared, EMU_SHARED, true);
   emu_fiber *me = emu.current;
+  if (from) emu_access(from, 16, global, EMU_GLOBAL, false);
+  else me->touches.push_back({0, 0, EMU_GLOBAL, false, me->committed}); /* so that lanes stay side by side */
+  emu_access(to, 16, shared, EMU_SHARED, true);
   emu.counts.copies++;
   me->copies.push_back({to, from, me->committed});
   for (size_t i = 0; i < 16; i++)
@@ -135,7 +136,8 @@ void emu_copy_wait(int newest) {
   size_t done = 0;
   for (; done < me->copies.size() && me->copies[done].group < me->committed - newest; done++) {
     const emu_copy &c = me->copies[done];
-    memcpy(c.to, c.from, 16);
+    if (c.from) memcpy(c.to, c.from, 16);
+    else memset(c.to, 0, 16);
     for (size_t i = 0; i < 16; i++) {
       emu_shade &s = me->block->shades[(size_t)(c.to - me->block->shared.base) + i];
       s.holds = emu_shade::HERE;
@@ -172,18 +174,26 @@ static int64_t sectors(const std::vector<emu_touch> &lanes) {
 
 void emu_count_warp(emu_block &b, int warp) {
   emu_fiber *lane = &b.fibers[(size_t)warp * 32];
-  size_t longest = 0;
-  for (int l = 0; l < 32; l++) longest = std::max(longest, lane[l].touches.size());
-  for (size_t i = 0; i < longest; i++) {
+  size_t next[32] = {0};
+  for (;;) {
+    const emu_touch *first = nullptr;
+    for (int l = 0; l < 32; l++)
+      if (next[l] < lane[l].touches.size() &&
+          (!first || lane[l].touches[next[l]].committed < first->committed))
+        first = &lane[l].touches[next[l]];
+    if (!first) break;
     std::vector<emu_touch> together;
     for (int l = 0; l < 32; l++) {
-      if (i >= lane[l].touches.size()) continue;
-      const emu_touch &t = lane[l].touches[i];
+      if (next[l] >= lane[l].touches.size() || lane[l].touches[next[l]].committed != first->committed)
+        continue;
+      const emu_touch &t = lane[l].touches[next[l]++];
+      if (!t.bytes) continue;
       if (t.space == EMU_GLOBAL) (t.write ? emu.counts.global_written : emu.counts.global_read) += t.bytes;
       if (together.empty() ||
           (t.space == together[0].space && t.bytes == together[0].bytes && t.write == together[0].write))
         together.push_back(t);
     }
+    if (together.empty()) continue;
     if (together[0].space == EMU_GLOBAL) emu.counts.global_sectors += sectors(together);
     else emu.counts.bank_conflicts += bank_conflicts(together);
   }

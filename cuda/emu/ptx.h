@@ -48,6 +48,13 @@ inline uint32_t f16_pair(float lo, float hi) { return f16_of_float(lo) | f16_of_
 template <class T, class U> void cp_async16(shared<T> to, global<const U> from) {
   emu_copy_begin((char *)to.p, to.region, (const char *)from.p, from.region);
 }
+template <class T, class U> void cp_async16_if(bool there, shared<T> to, global<const U> from) {
+  emu_copy_begin((char *)to.p, to.region, there ? (const char *)from.p : nullptr, from.region);
+}
+template <class T, class U> void cp_async16_once(bool there, shared<T> to, global<const U> from, uint64_t) {
+  cp_async16_if(there, to, from);
+}
+inline uint64_t stream_once() { return 0; }
 inline void cp_async_commit() { emu_copy_commit(); }
 template <int newest> void cp_async_wait() { emu_copy_wait(newest); }
 
@@ -89,6 +96,104 @@ inline int load_acquire(global<const int> flag) {
 inline void add_release(global<int> flag, int v) {
   emu.idle = 0;
   flag[0] = flag[0] + v;
+}
+inline int add_in_turn(global<int> count, int v) {
+  emu.idle = 0;
+  int old = count[0];
+  count[0] = old + v;
+  return old;
+}
+inline float4 load_far(global<const float4> p) { return p[0]; }
+
+/* ---- arithmetic of pairs and the tensor cores ---- */
+
+template <int lut> uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r = 0;
+  for (int i = 0; i < 8; i++)
+    if (lut >> i & 1) r |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+  return r;
+}
+inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
+  uint64_t both = (uint64_t)b << 32 | a;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; i++) r |= (uint32_t)(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return r;
+}
+
+/* a * b + c, inexact values with their last bit set: one more rounding, to fewer bits, rounds as if once. The
+ * product of two numbers of 11 bits is exact in double. */
+inline double emu_fma_odd(double a, double b, double c) {
+  double p = a * b, s = p + c, up = s - p, error = (p - (s - up)) + (c - up);
+  int64_t bits;
+  memcpy(&bits, &s, sizeof bits);
+  if (error == 0 || !std::isfinite(s) || bits & 1) return s;
+  return std::nextafter(s, error > 0 ? INFINITY : -INFINITY);
+}
+/* The same for double to float: what is left is one rounding to 16 bits. */
+inline float emu_float_odd(double d) {
+  float f = (float)d;
+  uint32_t u = bits_of_float(f);
+  if ((double)f == d || d != d || std::isinf(f) || u & 1) return f;
+  return std::nextafter(f, d > (double)f ? INFINITY : -INFINITY);
+}
+typedef float emu_number(uint16_t);
+typedef uint32_t emu_rounding(float);
+template <emu_number NUMBER, emu_rounding ROUND> uint32_t emu_fma2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r = 0;
+  for (int s = 0; s < 32; s += 16) {
+    double exact =
+        emu_fma_odd(NUMBER((uint16_t)(a >> s)), NUMBER((uint16_t)(b >> s)), NUMBER((uint16_t)(c >> s)));
+    r |= ROUND(emu_float_odd(exact)) << s;
+  }
+  return r;
+}
+inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  return emu_fma2<float_of_f16, f16_of_float>(a, b, c);
+}
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  return emu_fma2<float_of_bf16, bf16_of_float>(a, b, c);
+}
+
+/* One meeting of the warp for all N products. */
+template <emu_number NUMBER, int N>
+void emu_mma(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+  struct lane {
+    float (*sums)[4];
+    const uint32_t *a, (*b)[2];
+  } me = {sums, a, b};
+  emu_collective("mma", &me, [](void **all, int *) {
+    float left[16][16], right[16][8 * N], out[16][8 * N];
+    auto split = [](uint32_t pair, float &low, float &high) {
+      low = NUMBER((uint16_t)pair);
+      high = NUMBER((uint16_t)(pair >> 16));
+    };
+    for (int l = 0; l < 32; l++) {
+      const lane &of = *(lane *)all[l];
+      int g = l / 4, t = l % 4;
+      for (int i = 0; i < 4; i++) {
+        float *at = &left[g + i % 2 * 8][2 * t + i / 2 * 8];
+        split(of.a[i], at[0], at[1]);
+      }
+      for (int n = 0; n < N; n++) {
+        for (int i = 0; i < 2; i++)
+          split(of.b[n][i], right[2 * t + 8 * i][8 * n + g], right[2 * t + 8 * i + 1][8 * n + g]);
+        for (int i = 0; i < 4; i++) out[g + i / 2 * 8][8 * n + 2 * t + i % 2] = of.sums[n][i];
+      }
+    }
+    for (int row = 0; row < 16; row++)
+      for (int k = 0; k < 16; k++)
+        for (int n = 0; n < 8 * N; n++) out[row][n] += left[row][k] * right[k][n];
+    for (int l = 0; l < 32; l++)
+      for (int n = 0; n < N; n++)
+        for (int i = 0; i < 4; i++)
+          ((lane *)all[l])->sums[n][i] = out[l / 4 + i / 2 * 8][8 * n + l % 4 * 2 + i % 2];
+  });
+}
+template <int N> void mma_f16(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+  emu_mma<float_of_f16>(sums, a, b);
+}
+template <int N> void mma_bf16(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+  emu_mma<float_of_bf16>(sums, a, b);
 }
 
 #endif

@@ -63,16 +63,19 @@ local function describe(m)
            k_full = m.k_full == false and 0 or 1 }
 end
 
+-- C's pointer to a tensor, wherever it lies.
+local function any(t) return ffi.istype(tensor.device_type, t) and t.t or t end
+
 -- Holds addresses of m's tensors: nothing may be allocated between this and the call of C.
 local function struct(m, d)
   local w = ffi.new("nb_marlin_weight")
   w.k, w.n, w.scale_factor, w.global, w.bits, w.a8 = m.k, m.n, d.scale_factor, d.global, d.bits, d.a8
   w.code, w.scale, w.k_full = d.code, d.scale, d.k_full
-  w.words, w.scales = m.words, m.scales
-  if m.zeros then w.zeros = m.zeros end
-  if m.perm then w.perm = m.perm end
-  if m.sorted_g_idx then w.g_idx = m.sorted_g_idx end
-  if m.bias then w.bias = m.bias end
+  w.words, w.scales = any(m.words), any(m.scales)
+  if m.zeros then w.zeros = any(m.zeros) end
+  if m.perm then w.perm = any(m.perm) end
+  if m.sorted_g_idx then w.g_idx = any(m.sorted_g_idx) end
+  if m.bias then w.bias = any(m.bias) end
   return w
 end
 
@@ -96,8 +99,13 @@ end
 --   moe    true for an expert's: uint4 weights take 8-bit activations there only (MRL-47)
 --   stride elements from one row of x to the next, where the kernel's differs from k
 -- A wrong form is an error that names the values. Memory: 3 MiB a thread, and x once more in float32.
+-- x on a device (cuda.product): the weight lies there too, an integer one, and its scales and bias have x's dtype, as y
+-- does; nil, msg, code where that is not so.
 function M.marlin(x, m)
   local d = describe(m)
+  if ffi.istype(tensor.device_type, x) then
+    return require("nibble.cuda.product").marlin(x, function() return struct(m, d) end, m.n, m.outputs)
+  end
   local values, row_scale = quantized(x, m)
   local y = tensor.new("f32", { x:size(1), m.outputs or m.n })
   nffi.must(C.nb_marlin_gemm(y, values, struct(m, d), row_scale))

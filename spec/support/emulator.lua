@@ -6,7 +6,7 @@ ffi.cdef [[
 typedef struct emu_counts {
   int64_t global_read, global_written, global_sectors, bank_conflicts, copies, barriers, collectives, switches;
 } emu_counts;
-const char *emu_run(const char *name, unsigned grid, unsigned block, size_t shared, void **args);
+const char *emu_run(const char *name, unsigned grid, unsigned across, unsigned block, size_t shared, void **args);
 const emu_counts *emu_last_counts(void);
 void emu_set_order(unsigned order);
 void *emu_allocate(size_t bytes);
@@ -41,14 +41,15 @@ end
 local function argument(v)
   if type(v) == "number" then return ffi.new("int[1]", v) end
   if ffi.istype("int64_t", v) then return ffi.new("int64_t[1]", v) end
+  if ffi.istype("float", v) then return ffi.new("float[1]", v) end
   return ffi.new("void *[1]", v and ffi.cast("void *", v) or nil)
 end
 
 --- emulator.order(n): the order of threads from now on
 function M.order(n) C.emu_set_order(n) end
 
---- emulator.run(name, { grid =, block =, shared = }, ...) -> what is wrong, or nil, and its counts
--- Arguments: numbers are int, int64_t cdata themselves, memory is its address, false is null.
+--- emulator.run(name, { grid =, across = 1, block =, shared = }, ...) -> what is wrong, or nil, and its counts
+-- Arguments: numbers are int, int64_t and float cdata themselves, memory is its address, false is null.
 function M.run(name, launch, ...)
   local n, keep = select("#", ...), {}
   local args = ffi.new("void *[?]", math.max(n, 1))
@@ -56,7 +57,7 @@ function M.run(name, launch, ...)
     keep[i] = argument((select(i, ...)))
     args[i - 1] = keep[i]
   end
-  local wrong = C.emu_run(name, launch.grid or 1, launch.block or 32, launch.shared or 0, args)
+  local wrong = C.emu_run(name, launch.grid or 1, launch.across or 1, launch.block or 32, launch.shared or 0, args)
   return wrong ~= nil and ffi.string(wrong) or nil, M.counts()
 end
 

@@ -1,0 +1,149 @@
+/* product_fetch.cuh - what a product is about, how it is cut, and its data's way to shared memory (product.cu). */
+#ifndef NB_PRODUCT_FETCH_CUH
+#define NB_PRODUCT_FETCH_CUH
+#include "product.h"
+#include "product_codes.cuh"
+
+namespace product {
+
+enum {
+  COLUMNS = NB_PRODUCT_COLUMNS,
+  STAGES = NB_PRODUCT_STAGES,
+  LANES = 32,
+  THREADS = NB_PRODUCT_THREADS,
+  PIECE = 16
+};
+
+/* A launch's arguments (product.cu). */
+struct job {
+  global<const uint4> x, words, scales, zeros;
+  global<const uint32_t> bias;
+  global<uint32_t> y;
+  global<float4> parts;
+  global<int> arrived;
+  int m, n, k, group, outputs;
+  float factor;
+};
+
+/* What is fixed when a kernel is compiled. M_BLOCKS: blocks of 16 rows of x. */
+template <class NUMBER_, int BITS_, int M_BLOCKS_> struct shape {
+  typedef NUMBER_ NUMBER;
+  typedef codes<NUMBER_, BITS_> CODES;
+  static constexpr int BITS = BITS_, M_BLOCKS = M_BLOCKS_, WARPS_K = nb_product_warps_k(M_BLOCKS),
+                       WARPS_M = 2 / WARPS_K, WARP_BLOCKS = M_BLOCKS / WARPS_M,
+                       STAGE_K = nb_product_k(M_BLOCKS), PART = nb_product_part(M_BLOCKS) / 4;
+  /* In pieces of 16 bytes: a row of x, x and the words in a stage, a tile row (16 rows of k) of words, a row of
+   * scales and of zero-points. */
+  static constexpr int X_ROW = STAGE_K * 2 / PIECE, X = nb_product_x_bytes(M_BLOCKS) / PIECE,
+                       WORDS = nb_product_word_bytes(M_BLOCKS, BITS) / PIECE,
+                       TILE_ROW = COLUMNS * BITS * 2 / PIECE, SCALE_ROW = COLUMNS * 2 / PIECE,
+                       ZERO_ROW = COLUMNS * BITS / 8 / PIECE;
+};
+
+/* How k is cut: a tile has `depth` stages; a stage has `rows` rows of scales, which serve as many stages as `same`. One
+ * group: its scales wait for the end, and each stage's row of scales is ones. */
+struct cut {
+  int depth, rows, same, pieces; /* of a stage */
+  bool one_group;
+};
+template <class S> NB_DEVICE cut cut_of(const job &j) {
+  cut c = {(j.k + S::STAGE_K - 1) / S::STAGE_K, 1, 1, 0, j.group == j.k};
+  if (!c.one_group && j.group < S::STAGE_K) c.rows = S::STAGE_K / j.group;
+  if (!c.one_group && j.group > S::STAGE_K) c.same = j.group / S::STAGE_K;
+  c.pieces = S::X + S::WORDS + c.rows * (S::SCALE_ROW + (j.zeros && !c.one_group ? S::ZERO_ROW : 0));
+  return c;
+}
+
+/* Where piece p of 64 columns of words lies in shared memory. A lane's two pieces of 8 bits come apart, so that what
+ * eight lanes write or read at once lies in different banks. */
+template <class S> NB_DEVICE int word_place(int p) {
+  constexpr int HALF = S::TILE_ROW / 2;
+  if (S::BITS == 4) return p;
+  return p / HALF * HALF + p % 2 * LANES + (p % HALF / 2 ^ p % 2 * 4);
+}
+
+/* Sends for stage after stage by pointers that run along; each thread has its pieces of a stage. A thread has a piece
+ * of the scales or of the zero-points at most: `side`. */
+template <class S> struct fetcher {
+  static constexpr int HALF = THREADS / 2; /* threads for scales; the others for zero-points */
+
+  global<const uint4> x, words, side; /* this thread's first piece of the next stage */
+  uint64_t once;
+  int todo, columns, k_left; /* stages; what n and k have left */
+  int to, same;              /* where the next stage goes; stages that need the same scales */
+  int side_to, side_step, side_column, side_k; /* 0: none; pieces to the next rows; columns and k before it */
+  int x_back, words_down, words_back, side_back; /* pieces to the next stage and to the next tile */
+
+  NB_DEVICE void begin(const job &j, const cut &c, int tile, int stage, int stages) {
+    const int tid = (int)threadIdx.x, k = stage * S::STAGE_K, wide = j.n * S::BITS / 8;
+    once = stream_once();
+    todo = stages;
+    to = 0;
+    columns = j.n - tile * COLUMNS;
+    k_left = j.k - k;
+    x = j.x + ((int64_t)(tid / S::X_ROW) * (j.k / 8) + k / 8 + tid % S::X_ROW);
+    x_back = -c.depth * S::X_ROW;
+    words = j.words + ((int64_t)(k / 16 + tid / S::TILE_ROW) * wide + tile * S::TILE_ROW + tid % S::TILE_ROW);
+    words_down = S::STAGE_K / 16 * wide;
+    words_back = S::TILE_ROW - c.depth * words_down;
+    same = c.same - stage % c.same;
+    begin_side(j, c, tile, k);
+  }
+  NB_DEVICE void begin_side(const job &j, const cut &c, int tile, int k) {
+    const bool zero = (int)threadIdx.x >= HALF;
+    const int i = (int)threadIdx.x % HALF, wide = zero ? S::ZERO_ROW : S::SCALE_ROW, row = i / wide,
+              pitch = zero ? j.n * S::BITS / 128 : j.n / 8;
+    side = (zero ? j.zeros : j.scales) + ((int64_t)(k / j.group + row) * pitch + tile * wide + i % wide);
+    side_to = S::X + S::WORDS + (zero ? c.rows * S::SCALE_ROW : 0) + i;
+    if (row >= c.rows || c.one_group || (zero && !j.zeros)) side_to = 0;
+    side_step = c.rows * pitch;
+    side_back = wide - c.depth / c.same * side_step;
+    side_column = i % wide * (COLUMNS / wide);
+    side_k = row * j.group;
+  }
+
+  NB_DEVICE void fetch(const job &j, const cut &c, shared<uint4> memory) {
+    if (todo > 0) {
+      send(j, memory + to);
+      todo--;
+      to = to == (STAGES - 1) * c.pieces ? 0 : to + c.pieces;
+      x = x + S::X_ROW;
+      words = words + words_down;
+      if (--same == 0) {
+        same = c.same;
+        side = side + side_step;
+      }
+      k_left -= S::STAGE_K;
+      if (k_left <= 0) { /* back to the first row, and across */
+        k_left = j.k;
+        columns -= COLUMNS;
+        x = x + x_back;
+        words = words + words_back;
+        side = side + side_back;
+      }
+    }
+    cp_async_commit();
+  }
+
+  /* What lies outside of the matrices becomes zeros. */
+  NB_DEVICE void send(const job &j, shared<uint4> stage) {
+    constexpr int X_STEP = THREADS / S::X_ROW, STEP = THREADS / S::TILE_ROW, TILE = S::TILE_ROW / 2;
+    const int tid = (int)threadIdx.x, row = tid / S::X_ROW, piece = tid % S::X_ROW,
+              word_row = tid / S::TILE_ROW, p = tid % S::TILE_ROW,
+              rows_left = piece * 8 < k_left ? j.m - row : 0,
+              words_left = p / TILE * 64 < columns ? k_left - word_row * 16 : 0;
+    shared<uint4> x_to = stage + (row * S::X_ROW + (piece ^ row % 8)),
+                  words_to = stage + (word_row * S::TILE_ROW + word_place<S>(p));
+#pragma unroll
+    for (int i = 0; i < S::M_BLOCKS * 16 / X_STEP; i++)
+      cp_async16_if(i * X_STEP < rows_left, x_to + i * THREADS, x + (int64_t)i * X_STEP * (j.k / 8));
+#pragma unroll
+    for (int i = 0; i < S::STAGE_K / 16 / STEP; i++)
+      cp_async16_once(i * STEP * 16 < words_left, words_to + (S::X + i * THREADS),
+                      words + (int64_t)i * STEP * (j.n * S::BITS / 8), once);
+    if (side_to) cp_async16_if(side_column < columns && side_k < k_left, stage + side_to, side);
+  }
+};
+
+} // namespace product
+#endif

@@ -1,0 +1,106 @@
+-- marlin_product: weights in Marlin's form with activations, what their product is, and the product kernels run on the
+-- emulator with a grid of the spec's choosing.
+local ffi = require "ffi"
+local nb = require "nibble"
+local quantized = require "nibble.quantized"
+local prepare_all = require("nibble.methods.marlin").prepare_all
+local awq = require "spec.support.awq"
+local emulator = require "spec.support.emulator"
+local layout = nb.layout
+
+local M = {}
+
+-- As cuda/kernels/product.h has them.
+local COLUMNS, STAGES, THREADS = 128, 4, 128
+
+--- case{dtype = "f16", bits = 4, m =, k =, n =, group =, zeros = false, bias = false, exact = true, g_idx =} -> the same
+-- table with x, q (Quantized [n,k]), p (the weight as gemm.marlin takes it) and bias in its own order.
+-- exact: whole activations and powers of two, so that every sum is exact and there is one right answer.
+function M.case(o)
+  o.dtype, o.bits = o.dtype or "f16", o.bits or 4
+  local n, k, g = o.n, o.k, o.group == -1 and o.k or o.group
+  local exact = o.exact ~= false
+  local scales = exact and awq.powers or awq.floats
+  o.x = exact and awq.whole({ o.m, k }, o.dtype) or awq.floats(o.dtype, { o.m, k }, -1, 1)
+  o.bias = o.bias and (exact and awq.whole({ n }, o.dtype) or awq.floats(o.dtype, { n }, -1, 1)) or nil
+  o.q = quantized.wrap {
+    scheme = { type = "int", bits = o.bits, symmetric = not o.zeros, strategy = "group", group = o.group },
+    codes = awq.codes(n, k, o.bits), scales = scales(o.dtype, { n, k / g }, 0.01, 0.1),
+    zeros = o.zeros and awq.codes(n, k / g, o.bits) or nil, g_idx = o.g_idx,
+  }
+  o.p = assert(prepare_all({ {
+    bits = o.bits, group = o.group, order = "gptq", words = layout.gptq.pack(o.q.codes, o.bits), bias = o.bias,
+    scales = layout.transpose(o.q.scales), zeros = o.zeros and layout.awq.pack_zeros(o.q.zeros, o.bits) or nil, g_idx = o.g_idx,
+  } }, { "act_order", "repack", "scales", "zeros", "bias" }))[1]
+  o.p.type = o.zeros and "uint" .. o.bits or ("uint%db%d"):format(o.bits, 2 ^ (o.bits - 1))
+  o.p.k, o.p.n, o.p.group, o.p.dtype = k, n, o.group, o.dtype
+  return o
+end
+
+--- exact(c) -> y of an exact case, rounded once.
+function M.exact(c)
+  local y = nb.tensor("f32", { c.m, c.n })
+  return nb.compute.gemm(y, c.x:cast "f32", c.q:dequantize "f32", c.bias and c.bias:cast "f32"):cast(c.dtype)
+end
+
+--- check(c, y): y against the product in float64. Allowed: half a unit of y's last place, and as many roundings of f32 in
+-- each sum as it has terms.
+function M.check(c, y)
+  local half = c.dtype == "f16" and 2 ^ -11 or 2 ^ -8
+  local x, w, got = c.x:cast "f32", c.q:dequantize "f32", y:cast "f32"
+  local px, pw, pg, pb = x:ptr(), w:ptr(), got:ptr(), c.bias and c.bias:cast "f32"
+  for i = 0, c.m - 1 do
+    for j = 0, c.n - 1 do
+      local sum, size = pb and pb:get(j + 1) or 0, 0
+      for l = 0, c.k - 1 do
+        local t = px[i * c.k + l] * pw[j * c.k + l]
+        sum, size = sum + t, size + math.abs(t)
+      end
+      local off, allowed = math.abs(pg[i * c.n + j] - sum), half * math.abs(sum) + (c.k + 2) * 2 ^ -24 * size + 2 ^ -25
+      if not (off <= allowed) then
+        error(("y[%d,%d] is %.9g, expected %.9g within %.3g"):format(i, j, pg[i * c.n + j], sum, allowed), 2)
+      end
+    end
+  end
+end
+
+local function blocks_of(m) return m <= 16 and 1 or m <= 32 and 2 or 4 end
+
+--- tiles(c) -> how many (tile, stage) pairs there are, and stages of a tile.
+function M.tiles(c)
+  local depth = math.ceil(c.k / (blocks_of(c.m) <= 2 and 128 or 64))
+  return math.ceil(c.n / COLUMNS) * depth, depth
+end
+
+--- run(c, grid) -> y, counts | nil, what the emulator says is wrong
+-- Memory that a kernel may write holds rubbish before; its counts of blocks that arrived must be zero again.
+function M.run(c, grid)
+  local blocks, p = blocks_of(c.m), c.p
+  local k_stage = blocks <= 2 and 128 or 64
+  local one = p.scales:size(1) == 1
+  local rows = one and 1 or math.max(1, k_stage / c.group)
+  local stage = 16 * blocks * k_stage * 2 + k_stage * COLUMNS * c.bits / 8 + rows * COLUMNS * (2 + (c.zeros and not one and c.bits / 8 or 0))
+  local across = math.ceil(c.m / (16 * blocks))
+  local y = nb.tensor(c.dtype, { c.m, c.outputs or c.n })
+  local memory = {}
+  local function there(t)
+    if not t then return false end
+    memory[#memory + 1] = emulator.memory(t)
+    return memory[#memory]
+  end
+  local d_y, tiles = there(y), math.ceil(c.n / COLUMNS) * across
+  local parts, arrived = there(grid * across * 2 * 16 * blocks * COLUMNS * 4), there(nb.tensor("i32", { tiles }))
+  ffi.fill(d_y, y:bytes(), 0xa5)
+  local wrong, counts = emulator.run(("nb_product_%s_w%d_m%d"):format(c.dtype, c.bits, blocks * 16),
+    { grid = grid, across = across, block = THREADS, shared = STAGES * stage },
+    there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), d_y, parts, arrived, c.m, c.n, c.k,
+    c.group == -1 and c.k or c.group, c.outputs or c.n, ffi.new("float", 1))
+  emulator.read(d_y, y)
+  local left = emulator.read(arrived, nb.tensor("i32", { tiles }))
+  for _, at in ipairs(memory) do emulator.free(at) end
+  if wrong then return nil, wrong end
+  assert(left:equal(nb.tensor("i32", { tiles })), "the counts of blocks that arrived are not zero again")
+  return y, counts
+end
+
+return M

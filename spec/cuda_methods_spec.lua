@@ -135,6 +135,54 @@ local checkpoints = [[
   end
 ]]
 
+describe("marlin_cuda: the product", function()
+  it("AWQ-26: is that of the checkpoint's numbers, whoever wrote it", function()
+    local out = run(checkpoints .. 'through("marlin_cuda", 3)')
+    assert.equal(5, select(2, out:gsub("\tright", "")), out)
+  end)
+
+  it("is the CPU's within rounding, on the device from input to output too; bias in Marlin's order only", function()
+    assert.equal("8 of 8\nfalse\tlayer l: the bias is in its plain order, the method takes Marlin's", (run(layers .. [[
+      local same = 0
+      for _, case in ipairs(cases) do
+        local format, bits, group, o = unpack(case)
+        local L, m = made(unpack(case))
+        local dtype, n, k = o.dtype or "f16", 128, 256
+        assert(m:process(L))
+        local function here(name)
+          local t = L:get(name)
+          return t and t:to "cpu"
+        end
+        local x = values(dtype, { 5, k })
+        local y, there = assert(m:apply(L, x)), assert(m:apply(L, x:to "cuda"))
+        local cpu = nb.gemm.marlin(x, { type = (o.zeros and "uint%d" or "uint%db%d"):format(bits, 2 ^ (bits - 1)), words = here "words",
+          scales = here "scales", zeros = here "zeros", bias = here "bias", k = k, n = n, group = group })
+        local close = y:type() == dtype and there:where() == "cuda:0" and there:to("cpu"):equal(y)
+        -- y is rounded once; sums come in another order
+        local step, most = dtype == "f16" and 2 ^ -11 or 2 ^ -8, cpu:stats().absmax
+        for i = 1, y:numel() do close = close and math.abs(y:get(i) - cpu:get(i)) <= step * math.abs(cpu:get(i)) + 1e-5 * most end
+        if close then same = same + 1 else print(unpack(case)) end
+      end
+      print(same .. " of " .. #cases)
+      local L, m = made("awq", 4, 64, { zeros = true })
+      assert(m:process(L))
+      print(pcall(m.apply, m, L, values("f16", { 1, 256 }), values("f16", { 128 }))) ]]):gsub(": permute it.*", "")))
+  end)
+
+  it("comes from the device for all layers that it takes when a model is evaluated; a layer is processed once", function()
+    local out = run [[
+      local runner = require "nibble.methods.runner"
+      local r = assert(runner.new(nb.open "spec/interop/ct-w4a16-g128", { through = "auto", device = "cuda" }))
+      for _, name in ipairs { "model.layers.0.self_attn.q_proj", "model.layers.3.mlp.down_proj" } do assert(r:takes(name), name) end
+      print(unpack(r:summary()))
+      local L = {}
+      local found = r.plans["model.layers.0.self_attn.q_proj"]
+      assert(r:linear("model.layers.0.self_attn.q_proj", nb.tensor("f32", { 1, 256 })))
+      print(pcall(found.method.process, found.method, r.ready["model.layers.0.self_attn.q_proj"])) ]]
+    assert.matches("^marlin_cuda 2 linear\nfalse\tlayer model.layers.0.self_attn.q_proj was processed: load it again$", out)
+  end)
+end)
+
 describe("dequantize_cuda", function()
   it("multiplies weights of every format, by cuBLASLt", function()
     local out = run(checkpoints .. 'through("dequantize_cuda", 3)')

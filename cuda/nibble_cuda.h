@@ -117,10 +117,13 @@ int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits
 
 /* ---- products with Marlin's weights (product.c) ----------------------------------------
  * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
- * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with
- * n columns, or a tensor there to fill, of an even number of columns. Groups: one, or of 32, 64 or a multiple of 128 rows; others say NB_EUNSUPPORTED.
+ * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with n
+ * columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as 0.
+ * Tensor cores take one group, or groups of 32, 64 or a multiple of 128 rows, also in an activation order with whole
+ * groups; others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
  * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
- * Each stream (a graph has its own) keeps 128 KiB of its device's memory a processor, and 256 KiB. */
+ * A stream's workspace: 128 KiB for each of the device's processors, and 257 KiB. An order, or columns that x lacks,
+ * take x once more. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
 

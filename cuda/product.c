@@ -1,5 +1,5 @@
 /* product.c - y = x W on a device, W in Marlin's layout: kernels/product.cu, launched for up to 128 rows of x at a
- * time. */
+ * time; kernels/product_rows.cu brings x into the order of the weight's rows, and takes what product.cu can't. */
 #include "device.h"
 #include "kernels/product.h"
 #include "layout/layout.h"
@@ -7,35 +7,33 @@
 #include <stdio.h>
 
 enum { COLUMNS = NB_PRODUCT_COLUMNS, ROWS = 128, MOST_TILES = 1 << 16, PART_BYTES = 128 << 10 };
+enum { GRID = 65535 }; /* blocks of a launch along y */
 
 static const char what[] = "marlin gemm";
 
-/* The operands, checked; dimensions as the kernels take them. */
+/* The operands, checked, as the kernels take them. group: rows of a group, or 0 where groups don't divide k. */
 typedef struct product {
   nb_cuda_device *d;
   const nb_marlin_weight *w;
-  const nb_tensor *x;
-  int k, n, bits, group;
+  int dtype, k, n, groups, group;
+  const void *words, *scales, *zeros, *bias, *perm, *g_idx;
+  int32_t *irregular, *arrived; /* of the stream's workspace, and behind them */
+  void *parts;
 } product;
 
 /* ---- checks (MRL-51) ------------------------------------------------------------------- */
 
 static bool empty(const nb_tensor *t) { return !t || nb_tensor_numel(t) == 0; }
 
-static int check_float(product *p, const nb_tensor *t, const char *name, int ndim, const int64_t *shape) {
+/* Where a tensor lies, which must be of this dtype (-1: words) and shape. */
+static int place_of(const void **at, product *p, const nb_tensor *t, const char *name, int dtype, int ndim,
+                    const int64_t *shape) {
   nb_tensor seen;
   char text[64];
   snprintf(text, sizeof text, "%s: %s", what, name);
   NB_TRY(nb_cuda_operand(&seen, &p->d, t, text));
-  return nb_expect(&seen, text, p->x->dtype, ndim, shape);
-}
-
-static int check_words(product *p, const nb_tensor *t, const char *name, int64_t rows, int64_t columns) {
-  nb_tensor seen;
-  char text[64];
-  snprintf(text, sizeof text, "%s: %s", what, name);
-  NB_TRY(nb_cuda_operand(&seen, &p->d, t, text));
-  return nb_expect_words(&seen, text, 2, NB_SHAPE(rows, columns));
+  *at = t->data;
+  return dtype < 0 ? nb_expect_words(&seen, text, ndim, shape) : nb_expect(&seen, text, dtype, ndim, shape);
 }
 
 static int check_kind(const nb_marlin_weight *w) {
@@ -51,98 +49,162 @@ static int check_kind(const nb_marlin_weight *w) {
     return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of 16", what, (long long)w->k);
   if (w->n % 64 || w->n <= 0)
     return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 64", what, (long long)w->n);
-  if (w->k > INT32_MAX || w->k / 16 * (w->n * w->bits / 8) > INT32_MAX ||
-      w->n > (int64_t)MOST_TILES / 2 * COLUMNS)
+  /* Kernels count 16-byte pieces of words in 32 bits, and tiles of 128 columns, of two blocks of rows. */
+  if (w->k > INT32_MAX || w->n > (int64_t)MOST_TILES / 2 * COLUMNS ||
+      w->k / 16 * (w->n * w->bits / 8) > INT32_MAX)
     return nb_fail(NB_EUNSUPPORTED, "%s: a weight of K = %lld and N = %lld is more than a launch can count",
                    what, (long long)w->k, (long long)w->n);
   return NB_OK;
 }
 
-static int check_groups(product *p, int64_t groups) {
-  if (groups == 0 || p->k % groups)
-    return nb_fail(NB_EINVAL, "%s: K = %d is not a multiple of the %lld groups of scales", what, p->k,
-                   (long long)groups);
-  p->group = (int)(p->k / groups);
-  if (groups == 1 || p->group == 32 || p->group == 64 || p->group % 128 == 0) return NB_OK;
-  return nb_fail(NB_EUNSUPPORTED,
-                 "%s: groups of %d rows: on a device 32, 64 and multiples of 128 are supported", what,
-                 p->group);
+/* An order of rows and their groups, which only the kernels look at: what is out of range makes NaN. */
+static int check_order(product *p) {
+  const nb_marlin_weight *w = p->w;
+  if (empty(w->perm) != empty(w->g_idx))
+    return nb_fail(NB_EINVAL, "%s: perm and g_idx belong together, found only %s", what,
+                   empty(w->perm) ? "g_idx" : "perm");
+  if (empty(w->perm)) {
+    if (p->group) return NB_OK;
+    return nb_fail(NB_EINVAL, "%s: K = %d is not a multiple of the %d groups of scales", what, p->k,
+                   p->groups);
+  }
+  if (w->k_full && p->groups <= 1)
+    return nb_fail(NB_EINVAL, "%s: an activation order over the full K needs more than one group, found %d",
+                   what, p->groups);
+  NB_TRY(place_of(&p->perm, p, w->perm, "perm", NB_I32, 1, NB_SHAPE(p->k)));
+  return place_of(&p->g_idx, p, w->g_idx, "g_idx", NB_I32, 1, NB_SHAPE(p->k));
 }
 
 static int check(product *p, const nb_tensor *x, const nb_marlin_weight *w) {
-  nb_tensor seen;
-  *p = (product){.w = w, .x = x};
-  NB_TRY(nb_cuda_operand(&seen, &p->d, x, "marlin gemm: x"));
-  NB_TRY(nb_expect(&seen, "marlin gemm: x", -1, 2, NB_SHAPE(-1, -1)));
+  const void *at;
+  *p = (product){.w = w, .dtype = x->dtype};
+  NB_TRY(place_of(&at, p, x, "x", x->dtype, 2, NB_SHAPE(-1, -1)));
   if (x->dtype != NB_F16 && x->dtype != NB_BF16)
     return nb_fail(NB_EINVAL, "%s: on a device x is f16 or bf16, found %s", what, nb_dtype_name(x->dtype));
   NB_TRY(check_kind(w));
-  p->k = (int)w->k, p->n = (int)w->n, p->bits = w->bits;
+  p->k = (int)w->k, p->n = (int)w->n;
   if (x->shape[1] > p->k)
     return nb_fail(NB_EINVAL, "%s: x has %lld columns for K = %d", what, (long long)x->shape[1], p->k);
-  if (x->shape[1] < p->k)
-    return nb_fail(NB_EUNSUPPORTED, "%s: on a device x must have all K = %d columns, found %lld", what, p->k,
-                   (long long)x->shape[1]);
-  NB_TRY(check_words(p, w->words, "words", p->k / 16, (int64_t)p->n * p->bits / 2));
-  NB_TRY(check_float(p, w->scales, "scales", 2, NB_SHAPE(-1, p->n)));
+  NB_TRY(place_of(&p->words, p, w->words, "words", -1, 2, NB_SHAPE(w->k / 16, w->n * w->bits / 2)));
+  NB_TRY(place_of(&p->scales, p, w->scales, "scales", p->dtype, 2, NB_SHAPE(-1, p->n)));
   int64_t groups = w->scales->shape[0];
-  if (w->zeros) NB_TRY(check_words(p, w->zeros, "zero-points", groups, (int64_t)p->n * p->bits / 32));
-  if (w->bias) NB_TRY(check_float(p, w->bias, "bias", 1, NB_SHAPE(p->n)));
-  if (!empty(w->perm) || !empty(w->g_idx))
-    return nb_fail(NB_EUNSUPPORTED, "%s: on a device weights in activation order are not multiplied yet",
-                   what);
-  return check_groups(p, groups);
+  if (groups < 1 || groups > w->k)
+    return nb_fail(NB_EINVAL, "%s: K = %d cannot have %lld groups of scales", what, p->k, (long long)groups);
+  p->groups = (int)groups;
+  p->group = p->k % p->groups ? 0 : p->k / p->groups;
+  if (w->zeros)
+    NB_TRY(place_of(&p->zeros, p, w->zeros, "zero-points", -1, 2, NB_SHAPE(groups, w->n * w->bits / 32)));
+  if (w->bias) NB_TRY(place_of(&p->bias, p, w->bias, "bias", p->dtype, 1, NB_SHAPE(p->n)));
+  return check_order(p);
+}
+
+/* Whether product.cu takes groups of so many rows. */
+static bool whole_stages(const product *p) {
+  return p->groups == 1 || p->group == 32 || p->group == 64 || (p->group && p->group % 128 == 0);
 }
 
 /* ---- launches ---------------------------------------------------------------------------- */
 
-/* The current stream's counts of blocks that arrived, all 0 between launches, and behind them their parts. */
-static int scratch_of(void **out, nb_cuda_device *d) {
+/* The current stream's workspace: whether a weight's order is irregular; the counts of blocks that arrived, all 0
+ * between launches; their parts. */
+static int find_workspace(product *p) {
   nb_device_info info;
-  NB_TRY(nb_device_get(&info, d->number));
-  return nb_cuda_workspace(out, d, NB_CUDA_FOR_PRODUCT,
-                           MOST_TILES * (int64_t)sizeof(int32_t) +
-                               (int64_t)NB_MAX(info.multiprocessors, 1) * PART_BYTES);
+  void *at;
+  NB_TRY(nb_device_get(&info, p->d->number));
+  int64_t parts = (int64_t)NB_MAX(info.multiprocessors, 1) * PART_BYTES, own = 64;
+  NB_TRY(nb_cuda_workspace(&at, p->d, NB_CUDA_FOR_PRODUCT,
+                           (own + MOST_TILES) * (int64_t)sizeof(int32_t) + parts));
+  p->irregular = at;
+  p->arrived = p->irregular + own;
+  p->parts = p->arrived + MOST_TILES;
+  return NB_OK;
 }
 
-/* y = x W, m rows, at most ROWS. */
-static int product_small(const product *p, void *y, const void *x, int m, int outputs) {
-  const nb_marlin_weight *w = p->w;
-  const int blocks = m <= 16 ? 1 : m <= 32 ? 2 : 4, across = NB_CEIL(m, blocks * 16);
-  const int stage_k = nb_product_k(blocks), group_rows = p->group == p->k ? 1 : NB_MAX(1, stage_k / p->group);
-  const int shared =
-      NB_PRODUCT_STAGES * nb_product_stage_bytes(blocks, p->bits, group_rows, w->zeros && p->group < p->k);
+/* x [m,columns] as [m,k] in the order of the weight's rows; looks at the order where only then it is known. */
+static int gather(nb_tensor *out, const product *p, const nb_tensor *x) {
+  NB_TRY(nb_cuda_tensor(out, p->d, p->dtype, 2, NB_SHAPE(x->shape[0], p->k)));
+  int columns = (int)x->shape[1], k = p->k, group = p->group, threads = NB_PRODUCT_THREADS;
+  for (int64_t row = 0; row < x->shape[0]; row += GRID) {
+    const void *from = (const uint16_t *)x->data + row * columns, *to = (uint16_t *)out->data + row * p->k;
+    const void *irregular = p->g_idx && whole_stages(p) ? p->irregular : NULL;
+    nb_launch at = {{NB_CEIL(k, threads), (int32_t)NB_MIN((int64_t)GRID, x->shape[0] - row), 1},
+                    {threads, 1, 1},
+                    nb_product_rows_bytes()};
+    NB_TRY(nb_device_launch(
+        p->d->number, "nb_product_gather", &at,
+        (void *[]){&from, (void *)&p->perm, (void *)&p->g_idx, &to, &irregular, &columns, &k, &group}));
+  }
+  return NB_OK;
+}
+
+/* y [m,outputs] = x [m,k] W for m up to ROWS by tensor cores; nothing where the weight's order is irregular. */
+static int product_small(const product *p, const void *y, const void *x, int m, int outputs) {
+  const int blocks = m <= 16   ? 1
+                     : m <= 32 ? 2
+                               : 4,
+            across = NB_CEIL(m, blocks * 16), bits = p->w->bits, stage_k = nb_product_k(blocks),
+            staged = p->groups == 1 ? 1 : NB_MAX(1, stage_k / p->group);
   char name[48];
-  void *arrived;
+  snprintf(name, sizeof name, "nb_product_%s_w%d_m%d", nb_dtype_name(p->dtype), bits, blocks * 16);
   int64_t resident, all = NB_CEIL((int64_t)p->n, COLUMNS) * NB_CEIL((int64_t)p->k, stage_k);
-  NB_TRY(scratch_of(&arrived, p->d));
-  NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, p->bits), shared));
-  int64_t per = NB_CEIL(all, NB_MAX(resident / across, 1));
-  snprintf(name, sizeof name, "nb_product_%s_w%d_m%d", nb_dtype_name(p->x->dtype), p->bits, blocks * 16);
-  nb_launch at = {{(int32_t)NB_CEIL(all, per), across, 1}, {NB_PRODUCT_THREADS, 1, 1}, shared};
-  const void *words = w->words->data, *scales = w->scales->data, *zeros = w->zeros ? w->zeros->data : NULL,
-             *bias = w->bias ? w->bias->data : NULL;
-  void *parts = (char *)arrived + MOST_TILES * sizeof(int32_t);
-  int k = p->k, n = p->n, group = p->group;
-  float factor = (float)(w->scale_factor * w->global);
+  nb_launch at = {{1, across, 1},
+                  {NB_PRODUCT_THREADS, 1, 1},
+                  NB_PRODUCT_STAGES *
+                      nb_product_stage_bytes(blocks, bits, staged, p->zeros && p->groups > 1)};
+  NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
+  at.grid[0] = (int32_t)NB_CEIL(all, NB_CEIL(all, NB_MAX(resident / across, 1))); /* no block without work */
+  const void *needless = p->g_idx ? p->irregular : NULL;
+  float factor = (float)(p->w->scale_factor * p->w->global);
   return nb_device_launch(p->d->number, name, &at,
-                          (void *[]){&x, &words, &scales, &zeros, &bias, &y, &parts, &arrived, &m, &n, &k,
-                                     &group, &outputs, &factor});
+                          (void *[]){&x, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
+                                     (void *)&p->bias, &y, (void *)&p->parts, (void *)&p->arrived, &needless,
+                                     &m, (void *)&p->n, (void *)&p->k, (void *)&p->group, &outputs, &factor});
+}
+
+/* The same a row of the weight at a time, whatever its groups; where product_small can, only what it left. */
+static int product_rows(const product *p, const void *y, const void *x, int m, int outputs) {
+  const void *needed = p->g_idx && whole_stages(p) ? p->irregular : NULL;
+  nb_launch at = {{p->n / 64, NB_CEIL(m, NB_PRODUCT_ROWS_AT_ONCE), 1},
+                  {NB_PRODUCT_THREADS, 1, 1},
+                  nb_product_rows_bytes()};
+  float factor = (float)(p->w->scale_factor * p->w->global);
+  int bits = p->w->bits, bf16 = p->dtype == NB_BF16;
+  return nb_device_launch(p->d->number, "nb_product_rows", &at,
+                          (void *[]){&x, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
+                                     (void *)&p->g_idx, (void *)&p->bias, &y, &needed, &m, (void *)&p->n,
+                                     (void *)&p->k, (void *)&p->groups, &outputs, &bits, &bf16, &factor});
+}
+
+/* y = x W, both of all their rows. */
+static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
+  int64_t m = x->shape[0], outputs = y->shape[1];
+  nb_tensor ordered = {0};
+  int rc = find_workspace(p);
+  if (rc == NB_OK && (p->perm || x->shape[1] < p->k)) {
+    rc = gather(&ordered, p, x);
+    x = &ordered;
+  }
+  for (int64_t row = 0; rc == NB_OK && row < m; row += ROWS) {
+    const void *to = (uint16_t *)y->data + row * outputs, *from = (const uint16_t *)x->data + row * p->k;
+    int rows = (int)NB_MIN((int64_t)ROWS, m - row);
+    if (whole_stages(p)) rc = product_small(p, to, from, rows, (int)outputs);
+    if (rc == NB_OK && (p->g_idx || !whole_stages(p))) rc = product_rows(p, to, from, rows, (int)outputs);
+  }
+  nb_tensor_release(&ordered); /* the driver waits for the kernels before it gives memory away */
+  return rc;
 }
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w) {
   product p;
   nb_tensor to;
   NB_TRY(check(&p, x, w));
-  int64_t m = x->shape[0], outputs = y->data || y->buf ? y->shape[NB_MAX(y->ndim, 1) - 1] : p.n;
+  int64_t m = x->shape[0], outputs = y->ndim == 2 ? y->shape[1] : p.n;
   if (outputs > p.n || outputs % 2)
     return nb_fail(NB_EINVAL, "%s: y has %lld columns for N = %d, expected an even number up to it", what,
                    (long long)outputs, p.n);
   NB_TRY(nb_cuda_result(&to, y, p.d, x->dtype, 2, NB_SHAPE(m, outputs), "marlin gemm: y"));
-  int rc =
-      to.data == x->data && m && outputs ? nb_fail(NB_EINVAL, "%s: cannot be done in place", what) : NB_OK;
-  for (int64_t row = 0; rc == NB_OK && outputs && row < m; row += ROWS)
-    rc = product_small(&p, (uint16_t *)to.data + row * outputs, (const uint16_t *)x->data + row * p.k,
-                       (int)NB_MIN((int64_t)ROWS, m - row), (int)outputs);
+  int rc = NB_OK;
+  if (m && outputs)
+    rc = to.data == x->data ? nb_fail(NB_EINVAL, "%s: cannot be done in place", what) : multiply(&p, &to, x);
   return nb_cuda_finish(y, &to, rc);
 }

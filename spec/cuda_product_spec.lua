@@ -4,36 +4,37 @@ local nb = require "nibble"
 local emulator = require "spec.support.emulator"
 local product = require "spec.support.marlin_product"
 
--- Runs c in every order and on these grids, free of bank conflicts; y of the last run.
-local function run(c, grids)
+local command = require "spec.support.command"
+
+local EVERY = { 0, 1, 2, 3, 12345 }
+
+-- Runs c on these grids (the number of blocks) in these orders of threads, free of bank conflicts; y of the last run.
+local function run(c, grids, orders)
   local found
   for _, grid in ipairs(grids) do
     local first
-    emulator.orders(function(order)
+    for _, order in ipairs(orders or { 0, 1, 12345 }) do
+      emulator.order(order)
       local y, counts = product.run(c, grid)
       if not y then error(("grid %d, order %d: %s"):format(grid, order, counts), 0) end
       assert.equal(0, counts.bank_conflicts, "bank conflicts")
       first = first or y
       if not first:equal(y) then error(("grid %d: order %d gives other bits"):format(grid, order), 0) end
-    end)
+    end
     found = first
   end
   return found
 end
 
--- Grids that share c's tiles in different ways: one block, as many as there are stages, and some between.
+-- Grids: one block, some that share tiles, and a block to each stage of each tile.
 local function grids(c)
-  local all, depth = product.tiles(c)
-  local out, seen = {}, {}
-  for _, grid in ipairs { 1, 3, math.ceil(all / depth), all } do
-    if grid <= all and not seen[grid] then out[#out + 1], seen[grid] = grid, true end
-  end
-  return out
+  local all = product.tiles(c)
+  return all > 3 and { 1, 3, all } or all > 1 and { 1, all } or { 1 }
 end
 
 local function exact(o)
   local c = product.case(o)
-  local y, want = run(c, o.grids or grids(c)), product.exact(c)
+  local y, want = run(c, o.grids or grids(c), o.orders), product.exact(c)
   if not y:equal(want) then
     local r = nb.compare(want, y)
     error(("differs by up to %g, %d odd values, first in %s"):format(r.max_abs, r.odd, tostring(y)), 2)
@@ -43,12 +44,13 @@ end
 
 describe("a product kernel", function()
   before_each(function() math.randomseed(11) end)
+  after_each(function() emulator.order(0) end)
 
   for _, dtype in ipairs { "f16", "bf16" } do
     for _, bits in ipairs { 4, 8 } do
       for _, zeros in ipairs { false, true } do
         it(("takes %s, %d bits%s, all groups, bias"):format(dtype, bits, zeros and " with zero-points" or ""), function()
-          local kind = { dtype = dtype, bits = bits, zeros = zeros, __index = false }
+          local kind = { dtype = dtype, bits = bits, zeros = zeros, orders = { 1, 12345 } }
           local function with(o) return setmetatable(o, { __index = kind }) end
           exact(with { m = 5, k = 256, n = 128, group = -1, bias = true })
           exact(with { m = 16, k = 384, n = 128, group = 128 })
@@ -77,7 +79,7 @@ describe("a product kernel", function()
 
   it("shares tiles between many blocks, and a block's work goes round the stages more than once", function()
     for _, m in ipairs { 7, 30, 60, 100 } do
-      exact { m = m, k = 1280, n = 256, group = 128, bias = true, grids = { 1, 2, 3, 7, 10, 20 } }
+      exact { m = m, k = 1280, n = 256, group = 128, bias = true, grids = { 1, 3, 7, 20 }, orders = EVERY }
     end
   end)
 
@@ -131,5 +133,142 @@ describe("a product kernel", function()
         for column = 1, outputs do assert.equal(want:get(row * 192 + column), y:get(row * outputs + column)) end
       end
     end
+  end)
+end)
+
+-- What Lua code prints in a process whose device is the emulator's; its errors after it. there(p) is a weight on the device.
+local function process(code)
+  local library = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
+  local r = command.run({ "-e", [[package.path = "./?.lua;" .. package.path
+    local nb, gemm = require "nibble", require "nibble.gemm"
+    local product = require "spec.support.marlin_product"
+    math.randomseed(11)
+    local function there(p, changes)
+      local out = setmetatable(changes or {}, { __index = p })
+      for _, name in ipairs { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" } do
+        if p[name] and out[name] == p[name] then out[name] = assert(p[name]:to "cuda") end
+      end
+      return out
+    end
+    local function same(c, p) return assert(gemm.marlin(c.x:to "cuda", p or there(c.p))):to("cpu"):equal(product.exact(c)) end
+  ]] .. code }, { before = ("NIBBLE_LUA=lua NB_CUDA_DRIVER=%s NIBBLE_EMULATOR=%s"):format(library, library) })
+  return r.out:gsub("\n$", "") .. r.err
+end
+
+describe("gemm.marlin of tensors on a device", function()
+  it("makes y there, of any number of rows, as the CPU does", function()
+    assert.equal("true true true true 0.0 f16 cuda:0", process [[
+      for _, m in ipairs { 1, 129, 300 } do
+        io.write(tostring(same(product.case { m = m, k = 256, n = 192, group = 64, zeros = true, bias = true })), " ")
+      end
+      local c = product.case { m = 0, k = 128, n = 64, group = -1 }
+      local y = assert(gemm.marlin(c.x:to "cuda", there(c.p)))
+      io.write(tostring(y:size(1) == 0 and y:size(2) == 64), " ")
+      c = product.case { m = 7, k = 512, n = 128, group = 128, exact = false }
+      y = assert(gemm.marlin(c.x:to "cuda", there(c.p)))
+      local r = nb.compare(gemm.marlin(c.x, c.p), y:to("cpu"):cast "f32")
+      print(("%.1f"):format(r.max_abs), y:type(), y:where())]]:gsub("%s+$", ""):gsub("\t", " "))
+  end)
+
+  it("takes activation orders: whole groups, and a rank's part; and groups that tensor cores don't take", function()
+    assert.equal(("true "):rep(20), process [[
+      local function groups_of(k, groups, whole)
+        local t = nb.tensor("i32", { k })
+        for i = 1, k do t:set(i, whole and math.floor((i - 1) / (k / groups)) or math.random(0, groups - 1)) end
+        for i = k, 2, -1 do
+          local j = math.random(i)
+          local a, b = t:get(i), t:get(j)
+          t:set(i, b) t:set(j, a)
+        end
+        return t
+      end
+      for _, kind in ipairs { { "f16", 4 }, { "f16", 8, true }, { "bf16", 4, true }, { "bf16", 8 } } do
+        for _, m in ipairs { 3, 40 } do
+          local o = { dtype = kind[1], bits = kind[2], zeros = kind[3], m = m, k = 256, n = 128, group = 64, bias = true }
+          local function case(changes) return product.case(setmetatable(changes, { __index = o })) end
+          io.write(tostring(same(case { g_idx = groups_of(256, 4, true) })), " ")
+          io.write(tostring(same(case { g_idx = groups_of(256, 4) })), " ")
+        end
+        io.write(tostring(same(product.case { dtype = kind[1], bits = kind[2], zeros = kind[3], m = 5, k = 144, n = 64, group = 48 })), " ")
+      end]] .. "")
+  end)
+
+  it("takes x without the weight's last columns, and gives as many columns as are asked for", function()
+    assert.equal("true true", process [[
+      local c = product.case { m = 5, k = 128, n = 128, group = 64 }
+      local cut = nb.tensor("f16", { 5, 100 })
+      require("nibble.ffi").C.nb_tensor_copy_block(cut, c.x, 1, 0, 0, 100)
+      for row = 0, 4 do for i = 101, 128 do c.x:set(row * 128 + i, 0) end end
+      local y = assert(gemm.marlin(cut:to "cuda", there(c.p))):to "cpu"
+      local z = assert(gemm.marlin(c.x:to "cuda", there(c.p, { outputs = 70 }))):to "cpu"
+      local first = nb.tensor("f16", { 5, 70 })
+      require("nibble.ffi").C.nb_tensor_copy_block(first, y, 1, 0, 0, 70)
+      io.write(tostring(y:equal(product.exact(c))), " ", tostring(z:equal(first)))]])
+  end)
+
+  it("makes NaN of rows and groups that aren't there", function()
+    assert.equal("true true true", process [[
+      local g_idx = nb.tensor("i32", { 128 })
+      for i = 1, 128 do g_idx:set(i, i % 2) end
+      local c = product.case { m = 2, k = 128, n = 64, group = 64, g_idx = g_idx }
+      local function odd(name, at, value)
+        local t = nb.tensor("i32", { 128 })
+        for i = 1, 128 do t:set(i, c.p[name]:get(i)) end
+        t:set(at, value)
+        local y = assert(gemm.marlin(c.x:to "cuda", there(c.p, { [name] = t:to "cuda" }))):to "cpu"
+        for i = 1, 128 do if y:get(i) == y:get(i) then return false end end
+        return true
+      end
+      io.write(tostring(odd("perm", 100, 128)), " ", tostring(odd("perm", 5, -1)), " ", tostring(odd("sorted_g_idx", 3, 2)))]])
+  end)
+
+  it("works in streams and graphs, each with a workspace of its own", function()
+    assert.equal("true true true", process [[
+      local cuda = nb.cuda
+      local c = product.case { m = 9, k = 640, n = 256, group = 128 }
+      local x, p, want = c.x:to "cuda", there(c.p), product.exact(c)
+      local s = assert(cuda.stream())
+      local y = s:use(function() return assert(gemm.marlin(x, p)) end)
+      local z = assert(gemm.marlin(x, p))
+      cuda.wait()
+      io.write(tostring(y:to("cpu"):equal(want)), " ", tostring(z:to("cpu"):equal(want)), " ")
+      local g, made = assert(cuda.graph(function() return assert(gemm.marlin(x, p)) end))
+      assert(g())
+      assert(g())
+      cuda.wait()
+      io.write(tostring(made:to("cpu"):equal(want)))]])
+  end)
+
+  it("refuses what it doesn't take in one sentence each", function()
+    local said = process [[
+      local c = product.case { m = 2, k = 128, n = 64, group = -1, bias = true }
+      local x, p = c.x:to "cuda", there(c.p)
+      local function says(x, changes)
+        local ok, y, msg = pcall(gemm.marlin, x, setmetatable(changes or {}, { __index = p }))
+        print(ok and msg or y)
+      end
+      says(c.x:cast("f32"):to "cuda")
+      says(c.x:cast("bf16"):to "cuda")
+      says(nb.tensor("f16", { 2, 136 }):to "cuda")
+      says(x, { words = c.p.words })
+      says(x, { scales = c.p.scales })
+      says(x, { outputs = 63 })
+      says(x, { outputs = 66 })
+      says(x, { k = 120 })
+      says(x, { perm = nb.tensor("i32", { 128 }):to "cuda" })
+      says(x, { activations = "int8" })
+      says(x, { bias = nb.tensor("f16", { 32 }):to "cuda" })
+      says(x)]]
+    local expected = {
+      "on a device x is f16 or bf16, found f32", "scales: expected bf16", "x has 136 columns for K = 128",
+      "words: .*lies in the computer's memory, expected on a device", "scales: .*lies in the computer's memory",
+      "y has 63 columns for N = 64, expected an even number up to it", "y has 66 columns for N = 64",
+      "K = 120 is not a multiple of 16", "perm and g_idx belong together, found only perm",
+      "activations have 16 bits; float weights and 8%-bit activations are multiplied in the computer's memory only", "bias: expected", "on cuda:0",
+    }
+    local lines = {}
+    for line in said:gmatch "[^\n]+" do lines[#lines + 1] = line end
+    assert.equal(#expected, #lines, said)
+    for i, pattern in ipairs(expected) do assert.matches(pattern, lines[i]) end
   end)
 end)

@@ -144,13 +144,15 @@ template <class S> NB_DEVICE void run(job j) {
  * words [k/group, n*BITS/32] or null; bias [n] or null, in Marlin's order -> y [m,outputs] = x W * factor + bias.
  * parts: room for two nb_product_part(m blocks) to a block; arrived: 0 for each tile, and so again at the end.
  * m at most 16 M_BLOCKS, k a multiple of 16 and n of 64, group k, 32, 64 or a multiple of 128 that divides k; x, words,
- * scales and zeros aligned to 16 bytes, y to 4. */
+ * scales and zeros aligned to 16 bytes, y to 4. needless: null, or not 0: then nothing is done. */
 #define NB_PRODUCT(NUMBER, BITS, M_BLOCKS, ROWS) \
   extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, nb_product_resident(M_BLOCKS, BITS)) \
       nb_product_##NUMBER##_w##BITS##_m##ROWS( \
           global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
           global<const uint4> zeros, global<const uint32_t> bias, global<uint32_t> y, global<float4> parts, \
-          global<int> arrived, int m, int n, int k, int group, int outputs, float factor) { \
+          global<int> arrived, global<const int> needless, int m, int n, int k, int group, int outputs, \
+          float factor) { \
+    if (needless && needless[0]) return; \
     product::run<product::shape<product::NUMBER, BITS, M_BLOCKS>>( \
         {x, words, scales, zeros, bias, y, parts, arrived, m, n, k, group, outputs, factor}); \
   }

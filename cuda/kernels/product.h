@@ -11,6 +11,9 @@
 /* Columns of a tile of y; stages of k under way; rows of k that a warp takes of a stage; threads of a block. */
 enum { NB_PRODUCT_COLUMNS = 128, NB_PRODUCT_STAGES = 4, NB_PRODUCT_WARP_K = 64, NB_PRODUCT_THREADS = 128 };
 
+/* Rows of x that a block of nb_product_rows (product_rows.cu) takes. */
+enum { NB_PRODUCT_ROWS_AT_ONCE = 4 };
+
 /* Of a block's four warps two lie side by side along n; the others have the rest of a stage's k or other rows. */
 NB_PRODUCT_KNOWN int nb_product_warps_k(int blocks) { return blocks <= 2 ? 2 : 1; }
 /* Rows of k of a stage. */
@@ -24,6 +27,10 @@ NB_PRODUCT_KNOWN int nb_product_word_bytes(int blocks, int bits) {
 static inline int nb_product_stage_bytes(int blocks, int bits, int group_rows, int zeros) {
   return nb_product_x_bytes(blocks) + nb_product_word_bytes(blocks, bits) +
          group_rows * (NB_PRODUCT_COLUMNS * 2 + (zeros ? NB_PRODUCT_COLUMNS * bits / 8 : 0));
+}
+/* The same of product_rows.cu's kernels: sums, or a word a thread. */
+NB_PRODUCT_KNOWN int nb_product_rows_bytes(void) {
+  return NB_PRODUCT_THREADS * NB_PRODUCT_ROWS_AT_ONCE * 8 * 4;
 }
 /* Floats that a block leaves of a tile. */
 NB_PRODUCT_KNOWN int nb_product_part(int blocks) { return 16 * blocks * NB_PRODUCT_COLUMNS; }

@@ -93,7 +93,7 @@ function M.run(c, grid)
   ffi.fill(d_y, y:bytes(), 0xa5)
   local wrong, counts = emulator.run(("nb_product_%s_w%d_m%d"):format(c.dtype, c.bits, blocks * 16),
     { grid = grid, across = across, block = THREADS, shared = STAGES * stage },
-    there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), d_y, parts, arrived, c.m, c.n, c.k,
+    there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), d_y, parts, arrived, false, c.m, c.n, c.k,
     c.group == -1 and c.k or c.group, c.outputs or c.n, ffi.new("float", 1))
   emulator.read(d_y, y)
   local left = emulator.read(arrived, nb.tensor("i32", { tiles }))

@@ -1,0 +1,106 @@
+-- cuda-budget: how many instructions a warp issues for each 16x64 tile of weights in a product kernel's main loop,
+-- against cuda/budget.lua. `luajit scripts/cuda-budget.lua sass|ptx FILE TARGET`; FILE: what `cuobjdump -sass` or
+-- `nvcc -ptx` gave; exit status 1 when a kernel takes more, or its loop isn't found.
+--
+-- The main loop is the shortest one with products on the tensor cores. What it executes for a symmetric weight with
+-- groups of 64 rows or more is counted: a forward branch over a block without products or copies is taken to jump.
+package.path = (arg[0]:match "^(.*)/scripts/" or ".") .. "/?.lua;" .. package.path
+local kind, path, target = arg[1], arg[2], arg[3]
+local budget = require "cuda.budget"
+
+local forms = {
+  sass = { product = "^HMMA", copy = "^LDGSTS" },
+  ptx = { product = "^mma%.sync", copy = "^cp%.async%.cg" },
+}
+local form = assert(forms[kind], "cuda-budget: expected sass or ptx")
+
+-- name -> { {op =, conditional =, to = place of a branch's target or nil}, … }
+local function functions(text)
+  local all, code, labels = {}, nil, nil
+  local function close()
+    for _, i in ipairs(code or {}) do i.to = i.target and labels[i.target] end
+  end
+  for line in text:gmatch "[^\n]+" do
+    local begins = kind == "sass" and line:match "Function : (%S+)" or kind == "ptx" and line:match "%.entry%s+([%w_]+)"
+    if begins then
+      close()
+      code, labels = {}, {}
+      all[begins] = code
+    elseif code then
+      local address, rest = line:match "^%s*/%*(%x%x%x%x+)%*/%s+([^;]+);"
+      if kind == "ptx" then
+        local label = line:match "^(%$[%w_]+):"
+        if label then labels[label] = #code + 1 end
+        rest = line:match "^%s+([^;.{}/][^;]*);" or line:match "^%s+([a-z][^;]*)$"
+        if rest and rest:find "^{" then rest = nil end
+      end
+      if rest then
+        local predicate, op = rest:match "^(@!?U?%%?[%w_]+)%s+(.+)$"
+        op = op or rest
+        if address then labels[tonumber(address, 16)] = #code + 1 end
+        local goal
+        if kind == "sass" then goal = op:match "^BRA.-0x(%x+)" else goal = op:match "^bra[%w.]*%s+(%$[%w_]+)" end
+        if goal and kind == "sass" then goal = tonumber(goal, 16) end
+        code[#code + 1] = { op = op, conditional = predicate ~= nil, target = goal }
+      end
+    end
+  end
+  close()
+  return all
+end
+
+local function has(code, from, to, ...)
+  for i = from, to do
+    for _, pattern in ipairs { ... } do
+      if code[i].op:find(pattern) then return true end
+    end
+  end
+end
+
+-- First and last instruction of the shortest loop with products.
+local function main_loop(code)
+  local from, to
+  for i, c in ipairs(code) do
+    if c.to and c.to <= i and (not from or i - c.to < to - from) and has(code, c.to, i, form.product) then from, to = c.to, i end
+  end
+  return from, to
+end
+
+-- Instructions and products that are executed.
+local function executed(code, from, to)
+  local count, products, i = 0, 0, from
+  while i <= to do
+    local c = code[i]
+    count = count + 1
+    if c.op:find(form.product) then products = products + 1 end
+    local ahead = c.to and c.to > i and c.to <= to
+    local skips = ahead and (not c.conditional or not has(code, i + 1, c.to - 1, form.product, form.copy))
+    i = skips and c.to or i + 1
+  end
+  return count, products
+end
+
+local file = assert(io.open(path))
+local all = functions(file:read "*a")
+file:close()
+local failed = false
+local names = {}
+for name in pairs(budget[kind]) do names[#names + 1] = name end
+table.sort(names)
+for _, name in ipairs(names) do
+  local code, most = all[name], budget[kind][name]
+  local from, to
+  if code then from, to = main_loop(code) end
+  if not from then
+    print(("%s: %s: no loop with products found"):format(target, name))
+    failed = true
+  else
+    local count, products = executed(code, from, to)
+    local each = count / (products / (name:find "_m16$" and 8 or 16))
+    local over = each > most
+    failed = failed or over
+    print(("%s: %s, %.1f %s instructions to a tile, at most %d%s"):format(target, name, each, kind:upper(), most,
+      over and ": TOO MANY" or ""))
+  end
+end
+os.exit(failed and 1 or 0)

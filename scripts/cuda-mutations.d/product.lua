@@ -1,0 +1,35 @@
+-- Bugs for the product kernels.
+local LOOP, FETCH, FINISH = "cuda/kernels/product.cu", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
+local CODES, ROWS = "cuda/kernels/product_codes.cuh", "cuda/kernels/product_rows.cu"
+
+return {
+  spec = "spec/cuda_product_spec.lua",
+  bugs = {
+    { "product: wait, one stage too late", LOOP, "cp_async_wait<STAGES - 2>()", "cp_async_wait<STAGES - 1>()" },
+    { "product: barrier before the wait", LOOP, "cp_async_wait<STAGES - 2>();\n      __syncthreads();",
+      "__syncthreads();\n      cp_async_wait<STAGES - 2>();" },
+    { "product: barrier of the stages dropped", LOOP, "      __syncthreads(); /* the stage", "      /* the stage" },
+    { "product: stages not taken in turn", FETCH, "to == (STAGES - 1) * c.pieces ? 0", "to == (STAGES - 2) * c.pieces ? 0" },
+    { "product: the last rows of k", FETCH, "piece * 8 < k_left ? j.m - row : 0", "j.m - row" },
+    { "product: the last columns", FETCH, "p / TILE * 64 < columns ?", "p / TILE * 64 < columns + 64 ?" },
+    { "product: scales of a group begun by another block", FETCH, "same = c.same - stage % c.same;", "same = c.same;" },
+    { "product: bank conflicts, 8 bits", FETCH, "(p % HALF / 2 ^ p % 2 * 4)", "p % HALF / 2" },
+    { "product: x as it lies", FETCH, "(piece ^ row % 8)", "piece" },
+    { "product: next tile's words", FETCH, "words_back = S::TILE_ROW - c.depth", "words_back = S::TILE_ROW - (c.depth - 1)" },
+    { "product: columns of scales changed", LOOP, "i % 2 ? high[t] : low[t]", "i % 2 ? low[t] : high[t]" },
+    { "product: groups of 32, their second half", LOOP, "(at.k * 64 + 32) / j.group", "at.k * 64 / j.group" },
+    { "product: zero-points' slots", LOOP, ">> slot * S::BITS", ">> slot * 8" },
+    { "product: nibbles changed", CODES, "lop3<AND_OR>(q, 0x00f000f0, 0x64006400)", "lop3<AND_OR>(q, 0x000f000f, 0x64006400)" },
+    { "product: zero-point one off", CODES, "0xc308c308", "0xc307c307" },
+    { "product: the eighth bit", CODES, "0x00800080, 0xc380c380", "0x00800080, 0xc300c300" },
+    { "product: warps change the wrong halves", FINISH, "(at.warp ^ 2)", "(at.warp ^ 1)" },
+    { "product: counts stay", FINISH, "if (last[0]) j.arrived[tile] = 0;", "" },
+    { "product: the other part", FINISH, "block * 2 + (block * per / depth != tile)", "block * 2" },
+    { "product: one block too few is waited for", FINISH, "== others;", "== others - 1;" },
+    { "product: bias of other columns", FINISH, "across / 4 * 32", "across / 4 * 16" },
+    { "product: rows beyond m", FINISH, "if (row < j.m) j.y", "if (row <= j.m) j.y" },
+    { "product: order ignored", ROWS, "perm ? perm[i] : i", "i" },
+    { "product: every order taken for a regular one", ROWS, "other || g_idx[i] != i / group", "other" },
+    { "product: rows' scales in the other order", ROWS, "j.groups > 1 ? grouped_place", "j.groups < 1 ? grouped_place" },
+  },
+}

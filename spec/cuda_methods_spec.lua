@@ -61,14 +61,14 @@ local layers = [[
   local cases = {
     { "awq", 4, 64, { zeros = true, bias = true } }, { "awq", 8, -1, { zeros = true, dtype = "bf16" } },
     { "gptq", 4, 128, { zeros = true, dtype = "bf16" } }, { "gptq", 8, 32, { bias = true } }, { "gptq_v2", 4, 32, { zeros = true } },
-    { "compressed-tensors", 4, 128, { bias = true } },
-    { "compressed-tensors", 8, -1, {} }, { "compressed-tensors", 4, 32, { zeros = true } },
+    { "gptq", 4, 64, { actorder = true } }, { "compressed-tensors", 4, 128, { bias = true } },
+    { "compressed-tensors", 8, -1, {} }, { "compressed-tensors", 4, 32, { zeros = true, actorder = true } },
   }
 ]]
 
 describe("marlin_cuda: after loading", function()
   it("AWQ-23, MRL-30: a layer's parts on the device are those that the CPU makes, byte for byte", function()
-    assert.equal("8 of 8", run(layers .. [[
+    assert.equal("9 of 9", run(layers .. [[
       local prepare, same = require("nibble.methods.marlin").prepare, 0
       for _, case in ipairs(cases) do
         local format, bits, group = case[1], case[2], case[3]
@@ -142,7 +142,7 @@ describe("marlin_cuda: the product", function()
   end)
 
   it("is the CPU's within rounding, on the device from input to output too; bias in Marlin's order only", function()
-    assert.equal("8 of 8\nfalse\tlayer l: the bias is in its plain order, the method takes Marlin's", (run(layers .. [[
+    assert.equal("9 of 9\nfalse\tlayer l: the bias is in its plain order, the method takes Marlin's", (run(layers .. [[
       local same = 0
       for _, case in ipairs(cases) do
         local format, bits, group, o = unpack(case)
@@ -156,7 +156,8 @@ describe("marlin_cuda: the product", function()
         local x = values(dtype, { 5, k })
         local y, there = assert(m:apply(L, x)), assert(m:apply(L, x:to "cuda"))
         local cpu = nb.gemm.marlin(x, { type = (o.zeros and "uint%d" or "uint%db%d"):format(bits, 2 ^ (bits - 1)), words = here "words",
-          scales = here "scales", zeros = here "zeros", bias = here "bias", k = k, n = n, group = group })
+          scales = here "scales", zeros = here "zeros", bias = here "bias", perm = here "perm", sorted_g_idx = here "sorted_g_idx", k = k, n = n,
+          group = group })
         local close = y:type() == dtype and there:where() == "cuda:0" and there:to("cpu"):equal(y)
         -- y is rounded once; sums come in another order
         local step, most = dtype == "f16" and 2 ^ -11 or 2 ^ -8, cpu:stats().absmax

@@ -163,6 +163,22 @@ describe("the oracle tells the truth:", function()
     assert.equal("true", run(grid))
   end)
 
+  it("dequantize_cuda takes every scheme without activations, and the device dequantizes it as the CPU does", function()
+    local out = run [[
+      local w, schemes, seen = nb.tensor("f32", { 32, 256 }), require "nibble.scheme_presets", 0
+      for i = 1, w:numel() do w:set(i, math.sin(i * 78.233) / 8) end
+      for _, name in ipairs(schemes.names()) do
+        local q = w:quantize { scheme = name }
+        local said = q and nb.backends.select({ consumer = "nibble", backend = "dequantize_cuda", kind = "linear", device = "cuda",
+          weight = { type = q.scheme.type, bits = q.scheme.bits, group = q.scheme.group, symmetric = q.scheme.symmetric,
+            strategy = q.scheme.strategy, block = q.scheme.block }, k = 256, n = 32 }, { change = false })
+        if q and (not said or not q:to("cuda"):dequantize():to("cpu"):equal(q:dequantize())) then print(name) end
+        seen = seen + (q and 1 or 0)
+      end
+      print(seen > 8) ]]
+    assert.equal("true", out)
+  end)
+
   it("a device that is too old takes nothing", function()
     assert.matches("needs SM 80 or above, found SM 75", (run([[
       print((select(2, nb.backends.select { consumer = "nibble", kind = "linear", device = "cuda", k = 256, n = 128,

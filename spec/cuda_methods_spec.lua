@@ -43,7 +43,7 @@ local layers = [[
       stored.weight_zero_point = o.zeros and words { n / pf, groups } or nil
     else
       stored.qweight = words(format == "awq" and { k, n / pf } or { k / pf, n })
-      stored.scales, stored.qzeros = scales(dtype, { groups, n }), o.zeros and words { groups, n / pf } or nil
+      stored.scales, stored.qzeros = scales(dtype, { groups, n }), (o.zeros or format == "awq") and words { groups, n / pf } or nil
     end
     if o.actorder then
       local g_idx = nb.tensor("i32", { k })
@@ -59,7 +59,7 @@ local layers = [[
     return L, m, stored
   end
   local cases = {
-    { "awq", 4, 64, { zeros = true, bias = true } }, { "awq", 8, -1, { zeros = true, dtype = "bf16" } },
+    { "awq", 4, 64, { zeros = true, bias = true } }, { "awq", 8, -1, { zeros = true, dtype = "bf16" } }, { "awq", 4, 32, {} },
     { "gptq", 4, 128, { zeros = true, dtype = "bf16" } }, { "gptq", 8, 32, { bias = true } }, { "gptq_v2", 4, 32, { zeros = true } },
     { "gptq", 4, 64, { actorder = true } }, { "compressed-tensors", 4, 128, { bias = true } },
     { "compressed-tensors", 8, -1, {} }, { "compressed-tensors", 4, 32, { zeros = true, actorder = true } },
@@ -68,14 +68,14 @@ local layers = [[
 
 describe("marlin_cuda: after loading", function()
   it("AWQ-23, MRL-30: a layer's parts on the device are those that the CPU makes, byte for byte", function()
-    assert.equal("9 of 9", run(layers .. [[
+    assert.equal("10 of 10", run(layers .. [[
       local prepare, same = require("nibble.methods.marlin").prepare, 0
       for _, case in ipairs(cases) do
         local format, bits, group = case[1], case[2], case[3]
         local L, m, stored = made(unpack(case))
         assert(L, m)
         assert(m:process(L))
-        local ct, zeros = format == "compressed-tensors", stored.qzeros
+        local ct, zeros = format == "compressed-tensors", case[4].zeros and stored.qzeros or nil
         if format:match "^gptq" and zeros or ct and stored.weight_zero_point then
           local plain = ct and layout.ct.unpack_zeros(stored.weight_zero_point, bits, 128)
             or layout.gptq.unpack_zeros(zeros, bits, format == "gptq", 128)
@@ -142,7 +142,7 @@ describe("marlin_cuda: the product", function()
   end)
 
   it("is the CPU's within rounding, on the device from input to output too; bias in Marlin's order only", function()
-    assert.equal("9 of 9\nfalse\tlayer l: the bias is in its plain order, the method takes Marlin's", (run(layers .. [[
+    assert.equal("10 of 10\nfalse\tlayer l: the bias is in its plain order, the method takes Marlin's", (run(layers .. [[
       local same = 0
       for _, case in ipairs(cases) do
         local format, bits, group, o = unpack(case)
@@ -181,6 +181,22 @@ describe("marlin_cuda: the product", function()
       assert(r:linear("model.layers.0.self_attn.q_proj", nb.tensor("f32", { 1, 256 })))
       print(pcall(found.method.process, found.method, r.ready["model.layers.0.self_attn.q_proj"])) ]]
     assert.matches("^marlin_cuda 2 linear\nfalse\tlayer model.layers.0.self_attn.q_proj was processed: load it again$", out)
+  end)
+end)
+
+describe("marlin_cuda: beside layers of the CPU", function()
+  it("layers are kept in the memory that they lie in, each while it has room", function()
+    assert.equal("true true false", run [[
+      local runner, name = require "nibble.methods.runner", "model.layers.0.self_attn.q_proj"
+      local function kept(folder, device, bytes)
+        local r = assert(runner.new(nb.open("spec/interop/" .. folder), { through = "auto", device = device, cache_bytes = bytes }))
+        assert(r:takes(name))
+        assert(r:linear(name, nb.tensor("f32", { 1, 256 })))
+        local there = r.room.there
+        return r.ready[name] ~= nil and (not device or there < 2 ^ 30 and r.room.here == (bytes or 2 ^ 30))
+      end
+      print(table.concat({ tostring(kept("ct-w4a16-g128", "cuda")), tostring(kept("autoawq-gemm-w4g128")),
+        tostring(kept("ct-w4a16-g128", "cuda", 100)) }, " ")) ]])
   end)
 end)
 

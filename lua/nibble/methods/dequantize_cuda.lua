@@ -21,6 +21,7 @@ end
 
 --- method:create(L) -> true | nil, msg, code: what is refused, the oracle says why.
 function M:create(L)
+  if L.tp > 1 then return nil, ("layer %s: %s takes whole layers, found one of %d ranks"):format(L.name, M.name, L.tp), "eunsupported" end
   local weight = setmetatable({ format = self.config.format }, { __index = self.config.scheme })
   local ok, msg, code = backends.select({ consumer = "nibble", kind = "linear", device = "sm_" .. self.sm, backend = M.name,
     name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full }, { change = false })

@@ -14,7 +14,7 @@ M.__index = M
 
 --- new({format = "awq" | "gptq" | "gptq_v2" | "compressed-tensors", bits =, group =, zero_point =, actorder =},
 -- {on = "cuda"}) -> method | nil, msg, code
--- on: the device. format: whose parameters a layer is loaded from; v1 of GPTQ stores zero-points minus one. Without a device its sentence.
+-- on: the device. format: whose parameters a layer is loaded from; GPTQ's first stores zero-points minus one.
 function M.new(config, options)
   local device, msg, code = cuda.device(options and options.on or "cuda")
   if not device then return nil, msg, code end
@@ -53,8 +53,8 @@ end
 local forms = {
   awq = {
     register = function(L, c) awq.parameters(L, c) end,
-    parts = function(L)
-      return { words = L:get "qweight", order = "awq", scales = L:get "scales", zeros = L:get "qzeros" }
+    parts = function(L, c)
+      return { words = L:get "qweight", order = "awq", scales = L:get "scales", zeros = c.zero_point and L:get "qzeros" or nil }
     end,
   },
   gptq = {
@@ -102,7 +102,6 @@ function M:create(L)
   return true
 end
 
-
 --- method:process(L) -> true | nil, msg, code
 -- After loading: the words go to the device and are put into Marlin's order there; scales, zero-points and bias, a
 -- hundredth of them, are put into theirs before they go. The parameters that were loaded are given up: L keeps "words",
@@ -144,8 +143,7 @@ function M:apply(L, x, bias)
   end
   local y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
     words = L:get "words", scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx",
-    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype,
-    k_full = L.k == L.k_full })
+    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype })
   if not y then return nil, msg, code end
   if here then
     y, msg, code = y:to "cpu"

@@ -200,6 +200,32 @@ describe("marlin_cuda: beside layers of the CPU", function()
   end)
 end)
 
+describe("nibble eval --device cuda", function()
+  local dir = os.tmpname()
+  os.remove(dir)
+  setup(function() assert.equal(0, command.run({ "run", "any-w4a16", "spec/models/tiny-llama", "--out", dir }).status) end)
+  teardown(function() os.execute(("rm -rf %q"):format(dir)) end)
+
+  local function eval(more, environment)
+    return command.run(("eval %s --ids spec/models/eval/test_tokens.safetensors --windows 1 --context 8 %s"):format(dir, more),
+      { before = "NIBBLE_LUA=lua " .. environment })
+  end
+
+  it("runs the dense layers there, and gives the perplexity of 16-bit products", function()
+    local there = eval("--device cuda", "NB_CUDA_DRIVER=" .. emulator)
+    assert.matches("\nthrough +marlin_cuda 28 linear\n", there.out)
+    local nll, reference = tonumber(there.out:match "nll +([%d.]+)"), tonumber(eval("", "").out:match "nll +([%d.]+)")
+    assert.is_true(math.abs(nll - reference) < 0.02 and nll ~= reference, nll .. ", reference " .. reference)
+  end)
+
+  it("says why it cannot", function()
+    assert.matches("there is no CUDA driver here: /none", eval("--device cuda", "NB_CUDA_DRIVER=/none").err)
+    assert.matches('unknown device "gpu"; known: "cpu", "cuda"', eval("--device gpu", "").err)
+    assert.matches('through = "reference" runs on the CPU', eval("--device cuda --through reference", "").err)
+    assert.matches("q_proj: cuda:0 is out of memory", eval("--device cuda", "NB_EMU_MEMORY=100000 NB_CUDA_DRIVER=" .. emulator).err)
+  end)
+end)
+
 describe("dequantize_cuda", function()
   it("multiplies weights of every format, by cuBLASLt", function()
     local out = run(checkpoints .. 'through("dequantize_cuda", 3)')

@@ -13,7 +13,8 @@ return {
     {
       name = "nibble linear on CUDA", kind = "linear", when = { { "platform", "cuda" } },
       rows = {
-        { name = "marlin_cuda", class = "nibble.methods.marlin_cuda", checks = {
+        { name = "marlin_cuda", class = "nibble.methods.marlin_cuda",
+          note = "more than 256 rows: the weights become floats, a panel at a time, for cuBLASLt where that is", checks = {
           cuda, { "kind_of_weight", "int" }, weight_only, { "bits", 4, 8 }, { "layout", "awq", "gptq", "compressed-tensors" },
           { "strategy", "group", "channel" }, { "input", "f16", "bf16" },
           { "actorder_whole_k" }, { "actorder_in_groups" }, { "group_in_rank" }, { "multiple", "k", 16 }, { "multiple", "n", 64 } } },

@@ -62,6 +62,7 @@ static void open_library(void) {
     if (load(path)) return;
     if (!*first) memcpy(first, why, sizeof first);
   }
+  if (load("/usr/local/cuda/lib64/libcublasLt.so")) return; /* where the toolkit lies, not always searched */
   memcpy(why, first, sizeof first);
 }
 
@@ -85,8 +86,9 @@ static int failed(nb_cuda_device *d, int status, const char *doing) {
   /* It may be that a kernel failed before: the driver then says so. */
   int code = status == LT_EXECUTION_FAILED && !d->capture ? d->cu->cuCtxSynchronize() : 0;
   if (code) return nb_cuda_failed(d, code, "cuBLASLt: %s", doing);
-  return nb_fail(NB_EIO, "cuda:%d: cuBLASLt (%s) fails: %s: CUBLAS_STATUS_%s (%d)", d->ordinal, name, doing,
-                 text, status);
+  return nb_fail(status == LT_NOT_SUPPORTED ? NB_EUNSUPPORTED : NB_EIO,
+                 "cuda:%d: cuBLASLt (%s) fails: %s: CUBLAS_STATUS_%s (%d)", d->ordinal, name, doing, text,
+                 status);
 }
 
 /* The library's handle on a device, made by its first product there. */
@@ -154,7 +156,7 @@ static int ask(nb_lt_choice *choice, void *handle, call *c, const uint32_t *alig
     status = lt.cublasLtMatmulAlgoGetHeuristic(handle, c->what, c->w, c->x, c->y, c->y, c->preference, 1,
                                                choice, &found);
   if (!status && found > 0) status = choice->state;
-  return status ? status : found > 0 ? 0 : 15;
+  return status ? status : found > 0 ? 0 : LT_NOT_SUPPORTED;
 }
 
 /* ---- ways that were chosen ----------------------------------------------------------- */

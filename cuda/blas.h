@@ -36,12 +36,12 @@ typedef struct nb_lt_choice {
      const nb_lt_way *way, void *workspace, size_t workspace_bytes, void *stream))
 
 /* What nibble asks of them, as the library numbers it. */
-enum { LT_F32 = 0, LT_F16 = 2, LT_BF16 = 14 };             /* cudaDataType */
-enum { LT_COMPUTE_F32 = 68, LT_TRANSPOSED = 1 };           /* cublasComputeType_t, cublasOperation_t */
-enum { LT_OP_A = 3, LT_EPILOGUE = 7, LT_BIAS = 8 };        /* of a matmul */
-enum { LT_EPILOGUE_BIAS = 4 };                             /* cublasLtEpilogue_t */
-enum { LT_MOST_WORKSPACE = 1, LT_ALIGNMENT_A = 5 };        /* of a preference; B, C, D: 6, 7, 8 */
-enum { LT_NOT_INITIALIZED = 1, LT_EXECUTION_FAILED = 13 }; /* cublasStatus_t */
+enum { LT_F32 = 0, LT_F16 = 2, LT_BF16 = 14 };            /* cudaDataType */
+enum { LT_COMPUTE_F32 = 68, LT_TRANSPOSED = 1 };          /* cublasComputeType_t, cublasOperation_t */
+enum { LT_OP_A = 3, LT_EPILOGUE = 7, LT_BIAS = 8 };       /* of a matmul */
+enum { LT_EPILOGUE_BIAS = 4 };                            /* cublasLtEpilogue_t */
+enum { LT_MOST_WORKSPACE = 1, LT_ALIGNMENT_A = 5 };       /* of a preference; B, C, D: 6, 7, 8 */
+enum { LT_EXECUTION_FAILED = 13, LT_NOT_SUPPORTED = 15 }; /* cublasStatus_t */
 
 /* y[m, n] = factor x[m, k] w + bias[n]; w is [n, k] transposed, or where it lies `across` [k, n]. Elements from row to
  * row; dtypes of x and w, y and bias. */
@@ -55,5 +55,9 @@ typedef struct nb_cuda_product {
 
 /* Begins it on the current stream; m, n and k above 0. What failed is told as nb_device_gemm does. */
 int nb_cuda_gemm(nb_cuda_device *d, const nb_cuda_product *p);
+
+/* y [m,n'] = x [m,k'] times the weight + bias, as nb_device_marlin_gemm, whose checks of x and y are done; m, n' and k'
+ * above 0 (product_large.c). NB_EUNSUPPORTED or NB_ENOMEM where cuBLASLt can't, or has no room: y may be begun. */
+int nb_cuda_marlin_large(const nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
 
 #endif

@@ -1,17 +1,18 @@
 -- budget: the most instructions that a warp may issue for a tile of 16 rows and 64 columns of weights, by kernel
--- (scripts/cuda-budget.lua counts, scripts/cuda-check asks). From memory a tile of 4 bits comes every 110 issue slots
--- of an H200, one of 8 bits every 220. sass: the machine's own; ptx: where there is no disassembler.
+-- (scripts/cuda-budget.lua counts, scripts/cuda-check asks). At an H200's copy rate a tile of 4 bits comes every 110 issue
+-- slots, one of 8 bits every 220; with more than 16 rows of x the tensor cores take longer than that. sass: the
+-- machine's own, of the target that takes most; ptx: where there is no disassembler.
 return {
   sass = {
-    nb_product_f16_w4_m16 = 110, nb_product_f16_w4_m32 = 200, nb_product_f16_w4_m64 = 200,
-    nb_product_f16_w8_m16 = 200, nb_product_f16_w8_m32 = 200, nb_product_f16_w8_m64 = 200,
-    nb_product_bf16_w4_m16 = 110, nb_product_bf16_w4_m32 = 200, nb_product_bf16_w4_m64 = 200,
-    nb_product_bf16_w8_m16 = 200, nb_product_bf16_w8_m32 = 200, nb_product_bf16_w8_m64 = 200,
+    nb_product_f16_w4_m16 = 98, nb_product_f16_w4_m32 = 126, nb_product_f16_w4_m64 = 122,
+    nb_product_f16_w8_m16 = 102, nb_product_f16_w8_m32 = 128, nb_product_f16_w8_m64 = 122,
+    nb_product_bf16_w4_m16 = 102, nb_product_bf16_w4_m32 = 130, nb_product_bf16_w4_m64 = 125,
+    nb_product_bf16_w8_m16 = 136, nb_product_bf16_w8_m32 = 164, nb_product_bf16_w8_m64 = 156,
   },
   ptx = {
-    nb_product_f16_w4_m16 = 200, nb_product_f16_w4_m32 = 200, nb_product_f16_w4_m64 = 200,
-    nb_product_f16_w8_m16 = 200, nb_product_f16_w8_m32 = 200, nb_product_f16_w8_m64 = 200,
-    nb_product_bf16_w4_m16 = 200, nb_product_bf16_w4_m32 = 200, nb_product_bf16_w4_m64 = 200,
-    nb_product_bf16_w8_m16 = 200, nb_product_bf16_w8_m32 = 200, nb_product_bf16_w8_m64 = 200,
+    nb_product_f16_w4_m16 = 118, nb_product_f16_w4_m32 = 148, nb_product_f16_w4_m64 = 144,
+    nb_product_f16_w8_m16 = 112, nb_product_f16_w8_m32 = 142, nb_product_f16_w8_m64 = 136,
+    nb_product_bf16_w4_m16 = 114, nb_product_bf16_w4_m32 = 144, nb_product_bf16_w4_m64 = 140,
+    nb_product_bf16_w8_m16 = 152, nb_product_bf16_w8_m32 = 182, nb_product_bf16_w8_m64 = 176,
   },
 }

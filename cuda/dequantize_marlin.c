@@ -87,36 +87,49 @@ static int fetch(nb_tensor *on, const nb_tensor *t, const char *name, const nb_m
   return rc;
 }
 
-static int launch(nb_cuda_device *d, const nb_marlin_weight *w, const nb_tensor *perm, const nb_tensor *g_idx,
-                  const nb_tensor *out) {
+int nb_cuda_marlin_begin(nb_cuda_marlin *m, const nb_marlin_weight *w, int dtype) {
+  *m = (nb_cuda_marlin){.w = w, .dtype = dtype};
+  NB_TRY(check_kind(w, dtype));
+  NB_TRY(check(w));
+  NB_TRY(nb_cuda_use(&m->d, w->words->device));
+  int rc = fetch(&m->perm, w->perm, "marlin dequantize: perm", w, w->k, true);
+  if (rc == NB_OK) rc = fetch(&m->g_idx, w->g_idx, "marlin dequantize: g_idx", w, w->scales->shape[0], false);
+  if (rc < 0) nb_cuda_marlin_end(m);
+  return rc;
+}
+
+void nb_cuda_marlin_end(nb_cuda_marlin *m) {
+  nb_tensor_release(&m->perm); /* the driver waits for the kernels before it gives memory away */
+  nb_tensor_release(&m->g_idx);
+}
+
+int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int64_t columns) {
+  const nb_marlin_weight *w = m->w;
   nb_dequantize_marlin_job job = {.k = (int32_t)w->k,
                                   .n = (int32_t)w->n,
+                                  .first = (int32_t)first,
+                                  .columns = (int32_t)columns,
                                   .groups = (int32_t)w->scales->shape[0],
                                   .bits = w->bits,
                                   .scale = as(w->scales->dtype),
-                                  .out = as(out->dtype),
+                                  .out = as(m->dtype),
                                   .factor = (float)w->scale_factor};
-  int64_t tiles = w->k / TILE_K * (w->n / TILE_N);
+  int64_t tiles = w->k / TILE_K * (columns / TILE_N);
   nb_launch at = {{(int32_t)NB_CEIL(tiles, (int64_t)NB_DEQUANTIZE_MARLIN_WARPS), 1, 1},
                   {NB_DEQUANTIZE_MARLIN_WARPS * 32, 1, 1},
                   0};
   const void *zeros = w->zeros ? w->zeros->data : NULL;
-  return nb_device_launch(d->number, "nb_dequantize_marlin", &at,
+  return nb_device_launch(m->d->number, "nb_dequantize_marlin", &at,
                           (void *[]){(void *)&w->words->data, (void *)&w->scales->data, &zeros,
-                                     (void *)&perm->data, (void *)&g_idx->data, (void *)&out->data, &job});
+                                     (void *)&m->perm.data, (void *)&m->g_idx.data, &out, &job});
 }
 
 int nb_device_marlin_dequantize(nb_tensor *out, const nb_marlin_weight *w, int dtype) {
-  nb_tensor made, perm = {0}, g_idx = {0};
-  nb_cuda_device *d;
-  NB_TRY(check_kind(w, dtype));
-  NB_TRY(check(w));
-  NB_TRY(nb_cuda_use(&d, w->words->device));
-  NB_TRY(nb_cuda_result(&made, out, d, dtype, 2, NB_SHAPE(w->k, w->n), "marlin dequantize: out"));
-  int rc = fetch(&perm, w->perm, "marlin dequantize: perm", w, w->k, true);
-  if (rc == NB_OK) rc = fetch(&g_idx, w->g_idx, "marlin dequantize: g_idx", w, w->scales->shape[0], false);
-  if (rc == NB_OK) rc = launch(d, w, &perm, &g_idx, &made);
-  nb_tensor_release(&perm); /* the driver waits for the kernel before it gives memory away */
-  nb_tensor_release(&g_idx);
-  return nb_cuda_finish(out, &made, rc);
+  nb_cuda_marlin m;
+  nb_tensor made;
+  NB_TRY(nb_cuda_marlin_begin(&m, w, dtype));
+  int rc = nb_cuda_result(&made, out, m.d, dtype, 2, NB_SHAPE(w->k, w->n), "marlin dequantize: out");
+  if (rc == NB_OK) rc = nb_cuda_finish(out, &made, nb_cuda_marlin_panel(&m, made.data, 0, w->n));
+  nb_cuda_marlin_end(&m);
+  return rc;
 }

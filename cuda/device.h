@@ -59,6 +59,23 @@ int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc);
 /* Blocks that d holds at once: so many to a processor, or as many as its shared memory has room for. */
 int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor, int shared_bytes);
 
+/* ---- weights in Marlin's order as floats, panel by panel (dequantize_marlin.c) ---- */
+
+typedef struct nb_cuda_marlin {
+  nb_cuda_device *d;
+  const nb_marlin_weight *w;
+  nb_tensor perm, g_idx; /* on d; empty without */
+  int dtype;
+} nb_cuda_marlin;
+
+/* Checks the weight, as nb_device_marlin_dequantize does, which is one panel of all columns. */
+int nb_cuda_marlin_begin(nb_cuda_marlin *m, const nb_marlin_weight *w, int dtype);
+void nb_cuda_marlin_end(nb_cuda_marlin *m);
+/* Columns from `first` on, both multiples of 64, to out [k, columns] on the device. */
+int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int64_t columns);
+
+/* ---- streams and graphs (stream.c) ---- */
+
 /* The driver's handle of the calling thread's current stream; NULL: the default one. */
 void *nb_cuda_stream(const nb_cuda_device *d);
 /* Refuses what cannot be part of a graph while one is captured on the device; what: "nothing can wait". */

@@ -115,6 +115,28 @@ int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const n
 int nb_device_marlin_repack(nb_tensor *out, const nb_tensor *words, const nb_tensor *perm, int bits, int a8);
 int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits, int a8);
 
+/* ---- scales, bias and zero-points in Marlin's order (permute.c) ----------------------------
+ * As the functions of nibble.h without "device", on a device; all experts in one launch; out as above. zero_points of
+ * 4 bits waits for the device, to tell of a code that does not fit, so no graph can hold it. */
+
+int nb_device_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8,
+                                    int inverse);
+int nb_device_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inverse);
+int nb_device_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int a8);
+int nb_device_marlin_awq_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+int nb_device_marlin_packed_zero_points(nb_tensor *out, const nb_tensor *words, int bits, int a8);
+
+/* ---- numbers for the Marlin kernels (marlin_numeric.c) ---------------------------------------
+ * Likewise. fp8_preprocess: with zeros n must be a multiple of 32 (NB_EUNSUPPORTED); out may be words. int8_scales,
+ * nvfp4_factor and, with a8, mx_scales wait for the device, so no graph can hold them. */
+
+int nb_device_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_tensor *zeros, int bits,
+                                    int inverse);
+int nb_device_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales);
+int nb_device_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
+int nb_device_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor);
+int nb_device_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
+
 /* ---- products with Marlin's weights (product.c) ----------------------------------------
  * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
  * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with n
@@ -123,7 +145,9 @@ int nb_device_marlin_awq_repack(nb_tensor *out, const nb_tensor *words, int bits
  * groups; others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
  * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
  * A stream's workspace: 128 KiB for each of the device's processors, and 257 KiB. An order, or columns that x lacks,
- * take x once more. */
+ * take x once more.
+ * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
+ * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, the kernels go on. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
 

@@ -41,7 +41,8 @@ local function functions(text)
         local goal
         if kind == "sass" then goal = op:match "^BRA.-0x(%x+)" else goal = op:match "^bra[%w.]*%s+(%$[%w_]+)" end
         if goal and kind == "sass" then goal = tonumber(goal, 16) end
-        code[#code + 1] = { op = op, conditional = predicate ~= nil, target = goal }
+        local conditional = predicate or goal and op:find "%f[%w]U?P%d" -- BRA.U UP0, 0x10
+        code[#code + 1] = { op = op, conditional = conditional ~= nil, target = goal }
       end
     end
   end
@@ -66,18 +67,19 @@ local function main_loop(code)
   return from, to
 end
 
--- Instructions and products that are executed.
+-- Instructions, products and copies that are executed.
 local function executed(code, from, to)
-  local count, products, i = 0, 0, from
+  local count, products, copies, i = 0, 0, 0, from
   while i <= to do
     local c = code[i]
     count = count + 1
     if c.op:find(form.product) then products = products + 1 end
+    if c.op:find(form.copy) then copies = copies + 1 end
     local ahead = c.to and c.to > i and c.to <= to
     local skips = ahead and (not c.conditional or not has(code, i + 1, c.to - 1, form.product, form.copy))
     i = skips and c.to or i + 1
   end
-  return count, products
+  return count, products, copies
 end
 
 local file = assert(io.open(path))
@@ -91,11 +93,12 @@ for _, name in ipairs(names) do
   local code, most = all[name], budget[kind][name]
   local from, to
   if code then from, to = main_loop(code) end
-  if not from then
-    print(("%s: %s: no loop with products found"):format(target, name))
+  local count, products, copies
+  if from then count, products, copies = executed(code, from, to) end
+  if not from or copies == 0 then
+    print(("%s: %s: no loop with products and copies found"):format(target, name))
     failed = true
   else
-    local count, products = executed(code, from, to)
     local each = count / (products / (name:find "_m16$" and 8 or 16))
     local over = each > most
     failed = failed or over

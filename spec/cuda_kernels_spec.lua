@@ -1,4 +1,4 @@
--- CUDA kernels, run by the emulator: bit for bit what the CPU's functions give, in every order of threads, with
+-- The repack kernels, run by the emulator: bit for bit what the CPU's functions give, in every order of threads, with
 -- warps that go through more tiles than they have under way, without bank conflicts, reading no byte twice.
 local nb = require "nibble"
 local ffi = require "ffi"
@@ -125,37 +125,5 @@ describe("a repack kernel", function()
     launch.shared = 1000
     assert.matches("shared memory, up to %d+ past the end of its 1000 bytes",
       (emulator.run("nb_repack_gptq_ordered", launch, words, emulator.memory(permutations(1, 16, 1)), out, 1, 16, 64, 4)))
-  end)
-end)
-
--- Runs it in every order on `input` with room for `expected`, which it must give.
-local function check_elements(kernel, input, expected, ...)
-  local from, to, args = emulator.memory(input), emulator.memory(expected:bytes()), { ... }
-  for _, launch in ipairs { { grid = 1, block = 64 }, { grid = 3, block = 32 } } do
-    emulator.orders(function(order)
-      ffi.fill(to, expected:bytes(), 0xa5)
-      assert.is_nil((emulator.run(kernel, launch, from, to, ffi.new("int64_t", expected:numel()), unpack(args))))
-      assert.is_true(emulator.read(to, nb.tensor(expected:type(), expected:size())):equal(expected), "order " .. order)
-    end)
-  end
-  emulator.free(from)
-  emulator.free(to)
-end
-
-describe("a permutation kernel", function()
-  it("puts scales of groups, scales of columns and bias in Marlin's order", function()
-    local scales = random({ 3, 5, 96 }, 5):as("u16", { 3, 5, 192 })
-    check_elements("nb_permute_scales", scales, marlin.permute_scales(scales, 640, 128), 1)
-    check_elements("nb_permute_scales", scales, marlin.permute_scales(scales, 640, -1), 0)
-    local bias = random({ 2, 48 }, 6):as("u16", { 2, 96 })
-    check_elements("nb_permute_scales", bias, marlin.permute_bias(bias), 0)
-  end)
-
-  it("puts zero-points in Marlin's order, AWQ's and plain ones, 4 and 8 bits", function()
-    for _, bits in ipairs { 4, 8 } do
-      local words = random({ 2, 3, 192 * bits / 32 }, bits)
-      check_elements("nb_permute_zero_points", words, marlin.awq_zero_points(words, bits), bits, 1)
-      check_elements("nb_permute_zero_points", words, marlin.packed_zero_points(words, bits), bits, 0)
-    end
   end)
 end)

@@ -73,6 +73,7 @@ d = nibble.tensor("i32", { 64 }):to "cuda"
       run [[nb.cuda.launch("k", { grid = 1, block = 1, nb.tensor("u8", { 1 }) })]])
     assert.matches("argument 2 of k: expected a tensor on a device or a number, found a string",
       run [[nb.cuda.launch("k", { grid = 1, block = 1, 1, "x" })]])
+    assert.matches("launch: expected a kernel's name, found a nil", run [[nb.cuda.launch(nil, { grid = 1, block = 1 })]])
     assert.matches("launch: expected grid as a number or {x, y, z}, found a nil", run [[nb.cuda.launch("k", { block = 1 })]])
   end)
 
@@ -134,6 +135,8 @@ describe("cuda: layout.marlin's repacks", function()
     local function why(call) return (run(("local m, t = nb.layout.marlin, nb.tensor print(m.%s)"):format(call))) end
     local words = 't("i32", { 2, 64 }):to "cuda"'
     assert.matches("marlin repack: bits must be 4 or 8, found 3", why("repack(" .. words .. ", 3)"))
+    assert.matches("marlin repack: bits must be 4 or 8, found 4.5", why("repack(" .. words .. ", 4.5)"))
+    assert.matches("marlin awq_repack: bits must be 4 or 8, found nil", why("awq_repack(" .. words .. ")"))
     assert.matches("marlin repack: N = 32 is not a multiple of the tile's 64 columns %(16%-bit activations%)",
       why 'repack(t("i32", { 2, 32 }):to "cuda", 4)')
     assert.matches("marlin repack: K = 16 is not a multiple of the tile's 32 rows %(8%-bit activations%)",

@@ -86,6 +86,14 @@ int nb_marlin_perm_of(const int32_t **rows, const nb_tensor *perm, const nb_marl
  * words of 64: the column, within the 64, that place p holds (marlin_scales.c). */
 void nb_marlin_scale_columns(uint8_t column[64], bool grouped);
 void nb_marlin_zero_columns(uint8_t column[64], int bits, bool a8);
+/* Whether the scales of a matrix of k rows, g to a group, are permuted in 64s. */
+bool nb_marlin_grouped(int64_t k, int64_t g, int a8);
+/* The element of each 64 that place p takes, for scales or bias t, which can be permuted so. */
+int nb_marlin_permutation(uint8_t from[64], const nb_tensor *t, bool grouped, int inverse, const char *what);
+/* Where column v of the 32/bits in a word of zero-points lies, AWQ's (NB_MARLIN_AWQ) or plain. */
+void nb_marlin_zero_slots(uint8_t slot[8], int bits, int order);
+/* The shape of Marlin's words of zero-points, which are words or, one to a byte, u8. */
+int nb_marlin_zeros_shape(int64_t shape[3], const nb_tensor *zeros, bool words, int bits, const char *what);
 
 /* One matrix [k,n] between source words (NB_MARLIN_STD: [k/pf,n], NB_MARLIN_AWQ:
  * [k,n/pf], rows ld apart) and marlin words. perm: NULL, or the source row of each
@@ -108,5 +116,13 @@ int nb_marlin_fold_check(const nb_tensor *words, const nb_tensor *zeros, int bit
 /* What nb_act_quant_int8 and nb_act_quant_fp8 ask of their arguments: for who does the same elsewhere. */
 int nb_act_int8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x);
 int nb_act_fp8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x, int mode);
+
+/* What the other functions of marlin_numeric.c ask of their scales, and the factor of NVFP4 scales whose largest is
+ * max (0: of f16). */
+int nb_expect_float16(const nb_tensor *t, const char *what);
+int nb_marlin_int8_max_check(float max, const char *what);
+double nb_marlin_nvfp4_factor_of(float max);
+int nb_marlin_nvfp4_check(const nb_tensor *scales, const char *what);
+int nb_marlin_mx_check(const nb_tensor *scales, const char *what);
 
 #endif

@@ -17,7 +17,7 @@ static int same_shape(const nb_tensor *out, int dtype, const nb_tensor *in, cons
   return nb_expect(out, what, dtype, in->ndim, in->shape);
 }
 
-static int expect_float16(const nb_tensor *t, const char *what) {
+int nb_expect_float16(const nb_tensor *t, const char *what) {
   if (is_float16(t)) return NB_OK;
   return nb_fail(NB_EINVAL, "%s: expected f16 or bf16, found %s", what, nb_dtype_name(t->dtype));
 }
@@ -47,16 +47,19 @@ static float int8_code(int dtype, uint16_t s, float max) {
 
 enum { KNOWN = 1 << 20 }; /* added to codes that are worked out: no code is 0 then */
 
+int nb_marlin_int8_max_check(float max, const char *what) {
+  if (max > 0 && !isinf(max)) return NB_OK;
+  return nb_fail(NB_EINVAL, "%s: the largest scale must be positive and finite, found %g", what, (double)max);
+}
+
 /* s' = round(s / max * 4096) as int16 bits inside the 16-bit float. */
 int nb_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor *scales) {
   const char *what = "marlin int8_scales";
-  NB_TRY(expect_float16(scales, what));
+  NB_TRY(nb_expect_float16(scales, what));
   NB_TRY(same_shape(out, scales->dtype, scales, what));
   int dtype = scales->dtype;
   float max = max16(scales);
-  if (!(max > 0) || isinf(max))
-    return nb_fail(NB_EINVAL, "%s: the largest scale must be positive and finite, found %g", what,
-                   (double)max);
+  NB_TRY(nb_marlin_int8_max_check(max, what));
   /* Few of the 2^16 scales that there could be occur, most of them often: worked out once each. */
   int32_t *codes = nb_alloc(1 << 16, sizeof *codes);
   if (!codes) return NB_ENOMEM;
@@ -203,10 +206,13 @@ int nb_marlin_fp8_preprocess(nb_tensor *out, const nb_tensor *words, const nb_te
 
 /* ---- NVFP4 block scales ------------------------------------------------------- */
 
+double nb_marlin_nvfp4_factor_of(float max) {
+  return max > 0 && max < 448 ? exp2(floor(log2(448.0 / (double)max))) : 1;
+}
+
 int nb_marlin_nvfp4_factor(double *factor, const nb_tensor *scales) {
-  NB_TRY(expect_float16(scales, "marlin nvfp4_factor"));
-  float max = max16(scales);
-  *factor = scales->dtype == NB_BF16 && max > 0 && max < 448 ? exp2(floor(log2(448.0 / (double)max))) : 1;
+  NB_TRY(nb_expect_float16(scales, "marlin nvfp4_factor"));
+  *factor = nb_marlin_nvfp4_factor_of(scales->dtype == NB_BF16 ? max16(scales) : 0);
   return NB_OK;
 }
 
@@ -219,15 +225,21 @@ static uint8_t nvfp4_code(uint16_t s, int dtype, float factor) {
   return nb_f16_to_f32(h) < 2.0f ? 0 : (uint8_t)(h >> 7);
 }
 
+int nb_marlin_nvfp4_check(const nb_tensor *scales, const char *what) {
+  NB_TRY(nb_expect_float16(scales, what));
+  int64_t n = scales->ndim ? scales->shape[scales->ndim - 1] : 1;
+  if (n % 4) return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 4", what, (long long)n);
+  return NB_OK;
+}
+
 int nb_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor) {
   /* From so many scales on a table of all 16-bit values is faster than doing each. */
   enum { TABLE_FROM = 1 << 17, VALUES = 1 << 16 };
   static const uint8_t order[4] = {0, 2, 1, 3};
   const char *what = "marlin nvfp4_scales";
-  NB_TRY(expect_float16(scales, what));
+  NB_TRY(nb_marlin_nvfp4_check(scales, what));
   NB_TRY(same_shape(out, NB_F8_E4M3, scales, what));
-  int64_t n = scales->ndim ? scales->shape[scales->ndim - 1] : 1, count = nb_tensor_numel(scales);
-  if (n % 4) return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 4", what, (long long)n);
+  int64_t count = nb_tensor_numel(scales);
   const uint16_t *s = scales->data;
   uint8_t *to = out->data, *code = count < TABLE_FROM ? NULL : nb_alloc(VALUES, 1);
   for (int v = 0; code && v < VALUES; v++) code[v] = nvfp4_code((uint16_t)v, scales->dtype, (float)factor);
@@ -241,16 +253,21 @@ int nb_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double facto
   return NB_OK;
 }
 
+int nb_marlin_mx_check(const nb_tensor *scales, const char *what) {
+  if (nb_dtype_bits(scales->dtype) != 8 || scales->ndim < 1)
+    return nb_fail(NB_EINVAL, "%s: expected 8-bit scales, found %s of %d dimensions", what,
+                   nb_dtype_name(scales->dtype), scales->ndim);
+  int64_t n = scales->shape[scales->ndim - 1];
+  if (n % 4) return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 4", what, (long long)n);
+  return NB_OK;
+}
+
 /* MX block scales (E8M0 bytes). fp4's exponent in fp8 is 6 lower, so with a8 scales rise by 6. */
 int nb_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8) {
   static const uint8_t order[4] = {0, 2, 1, 3};
   const char *what = "marlin mx_scales";
-  if (nb_dtype_bits(scales->dtype) != 8 || scales->ndim < 1)
-    return nb_fail(NB_EINVAL, "%s: expected 8-bit scales, found %s of %d dimensions", what,
-                   nb_dtype_name(scales->dtype), scales->ndim);
+  NB_TRY(nb_marlin_mx_check(scales, what));
   NB_TRY(same_shape(out, scales->dtype, scales, what));
-  int64_t n = scales->shape[scales->ndim - 1];
-  if (n % 4) return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 4", what, (long long)n);
   const uint8_t *s = scales->data;
   uint8_t *to = out->data;
   for (int64_t i = 0; i < nb_tensor_numel(scales); i++) {

@@ -63,41 +63,52 @@ static void single16(uint16_t *out, const uint16_t *in, int64_t blocks) {
   }
 }
 
-/* Blocks of the last axis, in the permutation or its inverse. */
-static int permute_last(nb_tensor *out, const nb_tensor *in, int block, int inverse, const char *what) {
-  if (in->ndim < 1) return nb_fail(NB_EINVAL, "%s: expected at least one dimension, found a scalar", what);
-  NB_TRY(nb_expect(out, what, in->dtype, in->ndim, in->shape));
-  int64_t n = in->shape[in->ndim - 1], bits = nb_dtype_bits(in->dtype), blocks = nb_tensor_numel(in) / block;
+int nb_marlin_permutation(uint8_t from[GROUPED], const nb_tensor *t, bool grouped, int inverse,
+                          const char *what) {
+  if (t->ndim < 1) return nb_fail(NB_EINVAL, "%s: expected at least one dimension, found a scalar", what);
+  int64_t n = t->shape[t->ndim - 1], bits = nb_dtype_bits(t->dtype);
+  int block = grouped ? GROUPED : SINGLE;
   if (n % block)
     return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of %d, the block of the %s permutation", what,
-                   (long long)n, block, block == GROUPED ? "grouped" : "single");
-  if (out->data == in->data && blocks) return nb_fail(NB_EINVAL, "%s: cannot be done in place", what);
-  uint8_t from[GROUPED];
-  for (int p = 0; p < block; p++) {
-    int q = block == GROUPED ? p64(p) : p32(p);
-    from[inverse ? q : p] = (uint8_t)(inverse ? p : q);
-  }
-  if (bits == 8) permute8(out->data, in->data, blocks, block, from);
-  else if (bits == 16 && block == GROUPED) grouped16(out->data, in->data, blocks); /* its own inverse */
-  else if (bits == 16 && !inverse) single16(out->data, in->data, blocks);
-  else if (bits == 16) permute16(out->data, in->data, blocks, block, from);
-  else if (bits == 32) permute32(out->data, in->data, blocks, block, from);
-  else
+                   (long long)n, block, grouped ? "grouped" : "single");
+  if (bits != 8 && bits != 16 && bits != 32)
     return nb_fail(NB_EINVAL, "%s: elements of 8, 16 or 32 bits are moved, found %s", what,
-                   nb_dtype_name(in->dtype));
+                   nb_dtype_name(t->dtype));
+  uint8_t column[GROUPED];
+  nb_marlin_scale_columns(column, grouped);
+  for (int p = 0; p < GROUPED; p++) from[inverse ? column[p] : p] = (uint8_t)(inverse ? p : column[p]);
   return NB_OK;
 }
+
+/* Blocks of the last axis, in the permutation or its inverse. */
+static int permute_last(nb_tensor *out, const nb_tensor *in, bool grouped, int inverse, const char *what) {
+  uint8_t from[GROUPED];
+  int64_t bits = nb_dtype_bits(in->dtype);
+  int block = grouped ? GROUPED : SINGLE;
+  NB_TRY(nb_expect_here(in, what));
+  NB_TRY(nb_marlin_permutation(from, in, grouped, inverse, what));
+  NB_TRY(nb_expect(out, what, in->dtype, in->ndim, in->shape));
+  int64_t blocks = nb_tensor_numel(in) / block;
+  if (out->data == in->data && blocks) return nb_fail(NB_EINVAL, "%s: cannot be done in place", what);
+  if (bits == 8) permute8(out->data, in->data, blocks, block, from);
+  else if (bits == 32) permute32(out->data, in->data, blocks, block, from);
+  else if (grouped) grouped16(out->data, in->data, blocks); /* its own inverse */
+  else if (!inverse) single16(out->data, in->data, blocks);
+  else permute16(out->data, in->data, blocks, block, from);
+  return NB_OK;
+}
+
+bool nb_marlin_grouped(int64_t k, int64_t g, int a8) { return g != -1 && g < k && !a8; }
 
 int nb_marlin_permute_scales(nb_tensor *out, const nb_tensor *scales, int64_t k, int64_t g, int a8,
                              int inverse) {
   if (scales->ndim != 2 && scales->ndim != 3)
     return nb_expect(scales, "marlin permute_scales", -1, 2, NB_SHAPE(-1, -1));
-  bool grouped = g != -1 && g < k && !a8;
-  return permute_last(out, scales, grouped ? GROUPED : SINGLE, inverse, "marlin permute_scales");
+  return permute_last(out, scales, nb_marlin_grouped(k, g, a8), inverse, "marlin permute_scales");
 }
 
 int nb_marlin_permute_bias(nb_tensor *out, const nb_tensor *bias, int inverse) {
-  return permute_last(out, bias, SINGLE, inverse, "marlin permute_bias");
+  return permute_last(out, bias, false, inverse, "marlin permute_bias");
 }
 
 /* ---- zero-points ------------------------------------------------------------- */
@@ -109,29 +120,30 @@ void nb_marlin_zero_columns(uint8_t column[GROUPED], int bits, bool a8) {
   for (int p = 0; p < GROUPED; p++) column[p] = (uint8_t)p64(p / pf * pf + (a8 ? p % pf : order[p % pf]));
 }
 
-/* slot[v]: where column v of a source word's pf columns lies. */
-static void source_table(uint8_t slot[8], int bits, int order) {
+void nb_marlin_zero_slots(uint8_t slot[8], int bits, int order) {
   const uint8_t *awq = bits == 4 ? nb_awq_slot4 : nb_awq_slot8;
   for (int v = 0; v < 32 / bits; v++) slot[v] = order == NB_MARLIN_AWQ ? awq[v] : (uint8_t)v;
 }
 
-static int zeros_check(const nb_tensor *marlin, const nb_tensor *other, bool words, int bits,
-                       const char *what) {
+int nb_marlin_zeros_shape(int64_t shape[3], const nb_tensor *zeros, bool words, int bits, const char *what) {
   if (bits != 4 && bits != 8) return nb_fail(NB_EINVAL, "%s: bits must be 4 or 8, found %d", what, bits);
-  int d = other->ndim, pf = 32 / bits;
-  if (d != 2 && d != 3)
-    return words ? nb_expect_words(other, what, 2, NB_SHAPE(-1, -1))
-                 : nb_expect(other, what, NB_U8, 2, NB_SHAPE(-1, -1));
-  NB_TRY(words ? nb_expect_words(other, what, d, NB_SHAPE(-1, -1, -1))
-               : nb_expect(other, what, NB_U8, d, NB_SHAPE(-1, -1, -1)));
-  int64_t n = other->shape[d - 1] * (words ? pf : 1);
+  int d = zeros->ndim == 3 ? 3 : 2, pf = 32 / bits;
+  NB_TRY(words ? nb_expect_words(zeros, what, d, NB_SHAPE(-1, -1, -1))
+               : nb_expect(zeros, what, NB_U8, d, NB_SHAPE(-1, -1, -1)));
+  int64_t n = zeros->shape[d - 1] * (words ? pf : 1);
   if (n % GROUPED)
     return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 64, the block of the grouped permutation",
                    what, (long long)n);
-  int64_t shape[3];
-  memcpy(shape, other->shape, sizeof shape);
+  memcpy(shape, zeros->shape, 3 * sizeof *shape);
   shape[d - 1] = n / pf;
-  return nb_expect_words(marlin, what, d, shape);
+  return NB_OK;
+}
+
+static int zeros_check(const nb_tensor *marlin, const nb_tensor *other, bool words, int bits,
+                       const char *what) {
+  int64_t shape[3];
+  NB_TRY(nb_marlin_zeros_shape(shape, other, words, bits, what));
+  return nb_expect_words(marlin, what, other->ndim, shape);
 }
 
 int nb_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bits, int a8) {
@@ -199,7 +211,7 @@ static int from_words(nb_tensor *out, const nb_tensor *words, int order, int bit
   if (out->data == words->data) return nb_fail(NB_EINVAL, "%s: cannot be done in place", what);
   uint8_t from[GROUPED], slot[8];
   nb_marlin_zero_columns(from, bits, a8 != 0);
-  source_table(slot, bits, order);
+  nb_marlin_zero_slots(slot, bits, order);
   int pf = 32 / bits, block = GROUPED / pf;
   uint32_t mask = (1u << bits) - 1, *to = out->data;
   if (bits == 4) {

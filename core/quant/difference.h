@@ -5,8 +5,8 @@
 
 #include "dtype.h"
 
-/* Columns of a segment: few enough that sums in float32 lose nothing that counts. A step is two vectors:
- * columns 0 to 3 and 8 to 11, and the other eight, as two-byte numbers widen within halves of a register. */
+/* Columns of a segment: few enough that sums in float32 lose nothing that counts. A step is two vectors,
+ * the even columns and the odd ones: so pairs in four bytes, or in one, come apart by a shift and a mask. */
 enum { NB_SEGMENT = 2048, NB_SEGMENT_STEP = 16 };
 
 /* Sums of squares of the error b - a and of a, and of products a * error. The others
@@ -42,20 +42,26 @@ float nb_segment_codes_avx2(nb_segment_sums *sums, const void *floats, int dtype
 /* ---- what the instruction sets' files share --------------------------------------- */
 
 typedef float nb_v8f __attribute__((vector_size(32)));
-typedef float nb_v4f __attribute__((vector_size(16)));
 typedef int32_t nb_v8i __attribute__((vector_size(32)));
 
-/* One of a step's two vectors, summed. */
+typedef struct nb_step {
+  nb_v8f even, odd;
+} nb_step;
+
+/* One of a step's two vectors, summed; and both. */
 typedef struct nb_lanes {
   nb_v8f error2, a2, dot, most;
 } nb_lanes;
+typedef struct nb_both_lanes {
+  nb_lanes even, odd;
+} nb_both_lanes;
 
-/* x[0..3] and x[8..11]. */
-static inline nb_v8f nb_load_half_step(const float *x) {
-  nb_v4f lower, upper;
-  memcpy(&lower, x, sizeof lower);
-  memcpy(&upper, x + 8, sizeof upper);
-  return __builtin_shufflevector(lower, upper, 0, 1, 2, 3, 4, 5, 6, 7);
+static inline __attribute__((always_inline)) nb_step nb_load_step(const float *x) {
+  nb_v8f a, b;
+  memcpy(&a, x, sizeof a);
+  memcpy(&b, x + 8, sizeof b);
+  return (nb_step){__builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14),
+                   __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15)};
 }
 
 static inline nb_v8f nb_greater(nb_v8f x, nb_v8f most) {
@@ -86,6 +92,11 @@ static inline __attribute__((always_inline)) nb_lanes nb_lanes_add(nb_lanes l, n
   return l;
 }
 
+static inline __attribute__((always_inline)) nb_both_lanes nb_step_add(nb_both_lanes l, nb_step a,
+                                                                       nb_step b) {
+  return (nb_both_lanes){nb_lanes_add(l.even, a.even, b.even), nb_lanes_add(l.odd, a.odd, b.odd)};
+}
+
 static inline float nb_sum8(nb_v8f x) {
   x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
   x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
@@ -99,10 +110,9 @@ static inline float nb_max8(nb_v8f x) {
 }
 
 /* Into the sums, and what a nb_segment_fn returns. */
-static inline __attribute__((always_inline)) float nb_lanes_finish(nb_segment_sums *sums, nb_lanes low,
-                                                                   nb_lanes high) {
-  float error2 = nb_sum8(low.error2 + high.error2), a2 = nb_sum8(low.a2 + high.a2);
-  float dot = nb_sum8(low.dot + high.dot), max = nb_max8(nb_greater(low.most, high.most));
+static inline __attribute__((always_inline)) float nb_lanes_finish(nb_segment_sums *sums, nb_both_lanes l) {
+  float error2 = nb_sum8(l.even.error2 + l.odd.error2), a2 = nb_sum8(l.even.a2 + l.odd.a2);
+  float dot = nb_sum8(l.even.dot + l.odd.dot), max = nb_max8(nb_greater(l.even.most, l.odd.most));
   bool holds = error2 + a2 < 0x1p100f && a2 >= 0x1p-80f && (max == 0 || max >= 0x1p-50f) &&
                a2 + 2 * dot + error2 >= 0x1p-8f * a2;
   if (!holds) return -1;
@@ -113,13 +123,11 @@ static inline __attribute__((always_inline)) float nb_lanes_finish(nb_segment_su
 }
 
 static inline float nb_segment_of_floats(nb_segment_sums *sums, float *a, float *b, int64_t n) {
-  nb_lanes low = {0}, high = {0};
+  nb_both_lanes l = {0};
   for (int64_t i = n; i % NB_SEGMENT_STEP; i++) a[i] = b[i] = 0;
-  for (int64_t i = 0; i < n; i += NB_SEGMENT_STEP) {
-    low = nb_lanes_add(low, nb_load_half_step(a + i), nb_load_half_step(b + i));
-    high = nb_lanes_add(high, nb_load_half_step(a + i + 4), nb_load_half_step(b + i + 4));
-  }
-  return nb_lanes_finish(sums, low, high);
+  for (int64_t i = 0; i < n; i += NB_SEGMENT_STEP)
+    l = nb_step_add(l, nb_load_step(a + i), nb_load_step(b + i));
+  return nb_lanes_finish(sums, l);
 }
 
 #endif

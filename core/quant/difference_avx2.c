@@ -10,84 +10,81 @@ float nb_segment_avx2(nb_segment_sums *sums, float *a, float *b, int64_t n) {
   return nb_segment_of_floats(sums, a, b, n);
 }
 
-typedef struct step {
-  __m256 low, high;
-} step;
-
 INLINE __m128i bytes16(const void *at) { return _mm_loadu_si128(at); }
+INLINE __m256i bytes32(const void *at) { return _mm256_loadu_si256(at); }
+INLINE nb_step step_of(__m256 even, __m256 odd) { return (nb_step){(nb_v8f)even, (nb_v8f)odd}; }
 
-INLINE step floats_at(const char *at, int dtype) {
-  const __m256i zero = _mm256_setzero_si256();
-  if (dtype == NB_F32)
-    return (step){(__m256)nb_load_half_step((const float *)at),
-                  (__m256)nb_load_half_step((const float *)at + 4)};
+/* Sixteen float16, the even ones in the lower half. */
+INLINE nb_step of_halves(__m256i x) {
+  return step_of(_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)));
+}
+
+INLINE nb_step floats_at(const char *at, int dtype) {
+  if (dtype == NB_F32) return nb_load_step((const float *)at);
+  __m256i x = bytes32(at);
   if (dtype == NB_F16) {
-    __m128i x = bytes16(at), y = bytes16(at + 16);
-    return (step){_mm256_cvtph_ps(_mm_unpacklo_epi64(x, y)), _mm256_cvtph_ps(_mm_unpackhi_epi64(x, y))};
+    const __m256i part =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    return of_halves(_mm256_permute4x64_epi64(_mm256_shuffle_epi8(x, part), 0xd8));
   }
-  __m256i x = _mm256_loadu_si256((const __m256i *)at);
-  return (step){_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, x)),
-                _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, x))};
+  return step_of(_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)),
+                 _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int32_t)0xffff0000))));
 }
 
-/* Each byte into two lanes, one for each of its codes: the higher one is 16 times itself there, and its
- * scale a 16th. offset: -zero * scale. */
-INLINE step nibbles_at(const void *words, __m256 scale, __m256 offset) {
-  const __m256i lower = _mm256_setr_epi32(0, 0, 1, 1, 4, 4, 5, 5), two = _mm256_set1_epi32(2);
-  const __m256i clear = _mm256_set1_epi32((int32_t)0x80808000), code = _mm256_set1_epi64x(0xf00000000f);
-  int64_t both;
-  memcpy(&both, words, sizeof both);
-  __m256i x = _mm256_set1_epi64x(both);
-  __m256i low = _mm256_shuffle_epi8(x, _mm256_or_si256(lower, clear));
-  __m256i high = _mm256_shuffle_epi8(x, _mm256_or_si256(_mm256_add_epi32(lower, two), clear));
-  return (step){_mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_and_si256(low, code)), scale, offset),
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_and_si256(high, code)), scale, offset)};
+/* offset: -zero * scale. */
+INLINE nb_step nibbles_at(const uint8_t *codes, __m256 scale, __m256 offset) {
+  __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes));
+  __m256 even = _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(15)));
+  __m256 odd = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 4));
+  return step_of(_mm256_fmadd_ps(even, scale, offset), _mm256_fmadd_ps(odd, scale, offset));
 }
 
-/* Codes as float16, which is 2^-8 of them. */
-INLINE step e4m3_at(const uint8_t *codes, __m256 scale) {
-  const __m256i high = _mm256_setr_epi8(-1, 0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1, 4, -1,
-                                        5, -1, 6, -1, 7, -1, 12, -1, 13, -1, 14, -1, 15);
+/* As float16, which is 2^-8 of the codes: scale is 2^8 of theirs. */
+INLINE nb_step e4m3_at(const uint8_t *codes, __m256 scale) {
+  const __m256i high = _mm256_setr_epi8(-1, 0, -1, 2, -1, 4, -1, 6, -1, 8, -1, 10, -1, 12, -1, 14, -1, 1, -1,
+                                        3, -1, 5, -1, 7, -1, 9, -1, 11, -1, 13, -1, 15);
   __m256i x = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes16(codes)), high);
-  x = _mm256_and_si256(_mm256_srai_epi16(x, 1), _mm256_set1_epi16((int16_t)0xbfff));
-  return (step){_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(x)), scale),
-                _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)), scale)};
+  nb_step c = of_halves(_mm256_and_si256(_mm256_srai_epi16(x, 1), _mm256_set1_epi16((int16_t)0xbfff)));
+  return (nb_step){c.even * (nb_v8f)scale, c.odd * (nb_v8f)scale};
 }
 
-/* Whether one of the codes is NaN, 0x7f or 0xff: their largest, and their largest with sign. */
-INLINE bool any_nan(__m128i most, __m128i most_signed) {
-  __m128i both =
-      _mm_or_si128(_mm_cmpeq_epi8(most, _mm_set1_epi8(-1)), _mm_cmpeq_epi8(most_signed, _mm_set1_epi8(0x7f)));
-  return _mm_movemask_epi8(both) != 0;
+/* Whether one of n codes is NaN, 0x7f or 0xff: the largest, with sign and without. */
+static bool any_nan(const uint8_t *codes, int64_t n) {
+  __m256i most = _mm256_setzero_si256(), most_signed = most, x;
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    x = bytes32(codes + i);
+    most = _mm256_max_epu8(most, x);
+    most_signed = _mm256_max_epi8(most_signed, x);
+  }
+  x = i < n ? _mm256_broadcastsi128_si256(bytes16(codes + i)) : most;
+  most = _mm256_cmpeq_epi8(_mm256_max_epu8(most, x), _mm256_set1_epi8(-1));
+  most_signed = _mm256_cmpeq_epi8(_mm256_max_epi8(most_signed, x), _mm256_set1_epi8(0x7f));
+  return _mm256_movemask_epi8(_mm256_or_si256(most, most_signed)) != 0;
 }
 
 INLINE float segment(nb_segment_sums *sums, const void *floats, int dtype, const nb_segment_codes *q,
                      int64_t n, bool e4m3, bool codes_first) {
   enum { STEP = NB_SEGMENT_STEP };
-  const __m256 places = _mm256_setr_ps(1, 0x1p-4f, 1, 0x1p-4f, 1, 0x1p-4f, 1, 0x1p-4f);
-  const int64_t bytes = dtype == NB_F32 ? 4 : 2, step_bytes = e4m3 ? STEP : STEP / 2;
-  nb_lanes low = {0}, high = {0};
-  __m128i most = _mm_setzero_si128(), most_signed = most;
+  const int64_t step = e4m3 ? STEP : STEP / 2, times = (dtype == NB_F32 ? 4 : 2) * STEP / step;
+  nb_both_lanes lanes = {0};
   const char *at = floats, *ahead = at + q->ahead;
   const uint8_t *codes = q->codes;
   for (int64_t left = n, g = 0, count; left > 0; left -= count, g++) {
     count = NB_MIN(left, g ? q->group : q->group - q->first);
-    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(q->scale[g]), e4m3 ? _mm256_set1_ps(0x1p8f) : places);
+    __m256 scale = _mm256_set1_ps(e4m3 ? q->scale[g] * 0x1p8f : q->scale[g]);
     __m256 offset = _mm256_set1_ps(e4m3 ? 0 : -(float)q->zero[g] * q->scale[g]);
-    for (const uint8_t *end = codes + count / STEP * step_bytes; codes < end; codes += step_bytes) {
-      _mm_prefetch(ahead, _MM_HINT_T0);
-      step f = floats_at(at, dtype), c = e4m3 ? e4m3_at(codes, scale) : nibbles_at(codes, scale, offset);
-      step a = codes_first ? c : f, b = codes_first ? f : c;
-      if (e4m3) {
-        most = _mm_max_epu8(most, bytes16(codes));
-        most_signed = _mm_max_epi8(most_signed, bytes16(codes));
-      }
-      low = nb_lanes_add(low, (nb_v8f)a.low, (nb_v8f)b.low);
-      high = nb_lanes_add(high, (nb_v8f)a.high, (nb_v8f)b.high);
-      at += STEP * bytes, ahead += STEP * bytes;
+    const int64_t end = count / STEP * step;
+    for (int64_t i = 0; i < end; i += step) {
+      _mm_prefetch(ahead + i * times, _MM_HINT_T0);
+      nb_step f = floats_at(at + i * times, dtype);
+      nb_step c = e4m3 ? e4m3_at(codes + i, scale) : nibbles_at(codes + i, scale, offset);
+      lanes = codes_first ? nb_step_add(lanes, c, f) : nb_step_add(lanes, f, c);
     }
+    codes += end, at += end * times, ahead += end * times;
   }
-  return any_nan(most, most_signed) ? -1 : nb_lanes_finish(sums, low, high);
+  /* behind the loop, which has brought the codes */
+  return e4m3 && any_nan(q->codes, n) ? -1 : nb_lanes_finish(sums, lanes);
 }
 
 /* Constants inside each loop. */

@@ -30,6 +30,9 @@ NB_DEVICE float plain(uint32_t c, int as) {
                             : float_of_f16((uint16_t)c);
 }
 
+/* 2^23 + c, c below 2^23: a float whose last bits are c's, so no conversion; differences of two are exact. */
+NB_DEVICE float whole(uint32_t c) { return float_of_bits(0x4b000000u | c); }
+
 /* Scale i; of integers a plain float, without divisor. */
 template <int CODES> NB_DEVICE float scale_at(const weight &w, int64_t i) {
   const int as = w.job.scale;
@@ -58,8 +61,7 @@ template <int PIECE, bool EACH> struct columns {
 /* Scales and zero-points of such columns in one row. */
 template <int CODES, int PIECE, bool EACH> struct grid {
   static constexpr int GROUPS = columns<PIECE, EACH>::GROUPS;
-  float scale[GROUPS];
-  int zero[GROUPS];
+  float scale[GROUPS], zero[GROUPS]; /* zero: as whole() gives it */
 
   NB_DEVICE void load(const weight &w, const columns<PIECE, EACH> &at, int64_t row) {
     if (CODES == NB_CODES_PLAIN) return;
@@ -68,14 +70,15 @@ template <int CODES, int PIECE, bool EACH> struct grid {
 #pragma unroll
     for (int i = 0; i < GROUPS; i++) {
       scale[i] = scale_at<CODES>(w, first + at.group[i]);
-      if (CODES == NB_CODES_INT) zero[i] = w.zeros ? (int)w.zeros[first + at.group[i]] : w.job.zero;
+      if (CODES == NB_CODES_INT)
+        zero[i] = whole(w.zeros ? w.zeros[first + at.group[i]] : (uint32_t)w.job.zero);
     }
   }
   /* The value of code c in column i. */
   NB_DEVICE float value(const weight &w, uint32_t c, int i) const {
     const int g = EACH ? i : 0;
     if (CODES == NB_CODES_PLAIN) return plain(c, w.job.code);
-    if (CODES == NB_CODES_INT) return (float)((int)c - zero[g]) * scale[g];
+    if (CODES == NB_CODES_INT) return (whole(c) - zero[g]) * scale[g];
     float x = CODES == NB_CODES_E2M1 ? e2m1(c) : e4m3(c, w.job.code == NB_AS_E4M3FNUZ);
     return x * scale[g] * w.job.factor;
   }

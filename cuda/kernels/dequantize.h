@@ -40,10 +40,10 @@ static inline int nb_dequantize_words_shared(int bits, int awq, int piece) {
   return 4 * (rows * words + rows / together * NB_DEQUANTIZE_PAD);
 }
 
-/* A matrix [k,n] in Marlin's order and what it becomes (dequantize_marlin.cu). */
+/* A matrix [k,n] in Marlin's order, of which `columns` from `first` on are made (dequantize_marlin.cu). */
 typedef struct nb_dequantize_marlin_job {
-  int32_t k, n, groups, bits, scale, out; /* scale, out: NB_AS_* */
-  float factor;                           /* of scales */
+  int32_t k, n, first, columns, groups, bits, scale, out; /* scale, out: NB_AS_* */
+  float factor;                                           /* of scales */
 } nb_dequantize_marlin_job;
 
 /* Warps of its blocks, each with a tile. */

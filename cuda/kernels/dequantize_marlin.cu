@@ -22,8 +22,7 @@ struct marlin {
 
 /* Scales and zero-points of a group's eight columns 8q.. of tile column nt. */
 template <int BITS> struct octet {
-  float scale[8];
-  int zero[8];
+  float scale[8], zero[8]; /* zero: as whole() gives it */
 
   /* Where column 8q + i of 64 has its scale: in one block of 64, or (a scale a column) in two of 32. */
   static NB_DEVICE int place(int q, int i, bool grouped) {
@@ -38,25 +37,27 @@ template <int BITS> struct octet {
       const int64_t at = first + place(q, i, grouped);
       uint32_t bits = wide ? cast<const uint32_t>(w.scales)[at] : cast<const uint16_t>(w.scales)[at];
       scale[i] = plain(bits, w.job.scale) * w.job.factor;
-      zero[i] = 1 << (BITS - 1);
+      zero[i] = whole(1u << (BITS - 1));
     }
     if (!w.zeros) return;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const int p = place(q, i, true), slot = p % PF / 2 + p % 2 * (PF / 2); /* even places first */
-      zero[i] = (int)((uint32_t)w.zeros[first / PF + p / PF] >> (slot * BITS) & ((1u << BITS) - 1));
+      zero[i] = whole((uint32_t)w.zeros[first / PF + p / PF] >> (slot * BITS) & ((1u << BITS) - 1));
     }
   }
 };
 
 template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
-  const int across = w.job.n / TILE_COLUMNS, kt = t / across, nt = t % across, a = lane / 8, q = lane % 8;
+  const int across = w.job.columns / TILE_COLUMNS, kt = t / across,
+            nt = w.job.first / TILE_COLUMNS + t % across, a = lane / 8, q = lane % 8;
+  const int64_t source = (int64_t)kt * (w.job.n / TILE_COLUMNS) + nt;
   const int per_group = w.job.k / w.job.groups;
-  const bool whole = per_group % TILE_ROWS == 0; /* rows of one group: the division is done once */
+  const bool alike = per_group % TILE_ROWS == 0; /* rows of one group: the division is done once */
   uint32_t word[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) {
-    word[i] = w.words[(int64_t)t * LANES * BITS + i * 4 * BITS + (BITS == 4 ? lane / 2 : lane)];
+    word[i] = w.words[source * LANES * BITS + i * 4 * BITS + (BITS == 4 ? lane / 2 : lane)];
     if (BITS == 4) word[i] >>= q % 2 * 8; /* odd octets' slots are two further on */
   }
   octet<BITS> g;
@@ -64,7 +65,7 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
 #pragma unroll 1
   for (int c = 0; c < 4; c++) {
     const int slot = c / 2 + c % 2 * (BITS == 4 ? 4 : 2), row = kt * TILE_ROWS + 2 * a + c % 2 + c / 2 * 8;
-    const int64_t group = w.g_idx ? (int)w.g_idx[row] : (whole ? kt * TILE_ROWS : row) / per_group;
+    const int64_t group = w.g_idx ? (int)w.g_idx[row] : (alike ? kt * TILE_ROWS : row) / per_group;
     if (group != held) g.load(w, group, nt, q);
     held = group;
     uint32_t u[4];
@@ -74,19 +75,20 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         uint32_t code = word[2 * i + h] >> (slot * BITS) & ((1u << BITS) - 1);
-        x[h] = (float)((int)code - g.zero[2 * i + h]) * g.scale[2 * i + h];
+        x[h] = (whole(code) - g.zero[2 * i + h]) * g.scale[2 * i + h];
       }
       u[i] = w.job.out == NB_AS_BF16 ? bf16_pair(x[0], x[1]) : f16_pair(x[0], x[1]);
     }
     const int64_t to = w.perm ? (int)w.perm[row] : row;
-    cast<uint4>(w.out)[(to * w.job.n + nt * TILE_COLUMNS) / 8 + q] = make_uint4(u[0], u[1], u[2], u[3]);
+    cast<uint4>(w.out)[(to * w.job.columns + t % across * TILE_COLUMNS) / 8 + q] =
+        make_uint4(u[0], u[1], u[2], u[3]);
   }
 }
 
 } // namespace dequantize
 
-/* out [k,n] of words [k/16, n*bits/2], 4 or 8 bits, scales [G,n] permuted, zeros [G, n*bits/32] or null; perm and g_idx
- * [k] or null: trusted. k a multiple of 16, n of 64, of 2^31 words in all at most. A warp for each tile. */
+/* out [k, job.columns] of words [k/16, n*bits/2], 4 or 8 bits, scales [G,n] permuted, zeros [G, n*bits/32] or null; perm and g_idx
+ * [k] or null: trusted. k a multiple of 16, n, first and columns of 64, of 2^31 words in all at most. A warp for each tile. */
 extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_MARLIN_WARPS * 32)
     nb_dequantize_marlin(global<const uint32_t> words, global<const uint8_t> scales,
                          global<const uint32_t> zeros, global<const int32_t> perm,
@@ -94,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_MARLIN_WARPS * 32)
   const dequantize::marlin w = {words, zeros, scales, perm, g_idx, out, job};
   const int t = (int)(blockIdx.x * NB_DEQUANTIZE_MARLIN_WARPS + threadIdx.x / 32),
             lane = (int)threadIdx.x % 32;
-  if (t >= job.k / 16 * (job.n / 64)) return;
+  if (t >= job.k / 16 * (job.columns / 64)) return;
   if (job.bits == 4) dequantize::tile<4>(w, t, lane);
   else dequantize::tile<8>(w, t, lane);
 }

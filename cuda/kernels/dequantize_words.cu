@@ -57,16 +57,16 @@ template <class SOURCE, int BITS, int PIECE, bool EACH> NB_DEVICE void words(con
   fetch<SOURCE>(w, tile, kt * SOURCE::TILE_ROWS, first_word);
   __syncthreads();
 
-  constexpr int TILE_PIECES = TILE_K / PIECE;
-  for (int t = (int)threadIdx.x; t < TILE_PIECES * SOURCE::WORDS; t += (int)blockDim.x) {
-    const int p = t % 8 + t / (8 * SOURCE::WORDS) * 8, x = t / 8 % SOURCE::WORDS;
-    const int piece = kt * TILE_PIECES + p;
-    if (piece >= pieces || first_word + x >= w.job.width) continue;
+  /* A thread keeps to its piece's columns and goes along the words. */
+  constexpr int TILE_PIECES = TILE_K / PIECE, ALONG = NB_DEQUANTIZE_THREADS / TILE_PIECES;
+  const int t = (int)threadIdx.x, p = t % 8 + t / (8 * ALONG) * 8, piece = kt * TILE_PIECES + p;
+  if (piece >= pieces) return;
+  const columns<PIECE, EACH> at(w, piece * PIECE);
+  for (int x = t / 8 % ALONG; x < SOURCE::WORDS && first_word + x < w.job.width; x += ALONG) {
     uint32_t c[SOURCE::ROWS];
 #pragma unroll
     for (int i = 0; i < SOURCE::ROWS; i++)
       c[i] = (uint32_t)tile[place<SOURCE>(SOURCE::first_row(p)) + i * SOURCE::WORDS + x] >> SOURCE::shift(p);
-    const columns<PIECE, EACH> at(w, piece * PIECE);
 #pragma unroll 2
     for (int d = 0; d < SOURCE::DOWN; d++) {
       const int64_t row = (int64_t)(first_word + x) * SOURCE::DOWN + d;
@@ -95,7 +95,7 @@ template <int PIECE> NB_DEVICE void words(const weight &w) {
 /* out [n,k] of GPTQ's or AWQ's words, 4 or 8 bits; values and out 16-byte aligned; k and the groups' columns multiples of 8,
  * the words of a row of 4; g_idx (entries below groups) with GPTQ only. One block for each tile, those of the same
  * rows one after the other; nb_dequantize_words_shared() bytes. */
-extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_THREADS)
+extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_THREADS, 4)
     nb_dequantize_words(global<const uint8_t> values, global<const uint8_t> scales,
                         global<const uint8_t> zeros, global<const int32_t> g_idx, global<uint8_t> out,
                         nb_dequantize_job job) {

@@ -41,6 +41,7 @@ end
 local function argument(v)
   if type(v) == "number" then return ffi.new("int[1]", v) end
   if ffi.istype("int64_t", v) then return ffi.new("int64_t[1]", v) end
+  if type(v) == "cdata" and tostring(ffi.typeof(v)):match "^ctype<struct" then return v end
   if ffi.istype("float", v) then return ffi.new("float[1]", v) end
   return ffi.new("void *[1]", v and ffi.cast("void *", v) or nil)
 end
@@ -49,7 +50,7 @@ end
 function M.order(n) C.emu_set_order(n) end
 
 --- emulator.run(name, { grid =, across = 1, block =, shared = }, ...) -> what is wrong, or nil, and its counts
--- Arguments: numbers are int, int64_t and float cdata themselves, memory is its address, false is null.
+-- Arguments: numbers are int, int64_t, float and struct cdata themselves, memory is its address, false is null.
 function M.run(name, launch, ...)
   local n, keep = select("#", ...), {}
   local args = ffi.new("void *[?]", math.max(n, 1))

@@ -18,6 +18,7 @@ end
 -- on the device, false for a null pointer, numbers as int32, other numbers as cdata. What the kernel touches is not checked.
 -- It may still run when this returns: cuda.wait, or a copy to "cpu", waits, and tells what failed.
 function M.launch(kernel, o)
+  if type(kernel) ~= "string" then error("launch: expected a kernel's name, found a " .. type(kernel), 2) end
   local at = ffi.new("nb_launch", triple(o.grid, "grid", 2), triple(o.block, "block", 2), o.shared_bytes or 0)
   local arguments, kept = ffi.new("void *[?]", math.max(#o, 1)), {}
   for i, v in ipairs(o) do

@@ -6,7 +6,7 @@ local C = nffi.C
 
 local M = {}
 
---- cuda.product.marlin(x, weight, n [, outputs]) -> y [rows, n] on the device | nil, msg, code
+-- marlin(x, weight, n [, outputs]) -> y [rows, n] on the device | nil, msg, code
 -- gemm.marlin's work where x lies on a device: x f16 or bf16; weight(): the nb_marlin_weight of tensors there, of n
 -- columns. y has x's dtype, and the first `outputs` of the columns, an even number (default all). (MRL-51)
 function M.marlin(x, weight, n, outputs)

@@ -62,6 +62,7 @@ static void open_library(void) {
     if (load(path)) return;
     if (!*first) memcpy(first, why, sizeof first);
   }
+  if (load("/usr/local/cuda/lib64/libcublasLt.so")) return; /* where the toolkit lies, not always searched */
   memcpy(why, first, sizeof first);
 }
 

@@ -136,6 +136,7 @@ int nb_device_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor 
 int nb_device_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
 int nb_device_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor);
 int nb_device_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
+int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 
 /* ---- products with Marlin's weights (product.c) ----------------------------------------
  * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
@@ -145,7 +146,9 @@ int nb_device_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
  * groups; others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
  * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
  * A stream's workspace: 128 KiB for each of the device's processors, and 257 KiB. An order, or columns that x lacks,
- * take x once more. */
+ * take x once more.
+ * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
+ * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, the kernels go on. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
 

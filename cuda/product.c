@@ -1,6 +1,6 @@
 /* product.c - y = x W on a device, W in Marlin's layout: kernels/product.cu, launched for up to 128 rows of x at a
  * time; kernels/product_rows.cu brings x into the order of the weight's rows, and takes what product.cu can't. */
-#include "device.h"
+#include "blas.h"
 #include "kernels/product.h"
 #include "layout/layout.h"
 
@@ -8,6 +8,7 @@
 
 enum { COLUMNS = NB_PRODUCT_COLUMNS, ROWS = 128, MOST_TILES = 1 << 16, PART_BYTES = 128 << 10 };
 enum { GRID = 65535 }; /* blocks of a launch along y */
+enum { LARGE = 256 };  /* rows beyond which it pays to make the weight floats first (product_large.c) */
 
 static const char what[] = "marlin gemm";
 
@@ -194,6 +195,12 @@ static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
   return rc;
 }
 
+/* Many rows by cuBLASLt; where it is not here, has no room, or an order must be looked at amid a graph, as few rows. */
+static int multiply_many(product *p, const nb_tensor *y, const nb_tensor *x) {
+  int rc = p->perm && p->d->capture ? NB_EUNSUPPORTED : nb_cuda_marlin_large(y, x, p->w);
+  return rc == NB_EUNSUPPORTED || rc == NB_ENOMEM ? multiply(p, y, x) : rc;
+}
+
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w) {
   product p;
   nb_tensor to;
@@ -205,6 +212,8 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
   NB_TRY(nb_cuda_result(&to, y, p.d, x->dtype, 2, NB_SHAPE(m, outputs), "marlin gemm: y"));
   int rc = NB_OK;
   if (m && outputs)
-    rc = to.data == x->data ? nb_fail(NB_EINVAL, "%s: cannot be done in place", what) : multiply(&p, &to, x);
+    rc = to.data == x->data ? nb_fail(NB_EINVAL, "%s: cannot be done in place", what)
+         : m > LARGE        ? multiply_many(&p, &to, x)
+                            : multiply(&p, &to, x);
   return nb_cuda_finish(y, &to, rc);
 }

@@ -3,7 +3,7 @@
 #include "blas.h"
 
 /* Bytes of a panel at most, and what it is made smaller to where memory is short; columns that it has a multiple of. */
-enum { PANEL = 256 << 20, LEAST_PANEL = 16 << 20, COLUMNS = 64, BIAS_THREADS = 256 };
+enum { PANEL = 256 << 20, LEAST_PANEL = 1 << 20, COLUMNS = 64, BIAS_THREADS = 256 };
 
 /* A panel and, before it, room for bias in the order of columns. */
 typedef struct room {

@@ -41,8 +41,9 @@ end
 
 --- s:use(f, …) -> f(…)'s results: what f begins on the device is begun on this stream.
 function stream.use(s, f, ...)
+  local handle = stream_of(s, "use")
   local before = C.nb_stream_current(s.number)
-  nffi.must(C.nb_stream_use(s.number, stream_of(s, "use")))
+  nffi.must(C.nb_stream_use(s.number, handle))
   return finally(function() C.nb_stream_use(s.number, before) end, f, ...)
 end
 

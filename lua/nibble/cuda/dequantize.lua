@@ -64,14 +64,12 @@ end
 -- (of integers), scales =, zeros = u8 [n,G], g_idx =, global =, factor =, group = | block = {rows, columns}}. The same bytes
 -- as on the computer. dtype's default: the scales' (the floats'), bf16 where those are 8 bits.
 function M.dequantize(weight, o)
-  local w, held
-  if is_there(weight) then
-    w = of_words({ values = weight }, 2)
+  local w
+  if is_there(weight) then w = of_words({ values = weight }, 2)
   elseif type(weight) == "table" and weight.scheme then
     if not is_there(weight.codes) then error('dequantize: expected a weight on a device (q:to "cuda")', 2) end
-    w, held = of_quantized(weight), weight
-  elseif type(weight) == "table" then
-    w, held = of_words(weight, 2), weight
+    w = of_quantized(weight)
+  elseif type(weight) == "table" then w = of_words(weight, 2)
   else
     error("dequantize: expected a quantized weight, a tensor on a device or a table of words, found a " .. type(weight), 2)
   end
@@ -79,7 +77,8 @@ function M.dequantize(weight, o)
   local small = scales.dtype == C.NB_F8_E4M3 or scales.dtype == C.NB_F8_E8M0
   local dtype = o and o.dtype and tensor.dtype_id(o.dtype) or small and C.NB_BF16 or scales.dtype
   return tensors.make(w.values.device, function(out)
-    return held ~= false and C.nb_device_dequantize(out, w, dtype)
+    local rc = C.nb_device_dequantize(out, w, dtype)
+    return weight and rc -- whose tensors live until here
   end)
 end
 
@@ -102,7 +101,10 @@ function M.marlin_dequantize(m, o)
   end
   local dtype = o and o.dtype or plain(m.scales).dtype == C.NB_F16 and "f16" or "bf16"
   dtype = tensor.dtype_id(dtype)
-  return tensors.make(m.words.device, function(out) return C.nb_device_marlin_dequantize(out, w, dtype) end)
+  return tensors.make(m.words.device, function(out)
+    local rc = C.nb_device_marlin_dequantize(out, w, dtype)
+    return m and rc -- whose tensors live until here
+  end)
 end
 
 return M

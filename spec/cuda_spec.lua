@@ -44,6 +44,19 @@ describe("cuda: tensors on a device", function()
         " " .. table.concat(u:rows(2, 2):as("u32"):as("f32"):to("cpu"):totable(), " ")) ]])
   end)
 
+  it("live as long as they are used, also those that have no name", function()
+    assert.equal("true", run [[
+      collectgarbage("setpause", 0) collectgarbage("setstepmul", 100000)
+      local t, perm = nb.tensor("i32", { 4, 64 }):fill(7), nb.tensor("i32", { 32 })
+      for i = 1, 32 do perm:set(i, 32 - i) end
+      for _ = 1, 100 do
+        assert(t:to("cuda"):reshape(64, 4):rows(2, 5):as("i32"):to("cpu"):get(16) == 7)
+        assert(nb.layout.marlin.repack(t:to "cuda", 4, false, perm:to "cuda"))
+        assert(nb.layout.marlin.fp8_preprocess(nb.tensor("i32", { 32, 8 }):to "cuda", nb.tensor("i32", { 1, 8 }):to "cuda"))
+      end
+      print(true) ]])
+  end)
+
   it("are zero when new, may be empty, and go from one device to another", function()
     assert.equal("0 0 0 0 cuda:1 0 cuda:1 7", run([[
       local z = assert(nb.cuda.new("cuda", "f32", { 4 }))

@@ -188,3 +188,24 @@ int nb_device_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, doubl
                  : NB_OK;
   return nb_cuda_finish(out, &to, rc);
 }
+
+int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales) {
+  const char *what = "swizzle_blockscale";
+  nb_cuda_device *d = NULL;
+  nb_tensor seen, to;
+  int64_t shape[3];
+  NB_TRY(nb_cuda_operand(&seen, &d, scales, what));
+  NB_TRY(nb_swizzle_shape(shape, &seen, what));
+  int dims = scales->ndim;
+  int64_t matrices = dims == 3 ? shape[0] : 1, m = scales->shape[dims - 2], k = scales->shape[dims - 1];
+  if (m > INT32_MAX / 4 || k > INT32_MAX / 4 || NB_CEIL(m, 128) * NB_CEIL(k, 64) > INT32_MAX / 512)
+    return nb_fail(NB_EUNSUPPORTED, "%s: scales [%lld,%lld] are more than a launch can count", what,
+                   (long long)m, (long long)k);
+  NB_TRY(nb_cuda_result(&to, out, d, scales->dtype, dims, shape, what));
+  int rows = (int)m, columns = (int)k, bytes = (int)(nb_dtype_bits(scales->dtype) / 8), rc = NB_OK;
+  if (to.data && to.data == scales->data) rc = nb_fail(NB_EINVAL, "%s: cannot be done in place", what);
+  else if (nb_tensor_numel(&to))
+    rc = launch(d, "nb_swizzle", nb_tensor_numel(&to) / 16,
+                (void *[]){(void *)&scales->data, &to.data, &matrices, &rows, &columns, &bytes});
+  return nb_cuda_finish(out, &to, rc);
+}

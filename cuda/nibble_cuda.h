@@ -136,6 +136,7 @@ int nb_device_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor 
 int nb_device_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
 int nb_device_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor);
 int nb_device_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
+int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 
 /* ---- products with Marlin's weights (product.c) ----------------------------------------
  * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8

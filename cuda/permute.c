@@ -18,7 +18,7 @@ static int launch(nb_cuda_device *d, const job *j, nb_tensor *to, const nb_tenso
                                        : "nb_permute_32";
   int64_t units = nb_tensor_bytes(from) / 16, resident;
   if (!units) return NB_OK;
-  NB_TRY(nb_cuda_resident(&resident, d, j->bits == 4 ? NB_PERMUTE_BLOCKS_4 : NB_PERMUTE_BLOCKS,
+  NB_TRY(nb_cuda_resident(&resident, d, j->bits == 4 || j->wrong ? NB_PERMUTE_BLOCKS_4 : NB_PERMUTE_BLOCKS,
                           NB_PERMUTE_SHARED));
   nb_launch at = {{(int32_t)NB_MIN(NB_CEIL(units, 32 * NB_PERMUTE_WARPS), resident), 1, 1},
                   {NB_PERMUTE_WARPS * 32, 1, 1},

@@ -6,7 +6,8 @@
 --   run(ctx, add): in this process; add(row) for each thing found; returns {status =, why =} where "skipped" or "failed"
 --   python = "what": baselines.py's cases of that name after its own
 --   finish(ctx, rows): after its cases, in this process: changes rows
--- A row has name and status "passed", "failed" or "skipped" (with why); the rest is its own. What ctx holds:
+-- A row has name and status "passed", "failed" or "skipped" (with why); the rest is its own. A stage's status may also be
+-- "cut": its time was over, what it found until then stands. What ctx holds:
 --   root, build     folders of the tree and the build
 --   emulated        true with --emu: no timings
 --   small           small shapes: on the emulator, under compute-sanitizer, and with --small
@@ -52,6 +53,8 @@ do
     i = i + 1
   end
 end
+
+if options.seed and not tonumber(options.seed) then fail("--seed needs a number, found %s", options.seed) end
 
 if options.table then
   io.write(require("readme_table").text(options.results or root .. "/" .. results.FOLDER, root))
@@ -115,7 +118,8 @@ local devices, why = require("nibble.cuda").devices()
 if devices and not devices[1].usable then devices, why = nil, devices[1].why end
 if not devices then fail("%s; --emu runs the same on the emulator", why) end
 local device = devices[1]
-if device.emulated ~= ctx.emulated then
+-- NB_GPU_CHECK_PRETEND: specs let the emulator pass for a GPU.
+if device.emulated ~= ctx.emulated and not os.getenv "NB_GPU_CHECK_PRETEND" then
   fail("NB_CUDA_DRIVER names the emulator: --emu runs the check on it")
 end
 
@@ -133,7 +137,8 @@ if line_of(git .. "rev-parse HEAD") then document.dirty = line_of(git .. "status
 ctx.document, ctx.seed = document, document.seed
 
 local function default_path()
-  if ctx.small then return ("%s/gpu-check-%s.json"):format(ctx.build, ctx.emulated and "emulated" or "small") end
+  local kind = ctx.emulated and "emulated" or ctx.small and "small" or (options.stages or ctx.only) and "partial"
+  if kind then return ("%s/gpu-check-%s.json"):format(ctx.build, kind) end
   local short = device.model:lower():gsub("^nvidia ", ""):gsub("[^%w]+", "-"):gsub("%-$", "")
   return ("%s/%s/%s-%s-%s.json"):format(root, results.FOLDER, short, document.began:sub(1, 10), revision:sub(1, 7))
 end
@@ -179,19 +184,24 @@ local function run_stage(file)
     return children.run { command = command, seconds = left, case_seconds = stage.case_seconds, add = add }
   end
 
-  local verdict
-  if stage.run then verdict = stage.run(ctx, add) end
-  if stage.cases then
+  local function run()
+    if stage.run then return stage.run(ctx, add) end
     local cut = serve(tools.child(ctx, file.name))
     if stage.python and not ctx.emulated and not cut then
       cut = serve { "python3", here .. "baselines.py", stage.python, unpack(ctx.baselines and { "--dir", ctx.baselines } or {}) }
     end
-    if cut then verdict = { status = "failed", why = cut } end
+    if stage.finish then stage.finish(ctx, rows) end
+    return cut and { status = "cut", why = cut }
   end
-  if stage.finish then stage.finish(ctx, rows) end
+  local ok, verdict = pcall(run)
+  if not ok and verdict == "interrupted" then
+    write()
+    error(verdict, 0)
+  end
+  if not ok then verdict = { status = "failed", why = tostring(verdict) } end
 
   local n = count(rows)
-  entry.status = verdict and verdict.status or n.failed > 0 and "failed" or "passed"
+  entry.status = n.failed > 0 and "failed" or verdict and verdict.status or "passed"
   entry.why = verdict and verdict.why
   entry.seconds = nffi.C.nb_now() - start
   print(("  %s%s: %d passed, %d failed, %d skipped (%.1f s)"):format(entry.status, entry.why and " (" .. entry.why .. ")" or "",
@@ -205,7 +215,7 @@ write()
 for _, file in ipairs(stages) do run_stage(file) end
 
 local failed = 0
-for _, stage in ipairs(document.stages) do failed = failed + (stage.status == "failed" and 1 or 0) end
+for _, stage in ipairs(document.stages) do failed = failed + ((stage.status == "failed" or stage.status == "cut") and 1 or 0) end
 document.status, document.complete = failed > 0 and "failed" or "passed", true
 write()
 print(("%s, %.0f s: %s"):format(document.status, document.seconds, path))

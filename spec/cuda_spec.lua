@@ -44,6 +44,19 @@ describe("cuda: tensors on a device", function()
         " " .. table.concat(u:rows(2, 2):as("u32"):as("f32"):to("cpu"):totable(), " ")) ]])
   end)
 
+  it("live as long as they are used, also those that have no name", function()
+    assert.equal("true", run [[
+      collectgarbage("setpause", 0) collectgarbage("setstepmul", 100000)
+      local t, perm = nb.tensor("i32", { 4, 64 }):fill(7), nb.tensor("i32", { 32 })
+      for i = 1, 32 do perm:set(i, 32 - i) end
+      for _ = 1, 100 do
+        assert(t:to("cuda"):reshape(64, 4):rows(2, 5):as("i32"):to("cpu"):get(16) == 7)
+        assert(nb.layout.marlin.repack(t:to "cuda", 4, false, perm:to "cuda"))
+        assert(nb.layout.marlin.fp8_preprocess(nb.tensor("i32", { 32, 8 }):to "cuda", nb.tensor("i32", { 1, 8 }):to "cuda"))
+      end
+      print(true) ]])
+  end)
+
   it("are zero when new, may be empty, and go from one device to another", function()
     assert.equal("0 0 0 0 cuda:1 0 cuda:1 7", run([[
       local z = assert(nb.cuda.new("cuda", "f32", { 4 }))
@@ -209,12 +222,15 @@ describe("cuda: in the session", function()
 
   it("what wants the computer's memory says how to get there; methods are described", function()
     local out = run [[
-      local t = nb.tensor("f32", { 2, 2 })
-      local d = t:to "cuda"
-      for _, f in ipairs { function() nb.compare(t, d) end, function() nb.stats.of(d) end,
-        function() require("nibble.repl.plot").hist(d) end, function() d:nothing() end } do
+      local t, plot = nb.tensor("f32", { 2, 2 }), require "nibble.repl.plot"
+      local q = nb.tensor("f32", { 32, 64 }):fill(1):quantize { scheme = "W4A16", group = 32 }
+      local d, far = t:to "cuda", q:to "cuda"
+      for _, f in ipairs { function() nb.compare(t, d) end, function() nb.stats.of(d) end, function() plot.hist(d) end,
+        function() nb.compare(far, q) end, function() plot.error(q, far) end, function() plot.hist(far) end,
+        function() q:equal(far) end, function() d:nothing() end } do
         print((select(2, pcall(f))))
       end
+      print(far)
       local help = require "nibble.repl.help"
       for name in pairs(nb.cuda.methods) do print(help.about("d." .. name, { d = d }):match "^t:[a-z]+%(" ~= nil) end
       for name, f in pairs(nb.cuda) do
@@ -222,9 +238,11 @@ describe("cuda: in the session", function()
       end ]]
     local lines = {}
     for line in out:gmatch "[^\n]+" do lines[#lines + 1] = line end
-    for i = 1, 3 do assert.matches('expected a tensor.* one on cuda:0; t:to "cpu" gives a copy', lines[i]) end
-    assert.matches('a tensor has no method "nothing"', lines[4])
-    assert.equal(("true "):rep(#lines - 4), table.concat(lines, " ", 5) .. " ")
+    for i = 1, 6 do assert.matches('expected a tensor.* one on cuda:0; t:to "cpu" gives a copy', lines[i]) end
+    assert.matches('weight in the computer.s memory, found one on cuda:0; t:to "cpu" gives a copy', lines[7])
+    assert.matches('a tensor has no method "nothing"', lines[8])
+    assert.matches("^quantized %[32×64%]  W4A16 g32 sym  scales [a-z0-9]+  on cuda:0$", lines[9])
+    assert.equal(("true "):rep(#lines - 9), table.concat(lines, " ", 10) .. " ")
   end)
 end)
 

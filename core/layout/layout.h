@@ -124,5 +124,7 @@ int nb_marlin_int8_max_check(float max, const char *what);
 double nb_marlin_nvfp4_factor_of(float max);
 int nb_marlin_nvfp4_check(const nb_tensor *scales, const char *what);
 int nb_marlin_mx_check(const nb_tensor *scales, const char *what);
+/* The shape of block scales in the tensor cores' order. */
+int nb_swizzle_shape(int64_t shape[3], const nb_tensor *plain, const char *what);
 
 #endif

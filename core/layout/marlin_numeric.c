@@ -287,18 +287,26 @@ int nb_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8) {
 
 /* ---- block scales in the tensor cores' order ------------------------------------ */
 
-/* Plain and swizzled stacks [e,m,k] and [e,mp,kp], mp and kp up to multiples of 128 and 4. */
-static int swizzle_checks(const nb_tensor *plain, const nb_tensor *swizzled, int64_t *bytes,
-                          const char *what) {
+int nb_swizzle_shape(int64_t shape[3], const nb_tensor *plain, const char *what) {
   int d = plain->ndim;
-  *bytes = nb_dtype_bits(plain->dtype) / 8;
-  if ((*bytes != 1 && *bytes != 2) || (d != 2 && d != 3))
+  int64_t bits = nb_dtype_bits(plain->dtype);
+  if ((bits != 8 && bits != 16) || (d != 2 && d != 3))
     return nb_fail(NB_EINVAL,
                    "%s: expected scales [m,k] or [e,m,k] of 8 or 16 bits, found %s of %d dimensions", what,
                    nb_dtype_name(plain->dtype), d);
-  int64_t mp = NB_CEIL(plain->shape[d - 2], 128) * 128, kp = NB_CEIL(plain->shape[d - 1], 4) * 4;
-  return nb_expect(swizzled, what, plain->dtype, d,
-                   d == 3 ? NB_SHAPE(plain->shape[0], mp, kp) : NB_SHAPE(mp, kp));
+  memcpy(shape, plain->shape, 3 * sizeof *shape);
+  shape[d - 2] = NB_CEIL(shape[d - 2], 128) * 128;
+  shape[d - 1] = NB_CEIL(shape[d - 1], 4) * 4;
+  return NB_OK;
+}
+
+/* Plain and swizzled stacks [e,m,k] and [e,mp,kp], mp and kp up to multiples of 128 and 4. */
+static int swizzle_checks(const nb_tensor *plain, const nb_tensor *swizzled, int64_t *bytes,
+                          const char *what) {
+  int64_t shape[3];
+  *bytes = nb_dtype_bits(plain->dtype) / 8;
+  NB_TRY(nb_swizzle_shape(shape, plain, what));
+  return nb_expect(swizzled, what, plain->dtype, plain->ndim, shape);
 }
 
 /* Element (m,k) of a [128*a, 4*b] scale matrix lies where the tensor cores read it:

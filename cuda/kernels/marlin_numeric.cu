@@ -160,3 +160,50 @@ extern "C" __global__ void __launch_bounds__(NB_NUMERIC_THREADS, NB_NUMERIC_BLOC
   if (count % 2 && first() == 0) to[count - 1] = (uint16_t)int8_code(from[count - 1], dtype, max, beyond);
   if (beyond) wrong[0] = 1;
 }
+
+namespace numeric_kernels {
+/* A thread moves 4 k of 4 rows that lie 32 apart: `E` (8 or 16 bits) side by side in the result. Of a warp two rows
+ * side by side and 16 times 4 k, so that 32 bytes at least are read and written together. */
+template <class E, class FOUR>
+NB_DEVICE void swizzle(global<const E> from, global<uint4> to, int64_t matrices, int rows, int columns) {
+  const int row_tiles = (rows + 127) / 128, column_tiles = (columns + 3) / 4,
+            across = (column_tiles + 15) / 16;
+  const bool whole = columns % 4 == 0;
+  const int64_t per_matrix = (int64_t)row_tiles * 16 * across * 32;
+  for (int64_t i = first(); i < matrices * per_matrix; i += step()) {
+    const int64_t matrix = i / per_matrix;
+    int rest = (int)(i % per_matrix);
+    const int pair = rest % 2, lane_tile = rest / 2 % 16;
+    rest /= 32;
+    const int kt = rest % across * 16 + lane_tile, r = rest / across % 16 * 2 + pair, mt = rest / across / 16;
+    if (kt >= column_tiles) continue;
+    const int64_t to_unit = (((matrix * row_tiles + mt) * column_tiles + kt) * 32 + r) * (int)sizeof(E);
+    FOUR four[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int q = 0; q < 4; q++) {
+      const int row = mt * 128 + q * 32 + r;
+      const int64_t at = (matrix * rows + row) * columns + kt * 4;
+      if (row >= rows) continue;
+      if (whole) four[q] = cast<const FOUR>(from)[at / 4];
+      else
+        for (int j = 0; j < 4 && kt * 4 + j < columns; j++)
+          four[q] |= (FOUR)from[at + j] << (j * 8 * (int)sizeof(E));
+    }
+    if constexpr (sizeof(E) == 1) to[to_unit] = make_uint4(four[0], four[1], four[2], four[3]);
+    else
+      for (int h = 0; h < 2; h++)
+        to[to_unit + h] = make_uint4((uint32_t)four[2 * h], (uint32_t)(four[2 * h] >> 32),
+                                     (uint32_t)four[2 * h + 1], (uint32_t)(four[2 * h + 1] >> 32));
+  }
+}
+} // namespace numeric_kernels
+
+/* Block scales [matrices, rows, columns] of 1 or 2 bytes in the tensor cores' order, filled up to 128 x 4 with 0:
+ * tiles of that size, in a tile 32 rows of 4 k of the 4 rows 32 apart. Fewer than 2^31 threads to a matrix. */
+extern "C" __global__ void __launch_bounds__(NB_NUMERIC_THREADS, NB_NUMERIC_BLOCKS)
+    nb_swizzle(global<const uint8_t> from, global<uint4> to, int64_t matrices, int rows, int columns,
+               int bytes) {
+  using namespace numeric_kernels;
+  if (bytes == 1) swizzle<uint8_t, uint32_t>(from, to, matrices, rows, columns);
+  else swizzle<uint16_t, uint64_t>(cast<const uint16_t>(from), to, matrices, rows, columns);
+}

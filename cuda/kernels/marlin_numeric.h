@@ -3,7 +3,7 @@
 #define NB_MARLIN_NUMERIC_H
 
 /* Threads of a block; blocks of a processor, for which registers are kept free. */
-enum { NB_NUMERIC_THREADS = 256, NB_NUMERIC_BLOCKS = 8 };
+enum { NB_NUMERIC_THREADS = 256, NB_NUMERIC_BLOCKS = 5 };
 
 /* What nb_marlin_max leaves, 0 before: the largest of the numbers as whole numbers of their order, from NB_NUMERIC_ZERO
  * for 0 up and down; the largest magnitude's bits. */

@@ -42,6 +42,7 @@ NB_DEVICE void run(global<const uint4> in, global<uint4> out, int64_t units, con
   uint4 next = make_uint4(0, 0, 0, 0);
   if (chunk * LANES + lane < units) next = in[chunk * LANES + lane];
   uint32_t seen = 0;
+#pragma unroll 1
   for (; chunk < chunks; chunk += step) {
     const uint4 now = next;
     if ((chunk + step) * LANES + lane < units) next = in[(chunk + step) * LANES + lane];
@@ -91,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(NB_PERMUTE_WARPS * 32, NB_PERMUTE_B
 }
 
 /* Codes, one to a byte, to 4 bits; one beyond 15 sets *wrong, which was 0. */
-extern "C" __global__ void __launch_bounds__(NB_PERMUTE_WARPS * 32, NB_PERMUTE_BLOCKS)
+extern "C" __global__ void __launch_bounds__(NB_PERMUTE_WARPS * 32, NB_PERMUTE_BLOCKS_4)
     nb_permute_codes(global<const uint4> in, global<uint4> out, int64_t units,
                      const __grid_constant__ nb_permutation order, global<int> wrong) {
   permute_kernels::run<8, 4, uint8_t>(in, out, units, order, wrong);

@@ -1,17 +1,35 @@
-/* primitives.cu - ptx.cuh's primitives one by one: scripts/gpu-check holds a GPU's results to the emulator's, which is blind to
- * assembly text, fences and what nvcc makes of them. Nothing else launches these. */
+/* primitives.cu - ptx.cuh's primitives one by one: scripts/gpu-check holds a GPU's results to the emulator's, which is
+ * blind to assembly text, fences and what nvcc makes of them. Nothing else launches these. */
 #include "../ptx.cuh"
 
 /* Primitives of numbers, by their place in this list; gpu-check's list of names is the same one. */
-enum { FLOAT_OF_F16, FLOAT_OF_BF16, F16_PAIR, BF16_PAIR };
+enum {
+  FLOAT_OF_F16,
+  FLOAT_OF_BF16,
+  F16_PAIR,
+  BF16_PAIR,
+  MUL_RN,
+  FMA_RN,
+  FMA_F16X2,
+  FMA_BF16X2,
+  LOP3_AND_OR,
+  LOP3_XOR,
+  PICK_BYTES,
+};
 
 NB_DEVICE uint32_t number(int which, uint32_t a, uint32_t b, uint32_t c) {
-  (void)c;
   switch (which) {
   case FLOAT_OF_F16: return bits_of_float(float_of_f16((uint16_t)a));
   case FLOAT_OF_BF16: return bits_of_float(float_of_bf16((uint16_t)a));
   case F16_PAIR: return f16_pair(float_of_bits(a), float_of_bits(b));
   case BF16_PAIR: return bf16_pair(float_of_bits(a), float_of_bits(b));
+  case MUL_RN: return bits_of_float(mul_rn(float_of_bits(a), float_of_bits(b)) + float_of_bits(c));
+  case FMA_RN: return bits_of_float(fma_rn(float_of_bits(a), float_of_bits(b), float_of_bits(c)));
+  case FMA_F16X2: return fma_f16x2(a, b, c);
+  case FMA_BF16X2: return fma_bf16x2(a, b, c);
+  case LOP3_AND_OR: return lop3<(0xf0 & 0xcc) | 0xaa>(a, b, c);
+  case LOP3_XOR: return lop3<0xf0 ^ 0xcc ^ 0xaa>(a, b, c);
+  case PICK_BYTES: return pick_bytes(a, b, c & 0x7777);
   default: return 0;
   }
 }
@@ -23,22 +41,39 @@ extern "C" __global__ void nb_primitive_numbers(global<const uint32_t> in, globa
     out[i] = number(which, in[i], in[count + i], in[2 * count + i]);
 }
 
-/* A warp to a block: 32 rows of 16 bytes come to shared memory by cp_async, two groups of them, and go out as ldmatrix
- * deals them: word r of lane l to out[128 block + 4 l + r]. */
+/* A warp to a block: 32 rows of 16 bytes come to shared memory by the kinds of cp_async, a group of each kind, but for
+ * row 31, which stays zero; they go out as ldmatrix deals them, word r of lane l to out[128 block + 4 l + r],
+ * after a shuffle with the lane that differs in bits 1 and 8. */
 extern "C" __global__ void nb_primitive_tile(global<const uint32_t> in, global<uint32_t> out) {
-  const int lane = (int)threadIdx.x, half = lane % 16;
-  global<const uint32_t> from = in + blockIdx.x * 128;
+  const int lane = (int)threadIdx.x;
+  global<const uint32_t> from = in + (blockIdx.x * 128 + lane * 4);
   shared<uint32_t> tile = shared_words();
-  if (lane < 16) cp_async16(tile + half * 4, from + half * 4);
+  if (lane < 8) cp_async16(tile + lane * 4, from);
   cp_async_commit();
-  if (lane >= 16) cp_async16(tile + (16 + half) * 4, from + (16 + half) * 4);
+  if (lane >= 8 && lane < 16) cp_async16_once(true, tile + lane * 4, from, stream_once());
+  cp_async_commit();
+  if (lane >= 16) cp_async16_if(lane < 31, tile + lane * 4, from);
   cp_async_commit();
   cp_async_wait<1>();
   cp_async_wait<0>();
   __syncwarp();
   uint32_t r[4];
   ldmatrix_x4(r, cast<const uint4>(tile) + lane);
-  for (int i = 0; i < 4; i++) out[blockIdx.x * 128 + 4 * lane + i] = r[i];
+  for (int i = 0; i < 4; i++) out[blockIdx.x * 128 + 4 * lane + i] = shuffle_xor(r[i], 9);
+}
+
+/* A warp to a block: of 16 words of each lane the first 4 are a, the next 4 two b, the others their sums; out: the sums. */
+extern "C" __global__ void nb_primitive_mma(global<const uint32_t> in, global<uint32_t> out, int bf16) {
+  const int at = (int)(blockIdx.x * 32 + threadIdx.x);
+  global<const uint32_t> from = in + at * 16;
+  uint32_t a[4], b[2][2];
+  float sums[2][4];
+  for (int i = 0; i < 4; i++) a[i] = from[i];
+  for (int i = 0; i < 4; i++) b[i / 2][i % 2] = from[4 + i];
+  for (int i = 0; i < 8; i++) sums[i / 4][i % 4] = float_of_bits(from[8 + i]);
+  if (bf16) mma_bf16<2>(sums, a, b);
+  else mma_f16<2>(sums, a, b);
+  for (int i = 0; i < 8; i++) out[at * 8 + i] = bits_of_float(sums[i / 4][i % 4]);
 }
 
 /* The first threads of the blocks take turns: each adds in[block] to the sum that the one before it left. flag: 0 at
@@ -50,4 +85,27 @@ extern "C" __global__ void nb_primitive_turns(global<const uint32_t> in, global<
   while (load_acquire(cast<const int>(flag)) != block) {}
   out[block] = in[block] + (block ? out[block - 1] : 0);
   add_release(flag, 1);
+}
+
+/* The last block to arrive gives the largest of what all left in `parts`, lane by lane, and of a word of each, by
+ * atomic_max, behind them: 128 words and one. parts: a float4 for each thread; count: 0 at first. */
+extern "C" __global__ void nb_primitive_last(global<const uint32_t> in, global<uint32_t> out,
+                                             global<float4> parts, global<int> count) {
+  const int lane = (int)threadIdx.x, at = (int)(blockIdx.x * 32) + lane;
+  shared<uint32_t> turn = shared_words();
+  parts[at] = make_float4(float_of_bits(in[at * 4]), float_of_bits(in[at * 4 + 1]),
+                          float_of_bits(in[at * 4 + 2]), float_of_bits(in[at * 4 + 3]));
+  atomic_max(out + 128, in[at * 4] & 0x7fffffff);
+  __syncthreads();
+  if (lane == 0) turn[0] = (uint32_t)add_in_turn(count, 1);
+  __syncthreads();
+  if (turn[0] != gridDim.x - 1) return;
+  float most[4] = {-1e30f, -1e30f, -1e30f, -1e30f};
+  for (int b = 0; b < (int)gridDim.x; b++) {
+    const float4 p = load_far(cast<const float4>(parts) + (b * 32 + lane));
+    const float part[4] = {p.x, p.y, p.z, p.w};
+    for (int i = 0; i < 4; i++)
+      if (part[i] > most[i]) most[i] = part[i];
+  }
+  for (int i = 0; i < 4; i++) out[lane * 4 + i] = bits_of_float(most[i]);
 }

@@ -51,7 +51,7 @@ end
 
 return {
   title = "what is measured, and on what",
-  seconds = 20, emulated_seconds = 10,
+  seconds = 20, emulated_seconds = 20,
   python = "ceilings",
   cases = function()
     return { { name = "machine", run = machine }, timing.copy_case(), { name = "bf16 product by cuBLASLt", run = product } }

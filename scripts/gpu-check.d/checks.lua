@@ -80,29 +80,31 @@ function M.sample(n, most)
   return out
 end
 
--- The sum of x[i] w[i], and of their magnitudes.
+-- The sums of x[i] w[i], of their magnitudes and of their squares.
 local function dot(x, w, k)
-  local sum, size = 0, 0
+  local sum, size, squares = 0, 0, 0
   for i = 0, k - 1 do
     local p = x[i] * w[i]
-    sum, size = sum + p, size + math.abs(p)
+    sum, size, squares = sum + p, size + math.abs(p), squares + p * p
   end
-  return sum, size
+  return sum, size, squares
 end
 
---- product{m =, n =, k =, y =, dtype =, row =, column =, bias =} -> the greatest difference from float64, as a share of its bound
--- Of 12 rows and 24 columns. row(r), column(c): f64 [k] of x and of the weight; y [m,n] of that dtype; bias [n] or nil.
--- The bound: y is rounded once; sums in f32 of 16 products at a time lose SUM of the sizes of all that they add.
+--- product{m =, n =, k =, y =, dtype =, row =, column =, bias =, rounded =} -> the greatest difference from float64, as a share
+-- of its bound. Of 12 rows and 24 columns. row(r), column(c): f64 [k] of x and of the weight; y [m,n] of that dtype; bias [n]
+-- or nil. The bound: y is rounded once; sums in f32 of 16 products at a time lose SUM of the sizes of all that they add;
+-- rounded: each weight is rounded to dtype before, one way as often as the other: eight deviations of such a sum.
 function M.product(p)
   local worst, rows, xs = 0, M.sample(p.m, 12), {}
   for _, row in ipairs(rows) do xs[row] = p.row(row) end
   for _, col in ipairs(M.sample(p.n, 24)) do
     local w, bias = p.column(col), p.bias and p.bias:get(col + 1) or 0
     for _, row in ipairs(rows) do
-      local sum, size = dot(xs[row], w, p.k)
+      local sum, size, squares = dot(xs[row], w, p.k)
       sum, size = sum + bias, size + math.abs(bias)
       local found = p.y:get(row * p.n + col + 1)
       local bound = math.abs(sum) * ROUNDING[p.dtype] + size * SUM * math.max(1, p.k / 16) + 2 ^ -24
+        + (p.rounded and 8 * ROUNDING[p.dtype] * math.sqrt(squares) or 0)
       local share = math.abs(found - sum) / bound
       if not (share <= 1) then error(("y[%d, %d] is %.9g, expected %.9g ± %.3g"):format(row, col, found, sum, bound), 0) end
       worst = math.max(worst, share)

@@ -91,10 +91,10 @@ end
 --- unfit(document) -> why the README may not show it | nil
 function M.unfit(document)
   if type(document) ~= "table" or document.schema ~= M.SCHEMA or type(document.stages) ~= "table"
-    or type(document.sources) ~= "table" then
+    or type(document.sources) ~= "table" or type(document.device) ~= "table" then
     return "it is not a results file of this nibble"
   end
-  if document.emulated then return "it comes from the emulator" end
+  if document.emulated or document.device.emulated then return "it comes from the emulator" end
   if document.small then return "its shapes are small" end
   if document.only then return "it ran only some cases" end
   if not document.complete then return "it was cut off" end

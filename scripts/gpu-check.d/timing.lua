@@ -60,7 +60,7 @@ end
 function M.case(o)
   function o.run(ctx)
     local row = { piece = o.piece, bytes = o.bytes, flops = o.flops, m = o.m, n = o.n, k = o.k, emulated = ctx.emulated or nil }
-    local calls = o.setup(ctx, ctx.small and 2 or math.max(2, math.ceil(M.ROTATED_BYTES / (o.weight_bytes or o.bytes))))
+    local calls = o.setup(ctx, ctx.once and 1 or ctx.small and 2 or math.max(2, math.ceil(M.ROTATED_BYTES / (o.weight_bytes or o.bytes))))
     if ctx.once then
       calls[1]()
       assert(cuda.wait())

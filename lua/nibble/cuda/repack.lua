@@ -12,10 +12,11 @@ local function flag(x) return x and 1 or 0 end
 -- C's pointer to a tensor, wherever it lies; nil of nil.
 local function any(t) return ffi.istype(tensors.type, t) and t.t or t end
 
--- C's function of this name on a tensor of the device; further arguments as C takes them.
-local function done(name, t, ...)
-  local f, n, given = C["nb_device_marlin_" .. name], select("#", ...), { ... }
-  return tensors.make(t.t.device, function(out) return f(out, t.t, unpack(given, 1, n)) end)
+-- C's function of this name on a tensor of the device; further arguments as C takes them, of which the first may be
+-- a tensor. It stays what it is until the call: a reference to what is in it would not keep it from the collector.
+local function done(name, t, first, ...)
+  local f, n, rest = C["nb_device_" .. name], select("#", ...), { ... }
+  return tensors.make(t.t.device, function(out) return f(out, t.t, any(first), unpack(rest, 1, n)) end)
 end
 
 local function checked(bits, what)
@@ -24,21 +25,21 @@ local function checked(bits, what)
 end
 
 -- perm: on the device or in the computer's memory.
-function M.repack(words, bits, a8, perm) return done("repack", words, any(perm), checked(bits, "repack"), flag(a8)) end
-function M.permute_scales(scales, k, group, a8) return done("permute_scales", scales, k, group, flag(a8), 0) end
-function M.unpermute_scales(scales, k, group, a8) return done("permute_scales", scales, k, group, flag(a8), 1) end
-function M.permute_bias(bias) return done("permute_bias", bias, 0) end
-function M.unpermute_bias(bias) return done("permute_bias", bias, 1) end
+function M.repack(words, bits, a8, perm) return done("marlin_repack", words, perm, checked(bits, "repack"), flag(a8)) end
+function M.permute_scales(scales, k, group, a8) return done("marlin_permute_scales", scales, k, group, flag(a8), 0) end
+function M.unpermute_scales(scales, k, group, a8) return done("marlin_permute_scales", scales, k, group, flag(a8), 1) end
+function M.permute_bias(bias) return done("marlin_permute_bias", bias, 0) end
+function M.unpermute_bias(bias) return done("marlin_permute_bias", bias, 1) end
 
 for _, name in ipairs { "awq_repack", "zero_points", "awq_zero_points", "packed_zero_points" } do
-  M[name] = function(t, bits, a8) return done(name, t, checked(bits, name), flag(a8)) end
+  M[name] = function(t, bits, a8) return done("marlin_" .. name, t, checked(bits, name), flag(a8)) end
 end
 
 -- zeros: on the device.
 function M.fp8_preprocess(words, zeros, options)
   options = options or {}
   if not options.in_place then
-    return done("fp8_preprocess", words, any(zeros), options.bits or 4, flag(options.inverse))
+    return done("marlin_fp8_preprocess", words, zeros, options.bits or 4, flag(options.inverse))
   end
   return nffi.check(C.nb_device_marlin_fp8_preprocess(words.t, words.t, any(zeros), options.bits or 4,
     flag(options.inverse)), words)
@@ -60,12 +61,16 @@ function M.nvfp4_scales(scales, factor)
     if not ok then return nil, msg, code end
     factor = f[0]
   end
-  local out, msg, code = done("nvfp4_scales", scales, factor)
+  local out, msg, code = done("marlin_nvfp4_scales", scales, factor)
   if not out then return nil, msg, code end
   return out, tonumber(factor)
 end
 
-function M.mx_scales(scales, a8) return done("mx_scales", scales, flag(a8)) end
+function M.swizzle_blockscale(scales)
+  return tensors.make(scales.t.device, function(out) return C.nb_device_swizzle_blockscale(out, scales.t) end)
+end
+
+function M.mx_scales(scales, a8) return done("marlin_mx_scales", scales, flag(a8)) end
 
 -- Made anew: the given words stay what they are.
 function M.repack_here(words, bits, o)

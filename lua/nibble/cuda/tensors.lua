@@ -33,8 +33,9 @@ function M.new(device, dtype, shape)
   return M.make(number, function(out) return C.nb_tensor_new_on(out, number, id, ndim, s) end)
 end
 
+-- A reference to what is in a cdata (d.t) doesn't keep it from the collector: it is taken at the call, not before.
 local function copy(t, number)
-  return M.make(number, function(out) return C.nb_tensor_to(out, t, number) end)
+  return M.make(number, function(out) return C.nb_tensor_to(out, ffi.istype(device_tensor, t) and t.t or t, number) end)
 end
 
 --- cuda.to(t, device) -> t there: t:to(device), of tensors in the computer's memory.
@@ -59,20 +60,20 @@ function methods.bytes(d) return of.bytes(d.t) end
 --- t:size([i]) -> dimensions as a table, or dimension i (1-based).
 function methods.size(d, i) return of.size(d.t, i) end
 
--- A view that fill(out, …) makes.
-local function view(fill, ...)
+-- A view of d that fill(out, d, …) makes.
+local function view(fill, d, ...)
   local out = device_tensor()
-  must(fill(out.t, ...))
+  must(fill(out.t, d.t, ...))
   return out
 end
 
 --- t:rows(a, b) -> view of rows a..b (1-based, along the first dimension), on the device.
-function methods.rows(d, a, b) return view(C.nb_tensor_rows, d.t, a - 1, b) end
+function methods.rows(d, a, b) return view(C.nb_tensor_rows, d, a - 1, b) end
 
 --- t:reshape(n, …) or t:reshape{n, …} -> view of the same elements in another shape.
 function methods.reshape(d, ...)
   local s, ndim = tensor.shape_of(type((...)) == "table" and (...) or { ... }, 2)
-  local v = view(C.nb_tensor_view, d.t, d.t.dtype, ndim, s, 0)
+  local v = view(C.nb_tensor_view, d, d.t.dtype, ndim, s, 0)
   if v:numel() ~= d:numel() then
     error(("reshape: %d elements don't fit a shape of %d"):format(d:numel(), v:numel()), 2)
   end
@@ -83,7 +84,7 @@ end
 function methods.as(d, dtype, shape)
   local id = tensor.dtype_id(dtype)
   local s, ndim = tensor.shape_of(shape or { d:bytes() * 8 / tonumber(C.nb_dtype_bits(id)) }, 2)
-  return view(C.nb_tensor_view, d.t, id, ndim, s, 0)
+  return view(C.nb_tensor_view, d, id, ndim, s, 0)
 end
 
 --- t:where() -> "cuda:0", …: whose memory it lies in.
@@ -94,7 +95,7 @@ function methods.where(d) return devices.name_of(d.t.device) end
 function methods.to(d, device)
   local number = devices.number_of(device, 2)
   if number == d.t.device then return d end
-  return copy(d.t, number)
+  return copy(d, number)
 end
 
 --- t:free(): gives the memory back now, unless a view holds it; the tensor is empty afterwards.

@@ -5,34 +5,61 @@ local tensor = require "nibble.tensor"
 local checkpoint = require "nibble.checkpoint"
 local data = require "data"
 
--- As the list in cuda/kernels/primitives.cu.
-local NUMBERS = { "float_of_f16", "float_of_bf16", "f16_pair", "bf16_pair" }
+-- The list in cuda/kernels/primitives.cu, each with what its operands are: any bits, or numbers.
+local NUMBERS = { { "float_of_f16", "i32" }, { "float_of_bf16", "i32" }, { "f16_pair", "i32" }, { "bf16_pair", "i32" }, { "mul_rn", "f32" },
+  { "fma_rn", "f32" }, { "fma_f16x2", "f16" }, { "fma_bf16x2", "bf16" }, { "lop3, and-or", "i32" }, { "lop3, xor", "i32" },
+  { "pick_bytes", "i32" } }
 
--- Bit patterns that rounding, overflow and special numbers hang on, of f32 and of pairs of f16 and bf16.
-local EDGES = { 0, 0x80000000, 0x7f800000, 0xff800000, 0x7fc00000, 0xffffffff, 0x7f800001, 1, 0x80000001, 0x007fffff, 0x00800000,
-  0x477fefff, 0x477ff000, 0x477fffff, 0x38800000, 0x387fffff, 0x33000000, 0x33000001, 0x3f801000, 0x3f803000, 0x3f808000, 0x3f818000,
-  0x7f7fffff, 0x7c007bff, 0xfc01fe00, 0x04000001, 0x83ff0400, 0x7f807f7f, 0x00010080 }
+-- Words that rounding and overflow hang on: f32, and pairs of f16 and bf16; of any bits also what is no number.
+local EDGES = {
+  f32 = { 0, 0x80000000, 1, 0x80000001, 0x007fffff, 0x00800000, 0x3f7fffff, 0x3f800001, 0x34000000, 0xb3ffffff, 0x7e800000 },
+  f16 = { 0x80000000, 0x00018001, 0x03ff0400, 0x3c003bff, 0x7bff0001, 0x10001400, 0x3c013c00 },
+  bf16 = { 0x80000000, 0x00018001, 0x007f0080, 0x3f803f7f, 0x7f7f0001, 0x34003400, 0x3f813f80 },
+}
+EDGES.i32 = { 0x7f800000, 0xff800000, 0x7fc00000, 0xffffffff, 0x7f800001, 0x477fefff, 0x477ff000, 0x477fffff, 0x38800000, 0x387fffff,
+  0x33000000, 0x33000001, 0x3f801000, 0x3f803000, 0x3f808000, 0x3f818000, 0x7f7fffff, 0x7c007bff, 0xfc01fe00, 0x7f807f7f }
+for _, kind in ipairs { "f32", "f16", "bf16" } do
+  for _, word in ipairs(EDGES[kind]) do table.insert(EDGES.i32, word) end
+end
 
--- Each of the 65,536 halves once, and each edge beside each other, in random words.
-local function number_inputs(ctx, name)
-  local count = ctx.small and 8192 or 1048576
-  local t = data.random("i32", { 3, count }, ctx.seed, name)
-  local p, n = t:ptr(), #EDGES
+-- Operands a, b, c: random, before them each edge with each other; of any bits also every half once.
+local function number_inputs(ctx, name, kind)
+  local count, edges = ctx.small and 8192 or 1048576, EDGES[kind]
+  local t = data.random(kind, { kind:match "16" and 6 or 3, count }, ctx.seed, name):as("i32", { 3, count })
+  local p, n = t:ptr(), #edges
   for i = 0, 2 * n * n - 1 do
-    p[i], p[count + i], p[2 * count + i] = bit.tobit(EDGES[i % n + 1]), bit.tobit(EDGES[math.floor(i / n) % n + 1]),
-      bit.tobit(EDGES[(i + math.floor(i / n)) % n + 1])
+    local across = math.floor(i / n)
+    p[i], p[count + i] = bit.tobit(edges[i % n + 1]), bit.tobit(edges[across % n + 1])
+    p[2 * count + i] = bit.tobit(edges[(i + across) % n + 1])
   end
-  if not ctx.small then
+  if kind == "i32" and not ctx.small then
     for i = 0, 65535 do p[100000 + i] = i * 65537 end
   end
   return t, count
+end
+
+-- A product's operands as nb_primitive_mma takes them: whole numbers, whose sums are exact in any order.
+local function whole_numbers(ctx, dtype, blocks)
+  local n = blocks * 32
+  local codes, t, pair = data.random("u8", { n * 24 }, ctx.seed, "mma " .. dtype), tensor.new("i32", { n * 16 }), tensor.new(dtype, { 2 })
+  local c, word, sum = codes:ptr(), ffi.cast("int32_t *", pair.data), tensor.new("f32", { 1 })
+  for i = 0, n - 1 do
+    for j = 0, 7 do
+      pair:set(1, c[i * 24 + 2 * j] % 16 - 8)
+      pair:set(2, c[i * 24 + 2 * j + 1] % 16 - 8)
+      t:ptr()[i * 16 + j] = word[0]
+      sum:set(1, c[i * 24 + 16 + j] - 128)
+      t:ptr()[i * 16 + 8 + j] = ffi.cast("int32_t *", sum.data)[0]
+    end
+  end
+  return t
 end
 
 -- The kernel's `words` results on the device and in the emulator. more: arguments behind the output.
 local function both(kernel, launch, input, words, more)
   local emulator = require "spec.support.emulator"
   local expected = tensor.new("i32", { words })
-  local from, to = emulator.memory(input), emulator.memory(words * 4)
+  local from, to = emulator.memory(input), emulator.memory(expected)
   local extra = {}
   for i, v in ipairs(more) do extra[i] = ffi.istype(tensor.type, v) and emulator.memory(v) or v end
   local wrong = emulator.run(kernel, launch, from, to, unpack(extra))
@@ -52,7 +79,7 @@ local function compare(name, kernel, launch, inputs)
       return { status = "skipped", why = "build/libcuemu.so is not here: make build/libcuemu.so" }
     end
     local input, words, more = inputs(ctx)
-    local why = data.difference(both(kernel, launch, input, words, more))
+    local why = data.difference(both(kernel, launch, input, words, more or {}))
     if why then error(why, 0) end
     return { elements = words }
   end }
@@ -60,17 +87,25 @@ end
 
 local function correctness()
   local cases = {}
-  for i, name in ipairs(NUMBERS) do
-    cases[i] = compare(name, "nb_primitive_numbers", { grid = 4, block = 256 }, function(ctx)
-      local t, count = number_inputs(ctx, name)
+  local function add(...) cases[#cases + 1] = compare(...) end
+  for i, primitive in ipairs(NUMBERS) do
+    add(primitive[1], "nb_primitive_numbers", { grid = 4, block = 256 }, function(ctx)
+      local t, count = number_inputs(ctx, primitive[1], primitive[2])
       return t, count, { count, i - 1 }
     end)
   end
-  cases[#cases + 1] = compare("cp_async16, ldmatrix_x4", "nb_primitive_tile", { grid = 16, block = 32, shared = 512 }, function(ctx)
-    return data.random("i32", { 16 * 128 }, ctx.seed, "tile"), 16 * 128, {}
-  end)
-  cases[#cases + 1] = compare("load_acquire, add_release", "nb_primitive_turns", { grid = 64, block = 32 }, function(ctx)
+  add("cp_async16, cp_async16_if, cp_async16_once, ldmatrix_x4, shuffle_xor", "nb_primitive_tile", { grid = 16, block = 32, shared = 512 },
+    function(ctx) return data.random("i32", { 16 * 128 }, ctx.seed, "tile"), 16 * 128 end)
+  for i, dtype in ipairs { "f16", "bf16" } do
+    add("mma_" .. dtype, "nb_primitive_mma", { grid = 16, block = 32 }, function(ctx)
+      return whole_numbers(ctx, dtype, 16), 16 * 32 * 8, { i - 1 }
+    end)
+  end
+  add("load_acquire, add_release", "nb_primitive_turns", { grid = 64, block = 32 }, function(ctx)
     return data.random("i32", { 64 }, ctx.seed, "turns"), 64, { tensor.new("i32", { 1 }) }
+  end)
+  add("add_in_turn, load_far, atomic_max", "nb_primitive_last", { grid = 64, block = 32, shared = 128 }, function(ctx)
+    return data.random("f32", { 64 * 128 }, ctx.seed, "last"), 129, { tensor.new("f32", { 64 * 128 }), tensor.new("i32", { 1 }) }
   end)
   return cases
 end

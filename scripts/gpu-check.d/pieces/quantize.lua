@@ -46,7 +46,7 @@ local function activation_case(what, o, dtype, m, k)
       local x = with_edges(data.random(dtype, { m, k }, ctx.seed, name))
       return { x = x, on_device = assert(cuda.to(x, "cuda")) }
     end,
-    device = function(i) return cuda.quantize_activations(i.on_device, what, o) end,
+    device = function(i) return marlin.quantize_activations(i.on_device, what, o) end,
     cpu = function(i) return marlin.quantize_activations(i.x, what, o) end,
   }
 end
@@ -106,7 +106,7 @@ local function activation_benchmark(what, m, k)
       local x, list = data.random("bf16", { m, k }, ctx.seed, name), {}
       for i = 1, copies do
         local there = assert(cuda.to(x, "cuda"))
-        list[i] = function() return assert(cuda.quantize_activations(there, what)) end
+        list[i] = function() return assert(marlin.quantize_activations(there, what)) end
       end
       return list
     end,

@@ -52,7 +52,7 @@ static int check_kind(const nb_marlin_weight *w) {
     return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 64", what, (long long)w->n);
   /* Kernels count 16-byte pieces of words in 32 bits, and tiles of 128 columns, of two blocks of rows. */
   if (w->k > INT32_MAX || w->n > (int64_t)MOST_TILES / 2 * COLUMNS ||
-      w->k / 16 * (w->n * w->bits / 8) > INT32_MAX)
+      w->k / 16 * (w->n * w->bits / 8) > INT32_MAX / 2)
     return nb_fail(NB_EUNSUPPORTED, "%s: a weight of K = %lld and N = %lld is more than a launch can count",
                    what, (long long)w->k, (long long)w->n);
   return NB_OK;

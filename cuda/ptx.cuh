@@ -86,6 +86,10 @@ NB_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 /* a * b + c, rounded once. */
 NB_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
+/* The larger of each pair of 16-bit halves, with signs and without: one instruction from sm_90 on. */
+NB_DEVICE uint32_t max_s16x2(uint32_t a, uint32_t b) { return __vmaxs2(a, b); }
+NB_DEVICE uint32_t max_u16x2(uint32_t a, uint32_t b) { return __vmaxu2(a, b); }
+
 /* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
 NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 /* *at becomes the larger of itself and v. */

@@ -58,69 +58,77 @@ static int notes_read(notes *out, const nb_tensor *t) {
 
 /* ---- launches ------------------------------------------------------------------------ */
 
+/* Vectors that a thread holds. */
+static int64_t held(const nb_tensor *w) {
+  return NB_QUANTIZE_HELD_BYTES / (NB_QUANTIZE_VECTOR * nb_elem_bytes(w->dtype));
+}
+static int64_t vectors_of(const nb_quantize_blocks *b) {
+  return b->rows * NB_CEIL((int64_t)b->columns, NB_QUANTIZE_VECTOR);
+}
+
 /* How blocks of rows x columns are shared out. */
 static int share_out(nb_quantize_blocks *b, const nb_tensor *w, const nb_tensor *codes, int64_t rows,
                      int64_t columns, const char *what) {
-  int64_t n = w->shape[0], k = w->shape[1];
+  int64_t n = w->shape[0], k = w->shape[1], most = INT32_MAX / (2 * NB_QUANTIZE_VECTOR);
   if (rows == 1 && columns > 0 && k % columns == 0) { /* nothing is cut: one long row */
     k *= n;
     n = NB_MIN(n, 1);
   }
   rows = NB_MIN(rows, n);
   columns = NB_MIN(columns, k);
-  int64_t vectors = rows * NB_CEIL(columns, NB_QUANTIZE_VECTOR), most = INT32_MAX / NB_QUANTIZE_VECTOR;
-  if (columns > most || rows > most || vectors > most)
-    return nb_fail(NB_EUNSUPPORTED, "%s: one scale for %lldx%lld weights is more than a launch can count",
-                   what, (long long)rows, (long long)columns);
+  int64_t per_row = columns ? NB_CEIL(k, columns) : 1, count = rows ? NB_CEIL(n, rows) * per_row : 0;
+  if (count > most || rows * NB_CEIL(columns, NB_QUANTIZE_VECTOR) > most)
+    return nb_fail(NB_EUNSUPPORTED,
+                   "%s: %lld scales, each for %lldx%lld weights, are more than a launch can count", what,
+                   (long long)count, (long long)rows, (long long)columns);
   *b = (nb_quantize_blocks){.n = n,
                             .k = k,
-                            .rows = rows,
-                            .columns = columns,
-                            .per_row = columns ? NB_CEIL(k, columns) : 1,
+                            .rows = (int32_t)rows,
+                            .columns = (int32_t)columns,
+                            .per_row = (int32_t)per_row,
+                            .count = (int32_t)count,
                             .vectors = k % NB_QUANTIZE_VECTOR == 0 && columns % NB_QUANTIZE_VECTOR == 0 &&
                                        aligned(w, 16) && aligned(codes, 8)};
-  b->count = rows ? NB_CEIL(n, rows) * b->per_row : 0;
-  int64_t held = NB_QUANTIZE_HELD_BYTES / (NB_QUANTIZE_VECTOR * nb_elem_bytes(w->dtype));
-  b->lanes = vectors > 1 ? 2 : 1;
-  while (b->lanes < 32 && b->lanes * held < vectors) b->lanes *= 2;
-  if (b->lanes * held < vectors) b->lanes = 0;
+  int64_t vectors = vectors_of(b);
+  b->lanes = vectors < 4 ? 1 : 2; /* two read 32 bytes side by side; one finds a scale for more weights */
+  while (b->lanes < 32 && b->lanes * held(w) < vectors) b->lanes *= 2;
+  if (b->lanes * held(w) < vectors) b->lanes = 0;
   return NB_OK;
 }
 
-/* nb_quantize_WHAT of this dtype over all blocks. A grid of what the device holds at once, at 64 registers a thread. */
-static int launch(const char *kind, const nb_tensor *w, const nb_quantize_blocks *b, void **arguments) {
+/* nb_quantize_KIND of w's dtype, of so many blocks or what the device holds of them at once, at 64 registers a
+ * thread. */
+static int launch(const char *kind, const nb_tensor *w, int64_t blocks, int64_t threads, void **arguments) {
   static const char *const names[] = {"f32", "bf16", "f16"};
   enum { RESIDENT = 1024 };
   nb_cuda_device *d;
   char kernel[64];
-  snprintf(kernel, sizeof kernel, "nb_quantize_%s_%s", kind, names[kernel_dtype(w->dtype)]);
-  int64_t held = NB_QUANTIZE_HELD_BYTES / (NB_QUANTIZE_VECTOR * nb_elem_bytes(w->dtype));
-  int64_t threads = NB_QUANTIZE_THREADS, teams = b->lanes ? threads / b->lanes : 1;
-  if (!b->lanes) { /* as many as hold a block, if there are */
-    int64_t wanted = NB_CEIL(b->rows * NB_CEIL(b->columns, NB_QUANTIZE_VECTOR), held);
-    threads = NB_MIN((int64_t)NB_QUANTIZE_MOST_THREADS, NB_CEIL(wanted, 32) * 32);
-  }
   int64_t most;
   int shared = (int)nb_quantize_shared((unsigned)threads);
+  snprintf(kernel, sizeof kernel, "nb_quantize_%s_%s", kind, names[kernel_dtype(w->dtype)]);
   NB_TRY(nb_cuda_use(&d, w->device));
   NB_TRY(nb_cuda_resident(&most, d, (int)(RESIDENT / threads), shared));
-  nb_launch at = {{(int32_t)NB_MIN(NB_CEIL(b->count, teams), most), 1, 1}, {(int32_t)threads, 1, 1}, shared};
+  nb_launch at = {{(int32_t)NB_MIN(blocks, most), 1, 1}, {(int32_t)threads, 1, 1}, shared};
   return nb_device_launch(w->device, kernel, &at, arguments);
+}
+
+static int launch_blocks(const char *kind, const nb_tensor *w, const nb_quantize_blocks *b,
+                         void **arguments) {
+  int64_t threads = NB_QUANTIZE_THREADS;
+  if (b->lanes) return launch(kind, w, NB_CEIL(b->count, threads / b->lanes), threads, arguments);
+  /* As many as hold a block, if there are. */
+  threads = NB_MIN((int64_t)NB_QUANTIZE_MOST_THREADS, NB_CEIL(NB_CEIL(vectors_of(b), held(w)), 32) * 32);
+  return launch(kind, w, b->count, threads, arguments);
 }
 
 /* The largest values of w into two words of the device; see nb_quantize_span. */
 static int launch_span(const nb_tensor *w, void *range, int signs, int skip_nan) {
-  int64_t numel = nb_tensor_numel(w), k = numel;
-  nb_tensor flat = *w;
-  flat.shape[0] = 1;
-  flat.shape[1] = k;
-  nb_quantize_blocks b;
-  NB_TRY(share_out(&b, &flat, &flat, 1, 1, "absmax"));
-  b.vectors = aligned(w, 16);
-  b.count = NB_CEIL(numel, NB_QUANTIZE_VECTOR);
+  int64_t numel = nb_tensor_numel(w);
+  int vectors = aligned(w, 16);
   const void *from = w->data;
-  void *arguments[] = {&from, &range, &numel, &b.vectors, &signs, &skip_nan};
-  return launch("span", w, &b, arguments);
+  void *arguments[] = {&from, &range, &numel, &vectors, &signs, &skip_nan};
+  return launch("span", w, NB_CEIL(numel, NB_QUANTIZE_VECTOR * NB_QUANTIZE_THREADS), NB_QUANTIZE_THREADS,
+                arguments);
 }
 
 /* ---- round to nearest ------------------------------------------------------------------ */
@@ -148,7 +156,7 @@ static int launch_rtn(nb_tensor *codes, const nb_tensor *scales, const nb_tensor
   if (q->per_tensor) NB_TRY(launch_span(w, range, 1, 0));
   const void *from = w->data, *to = codes->data, *s = scales->data, *z = zeros ? zeros->data : NULL;
   void *arguments[] = {&b, &options, &from, &to, &s, &z, &range, &failed};
-  return launch("rtn", w, &b, arguments);
+  return launch_blocks("rtn", w, &b, arguments);
 }
 
 int nb_device_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros, const nb_tensor *w,
@@ -194,13 +202,12 @@ int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tenso
   nb_quantize_float options = {.global = o->global,
                                .scale_dtype = kernel_dtype(scales->dtype),
                                .given = o->given != 0,
-                               .e2m1 = codes->dtype == NB_U8,
                                .vllm = o->rule == NB_FLOAT_VLLM,
                                .in_dtype = o->arithmetic == NB_ARITHMETIC_DTYPE};
   NB_TRY(notes_new(&noted, w->device));
   const void *from = w->data, *to = codes->data, *s = scales->data, *failed = noted.data;
   void *arguments[] = {&b, &options, &from, &to, &s, &failed};
-  int rc = launch("float", w, &b, arguments);
+  int rc = launch_blocks(codes->dtype == NB_U8 ? "e2m1" : "e4m3", w, &b, arguments);
   if (rc == NB_OK) rc = notes_read(&found, &noted);
   nb_tensor_release(&noted);
   return rc < 0 || !found.failed ? rc : fail_float(w, scales->dtype);
@@ -236,7 +243,7 @@ static int launch_act(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, nb_qu
   if (b.count == 0) return NB_OK;
   const void *from = x->data, *to = q->data, *s = scales->data;
   void *arguments[] = {&b, &o, &from, &to, &s};
-  return launch("act", x, &b, arguments);
+  return launch_blocks("act", x, &b, arguments);
 }
 
 int nb_device_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global) {

@@ -76,9 +76,11 @@ describe("the oracle: nibble on CUDA", function()
     r = assert(backends.select(with(base, { n = 11000 })))
     assert.same({ "dequantize_cuda", "pad N from 11000 to 11008" }, { r.backend, r.change })
     assert.equal("needs N of a multiple of 64, found 11000", r.rejected[1].reason)
-    r = assert(backends.select(with(base, { weight = weight { group = 16 } })))
-    assert.same({ "dequantize_cuda", "group 128 instead of 16" }, { r.backend, r.change })
-    assert.matches("takes the group sizes %-1, 32, 64, multiples of 128 or the whole K %(4096%), found 16", r.rejected[1].reason)
+    r = assert(backends.select(with(base, { weight = weight { group = -1, actorder = "group" } })))
+    assert.same({ "dequantize_cuda", "no act-order" }, { r.backend, r.change })
+    assert.equal("takes act-order with more than one group only", r.rejected[1].reason)
+    assert.equal("marlin_cuda", chosen(with(base, { weight = weight { group = 16, actorder = "group" } })))
+    assert.equal("dequantize_cuda", chosen(with(base, { weight = weight { bits = 3 } })))
     local _, msg = chosen(with(base, { dtype = "f32", packages = { cublaslt = false } }))
     assert.matches("marlin_cuda: takes input of f16 or bf16, found f32", msg)
     assert.matches("dequantize_cuda: needs the package cublaslt, which is not installed", msg)
@@ -91,5 +93,96 @@ describe("the oracle: nibble on CUDA", function()
       print(found and found.backend or msg) ]]
     assert.equal("dequantize_cuda", run(code))
     assert.matches("dequantize_cuda: needs the package cublaslt", (run(code, { NB_CUBLASLT = "/none" })))
+  end)
+end)
+
+describe("the oracle tells the truth:", function()
+  -- Layers of every form that could be asked for: the oracle's answer and the device function's, where they differ.
+  local grid = [[
+    local backends, gemm, cuda = nb.backends, nb.gemm, nb.cuda
+    local layers, taken, wrong = 0, 0, {}
+    local function accepts(q)
+      local w = q.weight
+      local groups, pf = w.group == -1 and 1 or math.ceil(q.k / w.group), math.floor(32 / w.bits)
+      local function there(dtype, ...)
+        local shape = { ... }
+        for i, size in ipairs(shape) do shape[i] = math.floor(size) end
+        return assert(cuda.new("cuda", dtype, shape))
+      end
+      local m = { type = (w.zero_points and "uint%d" or "uint%db%d"):format(w.bits, 2 ^ (w.bits - 1)), k = q.k, n = q.n,
+        words = there("i32", q.k / 16, q.n * w.bits / 2), scales = there(q.dtype, groups, q.n),
+        zeros = w.zero_points and there("i32", groups, q.n / pf) or nil }
+      if w.actorder then
+        local perm, g_idx = nb.tensor("i32", { q.k }), nb.tensor("i32", { q.k })
+        for i = 0, q.k - 1 do
+          perm:set(i + 1, q.k - 1 - i)
+          g_idx:set(i + 1, w.group > 0 and math.floor(i / w.group) or 0)
+        end
+        m.perm, m.sorted_g_idx = assert(perm:to "cuda"), assert(g_idx:to "cuda")
+      end
+      local ok, y, msg = pcall(gemm.marlin, there(q.dtype, 1, q.k), m)
+      if ok and y then assert(y:to "cpu") end
+      return ok and y ~= nil, ok and msg or y
+    end
+    local function ask(q)
+      layers = layers + 1
+      local said, why = backends.select(q, { change = false })
+      local does, msg = accepts(q)
+      taken = taken + (does and 1 or 0)
+      if (said ~= nil) ~= does then
+        local w = q.weight
+        wrong[#wrong + 1] = ("%d bits, group %d, zero-points %s, act-order %s, k %d, n %d, %s: the oracle says %s, the device %s"):format(w.bits,
+          w.group, tostring(w.zero_points), tostring(w.actorder), q.k, q.n, q.dtype, said and "yes" or why, does and "yes" or msg)
+      end
+    end
+    local function layer(o)
+      local weight = { type = "int", bits = o.bits or 4, zero_points = o.zeros or false, group = o.group or 64, actorder = o.actorder,
+        strategy = (o.group or 64) > 0 and "group" or "channel" }
+      ask { consumer = "nibble", backend = "marlin_cuda", kind = "linear", device = "cuda", weight = weight, dtype = o.dtype or "f16",
+        k = o.k or 256, n = o.n or 128 }
+    end
+    for _, bits in ipairs { 2, 3, 4, 8 } do
+      for _, zeros in ipairs { false, true } do
+        for _, dtype in ipairs { "f16", "bf16", "f32" } do layer { bits = bits, zeros = zeros, dtype = dtype } end
+        for _, group in ipairs { -1, 16, 32, 64, 128 } do layer { bits = bits, zeros = zeros, group = group, k = 128 } end
+      end
+    end
+    for _, k in ipairs { 8, 16, 32, 48, 64, 80, 96, 100, 128, 384, 512 } do
+      for _, group in ipairs { -1, 16, 32, 48, 64, 96, 128, 256, 384, 512 } do
+        if group >= k or k % group == 0 then layer { k = k, group = group } end -- there are no other layers
+      end
+    end
+    for _, n in ipairs { 8, 32, 64, 72, 96, 128, 192, 200 } do layer { n = n } layer { n = n, zeros = true, bits = 8 } end
+    for _, group in ipairs { -1, 16, 32, 64, 128, 256 } do
+      for _, bits in ipairs { 4, 8 } do layer { group = group, actorder = "group", bits = bits } end
+    end
+    print(#wrong == 0 and layers > 150 and taken > 50 and layers - taken > 30 and "true" or table.concat(wrong, "\n") ..
+      ("\n%d of %d layers, %d are taken"):format(#wrong, layers, taken)) ]]
+
+  it("marlin_cuda takes what gemm.marlin takes on the device, and nothing else", function()
+    assert.equal("true", run(grid))
+  end)
+
+  it("dequantize_cuda takes every scheme without activations, and the device dequantizes it as the CPU does", function()
+    local out = run [[
+      local w, schemes, seen = nb.tensor("f32", { 32, 256 }), require "nibble.scheme_presets", 0
+      for i = 1, w:numel() do w:set(i, math.sin(i * 78.233) / 8) end
+      for _, name in ipairs(schemes.names()) do
+        local q = w:quantize { scheme = name }
+        local said = q and nb.backends.select({ consumer = "nibble", backend = "dequantize_cuda", kind = "linear", device = "cuda",
+          weight = { type = q.scheme.type, bits = q.scheme.bits, group = q.scheme.group, symmetric = q.scheme.symmetric,
+            strategy = q.scheme.strategy, block = q.scheme.block }, k = 256, n = 32 }, { change = false })
+        if q and (not said or not q:to("cuda"):dequantize():to("cpu"):equal(q:dequantize())) then print(name) end
+        seen = seen + (q and 1 or 0)
+      end
+      print(seen > 8) ]]
+    assert.equal("true", out)
+  end)
+
+  it("a device that is too old takes nothing", function()
+    assert.matches("needs SM 80 or above, found SM 75", (run([[
+      print((select(2, nb.backends.select { consumer = "nibble", kind = "linear", device = "cuda", k = 256, n = 128,
+        weight = { type = "int", bits = 4, group = 64 } })))
+      print((select(2, nb.cuda.new("cuda", "f16", { 1, 256 })))) ]], { NB_EMU_SM = 75 })))
   end)
 end)

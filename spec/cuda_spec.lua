@@ -222,12 +222,15 @@ describe("cuda: in the session", function()
 
   it("what wants the computer's memory says how to get there; methods are described", function()
     local out = run [[
-      local t = nb.tensor("f32", { 2, 2 })
-      local d = t:to "cuda"
-      for _, f in ipairs { function() nb.compare(t, d) end, function() nb.stats.of(d) end,
-        function() require("nibble.repl.plot").hist(d) end, function() d:nothing() end } do
+      local t, plot = nb.tensor("f32", { 2, 2 }), require "nibble.repl.plot"
+      local q = nb.tensor("f32", { 32, 64 }):fill(1):quantize { scheme = "W4A16", group = 32 }
+      local d, far = t:to "cuda", q:to "cuda"
+      for _, f in ipairs { function() nb.compare(t, d) end, function() nb.stats.of(d) end, function() plot.hist(d) end,
+        function() nb.compare(far, q) end, function() plot.error(q, far) end, function() plot.hist(far) end,
+        function() q:equal(far) end, function() d:nothing() end } do
         print((select(2, pcall(f))))
       end
+      print(far)
       local help = require "nibble.repl.help"
       for name in pairs(nb.cuda.methods) do print(help.about("d." .. name, { d = d }):match "^t:[a-z]+%(" ~= nil) end
       for name, f in pairs(nb.cuda) do
@@ -235,9 +238,11 @@ describe("cuda: in the session", function()
       end ]]
     local lines = {}
     for line in out:gmatch "[^\n]+" do lines[#lines + 1] = line end
-    for i = 1, 3 do assert.matches('expected a tensor.* one on cuda:0; t:to "cpu" gives a copy', lines[i]) end
-    assert.matches('a tensor has no method "nothing"', lines[4])
-    assert.equal(("true "):rep(#lines - 4), table.concat(lines, " ", 5) .. " ")
+    for i = 1, 6 do assert.matches('expected a tensor.* one on cuda:0; t:to "cpu" gives a copy', lines[i]) end
+    assert.matches('weight in the computer.s memory, found one on cuda:0; t:to "cpu" gives a copy', lines[7])
+    assert.matches('a tensor has no method "nothing"', lines[8])
+    assert.matches("^quantized %[32×64%]  W4A16 g32 sym  scales [a-z0-9]+  on cuda:0$", lines[9])
+    assert.equal(("true "):rep(#lines - 9), table.concat(lines, " ", 10) .. " ")
   end)
 end)
 

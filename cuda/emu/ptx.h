@@ -72,6 +72,15 @@ inline void ldmatrix_x4(uint32_t *r, shared<const uint4> row) {
 inline float mul_rn(float a, float b) { return a * b; }
 inline float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
 
+inline uint32_t max_s16x2(uint32_t a, uint32_t b) {
+  int16_t low = (int16_t)a, high = (int16_t)(a >> 16), low_b = (int16_t)b, high_b = (int16_t)(b >> 16);
+  return (uint16_t)(low > low_b ? low : low_b) | (uint32_t)(uint16_t)(high > high_b ? high : high_b) << 16;
+}
+inline uint32_t max_u16x2(uint32_t a, uint32_t b) {
+  uint32_t low = a & 0xffff, high = a >> 16, low_b = b & 0xffff, high_b = b >> 16;
+  return (low > low_b ? low : low_b) | (high > high_b ? high : high_b) << 16;
+}
+
 inline uint32_t shuffle_xor(uint32_t v, int mask) {
   struct lane {
     uint32_t v;

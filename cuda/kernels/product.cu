@@ -1,4 +1,4 @@
-/* product.cu - y = x W for up to 128 rows of x, and W of 4 or 8 bits in Marlin's layout (core/layout/marlin.c), as
+/* product.cu - y = x W for few rows of x, and W of 4 or 8 bits in Marlin's layout (core/layout/marlin.c), as
  * nb_marlin_gemm on the CPU has it (SYSTEMS MRL-51).
  *
  * y is cut into tiles of 128 columns and k into stages; the blocks share the (tile, stage) pairs evenly, in order, so
@@ -142,9 +142,10 @@ template <class S> NB_DEVICE void run(job j) {
 
 /* x [m,k], words [k/16, n*BITS/2], scales [k/group, n] in Marlin's order, all in the kernel's 16-bit floats; zeros
  * words [k/group, n*BITS/32] or null; bias [n] or null, in Marlin's order -> y [m,outputs] = x W * factor + bias.
- * parts: room for two nb_product_part(m blocks) to a block; arrived: 0 for each tile, and so again at the end.
- * m at most 16 M_BLOCKS, k a multiple of 16 and n of 64, group k, 32, 64 or a multiple of 128 that divides k; x, words,
- * scales and zeros aligned to 16 bytes, y to 4. needless: null, or not 0: then nothing is done. */
+ * blockIdx.y has 16 M_BLOCKS rows of x. parts: room for two nb_product_part(M_BLOCKS) to a block; arrived: 0 for each
+ * tile of each blockIdx.y, and so again at the end. needless: null, or not 0: then nothing is done.
+ * k a multiple of 16 and n of 64, outputs even, group k, 32, 64 or a multiple of 128 that divides k; all in 2^30 pieces
+ * of 16 bytes, aligned to them, y to 4. */
 #define NB_PRODUCT(NUMBER, BITS, M_BLOCKS, ROWS) \
   extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, nb_product_resident(M_BLOCKS, BITS)) \
       nb_product_##NUMBER##_w##BITS##_m##ROWS( \

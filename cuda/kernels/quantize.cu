@@ -94,13 +94,13 @@ template <int DTYPE> struct rtn {
     else if (me == 0) atomic_max(failed, ~(uint64_t)0);
   }
 
-  NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
+  template <bool QUICK> NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
     const uint32_t base = ((uint32_t)g.offset - WHOLE_BITS) * 0x01010101u;
     float x[VECTOR];
     uint32_t c[VECTOR];
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) x[i] = w[i];
-    divide<VECTOR>(x, g.scale);
+    divide<DTYPE, VECTOR, false, QUICK>(x, g.scale);
     if (o.in_dtype) {
       round_all<DTYPE, VECTOR>(x);
 #pragma unroll
@@ -109,7 +109,7 @@ template <int DTYPE> struct rtn {
     }
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) {
-      x[i] = smaller(larger(x[i], g.lo), g.hi);
+      x[i] = fminf(fmaxf(x[i], g.lo), g.hi);
       c[i] = bits_of_float(x[i] + WHOLE);
     }
     return join(bytes_of(c) + base, bytes_of(c + 4) + base);
@@ -141,13 +141,13 @@ RTN_KERNEL(nb_quantize_rtn_f16, NB_KERNEL_F16)
 
 /* Looks at `count` weights: range[0] and [1], 0 before, become the largest positive one's bits and the most negative
  * one's magnitude, or without signs range[0] alone the larger of them; with skip_nan NaN is nothing. */
-template <int DTYPE>
-NB_DEVICE void span_of(global<const uint8_t> w, global<uint32_t> range, int64_t count, int vectors, int signs,
-                       int skip_nan) {
+template <int DTYPE, bool SKIP_NAN>
+NB_DEVICE void span_of(global<const uint8_t> w, global<uint32_t> range, int64_t count, int vectors,
+                       int signs) {
   constexpr int HELD = eight<DTYPE>::HELD;
   const int64_t threads = (int64_t)gridDim.x * blockDim.x,
                 me = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  span s = {0, 0};
+  look<DTYPE, SKIP_NAN> all;
   for (int64_t at = me * VECTOR; at < count; at += threads * VECTOR * HELD) {
     eight<DTYPE> held[HELD];
 #pragma unroll
@@ -157,19 +157,20 @@ NB_DEVICE void span_of(global<const uint8_t> w, global<uint32_t> range, int64_t 
       else held[j].load_some(w, from, (int)smaller((int64_t)VECTOR, count - from));
     }
 #pragma unroll
-    for (int j = 0; j < HELD; j++) look(s, held[j], skip_nan != 0);
+    for (int j = 0; j < HELD; j++) all.at(held[j]);
   }
-  s = largest(s, 32, 0);
+  const span s = largest(all.seen(), 32, 0);
   if (threadIdx.x % 32) return;
   atomic_max(range, signs ? s.pos : larger(s.pos, s.neg));
   if (signs) atomic_max(range + 1, s.neg);
 }
 
 #define SPAN_KERNEL(name, dtype) \
-  extern "C" __global__ void __launch_bounds__(NB_QUANTIZE_THREADS) \
+  extern "C" __global__ void __launch_bounds__(NB_QUANTIZE_THREADS, 4) \
       name(global<const uint8_t> w, global<uint32_t> range, int64_t count, int vectors, int signs, \
            int skip_nan) { \
-    span_of<dtype>(w, range, count, vectors, signs, skip_nan); \
+    if (skip_nan) span_of<dtype, true>(w, range, count, vectors, signs); \
+    else span_of<dtype, false>(w, range, count, vectors, signs); \
   }
 SPAN_KERNEL(nb_quantize_span_f32, NB_KERNEL_F32)
 SPAN_KERNEL(nb_quantize_span_bf16, NB_KERNEL_BF16)

@@ -22,6 +22,12 @@ template <int DTYPE> struct eight {
     uint32_t h = word[i / 2 % WORDS] >> i % 2 * 16 & 0xffffu;
     return float_of_half((uint16_t)h, DTYPE);
   }
+  /* The four bytes with the signs of weights i to i + 3 on top. */
+  NB_DEVICE uint32_t tops(int i) const {
+    if (DTYPE != NB_KERNEL_F32) return pick_bytes(word[i / 2 % WORDS], word[(i / 2 + 1) % WORDS], 0x7531);
+    return pick_bytes(pick_bytes(word[i % WORDS], word[(i + 1) % WORDS], 0x73),
+                      pick_bytes(word[(i + 2) % WORDS], word[(i + 3) % WORDS], 0x73), 0x5410);
+  }
   NB_DEVICE void clear() {
 #pragma unroll
     for (int j = 0; j < WORDS; j++) word[j] = 0;
@@ -29,7 +35,7 @@ template <int DTYPE> struct eight {
   NB_DEVICE void load(global<const uint8_t> w, int64_t at) {
 #pragma unroll
     for (int j = 0; j < WORDS / 4; j++) {
-      uint4 v = cast<const uint4>(w)[at * BYTES / 16 + j];
+      uint4 v = cast<const uint4>(w)[(at * BYTES >> 4) + j];
       word[4 * j] = v.x, word[4 * j + 1] = v.y, word[4 * j + 2] = v.z, word[4 * j + 3] = v.w;
     }
   }
@@ -46,21 +52,42 @@ template <int DTYPE> struct eight {
 };
 
 /* The largest positive value's bits and the most negative one's magnitude; 0: there is none. Floats order as whole
- * numbers do, without their sign; Inf and NaN come last. */
+ * numbers do, without their sign; Inf and NaN come last. While looking pos is a number with a sign and neg one without,
+ * so that any negative is larger than all others. */
 struct span {
   uint32_t pos, neg;
 };
 
-/* While looking: pos as a signed number, neg the largest bits as an unsigned one, sign included. */
-template <int DTYPE> NB_DEVICE void look(span &s, const eight<DTYPE> &v, bool skip_nan) {
+/* The same of a thread's vectors, in the weights' own bits: of 16 a pair at a time. */
+template <int DTYPE, bool SKIP_NAN> struct look {
+  uint32_t pos = 0, neg = 0;
+
+  NB_DEVICE void at(const eight<DTYPE> &v) {
+    if (DTYPE == NB_KERNEL_F32 || SKIP_NAN) {
 #pragma unroll
-  for (int i = 0; i < VECTOR; i++) {
-    float x = v[i];
-    if (skip_nan && x != x) continue;
-    s.pos = (uint32_t)larger((int)s.pos, (int)bits_of_float(x));
-    s.neg = larger(s.neg, bits_of_float(x));
+      for (int i = 0; i < VECTOR; i++) {
+        const float x = v[i];
+        const uint32_t bits = SKIP_NAN && x != x ? 0 : bits_of_float(x);
+        pos = (uint32_t)larger((int)pos, (int)bits);
+        neg = larger(neg, bits);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < eight<DTYPE>::WORDS; j++) {
+        pos = max_s16x2(pos, v.word[j]);
+        neg = max_u16x2(neg, v.word[j]);
+      }
+    }
   }
-}
+  NB_DEVICE span seen() const {
+    if (DTYPE == NB_KERNEL_F32 || SKIP_NAN) return {pos, neg};
+    const uint32_t p = larger(pos & 0xffffu, pos >> 16), n = larger(neg & 0xffffu, neg >> 16);
+    /* NaN as float32 has it, which conversions may change; the sign stays. */
+    const float above = float_of_half((uint16_t)p, DTYPE),
+                below = float_of_half((uint16_t)(n & 0x7fffu), DTYPE);
+    return {magnitude_of(above), magnitude_of(below) | (n & 0x8000u) << 16};
+  }
+};
 
 /* Of all lanes that share a block; after it neg is a magnitude. Two halves of shared memory take turns, so that one
  * meeting is enough. */
@@ -89,15 +116,18 @@ NB_DEVICE span largest(span s, int lanes, int round) {
 
 /* Where this thread stands among all teams of the grid. */
 struct team {
-  int lane, lanes;
-  int64_t index, count;
+  int lane, lanes, index, count;
 };
 NB_DEVICE team team_of(int lanes) {
-  if (!lanes) return {(int)threadIdx.x, (int)blockDim.x, blockIdx.x, gridDim.x};
+  if (!lanes) return {(int)threadIdx.x, (int)blockDim.x, (int)blockIdx.x, (int)gridDim.x};
   const int each = (int)blockDim.x / lanes;
-  return {(int)threadIdx.x % lanes, lanes, (int64_t)blockIdx.x * each + (int)threadIdx.x / lanes,
-          (int64_t)gridDim.x * each};
+  return {(int)threadIdx.x % lanes, lanes, (int)blockIdx.x * each + (int)threadIdx.x / lanes,
+          (int)gridDim.x * each};
 }
+
+/* Ways through a weight: one long row of whole vectors, which takes no division; rows of whole vectors; weight by
+ * weight, where rows are something else. */
+enum { ROW, ROWS, SINGLES };
 
 /* A block of the weight, in vectors row after row; none beyond the last block. */
 struct block {
@@ -105,12 +135,14 @@ struct block {
   int columns, in_row; /* in_row: vectors of a row, the last of which may be cut */
   int vectors;
 };
-NB_DEVICE block block_of(const nb_quantize_blocks &b, int64_t i) {
+template <int WAY> NB_DEVICE block block_of(const nb_quantize_blocks &b, int i) {
   if (i >= b.count) return {0, 0, 0, 0};
-  const int64_t row = i / b.per_row * b.rows, column = i % b.per_row * b.columns;
-  const int columns = (int)smaller(b.columns, b.k - column), rows = (int)smaller(b.rows, b.n - row);
+  const int across = WAY == ROW ? i : i % b.per_row, down = WAY == ROW ? 0 : i / b.per_row;
+  const int64_t row = (int64_t)down * b.rows, column = (int64_t)across * b.columns;
+  const int columns = (int)smaller((int64_t)b.columns, b.k - column);
   const int in_row = (columns + VECTOR - 1) / VECTOR;
-  return {row * b.k + column, columns, in_row, rows * in_row};
+  return {row * b.k + column, columns, in_row,
+          WAY == ROW ? in_row : (int)smaller((int64_t)b.rows, b.n - row) * in_row};
 }
 
 /* The weights of one vector: where they begin, how many they are. */
@@ -118,66 +150,82 @@ struct piece {
   int64_t at;
   int count;
 };
-NB_DEVICE piece piece_of(const nb_quantize_blocks &b, const block &of, int v) {
+template <int WAY> NB_DEVICE piece piece_of(const nb_quantize_blocks &b, const block &of, int v) {
+  if (WAY == ROW) return {of.first + v * VECTOR, VECTOR};
   const int row = b.rows == 1 ? 0 : v / of.in_row, column = (v - row * of.in_row) * VECTOR;
   return {of.first + row * b.k + column, smaller((int)VECTOR, of.columns - column)};
 }
 
-template <int DTYPE>
-NB_DEVICE void load(eight<DTYPE> &v, const nb_quantize_blocks &b, global<const uint8_t> w, const piece &p) {
-  if (b.vectors) v.load(w, p.at);
-  else v.load_some(w, p.at, p.count);
+template <int WAY, int DTYPE> NB_DEVICE void load(eight<DTYPE> &v, global<const uint8_t> w, const piece &p) {
+  if (WAY == SINGLES) v.load_some(w, p.at, p.count);
+  else v.load(w, p.at);
 }
 
 /* Eight codes, one a byte. */
-NB_DEVICE void store(const nb_quantize_blocks &b, global<uint8_t> codes, const piece &p,
-                     uint64_t eight_codes) {
-  if (b.vectors) cast<uint64_t>(codes)[p.at / VECTOR] = eight_codes;
-  else
+template <int WAY> NB_DEVICE void store(global<uint8_t> codes, const piece &p, uint64_t eight_codes) {
+  if (WAY == SINGLES)
     for (int i = 0; i < p.count; i++) codes[p.at + i] = (uint8_t)(eight_codes >> 8 * i);
+  else cast<uint64_t>(codes)[p.at >> 3] = eight_codes;
 }
 
-/* METHOD: SKIP_NAN; grid, what codes are found with; make(grid, i, span, stores), false where block i can't be quantized:
- * the one lane that stores leaves the scale; codes(grid, weights). */
-template <int DTYPE, class METHOD>
-NB_DEVICE void quantize_blocks(const nb_quantize_blocks &b, global<const uint8_t> w, global<uint8_t> codes,
-                               const METHOD &method) {
-  constexpr int HELD = eight<DTYPE>::HELD;
+/* METHOD: SKIP_NAN; grid, what codes are found with, its scale a divisor; make(grid, i, span, stores), false where block i
+ * can't be quantized: the one lane that stores leaves the scale; codes<QUICK>(grid, weights), QUICK where scale.quick is
+ * known to be true. Blocks with a slow scale are read again, so that its long way is compiled only once. */
+template <int DTYPE, int WAY, class METHOD>
+NB_DEVICE void go(const nb_quantize_blocks &b, global<const uint8_t> w, global<uint8_t> codes,
+                  const METHOD &method) {
+  constexpr int HELD = WAY == SINGLES ? 1 : eight<DTYPE>::HELD;
   const team me = team_of(b.lanes);
   int round = 0;
-  for (int64_t first = 0; first < b.count; first += me.count, round++) { /* as often for all: they meet */
-    const block of = block_of(b, first + me.index);
+  for (int first = 0; first < b.count; first += me.count, round++) { /* as often for all: they meet */
+    const int i = first + me.index;
+    const block of = block_of<WAY>(b, i);
     eight<DTYPE> held[HELD], more;
-    span s = {0, 0};
+    look<DTYPE, METHOD::SKIP_NAN> all;
 #pragma unroll
     for (int j = 0; j < HELD; j++) {
+      const int v = me.lane + j * me.lanes;
       held[j].clear();
-      const int v = me.lane + j * me.lanes;
-      if (v < of.vectors) load(held[j], b, w, piece_of(b, of, v));
+      if (v < of.vectors) load<WAY>(held[j], w, piece_of<WAY>(b, of, v));
     }
 #pragma unroll
-    for (int j = 0; j < HELD; j++) look(s, held[j], METHOD::SKIP_NAN);
+    for (int j = 0; j < HELD; j++) all.at(held[j]);
     for (int v = me.lane + HELD * me.lanes; v < of.vectors; v += me.lanes) {
-      load(more, b, w, piece_of(b, of, v));
-      look(s, more, METHOD::SKIP_NAN);
+      load<WAY>(more, w, piece_of<WAY>(b, of, v));
+      all.at(more);
     }
-    s = largest(s, b.lanes, round);
+    const span s = largest(all.seen(), b.lanes, round);
     typename METHOD::grid g;
-    if (first + me.index >= b.count || !method.make(g, first + me.index, s, me.lane == 0)) continue;
+    if (i >= b.count || !method.make(g, i, s, me.lane == 0)) continue;
+    int v = me.lane;
+    if (g.scale.quick) {
 #pragma unroll
-    for (int j = 0; j < HELD; j++) {
-      const int v = me.lane + j * me.lanes;
-      if (v < of.vectors) store(b, codes, piece_of(b, of, v), method.codes(g, held[j]));
+      for (int j = 0; j < HELD; j++, v += me.lanes)
+        if (v < of.vectors)
+          store<WAY>(codes, piece_of<WAY>(b, of, v), method.template codes<true>(g, held[j]));
     }
-    for (int v = me.lane + HELD * me.lanes; v < of.vectors; v += me.lanes) {
-      const piece p = piece_of(b, of, v);
-      load(more, b, w, p);
-      store(b, codes, p, method.codes(g, more));
+    for (; v < of.vectors; v += me.lanes) {
+      const piece p = piece_of<WAY>(b, of, v);
+      load<WAY>(more, w, p);
+      store<WAY>(codes, p, method.template codes<false>(g, more));
     }
   }
 }
 
-/* Four numbers below 256 as bytes. */
+template <int DTYPE, class METHOD>
+NB_DEVICE void quantize_blocks(const nb_quantize_blocks &b, global<const uint8_t> w, global<uint8_t> codes,
+                               const METHOD &method) {
+  if (!b.vectors) go<DTYPE, SINGLES>(b, w, codes, method);
+  else if (b.n == 1) go<DTYPE, ROW>(b, w, codes, method);
+  else go<DTYPE, ROWS>(b, w, codes, method);
+}
+
+/* Four numbers as bytes; of what exceeds them the sum is the caller's affair. */
 NB_DEVICE uint32_t bytes_of(const uint32_t *c) { return c[0] + (c[1] << 8) + (c[2] << 16) + (c[3] << 24); }
+/* The four bytes with their signs on top. */
+NB_DEVICE uint32_t tops_of(const float *x) {
+  return pick_bytes(pick_bytes(bits_of_float(x[0]), bits_of_float(x[1]), 0x73),
+                    pick_bytes(bits_of_float(x[2]), bits_of_float(x[3]), 0x73), 0x5410);
+}
 NB_DEVICE uint64_t join(uint32_t low, uint32_t high) { return low | (uint64_t)high << 32; }
 #endif

@@ -13,8 +13,8 @@ enum {
 
 /* A weight [n,k] and its blocks of rows x columns, each with one scale; the last of a row or column may be cut. */
 typedef struct nb_quantize_blocks {
-  int64_t n, k, rows, columns;
-  int64_t per_row, count; /* blocks side by side; all of them */
+  int64_t n, k;
+  int32_t rows, columns, per_row, count; /* per_row: blocks side by side; count: all of them */
   int32_t lanes;   /* that share a block: a power of two up to 32; 0: all threads of their CUDA block do */
   int32_t vectors; /* 1: columns are whole vectors and everything is aligned; 0: weight by weight */
 } nb_quantize_blocks;
@@ -29,7 +29,7 @@ typedef struct nb_quantize_rtn {
 /* Onto small floats: nb_float_options, and how scales are made. */
 typedef struct nb_quantize_float {
   float global;
-  int32_t scale_dtype, given, e2m1, vllm;
+  int32_t scale_dtype, given, vllm;
   int32_t in_dtype; /* absmax and scale rounded to the weight's dtype */
 } nb_quantize_float;
 

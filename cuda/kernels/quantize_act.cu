@@ -3,7 +3,7 @@
 #include "quantize.cuh"
 
 struct act_grid {
-  divisor scale;
+  divisor scale; /* with int8 or one that is there, a factor */
 };
 
 template <int DTYPE> struct act {
@@ -15,11 +15,11 @@ template <int DTYPE> struct act {
   NB_DEVICE bool make(grid &g, int64_t i, span s, bool stores) const {
     float absmax = float_of_bits(larger(s.pos, s.neg));
     if (o.fixed) { /* as one factor */
-      g.scale = {1 / scales[0], 0, false};
+      g.scale = {1 / scales[0], 0, true};
     } else if (o.int8) {
       absmax = larger(absmax, 1e-10f);
       if (stores) scales[i] = mul_rn(absmax / 127.0f, o.global);
-      g.scale = {127.0f / absmax, 0, false};
+      g.scale = {127.0f / absmax, 0, true};
     } else {
       const float by = larger(absmax / 448.0f, 1.0f / (448.0f * 512.0f));
       if (stores) scales[i] = by;
@@ -28,7 +28,7 @@ template <int DTYPE> struct act {
     return true;
   }
 
-  NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
+  template <bool QUICK> NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
     float x[VECTOR];
     uint32_t c[VECTOR];
 #pragma unroll
@@ -36,7 +36,7 @@ template <int DTYPE> struct act {
     if (o.fixed || o.int8) {
 #pragma unroll
       for (int i = 0; i < VECTOR; i++) x[i] = mul_rn(x[i], g.scale.by);
-    } else divide<VECTOR>(x, g.scale);
+    } else divide<DTYPE, VECTOR, true, QUICK>(x, g.scale);
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) /* NaN becomes the largest */
       if (o.int8) c[i] = (uint32_t)(int)fmaxf(-127.0f, fminf(roundf(x[i]), 127.0f)) & 0xffu;

@@ -7,14 +7,14 @@ struct float_grid {
   divisor scale;
 };
 
-template <int DTYPE> struct small_float {
+template <int DTYPE, bool E2M1> struct onto {
   static constexpr bool SKIP_NAN = false;
   typedef float_grid grid;
   const nb_quantize_float &o;
   global<uint8_t> scales;
   global<uint64_t> failed;
 
-  NB_DEVICE bool multiplies() const { return o.vllm && o.scale_dtype == NB_KERNEL_E4M3; }
+  NB_DEVICE bool multiplies() const { return E2M1 && o.vllm && o.scale_dtype == NB_KERNEL_E4M3; }
 
   NB_DEVICE float given(int64_t i) const {
     if (o.scale_dtype == NB_KERNEL_E8M0) return e8m0_to_f32(scales[i]);
@@ -51,8 +51,8 @@ template <int DTYPE> struct small_float {
   /* MX: the exponent of the largest magnitude less that of the element's largest. By compressed-tensors' rule magnitudes
    * from 1.75 * 2^e up count as 2^(e+1); by vLLM's those beyond the element's largest do. */
   NB_DEVICE float e8m0_scale(uint32_t bits, int64_t i, bool stores) const {
-    const uint32_t nudge = !o.vllm ? 0x00200000u : o.e2m1 ? 0x003fffffu : 0x001fffffu;
-    const int e = (int)((bits + nudge) >> 23) - (o.e2m1 ? 2 : 8);
+    const uint32_t nudge = !o.vllm ? 0x00200000u : E2M1 ? 0x003fffffu : 0x001fffffu;
+    const int e = (int)((bits + nudge) >> 23) - (E2M1 ? 2 : 8);
     if (stores) scales[i] = (uint8_t)larger(e, 0);
     return e8m0_to_f32((uint32_t)larger(e, 0));
   }
@@ -72,7 +72,7 @@ template <int DTYPE> struct small_float {
     const bool fine = finite && (small || magnitude_of(by) != 0x7f800000u);
     if (!fine && stores) atomic_max(failed, (uint64_t)1);
     g.scale = divisor_of(by, absmax);
-    if (o.e2m1) g.scale.quick &= by <= 1; /* no quotient becomes 0 then, which would lose its sign */
+    if (E2M1) g.scale.quick &= by <= 1; /* no quotient becomes 0 then, which would lose its sign */
     return fine;
   }
 
@@ -83,39 +83,42 @@ template <int DTYPE> struct small_float {
     return q == q ? q : float_of_bits(sign | 0x7f7fffffu);
   }
 
-  NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
+  /* The codes of x[i] to x[i + 3]. Signs are the weights' own where no scale is negative and no sign lost. */
+  static NB_DEVICE uint32_t four(const eight<DTYPE> &w, const float *x, int i, bool own) {
+    uint32_t c[4], rest = (E2M1 ? e2m1::REST : e4m3::REST) * 0x01010101u;
+    for (int j = 0; j < 4; j++) c[j] = E2M1 ? e2m1::magnitude(x[i + j]) : e4m3::magnitude(x[i + j]);
+    const uint32_t tops = !E2M1 && own ? w.tops(i) : tops_of(x + i);
+    return bytes_of(c) - rest + (E2M1 ? tops >> 4 & 0x08080808u : tops & 0x80808080u);
+  }
+
+  template <bool QUICK> NB_DEVICE uint64_t codes(const grid &g, const eight<DTYPE> &w) const {
     float x[VECTOR];
-    uint32_t c[VECTOR];
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) x[i] = w[i];
     if (multiplies()) {
 #pragma unroll
-      for (int i = 0; i < VECTOR; i++) x[i] = mul_rn(x[i], g.scale.by);
-    } else divide<VECTOR>(x, g.scale);
-    if (!g.scale.quick) {
+      for (int i = 0; i < VECTOR; i++) x[i] = mul_rn(x[i], g.scale.by) + 0.0f; /* -0 becomes 0 */
+    } else divide<DTYPE, VECTOR, !E2M1 && !QUICK, QUICK>(x, g.scale);
+    if (!QUICK && !g.scale.quick) {
 #pragma unroll
       for (int i = 0; i < VECTOR; i++) x[i] = number(x[i], g.scale.by);
     }
-    if (o.e2m1) {
-#pragma unroll
-      for (int i = 0; i < VECTOR; i++) c[i] = e2m1_of(x[i]);
-    } else {
-      if (o.in_dtype && o.scale_dtype < NB_KERNEL_E4M3) round_all<DTYPE, VECTOR>(x);
-#pragma unroll
-      for (int i = 0; i < VECTOR; i++) c[i] = e4m3_of(x[i]);
-    }
-    return join(bytes_of(c), bytes_of(c + 4));
+    if (!E2M1 && o.in_dtype && o.scale_dtype < NB_KERNEL_E4M3) round_all<DTYPE, VECTOR>(x);
+    return join(four(w, x, 0, QUICK), four(w, x, 4, QUICK));
   }
 };
 
-/* Codes e4m3 or (o.e2m1) u8 [n,k] and scales, one a block, from w. failed: 0, or not where a weight isn't finite or a
+/* Codes e4m3, or e2m1 in u8, [n,k] and scales, one a block, from w. failed: 0, or not where a weight isn't finite or a
  * scale is too large for its dtype. Shared memory: nb_quantize_shared. */
-#define FLOAT_KERNEL(name, dtype) \
+#define FLOAT_KERNEL(name, dtype, e2m1) \
   extern "C" __global__ void __launch_bounds__(NB_QUANTIZE_MOST_THREADS, 2) \
       name(nb_quantize_blocks b, nb_quantize_float o, global<const uint8_t> w, global<uint8_t> codes, \
            global<uint8_t> scales, global<uint64_t> failed) { \
-    quantize_blocks<dtype>(b, w, codes, small_float<dtype>{o, scales, failed}); \
+    quantize_blocks<dtype>(b, w, codes, onto<dtype, e2m1>{o, scales, failed}); \
   }
-FLOAT_KERNEL(nb_quantize_float_f32, NB_KERNEL_F32)
-FLOAT_KERNEL(nb_quantize_float_bf16, NB_KERNEL_BF16)
-FLOAT_KERNEL(nb_quantize_float_f16, NB_KERNEL_F16)
+FLOAT_KERNEL(nb_quantize_e4m3_f32, NB_KERNEL_F32, false)
+FLOAT_KERNEL(nb_quantize_e4m3_bf16, NB_KERNEL_BF16, false)
+FLOAT_KERNEL(nb_quantize_e4m3_f16, NB_KERNEL_F16, false)
+FLOAT_KERNEL(nb_quantize_e2m1_f32, NB_KERNEL_F32, true)
+FLOAT_KERNEL(nb_quantize_e2m1_bf16, NB_KERNEL_BF16, true)
+FLOAT_KERNEL(nb_quantize_e2m1_f16, NB_KERNEL_F16, true)

@@ -153,6 +153,11 @@ end
 -- first part that differs. Numbers count, not their storage: scales of two dtypes may be equal, and a
 -- symmetric weight equals one whose stored zero-points are all 2^(bits-1).
 function methods.equal(q, o)
+  for _, x in ipairs { q, o } do
+    if not ffi.istype(tensor.type, x.codes) then
+      error("equal: expected a quantized weight in the computer's memory, found " .. tensor.found(x.codes), 2)
+    end
+  end
   if q.n ~= o.n or q.k ~= o.k then return false, "shape" end
   if q.scheme.type ~= o.scheme.type then return false, "type" end
   if q.scheme.bits ~= o.scheme.bits then return false, "bits" end
@@ -206,7 +211,9 @@ function methods.bytes(q)
 end
 
 function meta.__tostring(q)
-  return ("quantized [%d×%d]  %s  scales %s"):format(q.n, q.k, scheme.describe(q.scheme), q.scales:type())
+  local where = q.codes:where()
+  return ("quantized [%d×%d]  %s  scales %s%s"):format(q.n, q.k, scheme.describe(q.scheme), q.scales:type(),
+    where == "cpu" and "" or "  on " .. where)
 end
 
 M.methods = methods -- for completion

@@ -347,7 +347,7 @@ function methods.show(t) return require("nibble.show").corner(t) end
 -- that differ by a NaN or an infinity; they are in none of the sums.
 function M.compare(a, b)
   local function float(x)
-    if type(x) == "table" and x.dequantize then return x:dequantize() end
+    if type(x) == "table" and x.dequantize then x = x:dequantize() end
     if not ffi.istype(tensor_t, x) then error("compare: expected a tensor, found " .. M.found(x), 3) end
     return x
   end

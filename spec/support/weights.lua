@@ -30,9 +30,11 @@ function fill.tiny(next, _, least) return math.floor(next() * 40 - 20) * least e
 function fill.huge(next, _, _, largest) return (next() * 2 - 1) * largest * (next() < 0.2 and 1 or 1e-30) end
 function fill.positive(next) return next() * 3 end
 function fill.negative(next, at) return at % 8 < 6 and -next() or -1e-6 * next() end
+-- So small that f16 scales are subnormal numbers.
+function fill.faint(next) return (next() - 0.9) * 2e-6 end
 function fill.mixed(next) return (next() - 0.5) * 2 ^ math.floor(next() * 60 - 30) end
 
-M.kinds = { "sizes", "ties", "zeros", "tiny", "huge", "positive", "negative", "mixed" }
+M.kinds = { "sizes", "ties", "zeros", "tiny", "huge", "positive", "negative", "mixed", "faint" }
 local least = { f32 = 2 ^ -149, bf16 = 2 ^ -133, f16 = 2 ^ -24 }
 local largest = { f32 = 3.4e38, bf16 = 3.38e38, f16 = 65504 }
 

@@ -13,11 +13,11 @@ return {
     {
       name = "nibble linear on CUDA", kind = "linear", when = { { "platform", "cuda" } },
       rows = {
-        { name = "marlin_cuda", class = "nibble.methods.marlin_cuda", checks = {
+        { name = "marlin_cuda", class = "nibble.methods.marlin_cuda",
+          note = "more than 256 rows: the weights become floats, a panel at a time, for cuBLASLt where that is", checks = {
           cuda, { "kind_of_weight", "int" }, weight_only, { "bits", 4, 8 }, { "layout", "awq", "gptq", "compressed-tensors" },
           { "strategy", "group", "channel" }, { "input", "f16", "bf16" },
-          { "group", -1, 32, 64, multiples_of = 128, or_full = true }, { "group_in_rank" }, { "multiple", "k", 16 },
-          { "multiple", "n", 64 }, { "no_actorder" } } },
+          { "actorder_whole_k" }, { "actorder_in_groups" }, { "group_in_rank" }, { "multiple", "k", 16 }, { "multiple", "n", 64 } } },
         { name = "dequantize_cuda", class = "nibble.methods.dequantize_cuda", note = "decoded at every call", checks = {
           cuda, { "package", "cublaslt" }, weight_only, { "decodes" }, { "input", "f16", "bf16", "f32" } } },
         { name = "fp8", checks = absent "the product of FP8 weights and FP8 activations" },

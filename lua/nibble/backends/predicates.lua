@@ -167,6 +167,13 @@ M.actorder_whole_k = { stage = 4, says = function() return "act-order only with 
   end
 end }
 
+M.actorder_in_groups = { stage = 4, says = function() return "act-order only with groups" end, check = function(q)
+  local g = q.weight.group
+  if q.weight.actorder and (g == -1 or q.k_full and g >= q.k_full) then
+    return "takes act-order with more than one group only"
+  end
+end }
+
 -- Sorting by group and 8-bit input cannot go together: the repack kernel has no such case. (C-28, MRL-32)
 M.actorder_wide_input = { stage = 4, says = function() return "act-order only with 16-bit input" end,
   check = function(q)
@@ -235,19 +242,12 @@ M.narrow_input_type = { stage = 4, says = list_of "8-bit input with", check = fu
   end
 end }
 
--- {"group", 32, 64, multiples_of = 128, or_full = true}: these, multiples of 128, the whole K.
-local function groups_text(c, full)
-  local out = { join(c, 2, not (c.multiples_of or c.or_full) and "or" or nil) }
-  if c.multiples_of then out[#out + 1] = "multiples of " .. c.multiples_of end
-  if c.or_full then out[#out + 1] = full end
-  return join(out, 1, "or")
-end
-M.group = { stage = 4, says = function(c) return "groups " .. groups_text(c, "K") end,
+M.group = { stage = 4, says = function(c) return "groups " .. join(c, 2) .. (c.or_full and " or K" or "") end,
   check = function(q, c)
     local g = q.weight.group
-    local multiple = c.multiples_of and g > 0 and g % c.multiples_of == 0
-    if has(c, g, 2) or multiple or (c.or_full and q.k_full and g >= q.k_full) then return nil end
-    return ("takes the group sizes %s, found %d"):format(groups_text(c, ("the whole K (%s)"):format(tostring(q.k_full))), g)
+    if has(c, g, 2) or (c.or_full and g == q.k_full) then return nil end
+    return ("takes the group sizes %s%s, found %d"):format(join(c, 2, c.or_full and nil or "or"),
+      c.or_full and (" or the whole K (%s)"):format(tostring(q.k_full)) or "", g)
   end }
 
 M.group_by_input = { stage = 4, says = function(c)

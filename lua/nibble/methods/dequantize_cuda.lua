@@ -21,6 +21,7 @@ end
 
 --- method:create(L) -> true | nil, msg, code: what is refused, the oracle says why.
 function M:create(L)
+  if L.tp > 1 then return nil, ("layer %s: %s takes whole layers, found one of %d ranks"):format(L.name, M.name, L.tp), "eunsupported" end
   local weight = setmetatable({ format = self.config.format }, { __index = self.config.scheme })
   local ok, msg, code = backends.select({ consumer = "nibble", kind = "linear", device = "sm_" .. self.sm, backend = M.name,
     name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full }, { change = false })
@@ -35,6 +36,9 @@ function M:read(L, ck)
   if not q then return nil, msg, code end
   L.weight, msg, code = q:to(self.device)
   if not L.weight then return nil, msg, code end
+  for _, part in ipairs { "codes", "scales", "zeros" } do
+    if L.weight[part] then L:replace(part, L.weight[part]) end -- counted as the layer's
+  end
   return true
 end
 

@@ -14,7 +14,7 @@ M.__index = M
 
 --- new({format = "awq" | "gptq" | "gptq_v2" | "compressed-tensors", bits =, group =, zero_point =, actorder =},
 -- {on = "cuda"}) -> method | nil, msg, code
--- on: the device. format: whose parameters a layer is loaded from; v1 of GPTQ stores zero-points minus one. Without a device its sentence.
+-- on: the device. format: whose parameters a layer is loaded from; GPTQ's first stores zero-points minus one.
 function M.new(config, options)
   local device, msg, code = cuda.device(options and options.on or "cuda")
   if not device then return nil, msg, code end
@@ -53,8 +53,8 @@ end
 local forms = {
   awq = {
     register = function(L, c) awq.parameters(L, c) end,
-    parts = function(L)
-      return { words = L:get "qweight", order = "awq", scales = L:get "scales", zeros = L:get "qzeros" }
+    parts = function(L, c)
+      return { words = L:get "qweight", order = "awq", scales = L:get "scales", zeros = c.zero_point and L:get "qzeros" or nil }
     end,
   },
   gptq = {
@@ -101,7 +101,6 @@ function M:create(L)
   forms[self.config.format].register(L, self.config, groups)
   return true
 end
-
 
 --- method:process(L) -> true | nil, msg, code
 -- After loading: the words go to the device and are put into Marlin's order there; scales, zero-points and bias, a

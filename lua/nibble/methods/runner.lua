@@ -1,7 +1,7 @@
 -- methods.runner: a checkpoint's layers run through the systems' methods: each layer is made,
 -- loaded from the checkpoint's tensors, processed and applied as its method does it.
 --
--- Layers are kept processed while all of them fit into cache_bytes; otherwise they are made
+-- Layers are kept processed while all of them fit into cache_bytes (of each memory); otherwise they are made
 -- again at each pass, one at a time.
 local formats = require "nibble.formats"
 local layer = require "nibble.methods.layer"
@@ -20,7 +20,7 @@ local DEVICE_SHARE = 0.8
 -- through: "auto" or a method's name (methods.names). device: "cuda", …: layers that its methods take run and stay
 -- there. activations = false: weights only. options: given to every method's new().
 function M.new(ck, o)
-  local cache_bytes = o.cache_bytes
+  local room = { here = o.cache_bytes or 2 ^ 30 }
   if o.through ~= "auto" then
     local ok, msg, code = methods.get(o.through)
     if not ok then return nil, msg, code end
@@ -28,11 +28,11 @@ function M.new(ck, o)
   if o.device and o.device ~= "cpu" then
     local free, msg, code = require("nibble.cuda").memory(o.device)
     if not free then return nil, msg, code end
-    cache_bytes = cache_bytes or DEVICE_SHARE * free
+    room.there = o.cache_bytes or DEVICE_SHARE * free
   end
   local options = setmetatable({ on = o.device }, { __index = o.options })
   return setmetatable({ ck = ck, through = o.through, device = o.device, activations = o.activations ~= false,
-    left = cache_bytes or 2 ^ 30, options = options, plans = {}, ready = {}, counts = {} }, Runner)
+    room = room, options = options, plans = {}, ready = {}, counts = {} }, Runner)
 end
 
 -- ---- choosing a method -------------------------------------------------------------------
@@ -89,10 +89,10 @@ local function bytes_of(L)
   return total
 end
 
--- Keeps a processed layer where it fits.
+-- Keeps a processed layer where it fits: here, or on the device of its method.
 local function keep(self, name, L)
-  local bytes = bytes_of(L)
-  if bytes <= self.left then self.left, self.ready[name] = self.left - bytes, L end
+  local bytes, where = bytes_of(L), self.plans[name].method.device and "there" or "here"
+  if bytes <= self.room[where] then self.room[where], self.ready[name] = self.room[where] - bytes, L end
   return L
 end
 

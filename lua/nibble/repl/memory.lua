@@ -27,15 +27,18 @@ function M.bytes_of(v)
   return type(bytes) == "number" and bytes or nil
 end
 
+-- A shape, and the device where it lies on one.
+local function placed(shape, t)
+  local where = t:where()
+  return where == "cpu" and shape or shape .. "  on " .. where
+end
+
 -- The kind of a value and its shape, as text.
 local function kind_of(v)
-  if is_tensor(v) then
-    local shape, where = table.concat(v:size(), "×"), v:where()
-    return v:type(), where == "cpu" and shape or shape .. "  on " .. where
-  end
+  if is_tensor(v) then return v:type(), placed(table.concat(v:size(), "×"), v) end
   if type(v) == "cdata" then return tostring(ffi.typeof(v)):match "ctype<(.-)>" or "cdata", "" end
   if type(v) ~= "table" then return type(v), type(v) == "string" and #v .. " characters" or "" end
-  if rawget(v, "codes") and rawget(v, "scheme") then return "quantized", ("%d×%d"):format(v.n, v.k) end
+  if rawget(v, "codes") and rawget(v, "scheme") then return "quantized", placed(("%d×%d"):format(v.n, v.k), v.codes) end
   if rawget(v, "handle") then return "checkpoint", v.count .. " tensors" end
   local mt = getmetatable(v)
   if type(mt) == "table" and rawget(mt, "__tostring") then return "table", tostring(v):match "^[^\n]*" end

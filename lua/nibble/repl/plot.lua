@@ -45,8 +45,8 @@ local function is_quantized(x) return type(x) == "table" and x.codes ~= nil and 
 
 -- A tensor: itself, a quantized weight dequantized, a module's weight, an array of numbers.
 local function values_of(verb, x)
+  if is_quantized(x) then x = x:dequantize() end
   if is_tensor(x) then return x end
-  if is_quantized(x) then return x:dequantize() end
   if type(x) == "table" and x.checkpoint and x.name then return x.weight end
   if type(x) == "table" and type(x[1]) == "number" then return tensor.new("f64", { #x }, x) end
   error(("%s: expected a tensor, a quantized weight, a module or an array of numbers, found %s"):format(verb,

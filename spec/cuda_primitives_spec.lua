@@ -1,0 +1,141 @@
+-- cuda_primitives: ptx.cuh's primitives in the emulator (cuda/kernels/primitives.cu) against what they are defined as:
+-- numbers against the processor's casts and exact sums, the tensor cores' product against its definition.
+-- scripts/gpu-check holds a GPU to the same kernels.
+local ffi = require "ffi"
+local nb = require "nibble"
+local emulator = require "spec.support.emulator"
+local files = require "spec.support.files"
+
+local source = files.read "cuda/kernels/primitives.cu"
+
+local function bits_of(f) return tonumber(ffi.cast("uint32_t *", ffi.new("float[1]", f))[0]) end
+local function float_of(u) return tonumber(ffi.cast("float *", ffi.new("uint32_t[1]", u))[0]) end
+
+-- One number of 16 bits as the bits of a float, a float as one of 16 bits, by nibble's casts.
+local function widened(dtype, half)
+  local t = nb.tensor("u16", { 1 })
+  t:ptr()[0] = half
+  return t:as(dtype, { 1 }):cast("f32"):as("u32", { 1 }):ptr()[0]
+end
+local function wide(dtype, half) return float_of(widened(dtype, half)) end
+local function narrow(dtype, f)
+  local t = nb.tensor("f32", { 1 })
+  t:ptr()[0] = f
+  return t:cast(dtype):as("u16", { 1 }):ptr()[0]
+end
+
+local function pair(dtype) return function(a, b) return narrow(dtype, float_of(a)) + 65536 * narrow(dtype, float_of(b)) end end
+
+-- Small numbers, whose sums are exact in float64 and in f32.
+local function fma_pairs(dtype)
+  return function(a, b, c)
+    local r = 0
+    for s = 0, 1 do
+      local function part(u) return wide(dtype, math.floor(u / 65536 ^ s) % 65536) end
+      r = r + narrow(dtype, part(a) * part(b) + part(c)) * 65536 ^ s
+    end
+    return r
+  end
+end
+
+local function bitwise(f) return function(a, b, c) return f(bit.tobit(a), bit.tobit(b), bit.tobit(c)) % 4294967296 end end
+
+-- By their names in primitives.cu; arguments and result are words.
+local NUMBERS = {
+  FLOAT_OF_F16 = function(a) return widened("f16", a % 65536) end,
+  FLOAT_OF_BF16 = function(a) return widened("bf16", a % 65536) end,
+  F16_PAIR = pair "f16", BF16_PAIR = pair "bf16",
+  MUL_RN = function(a, b, c) return bits_of(float_of(bits_of(float_of(a) * float_of(b))) + float_of(c)) end,
+  FMA_RN = function(a, b, c) return bits_of(float_of(a) * float_of(b) + float_of(c)) end,
+  FMA_F16X2 = fma_pairs "f16", FMA_BF16X2 = fma_pairs "bf16",
+  LOP3_AND_OR = bitwise(function(a, b, c) return bit.bor(bit.band(a, b), c) end),
+  LOP3_XOR = bitwise(bit.bxor),
+  PICK_BYTES = function(a, b, c)
+    local r = 0
+    for i = 0, 3 do
+      local which = math.floor(c / 16 ^ i) % 8
+      r = r + math.floor((which < 4 and a or b) / 256 ^ (which % 4)) % 256 * 256 ^ i
+    end
+    return r
+  end,
+}
+
+-- Words: small floats in as many forms as the primitive reads, so that sums are exact; all the others any bits.
+local function input(name, count)
+  local t, seed = nb.tensor("u32", { 3, count }), 1
+  local function random(n)
+    seed = (seed * 1103515245 + 12345) % 2147483648
+    return math.floor(seed / 65536) % n
+  end
+  local function small() return (random(255) - 127) * 2 ^ (random(7) - 3) end
+  for i = 0, 3 * count - 1 do
+    local dtype = name:match "^FMA_(%a*F16)X2"
+    if dtype then t:ptr()[i] = narrow(dtype:lower(), small()) + 65536 * narrow(dtype:lower(), small())
+    elseif name == "FMA_RN" or name == "MUL_RN" then t:ptr()[i] = bits_of(small() + random(2) / 4096)
+    elseif name:match "_PAIR" then t:ptr()[i] = bits_of(small() * (1 + random(32768) / 32768) * 2 ^ (random(40) - 24))
+    else t:ptr()[i] = random(32768) * 131072 + random(32768) * 4 + random(4) end
+  end
+  return t
+end
+
+describe("an emulated primitive", function()
+  local place = 0
+  for name in source:match("enum {(.-)}"):gmatch "[%u%d_]+" do
+    local which = place
+    place = place + 1
+    it("is what it says: " .. name:lower(), function()
+      local count = 1024
+      local t, out = input(name, count), nb.tensor("u32", { count })
+      local from, to = emulator.memory(t), emulator.memory(4 * count)
+      assert.is_nil((emulator.run("nb_primitive_numbers", { grid = 2, block = 64 }, from, to, count, which)))
+      emulator.read(to, out)
+      local p = t:ptr()
+      for i = 0, count - 1 do
+        local a, b, c = p[i], p[count + i], p[2 * count + i]
+        local want, got = assert(NUMBERS[name], name)(a, b, c), out:ptr()[i]
+        local nan = name:match "^FLOAT_OF" and want % 2 ^ 31 > 0x7f800000 and got % 2 ^ 31 > 0x7f800000
+        if want ~= got and not nan then error(("%s(%08x, %08x, %08x) is %08x, expected %08x"):format(name, a, b, c, got, want)) end
+      end
+      emulator.free(from)
+      emulator.free(to)
+    end)
+  end
+
+  for _, dtype in ipairs(source:match "nb_primitive_mma" and { "f16", "bf16" } or {}) do
+    it("multiplies as the tensor cores do: " .. dtype, function()
+      -- a [16,16], two b [16,8], sums two [16,8], of small whole numbers, and which lane holds what (ptx.cuh).
+      local function value(i) return i * 2654435761 % 4294967296 % 17 - 8 end
+      local function a(r, c) return value(r * 16 + c) end
+      local function b(n, r, c) return value(1000 + n * 128 + r * 8 + c) end
+      local function sum(n, r, c) return value(5000 + n * 128 + r * 8 + c) end
+      local function two(x, y) return narrow(dtype, x) + 65536 * narrow(dtype, y) end
+      local t, out = nb.tensor("u32", { 32, 16 }), nb.tensor("u32", { 32, 8 })
+      for l = 0, 31 do
+        local g, q, at = math.floor(l / 4), l % 4, t:ptr() + l * 16
+        for i = 0, 3 do
+          local r, c = g + i % 2 * 8, 2 * q + math.floor(i / 2) * 8
+          at[i] = two(a(r, c), a(r, c + 1))
+        end
+        for n = 0, 1 do
+          for i = 0, 1 do at[4 + 2 * n + i] = two(b(n, 2 * q + 8 * i, g), b(n, 2 * q + 8 * i + 1, g)) end
+          for i = 0, 3 do at[8 + 4 * n + i] = bits_of(sum(n, g + math.floor(i / 2) * 8, 2 * q + i % 2)) end
+        end
+      end
+      local from, to = emulator.memory(t), emulator.memory(out:bytes())
+      assert.is_nil((emulator.run("nb_primitive_mma", {}, from, to, dtype == "bf16" and 1 or 0)))
+      emulator.read(to, out)
+      for l = 0, 31 do
+        for n = 0, 1 do
+          for i = 0, 3 do
+            local r, c = math.floor(l / 4) + math.floor(i / 2) * 8, 2 * (l % 4) + i % 2
+            local want = sum(n, r, c)
+            for k = 0, 15 do want = want + a(r, k) * b(n, k, c) end
+            assert.equal(want, float_of(out:ptr()[l * 8 + n * 4 + i]))
+          end
+        end
+      end
+      emulator.free(from)
+      emulator.free(to)
+    end)
+  end
+end)

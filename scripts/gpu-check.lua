@@ -85,6 +85,7 @@ for _, file in ipairs(stage_files()) do
   if wanted then wanted[file.name] = nil end
 end
 if wanted and next(wanted) then fail("there is no stage %s; there are %s", next(wanted), table.concat(names, ", ")) end
+if #stages == 0 then fail("--stages names none; there are %s", table.concat(names, ", ")) end
 
 local ctx = { root = root, build = os.getenv "NIBBLE_BUILD" or root .. "/build", emulated = options.emu or false,
               small = options.emu or options.small or false, once = options.once, only = options.only, baselines = options.baselines }

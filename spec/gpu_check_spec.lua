@@ -102,6 +102,9 @@ describe("gpu-check --emu", function()
     local text, status = check "--emu --stages provenance,nonsense"
     assert.equal(2, status)
     assert.matches("there is no stage nonsense; there are provenance, ", text)
+    text, status = check "--emu --stages ''"
+    assert.equal(2, status)
+    assert.matches("names none; there are provenance, ", text)
     text, status = check "--what"
     assert.equal(2, status)
     assert.matches("unknown option %-%-what", text)

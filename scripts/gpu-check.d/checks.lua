@@ -23,17 +23,30 @@ end
 --- runs(ctx) -> how often a case is run
 function M.runs(ctx) return ctx.small and 2 or 20 end
 
+-- Results as an array of tensors, a number as one of its own.
+local function listed(...)
+  local out = { ... }
+  for i, v in ipairs(out) do
+    if type(v) == "number" then
+      out[i] = tensor.new("f64", { 1 })
+      out[i]:set(1, v)
+    end
+  end
+  return out
+end
+
 --- same(case) -> case: run: device(inputs) gives the bytes of cpu(inputs), 20 times
--- case: name; inputs(ctx) -> table; both functions give one tensor or several. Between runs the outputs' memory is filled
+-- case: name; inputs(ctx) -> table; both functions give one tensor or number, or several. Between runs the outputs' memory is filled
 -- with 0xa5 and 0xff (NaN) in turn.
 function M.same(case)
   function case.run(ctx)
     local inputs = case.inputs(ctx)
-    local expected = expected_of(case.name, { case.cpu(inputs) })
+    local expected = expected_of(case.name, listed(case.cpu(inputs)))
     for run = 1, M.runs(ctx) do
       for _, t in ipairs(expected) do data.poison(t:bytes(), run % 2 == 0 and 0xff or 0xa5) end
-      local found = { case.device(inputs) }
-      if not found[1] then error(found[2], 0) end
+      local results = { case.device(inputs) }
+      if not results[1] then error(results[2], 0) end
+      local found = listed(unpack(results))
       for i, t in ipairs(expected) do
         if ffi.istype(tensor.device_type, found[i]) then
           local here, msg = found[i]:to "cpu"

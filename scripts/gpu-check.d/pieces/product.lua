@@ -75,8 +75,6 @@ local function correctness_case(c)
   return { name = name, run = function(ctx)
     local w, x = weight_of(c, ctx.seed), data.random(c.dtype, { c.m, c.k }, ctx.seed, name .. " x")
     local m, there = prepared(c, w), assert(cuda.to(x, "cuda"))
-    local able, why, code = gemm.marlin(there, m)
-    if not able and code == "eunsupported" and why:match " yet$" then return { status = "skipped", why = why } end
     local first, runs = checks.again(ctx, name, function() return assert(gemm.marlin(there, m)) end)
     local function row(r)
       local out = ffi.new("double[?]", c.k)

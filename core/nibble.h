@@ -799,7 +799,7 @@ typedef struct nb_weight {
   float factor;
 } nb_weight;
 
-/* b against a, dequantized to float32 in segments of rows. Sums in float32 over up to 1024 columns (in
+/* b against a, dequantized to float32 in segments of rows. Sums in float32 over up to 2048 columns (in
  * double where that would not hold them), then in double; the same bits for any number of threads and any
  * instruction set. Rows are whole ones; max_at in the flattened weight. (quant/difference.c) */
 int nb_weight_compare(nb_comparison *sums, const nb_weight *a, const nb_weight *b);

@@ -125,6 +125,7 @@ static int check(const nb_cuda_device *d, const char *kernel, const nb_launch *a
 int nb_device_launch(int number, const char *kernel, const nb_launch *at, void **arguments) {
   nb_cuda_device *d;
   void *function = NULL;
+  if (!kernel) return nb_fail(NB_EINVAL, "launch: a kernel is found by its name, none was given");
   NB_TRY(nb_cuda_use(&d, number));
   NB_TRY(check(d, kernel, at));
   NB_TRY(find(&function, d, kernel));

@@ -63,6 +63,9 @@ d = nibble.tensor("i32", { 64 }):to "cuda"
   it("is refused where it cannot be: its name, its sizes, its arguments", function()
     assert.matches("^nil\tthis build of nibble has no kernel nb_nothing\teunsupported", run(
       [[print(nb.cuda.launch("nb_nothing", { grid = 1, block = 32 }))]]))
+    assert.matches("^%-1 launch: a kernel is found by its name, none was given", run
+      [[local C, ffi = require("nibble.ffi").C, require "ffi"
+        io.write(C.nb_device_launch(1, nil, ffi.new("nb_launch", { 1, 1, 1 }, { 32, 1, 1 }), nil), " ", ffi.string(C.nb_error()))]])
     assert.matches("a grid of 1x70000x1 blocks of 32x1x1 threads cannot be",
       run [[nb.cuda.launch("nb_repack_awq", { grid = { 1, 70000 }, block = 32 })]])
     assert.matches("a block has 2048 threads, expected at most 1024",

@@ -154,8 +154,8 @@ end
 -- symmetric weight equals one whose stored zero-points are all 2^(bits-1).
 function methods.equal(q, o)
   for _, x in ipairs { q, o } do
-    if not ffi.istype(tensor.type, x.codes) then
-      error("equal: expected a quantized weight in the computer's memory, found " .. tensor.found(x.codes), 2)
+    if not ffi.istype(tensor.type, x.scales) then -- what is always there: params have no codes
+      error("equal: expected a quantized weight in the computer's memory, found " .. tensor.found(x.scales), 2)
     end
   end
   if q.n ~= o.n or q.k ~= o.k then return false, "shape" end
@@ -211,7 +211,7 @@ function methods.bytes(q)
 end
 
 function meta.__tostring(q)
-  local where = q.codes:where()
+  local where = q.scales:where()
   return ("quantized [%d×%d]  %s  scales %s%s"):format(q.n, q.k, scheme.describe(q.scheme), q.scales:type(),
     where == "cpu" and "" or "  on " .. where)
 end

@@ -61,11 +61,12 @@ describe("layout.marlin's numbers on a device", function()
   end)
 
   it("NVFP4 scales: all numbers of 16 bits, NaNs too, and the factor", function()
-    assert.equal("12 of 12", run [[
+    assert.equal("13 of 13", run [[
       for _, dtype in ipairs { "f16", "bf16" } do
         for _, factor in ipairs { 1, 4, 2 ^ 20, 0.25, 3.3 } do compare("nvfp4_scales", all(dtype, 0, 65535, 64), factor) end
         compare("nvfp4_scales", all(dtype, 0x2000, 0x3fff, 4))
       end
+      compare("nvfp4_scales", nb.tensor("u16", { 1, 4 }, { 0x3f80, 0xffc0, 0x4000, 0x3f00 }):as("bf16", { 1, 4 })) -- a NaN below all: factor 1
       print(same .. " of " .. of) ]])
   end)
 

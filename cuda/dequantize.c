@@ -11,12 +11,8 @@ enum { PIECE = 8, BLOCKS_PER_SM = 8, ALIGN = 16 };
 
 /* ---- what is asked for -------------------------------------------------------------- */
 
-static int plain(int dtype) {
-  return dtype == NB_F32 ? NB_AS_F32 : dtype == NB_BF16 ? NB_AS_BF16 : dtype == NB_F16 ? NB_AS_F16 : -1;
-}
-
 static int expect_plain(int dtype, const char *name) {
-  if (plain(dtype) >= 0) return NB_OK;
+  if (nb_cuda_is_plain(dtype)) return NB_OK;
   const char *found = nb_dtype_name(dtype);
   return nb_fail(NB_EINVAL, "%s: %s: expected f32, bf16 or f16, found %s", what, name,
                  found ? found : "none");
@@ -64,12 +60,12 @@ static int check_values(nb_dequantize_job *j, const nb_weight *w) {
     width = w->k;
     if (!w->scales) {
       j->codes = NB_CODES_PLAIN;
-      j->code = plain(v->dtype);
+      j->code = nb_cuda_kernel_dtype(v->dtype);
       return expect_plain(v->dtype, "values without scales");
     }
     if (v->dtype == NB_F8_E4M3 || v->dtype == NB_F8_E4M3FNUZ) {
       j->codes = NB_CODES_E4M3;
-      j->code = v->dtype == NB_F8_E4M3 ? NB_AS_E4M3 : NB_AS_E4M3FNUZ;
+      j->code = nb_cuda_kernel_dtype(v->dtype);
     } else if (v->dtype != NB_U8)
       return nb_fail(
           NB_EINVAL,
@@ -88,10 +84,10 @@ static int check_scales(nb_dequantize_job *j, const nb_weight *w) {
   int on = w->values->device;
   if (!s) return NB_OK;
   if (w->bits) NB_TRY(expect_plain(s->dtype, "scales"));
-  else if (plain(s->dtype) < 0 && s->dtype != NB_F8_E4M3 && s->dtype != NB_F8_E8M0)
+  else if (!nb_cuda_is_plain(s->dtype) && s->dtype != NB_F8_E4M3 && s->dtype != NB_F8_E8M0)
     return nb_fail(NB_EINVAL, "%s float codes: scales: expected f32, bf16, f16, f8_e4m3 or f8_e8m0, found %s",
                    what, nb_dtype_name(s->dtype));
-  j->scale = s->dtype == NB_F8_E4M3 ? NB_AS_E4M3 : s->dtype == NB_F8_E8M0 ? NB_AS_E8M0 : plain(s->dtype);
+  j->scale = nb_cuda_kernel_dtype(s->dtype);
   if (w->rows < 1 || w->columns < 1)
     return nb_fail(NB_EINVAL, "%s: blocks of %lldx%lld, expected at least 1x1", what, (long long)w->rows,
                    (long long)w->columns);
@@ -143,7 +139,7 @@ static int fetch_g_idx(nb_tensor *on_device, const nb_weight *w, int64_t groups)
 
 static int launch(nb_cuda_device *d, const nb_dequantize_job *j, const nb_weight *w, const nb_tensor *g_idx,
                   const nb_tensor *out) {
-  int piece = j->out == NB_AS_F32 ? PIECE / 2 : PIECE;
+  int piece = j->out == NB_KERNEL_F32 ? PIECE / 2 : PIECE;
   int64_t threads = NB_DEQUANTIZE_THREADS, elements = (int64_t)j->n * j->k, most;
   NB_TRY(nb_cuda_resident(&most, d, BLOCKS_PER_SM, 0));
   int64_t blocks = NB_MIN(NB_CEIL(elements, threads), most);
@@ -181,7 +177,7 @@ int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype) {
                          .columns = 1,
                          .divisor = 1,
                          .factor = w->factor != 0 && !w->bits ? w->factor : 1,
-                         .out = plain(dtype)};
+                         .out = nb_cuda_kernel_dtype(dtype)};
   nb_tensor g_idx, made;
   nb_cuda_device *d;
   NB_TRY(expect_plain(dtype, "out"));

@@ -9,10 +9,6 @@ enum { TILE_K = 16, TILE_N = 64 };
 
 static bool empty(const nb_tensor *t) { return !t || nb_tensor_numel(t) == 0; }
 
-static int as(int dtype) {
-  return dtype == NB_F32 ? NB_AS_F32 : dtype == NB_BF16 ? NB_AS_BF16 : dtype == NB_F16 ? NB_AS_F16 : -1;
-}
-
 static int check_kind(const nb_marlin_weight *w, int dtype) {
   if (dtype != NB_F16 && dtype != NB_BF16)
     return nb_fail(NB_EINVAL, "%s: out is f16 or bf16, found %s", what,
@@ -40,7 +36,7 @@ static int check(const nb_marlin_weight *w) {
   NB_TRY(nb_cuda_expect(words, "marlin dequantize: words", on, words->dtype == NB_U32 ? NB_U32 : NB_I32, 2,
                         NB_SHAPE(w->k / TILE_K, w->n * w->bits / 2)));
   NB_TRY(nb_cuda_expect(s, "marlin dequantize: scales", on, -1, 2, NB_SHAPE(-1, w->n)));
-  if (as(s->dtype) < 0)
+  if (!nb_cuda_is_plain(s->dtype))
     return nb_fail(NB_EINVAL, "%s: scales of this weight cannot be %s", what, nb_dtype_name(s->dtype));
   if (z)
     NB_TRY(nb_cuda_expect(z, "marlin dequantize: zero-points", on, z->dtype == NB_U32 ? NB_U32 : NB_I32, 2,
@@ -111,8 +107,8 @@ int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int6
                                   .columns = (int32_t)columns,
                                   .groups = (int32_t)w->scales->shape[0],
                                   .bits = w->bits,
-                                  .scale = as(w->scales->dtype),
-                                  .out = as(m->dtype),
+                                  .scale = nb_cuda_kernel_dtype(w->scales->dtype),
+                                  .out = nb_cuda_kernel_dtype(m->dtype),
                                   .factor = (float)w->scale_factor};
   int64_t tiles = w->k / TILE_K * (columns / TILE_N);
   nb_launch at = {{(int32_t)NB_CEIL(tiles, (int64_t)NB_DEQUANTIZE_MARLIN_WARPS), 1, 1},

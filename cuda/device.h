@@ -56,6 +56,13 @@ int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, 
 int nb_cuda_result(nb_tensor *to, const nb_tensor *out, nb_cuda_device *d, int dtype, int ndim,
                    const int64_t *shape, const char *what);
 int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc);
+/* A dtype as kernels know it (kernels/numbers.h); -1: they don't. nb_cuda_is_plain: one of f32, bf16 and f16. */
+int nb_cuda_kernel_dtype(int dtype);
+bool nb_cuda_is_plain(int dtype);
+/* Words of 32 bits on the device, 0, in which a kernel leaves what the host must know; refused while a graph is
+ * captured: what then can't be. Reading them, into as many bytes, waits for the kernel. */
+int nb_cuda_notes_new(nb_tensor *notes, nb_cuda_device *d, int64_t words, const char *refused);
+int nb_cuda_notes_read(void *out, const nb_tensor *notes);
 /* Blocks that d holds at once: so many to a processor, or as many as its shared memory has room for. */
 int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor, int shared_bytes);
 

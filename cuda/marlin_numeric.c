@@ -4,7 +4,6 @@
 
 #include "device.h"
 #include "kernels/marlin_numeric.h"
-#include "kernels/numbers.h"
 #include "layout/layout.h"
 
 /* A launch with a thread for each of `items` (16 bytes or so), as many as the device holds. */
@@ -17,22 +16,9 @@ static int launch(nb_cuda_device *d, const char *kernel, int64_t items, void **a
   return nb_device_launch(d->number, kernel, &at, arguments);
 }
 
-/* Words on the device that are 0, for a kernel to leave something in. */
-static int notes_new(nb_tensor *notes, nb_cuda_device *d, int words) {
-  NB_TRY(nb_cuda_no_capture(d, "no scales can be made: what fails could not be told"));
-  return nb_tensor_new_on(notes, d->number, NB_I32, 1, NB_SHAPE(words));
+static int notes_new(nb_tensor *notes, nb_cuda_device *d, int64_t words) {
+  return nb_cuda_notes_new(notes, d, words, "no scales can be made: what fails could not be told");
 }
-
-/* What a kernel left there, for which it is waited. */
-static int notes_read(void *out, const nb_tensor *notes) {
-  nb_tensor here;
-  NB_TRY(nb_tensor_to(&here, notes, 0));
-  memcpy(out, here.data, (size_t)nb_tensor_bytes(&here));
-  nb_tensor_release(&here);
-  return NB_OK;
-}
-
-static int kernel_dtype(int dtype) { return dtype == NB_F16 ? NB_KERNEL_F16 : NB_KERNEL_BF16; }
 
 /* ---- 4-bit codes for fp8 activations ------------------------------------------- */
 
@@ -109,7 +95,7 @@ int nb_device_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8) 
     if (words)
       rc = launch(d, "nb_marlin_mx", words / 4,
                   (void *[]){(void *)&scales->data, &to.data, &words, &a8, &notes.data});
-    if (rc == NB_OK && a8) rc = notes_read(&found, &notes);
+    if (rc == NB_OK && a8) rc = nb_cuda_notes_read(&found, &notes);
     if (rc == NB_OK && found) rc = say_why(nb_marlin_mx_scales, scales, a8, what);
     rc = nb_cuda_finish(out, &to, rc);
   }
@@ -126,7 +112,7 @@ static int max_of(float *max, const nb_tensor *scales, nb_cuda_device *d) {
   if (!count) return NB_OK;
   NB_TRY(notes_new(&notes, d, 2));
   int rc = launch(d, "nb_marlin_max", count / 8, (void *[]){(void *)&scales->data, &count, &notes.data});
-  if (rc == NB_OK) rc = notes_read(&range, &notes);
+  if (rc == NB_OK) rc = nb_cuda_notes_read(&range, &notes);
   nb_tensor_release(&notes);
   if (rc < 0) return rc;
   bool f16 = scales->dtype == NB_F16;
@@ -142,7 +128,7 @@ int nb_device_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor 
   nb_cuda_device *d = NULL;
   nb_tensor seen, to, notes;
   float max;
-  int found, dtype = kernel_dtype(scales->dtype);
+  int found, dtype = nb_cuda_kernel_dtype(scales->dtype);
   int64_t count = nb_tensor_numel(scales);
   NB_TRY(nb_cuda_operand(&seen, &d, scales, what));
   NB_TRY(nb_expect_float16(&seen, what));
@@ -153,7 +139,7 @@ int nb_device_marlin_int8_scales(nb_tensor *out, float *global, const nb_tensor 
   if (rc == NB_OK) {
     rc = launch(d, "nb_marlin_int8", count / 8,
                 (void *[]){(void *)&scales->data, &to.data, &count, &dtype, &max, &notes.data});
-    if (rc == NB_OK) rc = notes_read(&found, &notes);
+    if (rc == NB_OK) rc = nb_cuda_notes_read(&found, &notes);
     if (rc == NB_OK && found) rc = say_why(int8_here, scales, 0, what);
     rc = nb_cuda_finish(out, &to, rc);
   }
@@ -178,7 +164,7 @@ int nb_device_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, doubl
   nb_cuda_device *d = NULL;
   nb_tensor seen, to;
   float by = (float)factor;
-  int dtype = kernel_dtype(scales->dtype);
+  int dtype = nb_cuda_kernel_dtype(scales->dtype);
   NB_TRY(nb_cuda_operand(&seen, &d, scales, what));
   NB_TRY(nb_marlin_nvfp4_check(&seen, what));
   int64_t words = nb_tensor_numel(scales) / 4;

@@ -1,5 +1,6 @@
 /* operands.c - what functions on a device ask of their tensors, and where their results come from. */
 #include "device.h"
+#include "kernels/numbers.h"
 
 int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, const char *what) {
   return nb_cuda_operand_at(seen, d, t, 16, what);
@@ -55,6 +56,33 @@ int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc) {
   if (rc < 0 && to->buf != out->buf) nb_tensor_release(to);
   else if (rc >= 0) *out = *to;
   return rc;
+}
+
+int nb_cuda_kernel_dtype(int dtype) {
+  switch (dtype) {
+  case NB_F32: return NB_KERNEL_F32;
+  case NB_BF16: return NB_KERNEL_BF16;
+  case NB_F16: return NB_KERNEL_F16;
+  case NB_F8_E4M3: return NB_KERNEL_E4M3;
+  case NB_F8_E4M3FNUZ: return NB_KERNEL_E4M3FNUZ;
+  case NB_F8_E8M0: return NB_KERNEL_E8M0;
+  default: return -1;
+  }
+}
+
+bool nb_cuda_is_plain(int dtype) { return dtype == NB_F32 || dtype == NB_BF16 || dtype == NB_F16; }
+
+int nb_cuda_notes_new(nb_tensor *notes, nb_cuda_device *d, int64_t words, const char *refused) {
+  NB_TRY(nb_cuda_no_capture(d, refused));
+  return nb_tensor_new_on(notes, d->number, NB_I32, 1, NB_SHAPE(words));
+}
+
+int nb_cuda_notes_read(void *out, const nb_tensor *notes) {
+  nb_tensor here;
+  NB_TRY(nb_tensor_to(&here, notes, 0));
+  memcpy(out, here.data, (size_t)nb_tensor_bytes(&here));
+  nb_tensor_release(&here);
+  return NB_OK;
 }
 
 int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor, int shared_bytes) {

@@ -90,9 +90,8 @@ int nb_device_marlin_packed_zero_points(nb_tensor *out, const nb_tensor *words, 
 /* Once the kernel is done: the CPU's sentence for codes beyond 4 bits, where it found one. */
 static int codes_fit(const nb_tensor *wrong, const nb_tensor *zeros, const char *what) {
   nb_tensor here;
-  NB_TRY(nb_tensor_to(&here, wrong, 0));
-  int found = *(const int *)here.data;
-  nb_tensor_release(&here);
+  int found;
+  NB_TRY(nb_cuda_notes_read(&found, wrong));
   if (!found) return NB_OK;
   NB_TRY(nb_tensor_to(&here, zeros, 0));
   int rc = nb_codes_check(&here, 4, what);
@@ -110,8 +109,8 @@ int nb_device_marlin_zero_points(nb_tensor *out, const nb_tensor *zeros, int bit
   NB_TRY(nb_marlin_zeros_shape(shape, &seen, false, bits, what));
   nb_marlin_zero_columns(j.order.from, bits, a8 != 0);
   if (bits == 8) return permute(out, zeros, d, &j, NB_I32, shape, what);
-  NB_TRY(nb_cuda_no_capture(d, "no zero-points can be packed: a code that does not fit could not be told"));
-  NB_TRY(nb_tensor_new_on(&wrong, d->number, NB_I32, 1, NB_SHAPE(1)));
+  NB_TRY(nb_cuda_notes_new(&wrong, d, 1,
+                           "no zero-points can be packed: a code that does not fit could not be told"));
   j.wrong = wrong.data;
   int rc = nb_cuda_result(&to, out, d, NB_I32, zeros->ndim, shape, what);
   if (rc == NB_OK) {

@@ -7,7 +7,6 @@
 #include "layout/layout.h"
 #include "quant/groups.h"
 
-#include "kernels/numbers.h"
 #include "kernels/quantize.h"
 
 /* ---- tensors ----------------------------------------------------------------------- */
@@ -23,16 +22,6 @@ static int take(nb_tensor *seen, const nb_tensor *const *tensors, int count, con
   return NB_OK;
 }
 
-static int kernel_dtype(int dtype) {
-  switch (dtype) {
-  case NB_BF16: return NB_KERNEL_BF16;
-  case NB_F16: return NB_KERNEL_F16;
-  case NB_F8_E4M3: return NB_KERNEL_E4M3;
-  case NB_F8_E8M0: return NB_KERNEL_E8M0;
-  default: return NB_KERNEL_F32;
-  }
-}
-
 static bool aligned(const nb_tensor *t, uintptr_t bytes) { return (uintptr_t)t->data % bytes == 0; }
 
 /* Words that a kernel leaves for the host, 0 before: what failed, and the range of a tensor. */
@@ -44,16 +33,8 @@ typedef struct notes {
 static int notes_new(nb_tensor *out, int device) {
   nb_cuda_device *d;
   NB_TRY(nb_cuda_use(&d, device));
-  NB_TRY(nb_cuda_no_capture(d, "no weight can be quantized: what fails could not be told"));
-  return nb_tensor_new_on(out, device, NB_U64, 1, NB_SHAPE(sizeof(notes) / 8));
-}
-/* Waits for the kernel. */
-static int notes_read(notes *out, const nb_tensor *t) {
-  nb_tensor here;
-  NB_TRY(nb_tensor_to(&here, t, 0));
-  memcpy(out, here.data, sizeof *out);
-  nb_tensor_release(&here);
-  return NB_OK;
+  return nb_cuda_notes_new(out, d, sizeof(notes) / 4,
+                           "no weight can be quantized: what fails could not be told");
 }
 
 /* ---- launches ------------------------------------------------------------------------ */
@@ -105,7 +86,7 @@ static int launch(const char *kind, const nb_tensor *w, int64_t blocks, int64_t 
   char kernel[64];
   int64_t most;
   int shared = (int)nb_quantize_shared((unsigned)threads);
-  snprintf(kernel, sizeof kernel, "nb_quantize_%s_%s", kind, names[kernel_dtype(w->dtype)]);
+  snprintf(kernel, sizeof kernel, "nb_quantize_%s_%s", kind, names[nb_cuda_kernel_dtype(w->dtype)]);
   NB_TRY(nb_cuda_use(&d, w->device));
   NB_TRY(nb_cuda_resident(&most, d, (int)(RESIDENT / threads), shared));
   nb_launch at = {{(int32_t)NB_MIN(blocks, most), 1, 1}, {(int32_t)threads, 1, 1}, shared};
@@ -149,7 +130,7 @@ static int launch_rtn(nb_tensor *codes, const nb_tensor *scales, const nb_tensor
                              .symmetric = q->symmetric,
                              .range = o->range,
                              .in_dtype = o->arithmetic == NB_ARITHMETIC_DTYPE,
-                             .scale_dtype = kernel_dtype(q->s_dtype),
+                             .scale_dtype = nb_cuda_kernel_dtype(q->s_dtype),
                              .whole = q->per_tensor,
                              .scales = q->n};
   void *failed = noted->data, *range = (char *)noted->data + offsetof(notes, range);
@@ -169,7 +150,7 @@ int nb_device_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros
   if (q.n == 0 || q.k == 0) return NB_OK;
   NB_TRY(notes_new(&noted, w->device));
   int rc = launch_rtn(codes, scales, zeros, w, &q, o, &noted);
-  if (rc == NB_OK) rc = notes_read(&found, &noted);
+  if (rc == NB_OK) rc = nb_cuda_notes_read(&found, &noted);
   nb_tensor_release(&noted);
   if (rc < 0 || !found.failed) return rc;
   NB_TRY(nb_tensor_to(&here, w, 0));
@@ -200,7 +181,7 @@ int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tenso
   if (nb_tensor_numel(w) == 0) return NB_OK;
   NB_TRY(share_out(&b, w, codes, o->rows, o->columns, "float quantization"));
   nb_quantize_float options = {.global = o->global,
-                               .scale_dtype = kernel_dtype(scales->dtype),
+                               .scale_dtype = nb_cuda_kernel_dtype(scales->dtype),
                                .given = o->given != 0,
                                .vllm = o->rule == NB_FLOAT_VLLM,
                                .in_dtype = o->arithmetic == NB_ARITHMETIC_DTYPE};
@@ -208,7 +189,7 @@ int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tenso
   const void *from = w->data, *to = codes->data, *s = scales->data, *failed = noted.data;
   void *arguments[] = {&b, &options, &from, &to, &s, &failed};
   int rc = launch_blocks(codes->dtype == NB_U8 ? "e2m1" : "e4m3", w, &b, arguments);
-  if (rc == NB_OK) rc = notes_read(&found, &noted);
+  if (rc == NB_OK) rc = nb_cuda_notes_read(&found, &noted);
   nb_tensor_release(&noted);
   return rc < 0 || !found.failed ? rc : fail_float(w, scales->dtype);
 }
@@ -223,7 +204,7 @@ int nb_device_absmax(float *out, const nb_tensor *w) {
   if (nb_tensor_numel(w) == 0) return NB_OK;
   NB_TRY(notes_new(&noted, w->device));
   int rc = launch_span(w, (char *)noted.data + offsetof(notes, range), 0, 0);
-  if (rc == NB_OK) rc = notes_read(&found, &noted);
+  if (rc == NB_OK) rc = nb_cuda_notes_read(&found, &noted);
   nb_tensor_release(&noted);
   if (rc < 0) return rc;
   *out = nb_f32_from_bits(found.range[0]);

@@ -143,10 +143,10 @@ int nb_stream_after(nb_stream *s, const nb_stream *other) {
     if (event) first->cu->cuEventDestroy_v2(event);
     return nb_cuda_failed(first, code, "recording where a stream is");
   }
-  NB_TRY(may_wait(&d, s->device->number));
-  code = d->cu->cuStreamWaitEvent(s->handle, event, 0);
+  int rc = may_wait(&d, s->device->number);
+  code = rc < 0 ? 0 : d->cu->cuStreamWaitEvent(s->handle, event, 0);
   first->cu->cuEventDestroy_v2(event); /* the driver keeps it until it has come */
-  return code ? nb_cuda_failed(d, code, "letting a stream wait for another") : NB_OK;
+  return code ? nb_cuda_failed(d, code, "letting a stream wait for another") : rc;
 }
 
 /* ---- marks ------------------------------------------------------------------------ */
@@ -240,7 +240,9 @@ int nb_graph_end(nb_graph **out, int number) {
   void *graph = NULL;
   *out = NULL;
   NB_TRY(nb_cuda_use(&d, number));
+  pthread_mutex_lock(&lock);
   nb_graph *g = d->capture;
+  pthread_mutex_unlock(&lock);
   if (!g || currents[number] != g->stream)
     return nb_fail(NB_EINVAL, "cuda:%d: no graph was begun on this thread", d->ordinal);
   int code = d->cu->cuStreamEndCapture(g->stream->handle, &graph);

@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_THREADS)
                        global<const uint8_t> zeros, global<const int32_t> g_idx, global<uint8_t> out,
                        nb_dequantize_job job) {
   const dequantize::weight w = {values, scales, zeros, g_idx, out, job};
-  if (job.out == NB_AS_F32) dequantize::rows<4>(w);
+  if (job.out == NB_KERNEL_F32) dequantize::rows<4>(w);
   else dequantize::rows<8>(w);
 }
 
@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_THREADS)
   const int64_t threads = (int64_t)gridDim.x * blockDim.x;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (int64_t)job.n * job.k; i += threads) {
     float x = dequantize::value_at(w, i / job.k, (int)(i % job.k));
-    if (job.out == NB_AS_F32) cast<float>(out)[i] = x;
-    else cast<uint16_t>(out)[i] = (uint16_t)(job.out == NB_AS_BF16 ? bf16_pair(x, 0) : f16_pair(x, 0));
+    if (job.out == NB_KERNEL_F32) cast<float>(out)[i] = x;
+    else cast<uint16_t>(out)[i] = (uint16_t)(job.out == NB_KERNEL_BF16 ? bf16_pair(x, 0) : f16_pair(x, 0));
   }
 }

@@ -3,7 +3,7 @@
  * So the bytes are the processor's; only a NaN's other bits are the device's own. */
 #ifndef NB_DEQUANTIZE_CUH
 #define NB_DEQUANTIZE_CUH
-#include "../ptx.cuh"
+#include "../numbers.cuh"
 #include "dequantize.h"
 
 namespace dequantize {
@@ -23,10 +23,9 @@ NB_DEVICE float e4m3(uint32_t c, bool fnuz) {
   return (fnuz ? c == 0x80 : (c & 0x7f) == 0x7f) ? float_of_bits(0x7fffffffu) : f;
 }
 NB_DEVICE float e2m1(uint32_t c) { return float_of_bits((c & 7) << 22 | (c & 8) << 28) * 0x1p126f; }
-NB_DEVICE float e8m0(uint32_t c) { return float_of_bits(c == 255 ? 0x7fffffffu : c ? c << 23 : 0x00400000u); }
 NB_DEVICE float plain(uint32_t c, int as) {
-  return as == NB_AS_F32    ? float_of_bits(c)
-         : as == NB_AS_BF16 ? float_of_bf16((uint16_t)c)
+  return as == NB_KERNEL_F32    ? float_of_bits(c)
+         : as == NB_KERNEL_BF16 ? float_of_bf16((uint16_t)c)
                             : float_of_f16((uint16_t)c);
 }
 
@@ -37,11 +36,11 @@ NB_DEVICE float whole(uint32_t c) { return float_of_bits(0x4b000000u | c); }
 template <int CODES> NB_DEVICE float scale_at(const weight &w, int64_t i) {
   const int as = w.job.scale;
   float s;
-  if (CODES != NB_CODES_INT && (as == NB_AS_E4M3 || as == NB_AS_E8M0)) {
+  if (CODES != NB_CODES_INT && (as == NB_KERNEL_E4M3 || as == NB_KERNEL_E8M0)) {
     uint32_t c = w.scales[i];
-    s = as == NB_AS_E4M3 ? e4m3(c, false) : e8m0(c);
+    s = as == NB_KERNEL_E4M3 ? e4m3(c, false) : e8m0_to_f32(c);
   } else {
-    uint32_t c = as == NB_AS_F32 ? cast<const uint32_t>(w.scales)[i] : cast<const uint16_t>(w.scales)[i];
+    uint32_t c = as == NB_KERNEL_F32 ? cast<const uint32_t>(w.scales)[i] : cast<const uint16_t>(w.scales)[i];
     s = plain(c, as);
   }
   return CODES == NB_CODES_INT || w.job.divisor == 1 ? s : s / w.job.divisor;
@@ -79,7 +78,7 @@ template <int CODES, int PIECE, bool EACH> struct grid {
     const int g = EACH ? i : 0;
     if (CODES == NB_CODES_PLAIN) return plain(c, w.job.code);
     if (CODES == NB_CODES_INT) return (whole(c) - zero[g]) * scale[g];
-    float x = CODES == NB_CODES_E2M1 ? e2m1(c) : e4m3(c, w.job.code == NB_AS_E4M3FNUZ);
+    float x = CODES == NB_CODES_E2M1 ? e2m1(c) : e4m3(c, w.job.code == NB_KERNEL_E4M3FNUZ);
     return x * scale[g] * w.job.factor;
   }
 };
@@ -90,7 +89,7 @@ template <int PIECE> NB_DEVICE void store(const weight &w, int64_t at, const flo
 #pragma unroll
   for (int i = 0; i < 4; i++)
     u[i] = PIECE == 4                ? bits_of_float(x[i])
-           : w.job.out == NB_AS_BF16 ? bf16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE])
+           : w.job.out == NB_KERNEL_BF16 ? bf16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE])
                                      : f16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE]);
   cast<uint4>(w.out)[at] = make_uint4(u[0], u[1], u[2], u[3]);
 }

@@ -3,11 +3,10 @@
 #define NB_DEQUANTIZE_H
 #include <stdint.h>
 
+#include "numbers.h"
+
 /* Kinds of codes: integers less their zero-point, two of small floats, and plain floats, which have no scale. */
 enum { NB_CODES_INT = 0, NB_CODES_E4M3, NB_CODES_E2M1, NB_CODES_PLAIN };
-
-/* How a number is written: a code, a scale, an element of out. */
-enum { NB_AS_F32 = 0, NB_AS_BF16, NB_AS_F16, NB_AS_E4M3, NB_AS_E4M3FNUZ, NB_AS_E8M0 };
 
 /* Where the codes lie: row after row (bytes, compressed-tensors' words, fp4), in GPTQ's words or in AWQ's. */
 enum { NB_ALONG_ROWS = 0, NB_ALONG_GPTQ, NB_ALONG_AWQ };
@@ -16,7 +15,7 @@ enum { NB_ALONG_ROWS = 0, NB_ALONG_GPTQ, NB_ALONG_AWQ };
 typedef struct nb_dequantize_job {
   int32_t n, k, rows, columns, groups; /* rows, columns: of a scale's block; groups: blocks side by side */
   int32_t bits, along, width; /* of a stored code; its order; bytes of a row, or words of a row of those */
-  int32_t codes, code, scale, out; /* NB_CODES_*; NB_AS_* of a code (plain or 8 bits), a scale, an element */
+  int32_t codes, code, scale, out; /* NB_CODES_*; NB_KERNEL_* of a code (plain or 8 bits), a scale, an element */
   int32_t zero;                    /* of integers without zero-points */
   float divisor, factor;           /* of float codes' scales, of their products; 1: none */
 } nb_dequantize_job;
@@ -42,7 +41,7 @@ static inline int nb_dequantize_words_shared(int bits, int awq, int piece) {
 
 /* A matrix [k,n] in Marlin's order, of which `columns` from `first` on are made (dequantize_marlin.cu). */
 typedef struct nb_dequantize_marlin_job {
-  int32_t k, n, first, columns, groups, bits, scale, out; /* scale, out: NB_AS_* */
+  int32_t k, n, first, columns, groups, bits, scale, out; /* scale, out: NB_KERNEL_* */
   float factor;                                           /* of scales */
 } nb_dequantize_marlin_job;
 

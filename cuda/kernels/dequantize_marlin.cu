@@ -31,7 +31,7 @@ template <int BITS> struct octet {
   NB_DEVICE void load(const marlin &w, int64_t group, int nt, int q) {
     constexpr int PF = 32 / BITS;
     const int64_t first = group * w.job.n + nt * TILE_COLUMNS;
-    const bool grouped = w.job.groups > 1, wide = w.job.scale == NB_AS_F32;
+    const bool grouped = w.job.groups > 1, wide = w.job.scale == NB_KERNEL_F32;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const int64_t at = first + place(q, i, grouped);
@@ -77,7 +77,7 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
         uint32_t code = word[2 * i + h] >> (slot * BITS) & ((1u << BITS) - 1);
         x[h] = (whole(code) - g.zero[2 * i + h]) * g.scale[2 * i + h];
       }
-      u[i] = w.job.out == NB_AS_BF16 ? bf16_pair(x[0], x[1]) : f16_pair(x[0], x[1]);
+      u[i] = w.job.out == NB_KERNEL_BF16 ? bf16_pair(x[0], x[1]) : f16_pair(x[0], x[1]);
     }
     const int64_t to = w.perm ? (int)w.perm[row] : row;
     cast<uint4>(w.out)[(to * w.job.columns + t % across * TILE_COLUMNS) / 8 + q] =

@@ -100,6 +100,6 @@ extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_THREADS, 4)
                         global<const uint8_t> zeros, global<const int32_t> g_idx, global<uint8_t> out,
                         nb_dequantize_job job) {
   const dequantize::weight w = {values, scales, zeros, g_idx, out, job};
-  if (job.out == NB_AS_F32) dequantize::words<4>(w);
+  if (job.out == NB_KERNEL_F32) dequantize::words<4>(w);
   else dequantize::words<8>(w);
 }

@@ -3,17 +3,10 @@
 local backends = require "nibble.backends"
 local command = require "spec.support.command"
 local support = require "spec.support.backends"
+local standin = require "spec.support.standin"
 local with, chosen, weight, linear, experts = support.with, support.chosen, support.weight, support.linear, support.experts
 
-local emulator = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
-
--- What Lua code prints in a process with these variables; its errors after it.
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", "NB_CUDA_DRIVER=" .. emulator }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", "local nb = require 'nibble' " .. code }, { before = table.concat(before, " ") })
-  return r.out:gsub("\n$", "") .. r.err, r.status
-end
+local run = standin.run
 
 describe("the oracle: device cuda", function()
   local function device(name, environment)

@@ -1,8 +1,6 @@
 -- cuda_blas: products of floats on a device by cuBLASLt, against the processor's. The stand-in driver brings a stand-in
 -- cuBLASLt too, which computes, and refuses what is described wrongly.
-local command = require "spec.support.command"
-
-local emulator = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
+local standin = require "spec.support.standin"
 
 -- both(m, n, k, …): the greatest difference between device and processor, in units of the bound
 -- k·2^-24·Σ|x||w| plus y's own rounding.
@@ -41,12 +39,7 @@ local prelude = [[
   end
 ]]
 
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", "NB_CUDA_DRIVER=" .. emulator }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", prelude .. code }, { before = table.concat(before, " ") })
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+local run = standin.with(prelude)
 
 describe("cuda: gemm", function()
   it("gives the processor's product, in every dtype, with and without bias, of any sizes", function()

@@ -1,20 +1,15 @@
 -- cuda.dequantize: on the stand-in device the bytes of nb_dequantize and nb_dequantize_float, in every order of threads, for
 -- every scheme, packing and dtype; memory read and written once, no bank conflicts; what is wrong, in a sentence.
-local command = require "spec.support.command"
 local presets = require "nibble.scheme_presets"
-
-local emulator = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
+local standin = require "spec.support.standin"
 
 -- What a process prints whose driver is the stand-in; its errors after it.
-local function run(code)
-  local r = command.run({ "-e", [[
-    package.path = "./?.lua;" .. package.path
-    local nb, ffi = require "nibble", require "ffi"
-    local C = require("nibble.ffi").C
-    local d = require "spec.support.cuda_dequantize"
-    ]] .. code }, { before = "NIBBLE_LUA=lua NB_CUDA_DRIVER=" .. emulator })
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+local run = standin.with [[
+  package.path = "./?.lua;" .. package.path
+  local ffi = require "ffi"
+  local C = require("nibble.ffi").C
+  local d = require "spec.support.cuda_dequantize"
+]]
 
 local function agrees(code) assert.equal("ok", run(code .. " print 'ok'")) end
 

@@ -2,16 +2,11 @@
 -- kernel that fails is told with its name. And scripts/fatbin, which carries kernels into the build or says why not.
 local command = require "spec.support.command"
 local files = require "spec.support.files"
+local standin = require "spec.support.standin"
 
-local emulator = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
+local emulator = standin.library
 
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", "NB_CUDA_DRIVER=" .. emulator }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", "local nb = require 'nibble' " .. code }, { before = table.concat(before, " ") })
-  -- ASan says once that the emulator's fibers are beyond it.
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+local run = standin.with ""
 
 -- u32 words 1..n on the device, room for as many, and the launch of a kernel that copies them shifted.
 local shifted = [[

@@ -1,34 +1,28 @@
 -- Numbers for Marlin's kernels with 8-bit activations and 4-bit floats, made on a device: bit for bit what layout.marlin
 -- makes in the computer's memory, for every value that there is, in several orders of threads; what they refuse.
 local ffi = require "ffi"
-local command = require "spec.support.command"
 local emulator = require "spec.support.emulator"
+local standin = require "spec.support.standin"
 
 -- What Lua code prints in a process whose driver is the stand-in; its errors after it.
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", ("NB_CUDA_DRIVER=%s/libcuemu.so"):format(os.getenv "NIBBLE_BUILD" or "build") }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", [[
-    local nb = require "nibble"
-    local ffi, marlin, C = require "ffi", nb.layout.marlin, require("nibble.ffi").C
-    local same, of = 0, 0
-    local function compare(name, t, ...)
-      local given, n = { ... }, select("#", ...)
-      local cpu, number = marlin[name](t, ...)
-      for i = 1, n do if ffi.istype("nb_tensor", given[i]) then given[i] = given[i]:to "cuda" end end
-      local device, there = marlin[name](t:to "cuda", unpack(given, 1, n))
-      of = of + 1
-      if device and device:where() == "cuda:0" and device:type() == cpu:type() and device:to("cpu"):equal(cpu) and number == there
-      then same = same + 1 else print(name, cpu, device, number, there, ...) end
-    end
-    -- The bits of every 16-bit number from a to b, in rows of n.
-    local function all(dtype, a, b, n)
-      local t = nb.tensor("u16", { (b - a + 1) / n, n })
-      for i = a, b do t:ptr()[i - a] = i end
-      return t:as(dtype, t:size())
-    end ]] .. code }, { before = table.concat(before, " ") })
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+local run = standin.with [[
+  local ffi, marlin, C = require "ffi", nb.layout.marlin, require("nibble.ffi").C
+  local same, of = 0, 0
+  local function compare(name, t, ...)
+    local given, n = { ... }, select("#", ...)
+    local cpu, number = marlin[name](t, ...)
+    for i = 1, n do if ffi.istype("nb_tensor", given[i]) then given[i] = given[i]:to "cuda" end end
+    local device, there = marlin[name](t:to "cuda", unpack(given, 1, n))
+    of = of + 1
+    if device and device:where() == "cuda:0" and device:type() == cpu:type() and device:to("cpu"):equal(cpu) and number == there
+    then same = same + 1 else print(name, cpu, device, number, there, ...) end
+  end
+  -- The bits of every 16-bit number from a to b, in rows of n.
+  local function all(dtype, a, b, n)
+    local t = nb.tensor("u16", { (b - a + 1) / n, n })
+    for i = a, b do t:ptr()[i - a] = i end
+    return t:as(dtype, t:size())
+  end ]]
 
 describe("layout.marlin's numbers on a device", function()
   it("fp8 codes: every pair of nibbles, there and back, with and without zero-points, experts, in place", function()

@@ -1,15 +1,11 @@
 -- cuda_methods: dense layers of AWQ, GPTQ and compressed-tensors checkpoints on a CUDA device (methods.marlin_cuda): after
 -- loading they hold the bytes that the CPU makes, and their product is that of the checkpoint's own numbers.
 local command = require "spec.support.command"
+local standin = require "spec.support.standin"
 
-local emulator = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
+local emulator = standin.library
 
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", "NB_CUDA_DRIVER=" .. emulator }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", "local nb = require 'nibble' " .. code }, { before = table.concat(before, " ") })
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+local run = standin.with ""
 
 -- made(format, bits, group, options) -> a loaded layer, its method, and what it was loaded with, in random numbers.
 local layers = [[

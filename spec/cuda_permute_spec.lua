@@ -2,8 +2,8 @@
 -- and the functions of layout.marlin through the stand-in driver, bit for bit what they give in the computer's memory.
 local nb = require "nibble"
 local ffi = require "ffi"
-local command = require "spec.support.command"
 local emulator = require "spec.support.emulator"
+local standin = require "spec.support.standin"
 local marlin = nb.layout.marlin
 
 ffi.cdef "typedef struct { unsigned char from[64]; } nb_permutation_of_spec;"
@@ -111,13 +111,7 @@ describe("a permutation kernel", function()
 end)
 
 -- What Lua code prints in a process whose driver is the stand-in; its errors after it.
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", ("NB_CUDA_DRIVER=%s/libcuemu.so"):format(os.getenv "NIBBLE_BUILD" or "build") }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", "local nb = require 'nibble' local marlin, C = nb.layout.marlin, require('nibble.ffi').C " .. code },
-    { before = table.concat(before, " ") })
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+local run = standin.with "local marlin, C = nb.layout.marlin, require('nibble.ffi').C "
 
 describe("layout.marlin on a device", function()
   it("gives the same bytes: one matrix and experts, every dtype, group and direction", function()

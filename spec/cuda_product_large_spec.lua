@@ -1,8 +1,6 @@
 -- cuda_product_large: products of more than 256 rows with Marlin's weights on a device: panels of floats and cuBLASLt, or
 -- without it the kernels; both give the one right answer where the numbers have one.
-local command = require "spec.support.command"
-
-local emulator = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
+local standin = require "spec.support.standin"
 
 -- case(o): marlin_product's case, its weight on the device; product(c): y from there. right(o): whether y is exact.
 local prelude = [[
@@ -31,12 +29,7 @@ local prelude = [[
   end
 ]]
 
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", "NB_CUDA_DRIVER=" .. emulator }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", prelude .. code }, { before = table.concat(before, " ") })
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+local run = standin.with(prelude)
 
 -- A product in cuBLASLt's hands fails so, and no other.
 local NO_PRODUCT = { NB_EMU_FAIL = "cublasLtMatmul:1:13" }

@@ -3,8 +3,7 @@
 local nb = require "nibble"
 local emulator = require "spec.support.emulator"
 local product = require "spec.support.marlin_product"
-
-local command = require "spec.support.command"
+local standin = require "spec.support.standin"
 
 local EVERY = { 0, 1, 2, 3, 12345 }
 
@@ -141,23 +140,20 @@ describe("a product kernel", function()
 end)
 
 -- What Lua code prints in a process whose device is the emulator's; its errors after it. there(p) is a weight on the device.
-local function process(code)
-  local library = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
-  local r = command.run({ "-e", [[package.path = "./?.lua;" .. package.path
-    local nb, gemm = require "nibble", require "nibble.gemm"
-    local product = require "spec.support.marlin_product"
-    math.randomseed(11)
-    local function there(p, changes)
-      local out = setmetatable(changes or {}, { __index = p })
-      for _, name in ipairs { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" } do
-        if p[name] and out[name] == p[name] then out[name] = assert(p[name]:to "cuda") end
-      end
-      return out
+local process = standin.with [[
+  package.path = "./?.lua;" .. package.path
+  local gemm = require "nibble.gemm"
+  local product = require "spec.support.marlin_product"
+  math.randomseed(11)
+  local function there(p, changes)
+    local out = setmetatable(changes or {}, { __index = p })
+    for _, name in ipairs { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" } do
+      if p[name] and out[name] == p[name] then out[name] = assert(p[name]:to "cuda") end
     end
-    local function same(c, p) return assert(gemm.marlin(c.x:to "cuda", p or there(c.p))):to("cpu"):equal(product.exact(c)) end
-  ]] .. code }, { before = ("NIBBLE_LUA=lua NB_CUDA_DRIVER=%s NIBBLE_EMULATOR=%s"):format(library, library) })
-  return r.out:gsub("\n$", "") .. r.err
-end
+    return out
+  end
+  local function same(c, p) return assert(gemm.marlin(c.x:to "cuda", p or there(c.p))):to("cpu"):equal(product.exact(c)) end
+]]
 
 describe("gemm.marlin of tensors on a device", function()
   it("makes y there, of any number of rows, as the CPU does", function()

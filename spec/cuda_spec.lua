@@ -1,17 +1,9 @@
 -- cuda: tensors on a device, and one sentence for every way in which there is none to use. Against the stand-in
 -- driver (build/libcuemu.so), which makes a crash of every look at device memory from outside; each case is a
 -- process of its own, because a process opens its driver once.
-local command = require "spec.support.command"
+local standin = require "spec.support.standin"
 
-local emulator = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
-
--- What Lua code prints in a process with these variables; its errors after it.
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", "NB_CUDA_DRIVER=" .. emulator }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", "local nb = require 'nibble' " .. code }, { before = table.concat(before, " ") })
-  return r.out:gsub("\n$", "") .. r.err, r.status
-end
+local run = standin.run
 
 describe("cuda: tensors on a device", function()
   it("go there and come back byte for byte, whatever their dtype, and are accounted", function()

@@ -1,8 +1,6 @@
 -- cuda_stream: streams, the order between them, times and graphs. The stand-in driver does work as late as it may, the
 -- latest first: an order that was not asked for doesn't come about.
-local command = require "spec.support.command"
-
-local emulator = (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
+local standin = require "spec.support.standin"
 
 -- A kernel that copies from -> to; words 1..n on the device.
 local prelude = [[
@@ -22,12 +20,7 @@ local prelude = [[
   local function first(t) return t:to("cpu"):get(1) end
 ]]
 
-local function run(code, environment)
-  local before = { "NIBBLE_LUA=lua", "NB_CUDA_DRIVER=" .. emulator }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", prelude .. code }, { before = table.concat(before, " ") })
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+local run = standin.with(prelude)
 
 describe("cuda: a stream", function()
   it("keeps its order, and what it leaves is there for a copy on it", function()

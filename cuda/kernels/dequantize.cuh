@@ -26,7 +26,7 @@ NB_DEVICE float e2m1(uint32_t c) { return float_of_bits((c & 7) << 22 | (c & 8) 
 NB_DEVICE float plain(uint32_t c, int as) {
   return as == NB_KERNEL_F32    ? float_of_bits(c)
          : as == NB_KERNEL_BF16 ? float_of_bf16((uint16_t)c)
-                            : float_of_f16((uint16_t)c);
+                                : float_of_f16((uint16_t)c);
 }
 
 /* 2^23 + c, c below 2^23: a float whose last bits are c's, so no conversion; differences of two are exact. */
@@ -88,9 +88,9 @@ template <int PIECE> NB_DEVICE void store(const weight &w, int64_t at, const flo
   uint32_t u[4];
 #pragma unroll
   for (int i = 0; i < 4; i++)
-    u[i] = PIECE == 4                ? bits_of_float(x[i])
+    u[i] = PIECE == 4                    ? bits_of_float(x[i])
            : w.job.out == NB_KERNEL_BF16 ? bf16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE])
-                                     : f16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE]);
+                                         : f16_pair(x[2 * i % PIECE], x[(2 * i + 1) % PIECE]);
   cast<uint4>(w.out)[at] = make_uint4(u[0], u[1], u[2], u[3]);
 }
 

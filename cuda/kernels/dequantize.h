@@ -15,9 +15,10 @@ enum { NB_ALONG_ROWS = 0, NB_ALONG_GPTQ, NB_ALONG_AWQ };
 typedef struct nb_dequantize_job {
   int32_t n, k, rows, columns, groups; /* rows, columns: of a scale's block; groups: blocks side by side */
   int32_t bits, along, width; /* of a stored code; its order; bytes of a row, or words of a row of those */
-  int32_t codes, code, scale, out; /* NB_CODES_*; NB_KERNEL_* of a code (plain or 8 bits), a scale, an element */
-  int32_t zero;                    /* of integers without zero-points */
-  float divisor, factor;           /* of float codes' scales, of their products; 1: none */
+  int32_t codes, code, scale,
+      out;               /* NB_CODES_*; NB_KERNEL_* of a code (plain or 8 bits), a scale, an element */
+  int32_t zero;          /* of integers without zero-points */
+  float divisor, factor; /* of float codes' scales, of their products; 1: none */
 } nb_dequantize_job;
 
 enum { NB_DEQUANTIZE_THREADS = 256 };

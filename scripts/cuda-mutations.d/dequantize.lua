@@ -8,8 +8,8 @@ return {
   bugs = {
     { "e4m3: its NaN is 480", NUMBERS, "(c & 0x7f) == 0x7f)", "c == 0x17f)" },
     { "fnuz: the other format's bias", NUMBERS, "fnuz ? 0x1p119f : 0x1p120f", "0x1p120f" },
-    { "e8m0: 255 is a number", NUMBERS, "c == 255 ? 0x7fffffffu : ", "" },
-    { "e8m0: 0 is zero", NUMBERS, "c ? c << 23 : 0x00400000u", "c << 23" },
+    { "e8m0: 255 is a number", "cuda/numbers.cuh", "if (code == 255) return", "if (code == 256) return" },
+    { "e8m0: 0 is zero", "cuda/numbers.cuh", "code ? code << 23 : 0x00400000u", "code << 23" },
     { "a product instead of a quotient by the global scale", NUMBERS, "s / w.job.divisor", "s * (1 / w.job.divisor)" },
     { "factor taken into the scale", NUMBERS, "x * scale[g] * w.job.factor", "x * (scale[g] * w.job.factor)" },
     { "zero-point of the next group", NUMBERS, "w.zeros[first + at.group[i]]", "w.zeros[first + at.group[0]]" },

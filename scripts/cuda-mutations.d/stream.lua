@@ -8,7 +8,7 @@ return {
     { "no wait after a copy", MEMORY, "code ? code : d->cu->cuStreamSynchronize(stream)", "code" },
     { "copies on the default stream", MEMORY, "void *stream = nb_cuda_stream(d);", "void *stream = NULL;" },
     { "cleared on the default stream", MEMORY, "(size_t)bytes, nb_cuda_stream(d))", "(size_t)bytes, NULL)" },
-    { "after: the wait forgotten", STREAM, "code = d->cu->cuStreamWaitEvent(s->handle, event, 0);", "" },
+    { "after: the wait forgotten", STREAM, "d->cu->cuStreamWaitEvent(s->handle, event, 0);", "0;" },
     { "after: recorded in the wrong stream", STREAM, "cuEventRecord(event, other->handle)", "cuEventRecord(event, s->handle)" },
     { "times before they came", STREAM, "int code = d->cu->cuEventSynchronize(to->event);", "int code = 0;" },
     { "a graph's memory is given back", MEMORY, "if (!nb_cuda_keep(r->device, r))\n    nb_cuda_room_drop(r);", "nb_cuda_room_drop(r);" },

@@ -1,19 +1,11 @@
 -- on_device: functions of the C library beside their likes on a device, in a process whose driver is the emulator
 -- (run): the same arguments, the same answer, the same bytes.
-local command = require "spec.support.command"
+local standin = require "spec.support.standin"
 
 local M = {}
 
 --- run(code [, environment]) -> what Lua code prints in a process of its own, where nb and on_device are there; its errors.
-function M.run(code, environment)
-  local library = os.getenv "NIBBLE_EMULATOR" or (os.getenv "NIBBLE_BUILD" or "build") .. "/libcuemu.so"
-  local before = { "NIBBLE_LUA=lua", "NB_CUDA_DRIVER=" .. library }
-  for name, value in pairs(environment or {}) do before[#before + 1] = ("%s='%s'"):format(name, value) end
-  local r = command.run({ "-e", "local nb = require 'nibble' local on_device = require 'spec.support.on_device' " .. code },
-    { before = table.concat(before, " ") })
-  -- ASan says once that the emulator's fibers are beyond it.
-  return r.out:gsub("\n$", "") .. r.err:gsub("==%d+==WARNING: ASan doesn't fully support makecontext[^\n]*\n", "")
-end
+M.run = standin.with "local on_device = require 'spec.support.on_device' "
 
 --- same(name, outputs, input, …) -> nil where C.nb_NAME(outputs, input, …) in the computer's memory and
 -- C.nb_device_NAME on the device answer alike, in the same bytes, without bank conflicts; else what differs.

@@ -18,6 +18,7 @@ enum {
 struct job {
   global<const uint4> x, words, scales, zeros;
   global<const uint32_t> bias;
+  global<const float> row_scale; /* of all rows; x, y and m are this block's */
   global<uint32_t> y;
   global<float4> parts;
   global<int> arrived;

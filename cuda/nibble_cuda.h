@@ -46,6 +46,10 @@ int nb_device_wait(int device);
 int nb_tensor_new_on(nb_tensor *out, int device, int dtype, int ndim, const int64_t *shape);
 /* A copy of t on a device (0: in the computer's memory), whatever t is on. Reads the stop flag. */
 int nb_tensor_to(nb_tensor *out, const nb_tensor *t, int device);
+/* dst's bytes = src's bytes, of as many elements of one dtype; either may lie in the computer's memory, which then is waited
+ * for. nb_device_zero: every byte 0. Both can be part of a graph where all lies on the device. */
+int nb_device_copy(nb_tensor *dst, const nb_tensor *src);
+int nb_device_zero(nb_tensor *t);
 
 /* ---- kernels (launch.c) ------------------------------------------------------------ */
 
@@ -107,6 +111,34 @@ const char *nb_cublaslt(void);
  * nb_gemm's. NB_EUNSUPPORTED without the library. */
 int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
 
+/* ---- the forward pass (forward.c) ----------------------------------------------------
+ * As nibble.h's, on one device; activations are f32, bf16 or f16, arithmetic is f32, y is rounded once to its own dtype. The
+ * processor's bytes, of NaN only that they are some; of rmsnorm all but one row in ten million, by one last place. None waits,
+ * but for ids in the computer's memory, which are checked there and brought over. ids on the device are not checked: gather
+ * makes NaN, scatter_add leaves out, what is outside. */
+
+/* y and x of any of these dtypes; weight f32 [d]. y may be x. */
+int nb_device_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
+/* x of any; the tables f32. */
+int nb_device_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim,
+                   int64_t length);
+/* y f32 += x of any. */
+int nb_device_add(nb_tensor *y, const nb_tensor *x);
+/* Both of one dtype. */
+int nb_device_swiglu(nb_tensor *gate, const nb_tensor *up);
+/* table and out of any. */
+int nb_device_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
+/* y f32, x of any, weights f32 or NULL; dtype: what products are rounded to. ids don't descend. */
+int nb_device_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                          int dtype);
+/* x of any. */
+int nb_device_scale_rows(nb_tensor *x, const nb_tensor *weights, int dtype);
+/* Waits for the device. nb_device_add_nonfinite does not: count i32 [1] there grows by it. */
+int64_t nb_device_count_nonfinite(const nb_tensor *x);
+int nb_device_add_nonfinite(nb_tensor *count, const nb_tensor *x);
+/* nb_cast between f32, bf16 and f16, bytes of NaN too. */
+int nb_device_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
  * 0), and then made there, or a tensor there to fill. perm: on the device or in the computer's memory; its elements
@@ -141,16 +173,19 @@ int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 /* ---- products with Marlin's weights (product.c) ----------------------------------------
  * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
  * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with n
- * columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as 0.
+ * columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as 0. row_scale: F32 [m,1] there,
+ * or NULL; multiplies the rows of x times the weight.
  * Tensor cores take one group, or groups of 32, 64 or a multiple of 128 rows, also in an activation order with whole
  * groups; others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
  * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
  * A stream's workspace: 128 KiB for each of the device's processors, and 257 KiB. An order, or columns that x lacks,
  * take x once more.
  * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
- * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, the kernels go on. */
+ * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, or with row_scale, the kernels
+ * go on. */
 
-int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
+int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                          const nb_tensor *row_scale);
 
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 

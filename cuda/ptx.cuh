@@ -101,6 +101,7 @@ NB_DEVICE uint32_t shuffle_from(uint32_t v, int lane) { return __shfl_sync(0xfff
 /* The lanes that gave the same value, a bit for each; all lanes of the warp come. */
 NB_DEVICE uint32_t match_any(uint32_t v) { return __match_any_sync(0xffffffffu, v); }
 NB_DEVICE int count_ones(uint32_t v) { return __popc(v); }
+NB_DEVICE double shuffle_xor_f64(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 /* *at becomes the larger of itself and v. */
 NB_DEVICE void atomic_max(uint32_t *at, uint32_t v) { atomicMax(at, v); }
 NB_DEVICE void atomic_max(uint64_t *at, uint64_t v) {

@@ -128,6 +128,14 @@ inline uint32_t match_any(uint32_t v) {
   return v;
 }
 inline int count_ones(uint32_t v) { return __builtin_popcount(v); }
+inline double shuffle_xor_f64(double v, int mask) {
+  uint32_t half[2];
+  memcpy(half, &v, sizeof v);
+  half[0] = shuffle_xor(half[0], mask);
+  half[1] = shuffle_xor(half[1], mask);
+  memcpy(&v, half, sizeof v);
+  return v;
+}
 template <class T> void atomic_max(global<T> at, typename std::remove_reference<T>::type v) {
   T old = at[0];
   if (v > old) at[0] = v;

@@ -47,12 +47,11 @@ local function compare(o, expected, call)
     local rc = call(out)
     if rc < 0 then wrong = ffi.string(C.nb_error()) return end
     for i, t in ipairs(expected) do
-      local here, msg = out[i]:to "cpu"
-      local alike, where = here and (t:type():match "f" and same(here, t) or here:equal(t))
-      if not here then wrong = msg
-      elseif not alike then
-        wrong = ("%s: output %d, order %d: %s"):format(describe(o), i, order, where or M.words(here) .. ", expected " .. M.words(t))
-      end
+      local _
+      local here, why = out[i]:to "cpu"
+      if here and t:type():match "f" then _, why = same(here, t)
+      elseif here and not here:equal(t) then why = M.words(here) .. ", expected " .. M.words(t) end
+      if why then wrong = ("%s: output %d, order %d: %s"):format(describe(o), i, order, why) end
     end
     local conflicts = emulator.counts().bank_conflicts
     if not wrong and conflicts > 0 and not o.conflicts then wrong = ("%s: %d bank conflicts"):format(describe(o), conflicts) end

@@ -65,8 +65,7 @@ template <class S>
 NB_DEVICE void multiply(const job &j, const cut &c, const rows &r, float (&sums)[S::WARP_BLOCKS][8][4],
                         uint32_t (&minus)[8], shared<const uint4> stage, const place<S> &at) {
   const shared<const uint4> scales = stage + (S::X + S::WORDS), zeros = scales + c.rows * S::SCALE_ROW;
-  const int x_at =
-      (at.m * S::WARP_BLOCKS * 16 + at.lane % 16) * S::X_ROW + ((at.k * 8 + at.lane / 16) ^ at.lane % 8);
+  const int x_at = x_place<S>(at.m * S::WARP_BLOCKS * 16 + at.lane % 16, at.k * 8 + at.lane / 16);
   const bool staged_zeros = j.zeros && !c.one_group;
   float part[S::WARP_BLOCKS][8][4] = {};
 #pragma unroll
@@ -141,7 +140,8 @@ template <class S> NB_DEVICE void run(job j) {
 } // namespace product
 
 /* x [m,k], words [k/16, n*BITS/2], scales [k/group, n] in Marlin's order, all in the kernel's 16-bit floats; zeros
- * words [k/group, n*BITS/32] or null; bias [n] or null, in Marlin's order -> y [m,outputs] = x W * factor + bias.
+ * words [k/group, n*BITS/32] or null; bias [n] or null, in Marlin's order; row_scale [m] or null
+ * -> y [m,outputs] = x W * row_scale * factor + bias.
  * blockIdx.y has 16 M_BLOCKS rows of x. parts: room for two nb_product_part(M_BLOCKS) to a block; arrived: 0 for each
  * tile of each blockIdx.y, and so again at the end. needless: null, or not 0: then nothing is done.
  * k a multiple of 16 and n of 64, outputs even, group k, 32, 64 or a multiple of 128 that divides k; all in 2^30 pieces
@@ -150,12 +150,12 @@ template <class S> NB_DEVICE void run(job j) {
   extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, nb_product_resident(M_BLOCKS, BITS)) \
       nb_product_##NUMBER##_w##BITS##_m##ROWS( \
           global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
-          global<const uint4> zeros, global<const uint32_t> bias, global<uint32_t> y, global<float4> parts, \
-          global<int> arrived, global<const int> needless, int m, int n, int k, int group, int outputs, \
-          float factor) { \
+          global<const uint4> zeros, global<const uint32_t> bias, global<const float> row_scale, \
+          global<uint32_t> y, global<float4> parts, global<int> arrived, global<const int> needless, int m, \
+          int n, int k, int group, int outputs, float factor) { \
     if (needless && needless[0]) return; \
     product::run<product::shape<product::NUMBER, BITS, M_BLOCKS>>( \
-        {x, words, scales, zeros, bias, y, parts, arrived, m, n, k, group, outputs, factor}); \
+        {x, words, scales, zeros, bias, row_scale, y, parts, arrived, m, n, k, group, outputs, factor}); \
   }
 
 NB_PRODUCT(f16, 4, 1, 16)

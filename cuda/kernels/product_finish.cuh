@@ -110,10 +110,14 @@ template <class S> struct tile_sums {
       for (int b = 0; b < S::WARP_BLOCKS; b++) {
         const int row = (at.m * S::WARP_BLOCKS + b) * 16 + at.lane / 4;
         const float4 f = of[b][t];
-        put(j, row, column, NUMBER::pair(f.x * low + bias_low, f.y * high + bias_high));
-        put(j, row + 8, column, NUMBER::pair(f.z * low + bias_low, f.w * high + bias_high));
+        const float r = row_scale(j, row), r8 = row_scale(j, row + 8);
+        put(j, row, column, NUMBER::pair(f.x * r * low + bias_low, f.y * r * high + bias_high));
+        put(j, row + 8, column, NUMBER::pair(f.z * r8 * low + bias_low, f.w * r8 * high + bias_high));
       }
     }
+  }
+  static NB_DEVICE float row_scale(const job &j, int row) {
+    return j.row_scale && row < j.m ? j.row_scale[(int)blockIdx.y * S::M_BLOCKS * 16 + row] : 1;
   }
   static NB_DEVICE void put(const job &j, int row, int column, uint32_t pair) {
     if (row < j.m) j.y[((int64_t)row * j.outputs + column) / 2] = pair;

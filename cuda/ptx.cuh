@@ -95,8 +95,12 @@ NB_DEVICE float exp2_near(float x) {
   return y;
 }
 
+NB_DEVICE double double_of_bits(uint64_t u) { return __longlong_as_double((long long)u); }
+NB_DEVICE uint64_t bits_of_double(double d) { return (uint64_t)__double_as_longlong(d); }
+
 /* Rounded by itself: never contracted with the addition that follows. */
 NB_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+NB_DEVICE double mul_rn(double a, double b) { return __dmul_rn(a, b); }
 /* a * b + c, rounded once. */
 NB_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
@@ -106,6 +110,11 @@ NB_DEVICE uint32_t max_u16x2(uint32_t a, uint32_t b) { return __vmaxu2(a, b); }
 
 /* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
 NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+/* What that lane gave; all lanes of the warp come. */
+NB_DEVICE uint32_t shuffle_from(uint32_t v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+/* The lanes that gave the same value, a bit for each; all lanes of the warp come. */
+NB_DEVICE uint32_t match_any(uint32_t v) { return __match_any_sync(0xffffffffu, v); }
+NB_DEVICE int count_ones(uint32_t v) { return __popc(v); }
 NB_DEVICE double shuffle_xor_f64(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 /* *at becomes the larger of itself and v. */
 NB_DEVICE void atomic_max(uint32_t *at, uint32_t v) { atomicMax(at, v); }

@@ -89,7 +89,19 @@ inline float exp2_near(float x) {
   return y < 0x1p-126f ? 0 : y;
 }
 
+inline double double_of_bits(uint64_t u) {
+  double d;
+  memcpy(&d, &u, sizeof d);
+  return d;
+}
+inline uint64_t bits_of_double(double d) {
+  uint64_t u;
+  memcpy(&u, &d, sizeof u);
+  return u;
+}
+
 inline float mul_rn(float a, float b) { return a * b; }
+inline double mul_rn(double a, double b) { return a * b; }
 inline float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
 
 inline uint32_t max_s16x2(uint32_t a, uint32_t b) {
@@ -113,6 +125,29 @@ inline uint32_t shuffle_xor(uint32_t v, int mask) {
   });
   return me.v;
 }
+inline uint32_t shuffle_from(uint32_t v, int lane) {
+  struct lane_of {
+    uint32_t v;
+    int from;
+  } me = {v, lane};
+  emu_collective("shuffle_from", &me, [](void **all, int *) {
+    uint32_t given[32];
+    for (int l = 0; l < 32; l++) given[l] = ((lane_of *)all[l])->v;
+    for (int l = 0; l < 32; l++) ((lane_of *)all[l])->v = given[((lane_of *)all[l])->from & 31];
+  });
+  return me.v;
+}
+inline uint32_t match_any(uint32_t v) {
+  emu_collective("match_any", &v, [](void **all, int *) {
+    uint32_t same[32] = {0};
+    for (int l = 0; l < 32; l++)
+      for (int m = 0; m < 32; m++)
+        if (*(uint32_t *)all[m] == *(uint32_t *)all[l]) same[l] |= 1u << m;
+    for (int l = 0; l < 32; l++) *(uint32_t *)all[l] = same[l];
+  });
+  return v;
+}
+inline int count_ones(uint32_t v) { return __builtin_popcount(v); }
 inline double shuffle_xor_f64(double v, int mask) {
   uint32_t half[2];
   memcpy(half, &v, sizeof v);

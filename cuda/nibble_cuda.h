@@ -138,6 +138,11 @@ int64_t nb_device_count_nonfinite(const nb_tensor *x);
 int nb_device_add_nonfinite(nb_tensor *count, const nb_tensor *x);
 /* nb_cast between f32, bf16 and f16, bytes of NaN too. */
 int nb_device_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+/* (attention.c) All four f16 or all bf16, heads of an even number up to 256 (else NB_EUNSUPPORTED). Scores and sums are f32;
+ * weights are rounded to the dtype before the product with v. Off the exact value by less than the dtype's rounding of the
+ * largest |v|, twice. A NaN or Inf in v may also reach the 63 queries before it. The same bytes in each run. */
+int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v,
+                        int64_t heads, int64_t kv_heads, int64_t length, int64_t sliding, double scale);
 
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all

@@ -80,6 +80,20 @@ NB_DEVICE void ldmatrix_x4(uint32_t *r, const uint4 *row) {
                : "r"(shared_address(row))
                : "memory");
 }
+/* The same, each matrix transposed: lane l gets of column l/4 the rows 2(l%4) and the next. */
+NB_DEVICE void ldmatrix_x4_turned(uint32_t *r, const uint4 *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/* 2^x within 2 places of 2^-22; below the normal numbers 0. */
+NB_DEVICE float exp2_near(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 NB_DEVICE double double_of_bits(uint64_t u) { return __longlong_as_double((long long)u); }
 NB_DEVICE uint64_t bits_of_double(double d) { return (uint64_t)__double_as_longlong(d); }

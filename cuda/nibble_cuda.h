@@ -203,6 +203,19 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
 int nb_device_fp8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
                        const nb_tensor *w_scales, const nb_tensor *bias);
 
+/* ---- products of 4-bit floats (product_fp4.c) -----------------------------------------------
+ * y [m,n] = factor (x codes times their scales) (w codes times theirs)^T + bias, by cuBLASLt: NVFP4 on both sides, codes
+ * U8 [m,k/2] and [n,k/2], the even column in the low nibble, scales of 16 columns as nb_swizzle_blockscale gives them
+ * (CTM-NVFP4-14), whose sign does not count; factor: 1 / (x's global scale * w's). y, which is filled, f32, bf16 or f16; bias
+ * as y, or NULL, not f32. k a multiple of 32, a row of y of 16 bytes. NB_EUNSUPPORTED with what is missing: sm_100 or later,
+ * cuBLASLt 12.8 or later, such a shape; there the weight's codes are multiplied with 16-bit activations.
+ * nb_device_fp4_usable: NB_OK where device and cuBLASLt have it. */
+int nb_device_fp4_usable(int device);
+int nb_device_fp4_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
+                       const nb_tensor *w_scales, double factor, const nb_tensor *bias);
+/* nb_act_quant_fp4, its bytes; waits for nothing. */
+int nb_device_act_quant_fp4(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
+
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 
 /* nb_rtn_quantize, nb_float_quantize and nb_absmax with all tensors on one device: their shapes, dtypes, bytes and

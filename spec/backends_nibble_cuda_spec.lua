@@ -40,11 +40,6 @@ describe("the oracle: nibble on CUDA", function()
       return msg
     end
     local base = linear { consumer = "nibble", device = "sm_90" }
-    local fp8 = { type = "float", bits = 8, strategy = "tensor" }
-    assert.matches("fp8: is not written yet: the product of FP8 weights and FP8 activations; with %-%-device cpu nibble computes it",
-      why(with(base, { weight = fp8, activation = { type = "float", bits = 8, strategy = "token" } })))
-    assert.matches("nvfp4: is not written yet: the product of 4%-bit floats and 4%-bit activations", why(with(base, {
-      weight = { type = "float", bits = 4, group = 16 }, activation = { type = "float", bits = 4, group = 16 } })))
     assert.matches("marlin_moe: is not written yet", why(experts { consumer = "nibble", device = "sm_90" }))
     assert.matches("needs SM 80 or above, found SM 75", why(with(base, { device = "sm_75" })))
   end)

@@ -31,8 +31,14 @@ return {
         { name = "inc", class = "nibble.methods.on_device", note = padded, checks = {
           cuda, { "only_layout", "awq", "gptq", advice = "another method reads it" }, weight_only, { "bits_symmetric", 4 },
           { "no_actorder" }, half, { "group_in_rank" }, { "packs" }, { "packs", "k" } } },
-        { name = "fp8", checks = absent "the product of FP8 weights and FP8 activations" },
-        { name = "nvfp4", checks = absent "the product of 4-bit floats and 4-bit activations" },
+        { name = "fp8_cuda", class = "nibble.methods.fp8_cuda",
+          note = "more than 16 rows: cuBLASLt, by tensor from SM 89 on, by channel, token and block on SM 90", checks = {
+          cuda, { "schemes", { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" }, { "fp8 tensor", "fp8 token" },
+            { "fp8 channel", "fp8 token" }, { "fp8 channel", "fp8 tensor" }, { "fp8 channel", "fp8 tensor static" },
+            { "fp8 block 128x128", "fp8 group 128" } }, { "multiple", "k", 16 } } },
+        { name = "nvfp4_cuda", class = "nibble.methods.nvfp4_cuda", note = "cuBLASLt 12.8 or later", checks = {
+          { { "platform", "cuda" }, { "capability", min = 100 } }, { "package", "cublaslt" }, { "schemes", { "nvfp4", "nvfp4" } },
+          { "multiple", "k", 32 }, { "multiple", "n", 8 } } },
       },
     },
     {

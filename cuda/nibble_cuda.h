@@ -138,6 +138,11 @@ int64_t nb_device_count_nonfinite(const nb_tensor *x);
 int nb_device_add_nonfinite(nb_tensor *count, const nb_tensor *x);
 /* nb_cast between f32, bf16 and f16, bytes of NaN too. */
 int nb_device_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+/* (attention.c) All four f16 or all bf16, heads of an even number up to 256 (else NB_EUNSUPPORTED). Scores and sums are f32;
+ * weights are rounded to the dtype before the product with v. Off the exact value by less than the dtype's rounding of the
+ * largest |v|, twice. A NaN or Inf in v may also reach the 63 queries before it. The same bytes in each run. */
+int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v,
+                        int64_t heads, int64_t kv_heads, int64_t length, int64_t sliding, double scale);
 
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
@@ -186,6 +191,17 @@ int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                           const nb_tensor *row_scale);
+
+/* ---- products of FP8 codes (product_fp8.c) ------------------------------------------------
+ * y [m,n] = (x codes times their scales) [m,k] (w codes times theirs) [n,k]^T + bias, all on one device: nb_gemm of what
+ * nb_dequantize_float makes of both, but for the order of the f32 sums. x and w f8_e4m3 as nb_act_quant_fp8 and a
+ * checkpoint have them, k a multiple of 16; scales f32: one element, or one a row ([rows] or [rows,1]), or, of groups of 128
+ * columns, of x [m, ceil(k/128)] and of w [ceil(n/128), ceil(k/128)], in any pair (CTM-FP8-01). y, which is filled, f32,
+ * bf16 or f16; bias [n] as y, or NULL.
+ * More than 16 rows are cuBLASLt's where it has that pair (one scale a tensor from sm_89 on, the others on sm_90 from
+ * CUDA 12.9 on), nibble's own kernels' otherwise; both take graphs. NB_EUNSUPPORTED: f8_e4m3fnuz, other k. */
+int nb_device_fp8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
+                       const nb_tensor *w_scales, const nb_tensor *bias);
 
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 

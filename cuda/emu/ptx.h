@@ -58,15 +58,35 @@ inline uint64_t stream_once() { return 0; }
 inline void cp_async_commit() { emu_copy_commit(); }
 template <int newest> void cp_async_wait() { emu_copy_wait(newest); }
 
+struct emu_matrix_lane {
+  uint32_t *r;
+  uint4 row;
+};
 inline void ldmatrix_x4(uint32_t *r, shared<const uint4> row) {
-  struct lane {
-    uint32_t *r;
-    uint4 row;
-  } me = {r, row[0]};
+  emu_matrix_lane me = {r, row[0]};
   emu_collective("ldmatrix", &me, [](void **all, int *) {
+    auto lane = [&](int l) { return (emu_matrix_lane *)all[l]; };
     for (int l = 0; l < 32; l++)
-      for (int m = 0; m < 4; m++) ((lane *)all[l])->r[m] = (&((lane *)all[8 * m + l / 4])->row.x)[l % 4];
+      for (int m = 0; m < 4; m++) lane(l)->r[m] = (&lane(8 * m + l / 4)->row.x)[l % 4];
   });
+}
+inline void ldmatrix_x4_turned(uint32_t *r, shared<const uint4> row) {
+  emu_matrix_lane me = {r, row[0]};
+  emu_collective("ldmatrix, turned", &me, [](void **all, int *) {
+    auto lane = [&](int l) { return (emu_matrix_lane *)all[l]; };
+    for (int l = 0; l < 32; l++)
+      for (int m = 0; m < 4; m++) {
+        uint32_t half[2];
+        for (int i = 0; i < 2; i++)
+          half[i] = (&lane(8 * m + l % 4 * 2 + i)->row.x)[l / 4 / 2] >> l / 4 % 2 * 16 & 0xffff;
+        lane(l)->r[m] = half[0] | half[1] << 16;
+      }
+  });
+}
+
+inline float exp2_near(float x) {
+  float y = exp2f(x);
+  return y < 0x1p-126f ? 0 : y;
 }
 
 inline double double_of_bits(uint64_t u) {
@@ -169,6 +189,16 @@ inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
   uint64_t both = (uint64_t)b << 32 | a;
   uint32_t r = 0;
   for (int i = 0; i < 4; i++) r |= (uint32_t)(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return r;
+}
+
+inline uint32_t f16_pair_of_e4m3(uint32_t c) {
+  uint32_t r = 0;
+  for (int s = 0; s < 2; s++) {
+    uint32_t a = c >> 8 * s & 0x7f, sign = c >> 8 * s & 0x80;
+    float v = a < 8 ? (float)a * 0x1p-9f : float_of_bits((a + (120u << 3)) << 20);
+    r |= (a == 0x7f ? 0x7fffu : f16_of_float(v)) << 16 * s | sign << (8 + 16 * s);
+  }
   return r;
 }
 

@@ -47,7 +47,6 @@ local function compare(o, expected, call)
     local rc = call(out)
     if rc < 0 then wrong = ffi.string(C.nb_error()) return end
     for i, t in ipairs(expected) do
-      local _
       local here, why = out[i]:to "cpu"
       if here and t:type():match "f" then why = select(2, same(here, t))
       elseif here and not here:equal(t) then why = M.words(here) .. ", expected " .. M.words(t) end

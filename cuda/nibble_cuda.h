@@ -141,16 +141,19 @@ int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 /* ---- products with Marlin's weights (product.c) ----------------------------------------
  * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
  * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with n
- * columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as 0.
+ * columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as 0. row_scale: F32 [m,1] there,
+ * or NULL; multiplies the rows of x times the weight.
  * Tensor cores take one group, or groups of 32, 64 or a multiple of 128 rows, also in an activation order with whole
  * groups; others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
  * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
  * A stream's workspace: 128 KiB for each of the device's processors, and 257 KiB. An order, or columns that x lacks,
  * take x once more.
  * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
- * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, the kernels go on. */
+ * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, or with row_scale, the kernels
+ * go on. */
 
-int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w);
+int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                          const nb_tensor *row_scale);
 
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 

@@ -18,6 +18,7 @@ typedef struct product {
   const nb_marlin_weight *w;
   int dtype, k, n, groups, group;
   const void *words, *scales, *zeros, *bias, *perm, *g_idx;
+  const float *row_scale;       /* or NULL */
   int32_t *irregular, *arrived; /* of the stream's workspace, and behind them */
   void *parts;
 } product;
@@ -76,7 +77,7 @@ static int check_order(product *p) {
   return place_of(&p->g_idx, p, w->g_idx, "g_idx", NB_I32, 1, NB_SHAPE(p->k));
 }
 
-static int check(product *p, const nb_tensor *x, const nb_marlin_weight *w) {
+static int check(product *p, const nb_tensor *x, const nb_marlin_weight *w, const nb_tensor *row_scale) {
   const void *at;
   *p = (product){.w = w, .dtype = x->dtype};
   NB_TRY(place_of(&at, p, x, "x", x->dtype, 2, NB_SHAPE(-1, -1)));
@@ -96,6 +97,10 @@ static int check(product *p, const nb_tensor *x, const nb_marlin_weight *w) {
   if (w->zeros)
     NB_TRY(place_of(&p->zeros, p, w->zeros, "zero-points", -1, 2, NB_SHAPE(groups, w->n * w->bits / 32)));
   if (w->bias) NB_TRY(place_of(&p->bias, p, w->bias, "bias", p->dtype, 1, NB_SHAPE(p->n)));
+  if (row_scale) {
+    NB_TRY(place_of(&at, p, row_scale, "row scales", NB_F32, 2, NB_SHAPE(x->shape[0], 1)));
+    p->row_scale = at;
+  }
   return check_order(p);
 }
 
@@ -139,7 +144,8 @@ static int gather(nb_tensor *out, const product *p, const nb_tensor *x) {
 }
 
 /* y [m,outputs] = x [m,k] W for m up to ROWS by tensor cores; nothing where the weight's order is irregular. */
-static int product_small(const product *p, const void *y, const void *x, int m, int outputs) {
+static int product_small(const product *p, const void *y, const void *x, const float *row_scale, int m,
+                         int outputs) {
   const int blocks = m <= 16   ? 1
                      : m <= 32 ? 2
                                : 4,
@@ -158,12 +164,14 @@ static int product_small(const product *p, const void *y, const void *x, int m, 
   float factor = (float)(p->w->scale_factor * p->w->global);
   return nb_device_launch(p->d->number, name, &at,
                           (void *[]){&x, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
-                                     (void *)&p->bias, &y, (void *)&p->parts, (void *)&p->arrived, &needless,
-                                     &m, (void *)&p->n, (void *)&p->k, (void *)&p->group, &outputs, &factor});
+                                     (void *)&p->bias, &row_scale, &y, (void *)&p->parts, (void *)&p->arrived,
+                                     &needless, &m, (void *)&p->n, (void *)&p->k, (void *)&p->group, &outputs,
+                                     &factor});
 }
 
 /* The same a row of the weight at a time, whatever its groups; where product_small can, only what it left. */
-static int product_rows(const product *p, const void *y, const void *x, int m, int outputs) {
+static int product_rows(const product *p, const void *y, const void *x, const float *row_scale, int m,
+                        int outputs) {
   const void *needed = p->g_idx && whole_stages(p) ? p->irregular : NULL;
   nb_launch at = {{p->n / 64, NB_CEIL(m, NB_PRODUCT_ROWS_AT_ONCE), 1},
                   {NB_PRODUCT_THREADS, 1, 1},
@@ -172,8 +180,9 @@ static int product_rows(const product *p, const void *y, const void *x, int m, i
   int bits = p->w->bits, bf16 = p->dtype == NB_BF16;
   return nb_device_launch(p->d->number, "nb_product_rows", &at,
                           (void *[]){&x, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
-                                     (void *)&p->g_idx, (void *)&p->bias, &y, &needed, &m, (void *)&p->n,
-                                     (void *)&p->k, (void *)&p->groups, &outputs, &bits, &bf16, &factor});
+                                     (void *)&p->g_idx, (void *)&p->bias, &row_scale, &y, &needed, &m,
+                                     (void *)&p->n, (void *)&p->k, (void *)&p->groups, &outputs, &bits, &bf16,
+                                     &factor});
 }
 
 /* y = x W, both of all their rows. */
@@ -187,24 +196,28 @@ static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
   }
   for (int64_t row = 0; rc == NB_OK && row < m; row += ROWS) {
     const void *to = (uint16_t *)y->data + row * outputs, *from = (const uint16_t *)x->data + row * p->k;
+    const float *scale = p->row_scale ? p->row_scale + row : NULL;
     int rows = (int)NB_MIN((int64_t)ROWS, m - row);
-    if (whole_stages(p)) rc = product_small(p, to, from, rows, (int)outputs);
-    if (rc == NB_OK && (p->g_idx || !whole_stages(p))) rc = product_rows(p, to, from, rows, (int)outputs);
+    if (whole_stages(p)) rc = product_small(p, to, from, scale, rows, (int)outputs);
+    if (rc == NB_OK && (p->g_idx || !whole_stages(p)))
+      rc = product_rows(p, to, from, scale, rows, (int)outputs);
   }
   nb_tensor_release(&ordered); /* the driver waits for the kernels before it gives memory away */
   return rc;
 }
 
-/* Many rows by cuBLASLt; where it is not here, has no room, or an order must be looked at amid a graph, as few rows. */
+/* Many rows by cuBLASLt; where it is not here, has no room, rows have scales, which it hasn't, or an order must be
+ * looked at amid a graph, as few rows. */
 static int multiply_many(product *p, const nb_tensor *y, const nb_tensor *x) {
-  int rc = p->perm && p->d->capture ? NB_EUNSUPPORTED : nb_cuda_marlin_large(y, x, p->w);
+  int rc = p->row_scale || (p->perm && p->d->capture) ? NB_EUNSUPPORTED : nb_cuda_marlin_large(y, x, p->w);
   return rc == NB_EUNSUPPORTED || rc == NB_ENOMEM ? multiply(p, y, x) : rc;
 }
 
-int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w) {
+int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                          const nb_tensor *row_scale) {
   product p;
   nb_tensor to;
-  NB_TRY(check(&p, x, w));
+  NB_TRY(check(&p, x, w, row_scale));
   int64_t m = x->shape[0], outputs = y->ndim == 2 ? y->shape[1] : p.n;
   if (outputs > p.n || outputs % 2)
     return nb_fail(NB_EINVAL, "%s: y has %lld columns for N = %d, expected an even number up to it", what,

@@ -75,7 +75,8 @@ template <int BITS> NB_DEVICE void add(float (&sums)[ROWS][8], const job &j, int
 
 /* y of 64 columns and ROWS rows: the lanes' sums, of all rows of k, added in one order. */
 NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, global<const uint16_t> bias,
-                      global<uint16_t> y, int tile, int first_row, int outputs, float factor) {
+                      global<const float> row_scale, global<uint16_t> y, int tile, int first_row, int outputs,
+                      float factor) {
   const int tid = (int)threadIdx.x;
   shared<float> all = cast<float>(shared_words());
 #pragma unroll
@@ -88,6 +89,7 @@ NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, global<const u
     for (int warp = 0; warp < WARPS;
          warp++) /* four lanes of each have the column; threads take turns with them */
       for (int q = 0; q < 4; q++) sum += all[(i / 8) * THREADS + warp * LANES + c % 8 * 4 + (q + c / 8) % 4];
+    if (row_scale) sum *= row_scale[row];
     sum *= factor;
     if (bias) sum += number(bias[tile * 64 + single_place(c)], j.bf16);
     y[(int64_t)row * outputs + column] = (uint16_t)(j.bf16 ? bf16_pair(sum, 0) : f16_pair(sum, 0));
@@ -102,15 +104,15 @@ NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, global<const u
 extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
     nb_product_rows(global<const uint16_t> x, global<const uint32_t> words, global<const uint16_t> scales,
                     global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
-                    global<uint16_t> y, global<const int> needed, int m, int n, int k, int groups,
-                    int outputs, int bits, int bf16, float factor) {
+                    global<const float> row_scale, global<uint16_t> y, global<const int> needed, int m, int n,
+                    int k, int groups, int outputs, int bits, int bf16, float factor) {
   if (needed && needed[0] == 0) return;
   const rows::job j = {x, scales, words, zeros, g_idx, m, n, k, groups, bf16};
   const int tile = (int)blockIdx.x, first_row = (int)blockIdx.y * rows::ROWS;
   float sums[rows::ROWS][8] = {};
   if (bits == 4) rows::add<4>(sums, j, tile, first_row);
   else rows::add<8>(sums, j, tile, first_row);
-  rows::finish(sums, j, bias, y, tile, first_row, outputs, factor);
+  rows::finish(sums, j, bias, row_scale, y, tile, first_row, outputs, factor);
 }
 
 /* x [m,columns] -> to [m,k], a row to blockIdx.y: column perm[i] (i without perm) becomes column i; 0 from `columns` on,

@@ -87,7 +87,7 @@ local function quantized(x, m)
   return q:cast "f32", scales
 end
 
---- marlin(x, m) -> y f32 [rows, n] = x times the weight m, plus its bias (MRL-51)
+--- marlin(x, m [, row_scale]) -> y f32 [rows, n] = x times the weight m, plus its bias (MRL-51)
 -- x: [rows,k] f32, f16 or bf16; fewer columns count as zeros. m, one matrix after its processing (methods.marlin's):
 --   type   "uint4" | "uint8" (with zeros), "uint4b8" | "uint8b128", "float8_e4m3fn", "float4_e2m1f"
 --   words  i32 [k/16, n*bits/2]; scales [G,n], permuted: f16, bf16 or f32; of MX weights E8M0 bytes, of NVFP4 its bytes
@@ -98,17 +98,19 @@ end
 --   dtype  "f16" | "bf16" of the activations, for FP8 and NVFP4 weights; k_full = false: K is cut (row-parallel)
 --   moe    true for an expert's: uint4 weights take 8-bit activations there only (MRL-47)
 --   stride elements from one row of x to the next, where the kernel's differs from k
+-- row_scale: f32 [rows,1], multiplies the rows of x times the weight; without 8-bit activations, which have their own.
 -- A wrong form is an error that names the values. Memory: 3 MiB a thread, and x once more in float32.
 -- x on a device (cuda.product): the weight lies there too, an integer one, and its scales and bias have x's dtype, as y
 -- does; nil, msg, code where that is not so.
-function M.marlin(x, m)
+function M.marlin(x, m, row_scale)
   local d = describe(m)
+  if row_scale and d.a8 == 1 then refuse("%s activations make their own row scales", m.activations) end
   if ffi.istype(tensor.device_type, x) then
-    return require("nibble.cuda.product").marlin(x, function() return struct(m, d) end, m.n, m.outputs)
+    return require("nibble.cuda.product").marlin(x, function() return struct(m, d) end, m.n, m.outputs, row_scale)
   end
-  local values, row_scale = quantized(x, m)
+  local values, made = quantized(x, m)
   local y = tensor.new("f32", { x:size(1), m.outputs or m.n })
-  nffi.must(C.nb_marlin_gemm(y, values, struct(m, d), row_scale))
+  nffi.must(C.nb_marlin_gemm(y, values, struct(m, d), made or row_scale))
   return y
 end
 

@@ -13,8 +13,8 @@ local M = {}
 -- As cuda/kernels/product.h has them.
 local COLUMNS, STAGES, THREADS = 128, 4, 128
 
---- case{dtype = "f16", bits = 4, m =, k =, n =, group =, zeros = false, bias = false, exact = true, g_idx =} -> the same
--- table with x, q (Quantized [n,k]), p (the weight as gemm.marlin takes it) and bias in its own order.
+--- case{dtype = "f16", bits = 4, m =, k =, n =, group =, zeros = false, bias = false, row_scale = false, exact = true,
+-- g_idx =} -> the same table with x, q (Quantized [n,k]), p (the weight as gemm.marlin takes it) and bias in its own order.
 -- exact: whole activations and powers of two, so that every sum is exact and there is one right answer.
 function M.case(o)
   o.dtype, o.bits = o.dtype or "f16", o.bits or 4
@@ -23,6 +23,7 @@ function M.case(o)
   local scales = exact and awq.powers or awq.floats
   o.x = exact and awq.whole({ o.m, k }, o.dtype) or awq.floats(o.dtype, { o.m, k }, -1, 1)
   o.bias = o.bias and (exact and awq.whole({ n }, o.dtype) or awq.floats(o.dtype, { n }, -1, 1)) or nil
+  o.row_scale = o.row_scale and scales("f32", { o.m, 1 }, 0.5, 2) or nil
   o.q = quantized.wrap {
     scheme = { type = "int", bits = o.bits, symmetric = not o.zeros, strategy = "group", group = o.group },
     codes = awq.codes(n, k, o.bits), scales = scales(o.dtype, { n, k / g }, 0.01, 0.1),
@@ -40,7 +41,9 @@ end
 --- exact(c) -> y of an exact case, rounded once.
 function M.exact(c)
   local y = nb.tensor("f32", { c.m, c.n })
-  return nb.compute.gemm(y, c.x:cast "f32", c.q:dequantize "f32", c.bias and c.bias:cast "f32"):cast(c.dtype)
+  local x = c.x:cast "f32"
+  for i = 0, c.row_scale and c.m * c.k - 1 or -1 do x:ptr()[i] = x:ptr()[i] * c.row_scale:get(math.floor(i / c.k) + 1) end
+  return nb.compute.gemm(y, x, c.q:dequantize "f32", c.bias and c.bias:cast "f32"):cast(c.dtype)
 end
 
 --- check(c, y): y against the product in float64. Allowed: half a unit of y's last place, and as many roundings of f32 in
@@ -50,10 +53,11 @@ function M.check(c, y)
   local x, w, got = c.x:cast "f32", c.q:dequantize "f32", y:cast "f32"
   local px, pw, pg, pb = x:ptr(), w:ptr(), got:ptr(), c.bias and c.bias:cast "f32"
   for i = 0, c.m - 1 do
+    local scale = c.row_scale and c.row_scale:get(i + 1) or 1
     for j = 0, c.n - 1 do
       local sum, size = pb and pb:get(j + 1) or 0, 0
       for l = 0, c.k - 1 do
-        local t = px[i * c.k + l] * pw[j * c.k + l]
+        local t = px[i * c.k + l] * pw[j * c.k + l] * scale
         sum, size = sum + t, size + math.abs(t)
       end
       local off, allowed = math.abs(pg[i * c.n + j] - sum), half * math.abs(sum) + (c.k + 2) * 2 ^ -24 * size + 2 ^ -25
@@ -88,18 +92,18 @@ function M.run(c, grid)
     memory[#memory + 1] = emulator.memory(t)
     return memory[#memory]
   end
-  local d_y, tiles = there(y), math.ceil(c.n / COLUMNS) * across
-  local parts, arrived = there(grid * across * 2 * 16 * blocks * COLUMNS * 4), there(nb.tensor("i32", { tiles }))
+  local d_y, blocks_in_all = there(y), grid * across
+  local parts, arrived = there(blocks_in_all * 2 * 16 * blocks * COLUMNS * 4), there(nb.tensor("i32", { blocks_in_all }))
   ffi.fill(d_y, y:bytes(), 0xa5)
   local wrong, counts = emulator.run(("nb_product_%s_w%d_m%d"):format(c.dtype, c.bits, blocks * 16),
     { grid = grid, across = across, block = THREADS, shared = STAGES * stage },
-    there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), d_y, parts, arrived, false, c.m, c.n, c.k,
+    there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), there(c.row_scale), d_y, parts, arrived, false, c.m, c.n, c.k,
     c.group == -1 and c.k or c.group, c.outputs or c.n, ffi.new("float", 1))
   emulator.read(d_y, y)
-  local left = emulator.read(arrived, nb.tensor("i32", { tiles }))
+  local left = emulator.read(arrived, nb.tensor("i32", { blocks_in_all }))
   for _, at in ipairs(memory) do emulator.free(at) end
   if wrong then return nil, wrong end
-  assert(left:equal(nb.tensor("i32", { tiles })), "the counts of blocks that arrived are not zero again")
+  assert(left:equal(nb.tensor("i32", { blocks_in_all })), "the counts of blocks that arrived are not zero again")
   return y, counts
 end
 

@@ -63,6 +63,14 @@ describe("a product kernel", function()
     end
   end
 
+  it("multiplies rows by their scales, before the bias", function()
+    for _, m in ipairs { 3, 30, 70 } do
+      exact { m = m, k = 192, n = 128, group = m > 3 and 64 or -1, bias = true, row_scale = true, grids = { 1, 3 } }
+    end
+    local c = product.case { m = 20, k = 256, n = 128, group = 64, exact = false, bias = true, row_scale = true }
+    run(c, { 2 }, nil, function(y) product.check(c, y) end)
+  end)
+
   it("takes every number of rows", function()
     for _, m in ipairs { 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128 } do
       exact { m = m, k = 192, n = 64, group = 64, grids = { 2 } }
@@ -152,7 +160,10 @@ local process = standin.with [[
     end
     return out
   end
-  local function same(c, p) return assert(gemm.marlin(c.x:to "cuda", p or there(c.p))):to("cpu"):equal(product.exact(c)) end
+  local function same(c, p)
+    local y = assert(gemm.marlin(c.x:to "cuda", p or there(c.p), c.row_scale and c.row_scale:to "cuda"))
+    return y:to("cpu"):equal(product.exact(c))
+  end
 ]]
 
 describe("gemm.marlin of tensors on a device", function()
@@ -191,6 +202,16 @@ describe("gemm.marlin of tensors on a device", function()
         end
         io.write(tostring(same(product.case { dtype = kind[1], bits = kind[2], zeros = kind[3], m = 5, k = 144, n = 64, group = 48 })), " ")
       end]] .. "")
+  end)
+
+  it("multiplies rows by their scales, of any number of rows and in any order, as the CPU does", function()
+    assert.equal("true true true true true", process [[
+      for _, m in ipairs { 3, 130, 300 } do
+        io.write(tostring(same(product.case { m = m, k = 128, n = 64, group = 64, bias = true, row_scale = true })), " ")
+      end
+      io.write(tostring(same(product.case { m = 5, k = 144, n = 64, group = 48, bias = true, row_scale = true })), " ")
+      local c = product.case { m = 4, k = 128, n = 64, group = -1, bias = true, row_scale = true }
+      io.write(tostring(gemm.marlin(c.x, c.p, c.row_scale):cast("f16"):equal(product.exact(c))))]])
   end)
 
   it("takes x without the weight's last columns, and gives as many columns as are asked for", function()
@@ -243,8 +264,8 @@ describe("gemm.marlin of tensors on a device", function()
     local said = process [[
       local c = product.case { m = 2, k = 128, n = 64, group = -1, bias = true }
       local x, p = c.x:to "cuda", there(c.p)
-      local function says(x, changes)
-        local ok, y, msg = pcall(gemm.marlin, x, setmetatable(changes or {}, { __index = p }))
+      local function says(x, changes, row_scale)
+        local ok, y, msg = pcall(gemm.marlin, x, setmetatable(changes or {}, { __index = p }), row_scale)
         print(ok and msg or y)
       end
       says(c.x:cast("f32"):to "cuda")
@@ -258,13 +279,16 @@ describe("gemm.marlin of tensors on a device", function()
       says(x, { perm = nb.tensor("i32", { 128 }):to "cuda" })
       says(x, { activations = "int8" })
       says(x, { bias = nb.tensor("f16", { 32 }):to "cuda" })
+      says(x, {}, nb.tensor("f32", { 3, 1 }):to "cuda")
+      says(x, {}, nb.tensor("f32", { 2, 1 }))
       says(x)]]
     local expected = {
       "on a device x is f16 or bf16, found f32", "scales: expected bf16", "x has 136 columns for K = 128",
       "words: .*lies in the computer's memory, expected on a device", "scales: .*lies in the computer's memory",
       "y has 63 columns for N = 64, expected an even number up to it", "y has 66 columns for N = 64",
       "K = 120 is not a multiple of 16", "perm and g_idx belong together, found only perm",
-      "activations have 16 bits; float weights and 8%-bit activations are multiplied in the computer's memory only", "bias: expected", "on cuda:0",
+      "activations have 16 bits; float weights and 8%-bit activations are multiplied in the computer's memory only", "bias: expected",
+      "row scales: expected", "row scales: .*lies in the computer's memory", "on cuda:0",
     }
     local lines = {}
     for line in said:gmatch "[^\n]+" do lines[#lines + 1] = line end

@@ -194,11 +194,25 @@ NB_PRODUCT(bf16, 8, 4, 64)
           global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
           global<const uint4> zeros, global<const uint32_t> bias, global<const float> row_scale, \
           global<uint32_t> y, global<float4> parts, global<int> arrived, global<const int> sorted, \
-          global<const int> owners, global<const int> total, global<const int> skip, global<const float> weights, \
-          global<const float> globals, int block, int most, int top, int experts, int pairs, int n, int k, \
-          int group, int outputs, float factor) { \
+          global<const int> owners, global<const int> total, global<const int> skip, \
+          global<const float> weights, global<const float> globals, int block, int most, int top, \
+          int experts, int pairs, int n, int k, int group, int outputs, float factor) { \
     product::run<product::shape<product::NUMBER, BITS, M_BLOCKS, product::experts>>( \
-        {x, words, scales, zeros, bias, row_scale, y, parts, arrived, pairs, n, k, group, outputs, factor, \
+        {x, \
+         words, \
+         scales, \
+         zeros, \
+         bias, \
+         row_scale, \
+         y, \
+         parts, \
+         arrived, \
+         pairs, \
+         n, \
+         k, \
+         group, \
+         outputs, \
+         factor, \
          {sorted, owners, total, skip, weights, globals, block, most, top, experts}}); \
   }
 

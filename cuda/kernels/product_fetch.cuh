@@ -74,7 +74,7 @@ template <class S> struct fetcher {
   uint64_t once;
   shared<int> x_at; /* of experts: from x to this thread's rows of a block, X_STEP apart; -1: none */
   int todo, columns, k_left, block; /* stages; what n and k have left; the block of rows */
-  int to, same;              /* where the next stage goes; stages that need the same scales */
+  int to, same;                     /* where the next stage goes; stages that need the same scales */
   int side_to, side_step, side_column, side_k; /* 0: none; pieces to the next rows; columns and k before it */
   int x_back, words_down, words_back, side_back; /* pieces to the next stage and to the next tile */
 

@@ -108,14 +108,17 @@ template <class S> struct tile_sums {
       for (int i = 0; i < 2; i++) {
         const int row = row_of(j, u, b, i, at);
         if (row < 0) continue;
-        const float times = j.row_scale ? j.row_scale[ROUTES::source(j, row)] : 1, weight = ROUTES::weight(j, row);
+        const float times = j.row_scale ? j.row_scale[ROUTES::source(j, row)] : 1,
+                    weight = ROUTES::weight(j, row);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-          const int across = at.k * TILES + t, column = u.tile * COLUMNS + at.n * 64 + across * 8 + at.lane % 4 * 2;
+          const int across = at.k * TILES + t,
+                    column = u.tile * COLUMNS + at.n * 64 + across * 8 + at.lane % 4 * 2;
           if (column >= j.outputs) continue;
           /* One scale to a column, and bias, lie in this order, two columns to a pair: core/layout/marlin_scales.c */
-          const int64_t pair = (int64_t)u.expert * (j.n / 2) + (u.tile * COLUMNS + at.n * 64 + across / 4 * 32) / 2 +
-                               at.lane % 4 * 4 + across % 4;
+          const int64_t pair = (int64_t)u.expert * (j.n / 2) +
+                               (u.tile * COLUMNS + at.n * 64 + across / 4 * 32) / 2 + at.lane % 4 * 4 +
+                               across % 4;
           float x = (i ? of[b][t].z : of[b][t].x) * times, y = (i ? of[b][t].w : of[b][t].y) * times;
           const uint32_t scale = one_group ? cast<const uint32_t>(j.scales)[pair] : NUMBER::pair(1, 1),
                          bias = j.bias ? j.bias[pair] : 0;
@@ -129,8 +132,8 @@ template <class S> struct tile_sums {
 
 /* sums of a tile -> y, or a part of it for who comes last. scratch: the stage that all warps read last. */
 template <class S>
-NB_DEVICE void finish(const job &j, const shares &s, const float (&sums)[S::WARP_BLOCKS][8][4],
-                      const spot &u, bool one_group, shared<uint4> scratch, const place<S> &at) {
+NB_DEVICE void finish(const job &j, const shares &s, const float (&sums)[S::WARP_BLOCKS][8][4], const spot &u,
+                      bool one_group, shared<uint4> scratch, const place<S> &at) {
   tile_sums<S> mine;
   if (S::WARPS_K > 1) __syncthreads();
   mine.gather(sums, cast<float4>(scratch), at);

@@ -61,9 +61,7 @@ struct experts {
     return pair >= 0 && pair < j.m ? pair : -1;
   }
   static NB_DEVICE int source(const job &j, int row) { return row / j.to.top; }
-  static NB_DEVICE float weight(const job &j, int row) {
-    return j.to.weights ? j.to.weights[row] : 1;
-  }
+  static NB_DEVICE float weight(const job &j, int row) { return j.to.weights ? j.to.weights[row] : 1; }
   static NB_DEVICE float global_scale(const job &j, int expert) {
     return j.to.globals ? j.to.globals[expert] : 1;
   }

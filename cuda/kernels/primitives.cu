@@ -15,7 +15,15 @@ enum {
   LOP3_AND_OR,
   LOP3_XOR,
   PICK_BYTES,
+  F16_PAIR_OF_E4M3,
 };
+
+/* A NaN of one's own for each of a pair's. */
+NB_DEVICE uint32_t plain_nans(uint32_t pair) {
+  for (int s = 0; s < 32; s += 16)
+    if ((pair >> s & 0x7fff) > 0x7c00) pair |= 0xffffu << s;
+  return pair;
+}
 
 NB_DEVICE uint32_t number(int which, uint32_t a, uint32_t b, uint32_t c) {
   switch (which) {
@@ -30,6 +38,7 @@ NB_DEVICE uint32_t number(int which, uint32_t a, uint32_t b, uint32_t c) {
   case LOP3_AND_OR: return lop3<(0xf0 & 0xcc) | 0xaa>(a, b, c);
   case LOP3_XOR: return lop3<0xf0 ^ 0xcc ^ 0xaa>(a, b, c);
   case PICK_BYTES: return pick_bytes(a, b, c & 0x7777);
+  case F16_PAIR_OF_E4M3: return plain_nans(f16_pair_of_e4m3(a & 0xffff));
   default: return 0;
   }
 }

@@ -12,6 +12,8 @@ M.bars = {
   { piece = "product", m = { 4096, 4096 }, of = "torch bf16", must = 0.9 },
   { piece = "product", m = { 4096, 4096 }, of = "TFLOP/s", ambitious = 600 },
   { piece = "product", m = { 1, 128 }, of = "marlin", must = 1.0 },
+  { piece = "fp8", of = "torch fp8", must = 0.95 },
+  { piece = "fp8 rows", of = "torch fp8 rows", must = 0.95 },
   { piece = "repack", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "dequantize", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "quantize", of = "copy", must = 0.75, ambitious = 0.85 },

@@ -71,6 +71,17 @@ template <class NUMBER> struct plain_scales : scales<2> {
   static NB_DEVICE float low(uint32_t pair) { return NUMBER::low(pair); }
   static NB_DEVICE float high(uint32_t pair) { return NUMBER::high(pair); }
 };
+/* Of a lane's columns 2 quarter + {0, 1} of each of 8 tiles of 8, out of 64 columns' row. */
+template <class SCALES>
+NB_DEVICE void load_pairs(float (&low)[8], float (&high)[8], shared<const uint4> row, int quarter) {
+  const uint4 l = row[quarter * 2], h = row[quarter * 2 + 1];
+  const uint32_t l4[4] = {l.x, l.y, l.z, l.w}, h4[4] = {h.x, h.y, h.z, h.w};
+#pragma unroll
+  for (int t = 0; t < 8; t++) {
+    low[t] = t % 2 ? SCALES::high(l4[t / 2]) : SCALES::low(l4[t / 2]);
+    high[t] = t % 2 ? SCALES::high(h4[t / 2]) : SCALES::low(h4[t / 2]);
+  }
+}
 
 /* codes<NUMBER, BITS>: SYMMETRIC, `minus` of zero-points in the middle; minus(z), of the two zero-points in slots 0
  * and BITS*.. of z, as a pair; decode(b, q, minus), the four weights of a column whose slots begin at bit 0 of q. */

@@ -96,11 +96,12 @@ template <class S> struct tile_sums {
       /* One scale to a column, and bias, lie in this order, two columns to a pair: core/layout/marlin_scales.c */
       const int pair = (tile * COLUMNS + at.n * 64 + across / 4 * 32) / 2 + at.lane % 4 * 4 + across % 4;
       float low = j.factor, high = j.factor, bias_low = 0, bias_high = 0;
-      if (one_group) {
-        uint32_t scale = cast<const uint32_t>(j.scales)[pair];
-        low *= NUMBER::low(scale);
-        high *= NUMBER::high(scale);
-      }
+      if constexpr (S::SCALES_WAIT)
+        if (one_group) {
+          uint32_t scale = cast<const uint32_t>(j.scales)[pair];
+          low *= S::SCALES::low(scale);
+          high *= S::SCALES::high(scale);
+        }
       if (j.bias) {
         uint32_t bias = j.bias[pair];
         bias_low = NUMBER::low(bias);

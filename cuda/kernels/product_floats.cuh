@@ -55,9 +55,7 @@ template <> struct e2m1<bf16> : floats<bf16, 4> {
 
 /* 16-bit floats times the unit of e4m3, as Marlin's kernels have them (SYSTEMS MRL-48). */
 template <class NUMBER> struct fp8_scales;
-template <> struct fp8_scales<f16> : plain_scales<f16> {
-  static constexpr float HAVE = 0x1p8f;
-};
+template <> struct fp8_scales<f16> : plain_scales<f16> { static constexpr float HAVE = 0x1p8f; };
 template <> struct fp8_scales<bf16> : plain_scales<bf16> {
   static NB_DEVICE uint32_t one() { return 0x7b807b80; }
   static NB_DEVICE float low(uint32_t pair) { return bf16::low(pair) * 0x1p-120f; }

@@ -1,6 +1,5 @@
 -- The product of activations and Marlin's weights on a device, run by the emulator: exact where every sum is exact,
 -- within a stated bound elsewhere, the same bits in every order of threads, however its tiles are shared.
-local nb = require "nibble"
 local emulator = require "spec.support.emulator"
 local product = require "spec.support.marlin_product"
 local standin = require "spec.support.standin"

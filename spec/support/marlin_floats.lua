@@ -12,11 +12,11 @@ local GROUP = { mxfp8 = 32, mxfp4 = 32, nvfp4 = 16 }
 local TYPE = { [8] = "float8_e4m3fn", [4] = "float4_e2m1f" }
 M.kinds = { "fp8", "mxfp8", "mxfp4", "nvfp4" }
 
--- Codes u8 [n,k]. E4M3: no NaN; exact ones are whole numbers up to 15, negative ones too.
+-- Codes u8 [n,k]. E4M3: no NaN; exact ones are whole numbers up to 15, negative ones too; others below 16.
 local function codes_of(o, n, k)
   if o.bits == 4 then return awq.codes(n, k, 4) end
   if o.exact then return awq.each(nb.tensor("f8_e4m3", { n, k }), function() return math.random(-15, 15) end):as("u8", { n, k }) end
-  return awq.each(nb.tensor("u8", { n, k }), function() return math.random(0, 1) * 128 + math.random(0, 126) end)
+  return awq.each(nb.tensor("u8", { n, k }), function() return math.random(0, 1) * 128 + math.random(0, 0x57) end)
 end
 
 -- Scales as checkpoints have them, f32 (fp8), f8_e4m3 (nvfp4) or E8M0 bytes: [rows, columns].
@@ -44,23 +44,23 @@ function M.case(o)
   o.codes = o.codes or codes_of(o, n, k)
   local groups = o.group == -1 and 1 or k / o.group
   local scale = o.scales or scales_of(o, n, groups)
-  local c, values = o.codes:ptr(), nil
+  local c = o.codes:ptr()
   if o.bits == 8 then
     o.weight = o.codes:as("f8_e4m3", { n, k })
-    values = o.weight:cast "f32"
+    o.w = o.weight:cast "f32"
   else
-    o.weight, values = nb.tensor("u8", { n, k / 2 }), nb.tensor("f32", { n, k })
-    local bytes, to = o.weight:ptr(), values:ptr()
+    o.weight, o.w = nb.tensor("u8", { n, k / 2 }), nb.tensor("f32", { n, k })
+    local bytes, to = o.weight:ptr(), o.w:ptr()
     for i = 0, n * k / 2 - 1 do bytes[i] = c[2 * i] + 16 * c[2 * i + 1] end
     for i = 0, n * k - 1 do to[i] = (c[i] < 8 and 1 or -1) * E2M1[c[i] % 8] end
   end
   local global = o.kind == "nvfp4" and 0.125 or 1
-  local real, to = scale:type() == "u8" and nb.tensor("f32", { n, groups }) or scale:cast "f32", values:ptr()
+  local real, to = scale:type() == "u8" and nb.tensor("f32", { n, groups }) or scale:cast "f32", o.w:ptr()
   if scale:type() == "u8" then awq.each(real, function(i) return 2 ^ (scale:get(i) - 127) end) end
   for i = 0, n * k - 1 do
     to[i] = to[i] * real:ptr()[math.floor(i / k) * groups + math.floor(i % k * groups / k)] * global
   end
-  o.w, o.scale = values, scale
+  o.scale = scale
   o.p = assert(prepare { kind = o.kind, weight = o.weight, scale = scale, dtype = o.dtype, bias = o.bias,
     global = o.kind == "nvfp4" and nb.tensor("f32", { 1 }, { global }) or nil,
     block = o.kind == "fp8" and o.group ~= -1 and { 1, o.group } or nil })

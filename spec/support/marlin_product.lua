@@ -84,7 +84,8 @@ function M.run(c, grid)
   local k_stage = blocks <= 2 and 128 or 64
   local one = p.scales:size(1) == 1
   local rows = one and 1 or math.max(1, k_stage / c.group)
-  local stage = 16 * blocks * k_stage * 2 + k_stage * COLUMNS * c.bits / 8 + rows * COLUMNS * (p.scales:bytes() / p.scales:numel() + (c.zeros and not one and c.bits / 8 or 0))
+  local scale_bytes = p.scales:bytes() / p.scales:numel() + (c.zeros and not one and c.bits / 8 or 0)
+  local stage = 16 * blocks * k_stage * 2 + k_stage * COLUMNS * c.bits / 8 + rows * COLUMNS * scale_bytes
   local across = math.ceil(c.m / (16 * blocks))
   local y = nb.tensor(c.dtype, { c.m, c.outputs or c.n })
   local memory = {}

@@ -5,10 +5,18 @@
 -- batch's activations, m × (2 hidden + 2 q + 2 kv) floats, CHUNK × 2 intermediate
 -- floats inside an MLP, and one dequantized weight (weights.lua keeps more of them
 -- while they fit into cache_bytes).
+--
+-- Where its tensors lie makes no difference to what is written here (models.place): compute works where they do. On a
+-- device the residual stream is f32; other activations are f16, whatever 16 bits the checkpoint has, since that is nearer to
+-- float32: the losses of spec/models' tokens are off by 0.0006 (root of the mean square), in bf16 by 0.005 to 0.016, and
+-- their mean over 126 tokens by 0.00003 against 0.001. A model whose values f16 can't hold begins again in bf16; one of f32
+-- weights stays f32. There an MLP takes all rows at once, and nothing in a pass waits for the device but experts that
+-- no method takes.
 local act = require "nibble.act"
 local compute = require "nibble.compute"
 local nffi = require "nibble.ffi"
 local moe = require "nibble.moe"
+local places = require "nibble.models.place"
 local rope = require "nibble.models.rope"
 local tensor = require "nibble.tensor"
 local weights = require "nibble.models.weights"
@@ -90,17 +98,8 @@ end
 local Forward = {}
 Forward.__index = Forward
 
--- A float32 [rows, columns] to write into, from storage that is kept between passes.
-function Forward:buffer(name, rows, columns)
-  local pool = self.model.pool
-  local t = pool[name]
-  if not t or t:numel() < rows * columns then
-    if t then t:free() end
-    t = tensor.new("f32", { rows * columns })
-    pool[name] = t
-  end
-  return t:as("f32", { rows, columns })
-end
+-- A tensor [rows, columns] to write into, of the activations' dtype, from storage that is kept between passes.
+function Forward:buffer(name, rows, columns, dtype) return self.place:buffer(name, rows, columns, dtype) end
 
 -- Whether module `name` is run by a system's method, which does with its input what it does.
 function Forward:by_method(name)
@@ -110,9 +109,9 @@ end
 
 -- y = module `name` of x by its method; y nil: a new tensor.
 function Forward:through(y, x, name)
-  local out, msg, code = self.model.runner:linear(name, x)
+  local out, msg, code = self.model.runner:linear(name, x, y)
   if not out then fail(("%s: %s"):format(name, msg), code) end
-  return y and compute.copy(y, out) or out
+  return y and y ~= out and compute.copy(y, out) or out
 end
 
 --- f:inputs(x, names [, span]) -> array of tensors, one a name: x as each of the modules sees it, quantized and
@@ -149,16 +148,19 @@ function Forward:by_tensor(names)
   return false
 end
 
--- y = x W^T + bias of module `name`, which is [n, k]; x is the module's own (f:inputs). y: a tensor, or the name of a buffer,
--- which is made only when the weight has shown that the config's sizes are true.
-function Forward:linear(y, x, name, n, k, bias_required)
+-- y = x W^T + bias of module `name`, which is [n, k]; x is the module's own (f:inputs). y: a tensor, or the name of a buffer
+-- (of dtype, else the activations'), which is made only when the weight has shown that the config's sizes are true.
+function Forward:linear(y, x, name, n, k, bias_required, dtype)
   if self:by_method(name) then
-    local out = self:through(type(y) ~= "string" and y or nil, x, name)
-    if out:size(2) ~= n then fail(("%s has %d outputs, expected %d by config.json"):format(name, out:size(2), n)) end
-    return out
+    local runner = self.model.runner
+    if runner:outputs(name) ~= n then
+      fail(("%s has %d outputs, expected %d by config.json"):format(name, runner:outputs(name), n))
+    end
+    if type(y) == "string" then y = self.place.device and self:buffer(y, x:size(1), n, dtype) or nil end
+    return self:through(y, x, name)
   end
   local w = self.weights:matrix(name, n, k)
-  if type(y) == "string" then y = self:buffer(y, x:size(1), n) end
+  if type(y) == "string" then y = self:buffer(y, x:size(1), n, dtype) end
   compute.gemm(y, x, w, self.weights:bias(name, n, bias_required))
   self.weights:done(name, w)
   return y
@@ -169,8 +171,11 @@ function Forward:norm(name)
   compute.rmsnorm(self.h, self.x, self.weights:vector(name .. ".weight", self.c.hidden), self.c.eps)
 end
 
---- f:residual(): x += h.
-function Forward:residual() compute.add(self.x, self.h) end
+--- f:residual(): x += h, or what the experts summed.
+function Forward:residual()
+  compute.add(self.x, self.sum or self.h)
+  self.sum = nil
+end
 
 --- f:attention(prefix, {qkv_bias=, o_bias=, qk_norm=, sliding=}): h = attention(h)
 -- Modules q_proj, k_proj, v_proj, o_proj (and q_norm, k_norm, over each head) under
@@ -195,16 +200,17 @@ function Forward:attention(prefix, o)
   self:linear(self.h, self:inputs(out, { name[4] }, self.length)[1], name[4], c.hidden, q_size, o.o_bias)
 end
 
--- The weights and biases of a gated MLP's modules `names` under prefix: gate, up, down.
+-- The weights and biases of a gated MLP's modules `names` under prefix: gate, up, down; for several chunks of rows. On
+-- a device, where there is one chunk, each comes when its product does.
 function Forward:gated(prefix, names, intermediate, biased)
-  local W, hidden, mlp = self.weights, self.c.hidden, { name = {}, bias = {}, intermediate = intermediate }
-  for i = 1, 3 do mlp.name[i] = prefix .. "." .. names[i] end
+  local W, hidden, mlp = self.weights, self.c.hidden, { name = {}, bias = {}, n = {}, k = {}, biased = biased }
   for i = 1, 3 do
-    local n, k = intermediate, hidden
-    if i == 3 then n, k = hidden, intermediate end
-    mlp[i] = not self:by_method(mlp.name[i]) and W:matrix(mlp.name[i], n, k)
+    mlp.name[i] = prefix .. "." .. names[i]
+    mlp.n[i], mlp.k[i] = i == 3 and hidden or intermediate, i == 3 and intermediate or hidden
   end
-  for i = 1, 3 do mlp.bias[i] = W:bias(mlp.name[i], i == 3 and hidden or intermediate, biased) end
+  if self.place.device then return mlp end
+  for i = 1, 3 do mlp[i] = not self:by_method(mlp.name[i]) and W:matrix(mlp.name[i], mlp.n[i], mlp.k[i]) end
+  for i = 1, 3 do mlp.bias[i] = W:bias(mlp.name[i], mlp.n[i], biased) end
   return mlp
 end
 
@@ -216,13 +222,13 @@ end
 
 -- y = matrix i of the MLP times x.
 function Forward:product(y, x, mlp, i)
-  if not mlp[i] then return self:through(y, x, mlp.name[i]) end
+  if not mlp[i] then return self:linear(y, x, mlp.name[i], mlp.n[i], mlp.k[i], mlp.biased) end
   return compute.gemm(y, x, mlp[i], mlp.bias[i])
 end
 
 -- gate x and up x, in buffers. span: as f:inputs takes it.
 function Forward:gate_up(mlp, x, span)
-  local rows, intermediate = x:size(1), mlp.intermediate
+  local rows, intermediate = x:size(1), mlp.n[1]
   local input = self:inputs(x, { mlp.name[1], mlp.name[2] }, span)
   local g = self:product(self:buffer("gate", rows, intermediate), input[1], mlp, 1)
   return g, self:product(self:buffer("up", rows, intermediate), input[2], mlp, 2)
@@ -234,10 +240,11 @@ function Forward:down(mlp, y, a, span)
 end
 
 --- f:mlp(prefix, {"gate_proj", "up_proj", "down_proj"}, intermediate, biased): h = down(silu(gate h)·up h)
--- In chunks of rows.
+-- In chunks of rows; on a device all at once.
 function Forward:mlp(prefix, names, intermediate, biased)
   local mlp, rows, span = self:gated(prefix, names, intermediate, biased), self.h:size(1), self.length
   local chunk = self:by_tensor(mlp.name) and math.max(1, math.floor(CHUNK / span)) * span or CHUNK
+  if self.place.device then chunk = rows end
   for first = 1, rows, chunk do
     local part = self.h:rows(first, math.min(first + chunk - 1, rows))
     local g, u = self:gate_up(mlp, part, span)
@@ -251,13 +258,15 @@ end
 function Forward:experts(prefix, o)
   local hidden = self.c.hidden
   local router = self:inputs(self.h, { prefix .. ".gate" }, self.length)[1]
-  local logits = self:linear("router", router, prefix .. ".gate", o.count, hidden)
-  local shares, ids = moe.route(logits, o)
+  local logits = self:linear("router", router, prefix .. ".gate", o.count, hidden, nil, "f32")
   local runner, mlp = self.model.runner, nil
-  if runner and runner:takes_experts(prefix, o, hidden) then
+  local by_method = runner and runner:takes_experts(prefix, o, hidden)
+  if self.place.device and not by_method then return self:experts_in_turn(prefix, o, logits) end
+  local shares, ids = moe.route(logits, o)
+  if by_method then
     local y, msg, code = runner:experts(prefix, o, self.h, logits, shares, ids)
     if not y then fail(("%s: %s"):format(prefix, msg), code) end
-    compute.copy(self.h, y)
+    self.sum = y
     return
   end
   moe.forward(self.h, {
@@ -270,34 +279,85 @@ function Forward:experts(prefix, o)
   })
 end
 
+-- Which rows each expert gets, here, and for the device, where each expert's begin on a multiple of 4 (16 bytes).
+local function placed(rows, weights, offsets, experts)
+  local first, at = {}, 0
+  for e = 1, experts do
+    first[e] = at
+    at = at + math.ceil((offsets:get(e + 1) - offsets:get(e)) / 4) * 4
+  end
+  local r, w = tensor.new("i32", { math.max(at, 1) }), tensor.new("f32", { math.max(at, 1) })
+  for e = 1, experts do
+    local from = offsets:get(e)
+    for i = 0, offsets:get(e + 1) - from - 1 do
+      r:ptr()[first[e] + i], w:ptr()[first[e] + i] = rows:ptr()[from + i], weights:ptr()[from + i]
+    end
+  end
+  return first, r, w
+end
+
+-- On a device, experts that no method takes: one after the other, as moe.forward runs them in the computer's memory. The
+-- router's choice is made there, which waits for its logits.
+function Forward:experts_in_turn(prefix, o, logits)
+  local place, hidden, here = self.place, self.c.hidden, logits:to "cpu"
+  if not here then fail(prefix .. ": the router's logits did not come from the device", "eio") end
+  local shares, ids = moe.route(here, o)
+  local rows, weights, offsets = moe.group(ids, shares, o.count)
+  local first, r, w = placed(rows, weights, offsets, o.count)
+  r, w = place:put(r), place:put(w)
+  self.sum = compute.zero(self:buffer("sum", self.m, hidden, "f32"))
+  for e = 0, o.count - 1 do
+    local count = offsets:get(e + 2) - offsets:get(e + 1)
+    if count > 0 then
+      nffi.stop_check()
+      local mlp = self:gated(("%s.experts.%d"):format(prefix, e), o.names, o.intermediate)
+      local mine, shares_of = r:rows(first[e + 1] + 1, first[e + 1] + count), w:rows(first[e + 1] + 1, first[e + 1] + count)
+      local g, u = self:gate_up(mlp, compute.gather(self:buffer("rows", count, hidden), self.h, mine))
+      local y = self:down(mlp, self:buffer("down", count, hidden), compute.swiglu(g, u))
+      compute.scatter_add(self.sum, y, mine, shares_of)
+    end
+  end
+end
+
 -- ---- the model -------------------------------------------------------------------------
 
 local Model = {}
 Model.__index = Model
 
---- new(arch, ck [, {cache_bytes=, activations=, runner=}]) -> model | nil, msg, code
+--- new(arch, ck [, {cache_bytes=, activations=, place=, runner=}]) -> model | nil, msg, code
 -- activations: "stored" (default): layers quantize their input as their schemes say; "none": they don't.
--- runner: runs the layers that it takes by the systems' methods (methods.runner).
+-- place: where tensors lie (models.place; default: the computer's memory). runner: runs the layers that it takes by the
+-- systems' methods (methods.runner), in the same place.
 function M.new(arch, ck, options)
   local c, msg, code = M.config(arch, ck)
   if not c then return nil, ("%s: %s"):format(ck.path, msg), code end
-  local cache = options and options.cache_bytes or CACHE_BYTES
-  return setmetatable({ arch = arch, ck = ck, c = c, vocab = c.vocab, max_position = c.max_position,
-    weights = weights.new(ck, cache, options and options.activations), runner = options and options.runner, pool = {} },
-    Model)
+  local cache, place = options and options.cache_bytes or CACHE_BYTES, options and options.place or places.new()
+  return setmetatable({ arch = arch, ck = ck, c = c, vocab = c.vocab, max_position = c.max_position, place = place,
+    weights = weights.new(ck, cache, options and options.activations, place), runner = options and options.runner }, Model)
 end
 
--- The numbers of the model that a batch's memory depends on: floats per token.
-function Model:floats_per_token()
-  local c = self.c
-  -- x, h and an input as its module sees it; q and the attention's output; k and v; experts' rows and sums.
-  return 3 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + (self.arch.router[1] and 2 * c.hidden or 0)
+-- What a batch's memory depends on: bytes of the activations of a token.
+function Model:bytes_per_token()
+  local c, place = self.c, self.place
+  local q, kv, sparse = c.heads * c.head_dim, c.kv_heads * c.head_dim, self.arch.router[1]
+  if not place.device then
+    -- x, h and an input as its module sees it; q and the attention's output; k and v; experts' rows and sums.
+    return 4 * (3 * c.hidden + 2 * q + 2 * kv + (sparse and 2 * c.hidden or 0))
+  end
+  -- x and experts' sums are float32; the rows of the experts that a token chooses come and go beside their MLP's.
+  local e = c.experts
+  local wide = math.max(2 * c.intermediate, e and e.top * (2 * c.hidden + 3 * e.intermediate) or 0)
+  return 4 * (sparse and 2 or 1) * c.hidden + place:element_bytes() * (2 * c.hidden + 3 * q + 2 * kv + 2 * wide)
 end
+
+--- model:batch_rows() -> how many rows a batch on its device should have at most.
+function Model:batch_rows() return self.place:rows(self:bytes_per_token()) end
 
 -- The tables of rotary embedding for sequences of that length.
 function Model:angles(length)
   if self.angles_length ~= length then
-    self.cosines, self.sines = rope.tables(self.c.rope, self.c.head_dim, length)
+    local cosines, sines = rope.tables(self.c.rope, self.c.head_dim, length)
+    self.cosines, self.sines = self.place:put(cosines), self.place:put(sines)
     self.angles_length = length
   end
   return self.cosines, self.sines
@@ -308,7 +368,9 @@ local function guarded(body, ...)
   local ok, result = pcall(body, ...)
   if ok then return result end
   if type(result) == "table" and result.msg then return nil, result.msg, result.code end
-  if type(result) == "string" and result:find "out of memory" then return nil, result:match "out of memory.*", "enomem" end
+  if type(result) == "string" and result:find "out of memory" then
+    return nil, result:match "cuda:%d+ is out of memory.*" or result:match "out of memory.*", "enomem"
+  end
   error(result, 0)
 end
 
@@ -326,47 +388,102 @@ local function output_name(model)
   return tied and model.arch.embedding or model.arch.lm_head
 end
 
-local function forward(model, ids, length)
-  local c, arch = model.c, model.arch
-  local f = setmetatable({ model = model, c = c, weights = model.weights, m = ids:numel(), length = length }, Forward)
+-- careful: the layer after which values are no numbers is named. On a device each look waits for it, so there the first
+-- is at the end: what is infinite or NaN in the residual stream stays so.
+local function pass(model, ids, length, careful)
+  local c, arch, place = model.c, model.arch, model.place
+  local f = setmetatable({ model = model, c = c, weights = model.weights, place = place, m = ids:numel(), length = length },
+    Forward)
   local embedding = f.weights:matrix(arch.embedding, c.vocab, c.hidden)
-  f.x, f.h = f:buffer("x", f.m, c.hidden), f:buffer("h", f.m, c.hidden)
-  compute.gather(f.x, embedding, ids:reshape { f.m })
+  f.x, f.h = f:buffer("x", f.m, c.hidden, "f32"), f:buffer("h", f.m, c.hidden)
+  compute.gather(f.x, embedding, place:put(ids:reshape { f.m }))
   f.weights:done(arch.embedding, embedding)
-  check_finite(f.x, arch.embedding)
+  if careful then check_finite(f.x, arch.embedding) end
   for i = 0, c.layers - 1 do
     nffi.stop_check()
     arch.layer(f, i)
-    check_finite(f.x, "model.layers." .. i)
+    if careful then check_finite(f.x, "model.layers." .. i) end
   end
+  if not careful and compute.nonfinite(f.x) > 0 then return nil end
   f:norm(arch.final_norm)
   local head = output_name(model)
   return head == arch.embedding and f.h or f:inputs(f.h, { head }, length)[1]
 end
 
---- model:hidden(ids, length) -> f32 [m, hidden] | nil, msg, code
--- The last hidden states, after the final norm (and as lm_head sees them), of m/length independent sequences.
--- ids: i32 [m]. The tensor is overwritten by the next pass.
-function Model:hidden(ids, length) return guarded(forward, self, ids, length) end
+local function forward(model, ids, length)
+  local place = model.place
+  if not place.device then return pass(model, ids, length, true) end
+  local x = pass(model, ids, length, false)
+  if not x and place.dtype == "f16" then
+    place:forget "bf16"
+    model.weights:forget()
+    x = pass(model, ids, length, false)
+  end
+  return x or pass(model, ids, length, true)
+end
+
+--- model:hidden(ids, length) -> [m, hidden] | nil, msg, code
+-- The last hidden states, after the final norm (and as lm_head sees them), of m/length independent sequences: f32, on a
+-- device of its activations' dtype. ids: i32 [m], in the computer's memory. The tensor is overwritten by the next pass.
+function Model:hidden(ids, length) return self.place:run(guarded, forward, self, ids, length) end
 
 local function output_layer(model)
+  if model.place.device then return model.weights:matrix(output_name(model), model.c.vocab, model.c.hidden) end
   model.output = model.output or model.weights:matrix(output_name(model), model.c.vocab, model.c.hidden)
   return model.output
 end
 
---- model:head() -> f32|bf16|f16 [vocab, hidden] | nil, msg, code: the output layer.
-function Model:head() return guarded(output_layer, self) end
+-- f's results of the output layer and …; it is given back.
+local function with_head(model, f, ...)
+  local function back(...)
+    if model.place.device then model.place:done(output_name(model)) end
+    return ...
+  end
+  return back(f(output_layer(model), ...))
+end
 
---- model:logits(ids) -> f32 [m, vocab] | nil, msg, code
+-- Tensors that lie elsewhere, in the computer's memory.
+local function home(...)
+  local out = { ... }
+  for i, t in ipairs(out) do
+    local msg, code
+    out[i], msg, code = t:to "cpu"
+    if not out[i] then fail(msg, code) end
+  end
+  return out
+end
+
+--- model:check_head() -> true | nil, msg, code: whether the output layer is there.
+function Model:check_head() return self.place:run(guarded, with_head, self, function() return true end) end
+
+--- model:score(x, targets) -> {nll f64 [m], top i32 [m]} | nil, msg, code: compute.score of model:hidden's x.
+-- targets and the results lie in the computer's memory.
+function Model:score(x, targets)
+  return self.place:run(guarded, with_head, self, function(head)
+    return home(compute.score(x, head, self.place:put(targets)))
+  end)
+end
+
+--- model:compare(x, other, x_other, targets) -> {kl, nll, nll_other, top, top_other} | nil, msg, code: compute.compare of
+-- this model's x with another's, which lies in the same place.
+function Model:compare(x, other, x_other, targets)
+  self.place:after(other.place)
+  return self.place:run(guarded, with_head, self, function(head)
+    return with_head(other, function(head_other)
+      return home(compute.compare(x, head, x_other, head_other, self.place:put(targets)))
+    end)
+  end)
+end
+
+--- model:logits(ids) -> f32 [m, vocab], where the model lies | nil, msg, code
 -- ids: i32 [m] (one sequence) or [sequences, length].
 function Model:logits(ids)
   local m = ids:numel()
   local x, msg, code = self:hidden(ids, ids.ndim == 2 and ids:size(2) or m)
   if not x then return nil, msg, code end
-  local head
-  head, msg, code = self:head()
-  if not head then return nil, msg, code end
-  return compute.gemm(tensor.new("f32", { m, self.vocab }), x, head)
+  return self.place:run(guarded, with_head, self, function(head)
+    return compute.gemm(self.place:new("f32", { m, self.vocab }), x, head)
+  end)
 end
 
 return M

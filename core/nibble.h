@@ -908,6 +908,8 @@ const char *nb_blas_name(void);
 double nb_peak_flops(int threads);
 /* Bytes a second at which so many threads read all of t (whole MiB of it) and do nothing else, once. */
 double nb_peak_read(const nb_tensor *t, int threads);
+/* The same of a file's bytes by read(2), a MiB at a time into a buffer of each thread; 0: it cannot be read. */
+double nb_peak_file_read(const char *path, int threads);
 
 /* y = weight * x / sqrt(mean(x^2) + eps), over each run of weight's size d; y may be x. */
 int nb_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);

@@ -59,6 +59,8 @@ int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc);
 /* A dtype as kernels know it (kernels/numbers.h); -1: they don't. nb_cuda_is_plain: one of f32, bf16 and f16. */
 int nb_cuda_kernel_dtype(int dtype);
 bool nb_cuda_is_plain(int dtype);
+/* Fails unless t is of those. */
+int nb_cuda_expect_plain(const nb_tensor *t, const char *what);
 /* Words of 32 bits on the device, 0, in which a kernel leaves what the host must know; refused while a graph is
  * captured: what then can't be. Reading them, into as many bytes, waits for the kernel. */
 int nb_cuda_notes_new(nb_tensor *notes, nb_cuda_device *d, int64_t words, const char *refused);

@@ -46,6 +46,10 @@ int nb_device_wait(int device);
 int nb_tensor_new_on(nb_tensor *out, int device, int dtype, int ndim, const int64_t *shape);
 /* A copy of t on a device (0: in the computer's memory), whatever t is on. Reads the stop flag. */
 int nb_tensor_to(nb_tensor *out, const nb_tensor *t, int device);
+/* dst's bytes = src's bytes, of as many elements of one dtype; either may lie in the computer's memory, which then is waited
+ * for. nb_device_zero: every byte 0. Both can be part of a graph where all lies on the device. */
+int nb_device_copy(nb_tensor *dst, const nb_tensor *src);
+int nb_device_zero(nb_tensor *t);
 
 /* ---- kernels (launch.c) ------------------------------------------------------------ */
 
@@ -106,6 +110,34 @@ const char *nb_cublaslt(void);
  * f32, bf16, f16; y, which is filled, of the same or f32; bias as y. Its sums' order is the library's: other bytes than
  * nb_gemm's. NB_EUNSUPPORTED without the library. */
 int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+
+/* ---- the forward pass (forward.c) ----------------------------------------------------
+ * As nibble.h's, on one device; activations are f32, bf16 or f16, arithmetic is f32, y is rounded once to its own dtype. The
+ * processor's bytes, of NaN only that they are some; of rmsnorm all but one row in ten million, by one last place. None waits,
+ * but for ids in the computer's memory, which are checked there and brought over. ids on the device are not checked: gather
+ * makes NaN, scatter_add leaves out, what is outside. */
+
+/* y and x of any of these dtypes; weight f32 [d]. y may be x. */
+int nb_device_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
+/* x of any; the tables f32. */
+int nb_device_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim,
+                   int64_t length);
+/* y f32 += x of any. */
+int nb_device_add(nb_tensor *y, const nb_tensor *x);
+/* Both of one dtype. */
+int nb_device_swiglu(nb_tensor *gate, const nb_tensor *up);
+/* table and out of any. */
+int nb_device_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
+/* y f32, x of any, weights f32 or NULL; dtype: what products are rounded to. ids don't descend. */
+int nb_device_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                          int dtype);
+/* x of any. */
+int nb_device_scale_rows(nb_tensor *x, const nb_tensor *weights, int dtype);
+/* Waits for the device. nb_device_add_nonfinite does not: count i32 [1] there grows by it. */
+int64_t nb_device_count_nonfinite(const nb_tensor *x);
+int nb_device_add_nonfinite(nb_tensor *count, const nb_tensor *x);
+/* nb_cast between f32, bf16 and f16, bytes of NaN too. */
+int nb_device_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
 
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all

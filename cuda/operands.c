@@ -72,6 +72,13 @@ int nb_cuda_kernel_dtype(int dtype) {
 
 bool nb_cuda_is_plain(int dtype) { return dtype == NB_F32 || dtype == NB_BF16 || dtype == NB_F16; }
 
+int nb_cuda_expect_plain(const nb_tensor *t, const char *what) {
+  char text[160];
+  if (nb_cuda_is_plain(t->dtype)) return NB_OK;
+  return nb_fail(NB_EINVAL, "%s: expected f32, bf16 or f16, found %s", what,
+                 nb_tensor_describe(t, text, sizeof text));
+}
+
 int nb_cuda_notes_new(nb_tensor *notes, nb_cuda_device *d, int64_t words, const char *refused) {
   NB_TRY(nb_cuda_no_capture(d, refused));
   return nb_tensor_new_on(notes, d->number, NB_I32, 1, NB_SHAPE(words));

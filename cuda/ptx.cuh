@@ -92,6 +92,7 @@ NB_DEVICE uint32_t max_u16x2(uint32_t a, uint32_t b) { return __vmaxu2(a, b); }
 
 /* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
 NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+NB_DEVICE double shuffle_xor_f64(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 /* *at becomes the larger of itself and v. */
 NB_DEVICE void atomic_max(uint32_t *at, uint32_t v) { atomicMax(at, v); }
 NB_DEVICE void atomic_max(uint64_t *at, uint64_t v) {

@@ -4,6 +4,10 @@
 
 #include "base.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 typedef float v4f __attribute__((vector_size(16)));
 
 double nb_peak_portable(long long rounds, double *flops) {
@@ -59,4 +63,23 @@ double nb_peak_read(const nb_tensor *t, int threads) {
   }
   double seconds = nb_now() - start;
   return (seen == 1 ? -1 : 1) * (double)bytes / seconds; /* so that nothing is optimized away */
+}
+
+double nb_peak_file_read(const char *path, int threads) {
+  enum { CHUNK = 1 << 20 };
+  struct stat file;
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return 0;
+  int64_t bytes = fstat(fd, &file) == 0 ? file.st_size : 0, came = 0;
+  double start = nb_now();
+#pragma omp parallel num_threads(NB_MAX(threads, 1)) reduction(+ : came)
+  {
+    char *buffer = malloc(CHUNK);
+#pragma omp for schedule(static)
+    for (int64_t at = 0; at < bytes; at += CHUNK) came += buffer ? pread(fd, buffer, CHUNK, at) : 0;
+    free(buffer);
+  }
+  double seconds = nb_now() - start;
+  close(fd);
+  return came == bytes ? (double)bytes / seconds : 0;
 }

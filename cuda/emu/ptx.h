@@ -93,6 +93,14 @@ inline uint32_t shuffle_xor(uint32_t v, int mask) {
   });
   return me.v;
 }
+inline double shuffle_xor_f64(double v, int mask) {
+  uint32_t half[2];
+  memcpy(half, &v, sizeof v);
+  half[0] = shuffle_xor(half[0], mask);
+  half[1] = shuffle_xor(half[1], mask);
+  memcpy(&v, half, sizeof v);
+  return v;
+}
 template <class T> void atomic_max(global<T> at, typename std::remove_reference<T>::type v) {
   T old = at[0];
   if (v > old) at[0] = v;

@@ -65,8 +65,7 @@ template <class S>
 NB_DEVICE void multiply(const job &j, const cut &c, const rows &r, float (&sums)[S::WARP_BLOCKS][8][4],
                         uint32_t (&minus)[8], shared<const uint4> stage, const place<S> &at) {
   const shared<const uint4> scales = stage + (S::X + S::WORDS), zeros = scales + c.rows * S::SCALE_ROW;
-  const int x_at =
-      (at.m * S::WARP_BLOCKS * 16 + at.lane % 16) * S::X_ROW + ((at.k * 8 + at.lane / 16) ^ at.lane % 8);
+  const int x_at = x_place<S>(at.m * S::WARP_BLOCKS * 16 + at.lane % 16, at.k * 8 + at.lane / 16);
   const bool staged_zeros = j.zeros && !c.one_group;
   float part[S::WARP_BLOCKS][8][4] = {};
 #pragma unroll

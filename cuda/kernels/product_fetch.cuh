@@ -33,7 +33,10 @@ template <class NUMBER_, int BITS_, int M_BLOCKS_> struct shape {
   static constexpr int BITS = BITS_, M_BLOCKS = M_BLOCKS_, WARPS_K = nb_product_warps_k(M_BLOCKS),
                        WARPS_M = 2 / WARPS_K, WARP_BLOCKS = M_BLOCKS / WARPS_M,
                        STAGE_K = nb_product_k(M_BLOCKS), PART = nb_product_part(M_BLOCKS) / 4;
-  /* In pieces of 16 bytes: a row of x, x and the words in a stage, a tile row (16 rows of k) of words, a row of
+  /* Numbers of x in a piece of 16 bytes, rows of k that words are in order for, whether one group's scales wait. */
+  static constexpr int X_PIECE = 8, TILE_K = 16;
+  static constexpr bool SCALES_WAIT = true;
+  /* In pieces of 16 bytes: a row of x, x and the words in a stage, a tile row (TILE_K rows of k) of words, a row of
    * scales and of zero-points. */
   static constexpr int X_ROW = STAGE_K * 2 / PIECE, X = nb_product_x_bytes(M_BLOCKS) / PIECE,
                        WORDS = nb_product_word_bytes(M_BLOCKS, BITS) / PIECE,
@@ -48,19 +51,24 @@ struct cut {
   bool one_group;
 };
 template <class S> NB_DEVICE cut cut_of(const job &j) {
-  cut c = {(j.k + S::STAGE_K - 1) / S::STAGE_K, 1, 1, 0, j.group == j.k};
+  cut c = {(j.k + S::STAGE_K - 1) / S::STAGE_K, 1, 1, 0, S::SCALES_WAIT && j.group == j.k};
   if (!c.one_group && j.group < S::STAGE_K) c.rows = S::STAGE_K / j.group;
-  if (!c.one_group && j.group > S::STAGE_K) c.same = j.group / S::STAGE_K;
+  if (!c.one_group && j.group > S::STAGE_K) c.same = (j.group + S::STAGE_K - 1) / S::STAGE_K;
   c.pieces = S::X + S::WORDS + c.rows * (S::SCALE_ROW + (j.zeros && !c.one_group ? S::ZERO_ROW : 0));
   return c;
 }
 
-/* Where piece p of 64 columns of words lies in shared memory. A lane's two pieces of 8 bits come apart, so that what
- * eight lanes write or read at once lies in different banks. */
+/* Where piece p of a row of tiles lies in shared memory. A lane's two pieces of 8 bits come apart, so that what eight
+ * lanes write or read at once lies in different banks. */
 template <class S> NB_DEVICE int word_place(int p) {
-  constexpr int HALF = S::TILE_ROW / 2;
+  constexpr int BOTH = 2 * LANES;
   if (S::BITS == 4) return p;
-  return p / HALF * HALF + p % 2 * LANES + (p % HALF / 2 ^ p % 2 * 4);
+  return p / BOTH * BOTH + p % 2 * LANES + (p % BOTH / 2 ^ p % 2 * 4);
+}
+
+/* The same of a piece of a row of x: eight rows' pieces, or two rows of four, lie in different banks. */
+template <class S> NB_DEVICE int x_place(int row, int piece) {
+  return row * S::X_ROW + (piece ^ (S::X_ROW < 8 ? row / 2 % S::X_ROW : row % 8));
 }
 
 /* Sends for stage after stage by pointers that run along; each thread has its pieces of a stage. A thread has a piece
@@ -76,16 +84,17 @@ template <class S> struct fetcher {
   int x_back, words_down, words_back, side_back; /* pieces to the next stage and to the next tile */
 
   NB_DEVICE void begin(const job &j, const cut &c, int tile, int stage, int stages) {
-    const int tid = (int)threadIdx.x, k = stage * S::STAGE_K, wide = j.n * S::BITS / 8;
+    const int tid = (int)threadIdx.x, k = stage * S::STAGE_K, wide = j.n * S::BITS * S::TILE_K / 128;
     once = stream_once();
     todo = stages;
     to = 0;
     columns = j.n - tile * COLUMNS;
     k_left = j.k - k;
-    x = j.x + ((int64_t)(tid / S::X_ROW) * (j.k / 8) + k / 8 + tid % S::X_ROW);
+    x = j.x + ((int64_t)(tid / S::X_ROW) * (j.k / S::X_PIECE) + k / S::X_PIECE + tid % S::X_ROW);
     x_back = -c.depth * S::X_ROW;
-    words = j.words + ((int64_t)(k / 16 + tid / S::TILE_ROW) * wide + tile * S::TILE_ROW + tid % S::TILE_ROW);
-    words_down = S::STAGE_K / 16 * wide;
+    words = j.words +
+            ((int64_t)(k / S::TILE_K + tid / S::TILE_ROW) * wide + tile * S::TILE_ROW + tid % S::TILE_ROW);
+    words_down = S::STAGE_K / S::TILE_K * wide;
     words_back = S::TILE_ROW - c.depth * words_down;
     same = c.same - stage % c.same;
     begin_side(j, c, tile, k);
@@ -93,7 +102,7 @@ template <class S> struct fetcher {
   NB_DEVICE void begin_side(const job &j, const cut &c, int tile, int k) {
     const bool zero = (int)threadIdx.x >= HALF;
     const int i = (int)threadIdx.x % HALF, wide = zero ? S::ZERO_ROW : S::SCALE_ROW, row = i / wide,
-              pitch = zero ? j.n * S::BITS / 128 : j.n / 8;
+              pitch = j.n * wide / COLUMNS;
     side = (zero ? j.zeros : j.scales) + ((int64_t)(k / j.group + row) * pitch + tile * wide + i % wide);
     side_to = S::X + S::WORDS + (zero ? c.rows * S::SCALE_ROW : 0) + i;
     if (row >= c.rows || c.one_group || (zero && !j.zeros)) side_to = 0;
@@ -128,20 +137,21 @@ template <class S> struct fetcher {
 
   /* What lies outside of the matrices becomes zeros. */
   NB_DEVICE void send(const job &j, shared<uint4> stage) {
-    constexpr int X_STEP = THREADS / S::X_ROW, STEP = THREADS / S::TILE_ROW, TILE = S::TILE_ROW / 2;
+    constexpr int X_STEP = THREADS / S::X_ROW, HALF_ROW = S::TILE_ROW / 2;
     const int tid = (int)threadIdx.x, row = tid / S::X_ROW, piece = tid % S::X_ROW,
-              word_row = tid / S::TILE_ROW, p = tid % S::TILE_ROW,
-              rows_left = piece * 8 < k_left ? j.m - row : 0,
-              words_left = p / TILE * 64 < columns ? k_left - word_row * 16 : 0;
-    shared<uint4> x_to = stage + (row * S::X_ROW + (piece ^ row % 8)),
+              word_row = tid / S::TILE_ROW, p = tid % S::TILE_ROW, wide = j.n * S::BITS * S::TILE_K / 128,
+              rows_left = piece * S::X_PIECE < k_left ? j.m - row : 0;
+    shared<uint4> x_to = stage + x_place<S>(row, piece),
                   words_to = stage + (word_row * S::TILE_ROW + word_place<S>(p));
 #pragma unroll
     for (int i = 0; i < S::M_BLOCKS * 16 / X_STEP; i++)
-      cp_async16_if(i * X_STEP < rows_left, x_to + i * THREADS, x + (int64_t)i * X_STEP * (j.k / 8));
+      cp_async16_if(i * X_STEP < rows_left, x_to + i * THREADS, x + (int64_t)i * X_STEP * (j.k / S::X_PIECE));
 #pragma unroll
-    for (int i = 0; i < S::STAGE_K / 16 / STEP; i++)
-      cp_async16_once(i * STEP * 16 < words_left, words_to + (S::X + i * THREADS),
-                      words + (int64_t)i * STEP * (j.n * S::BITS / 8), once);
+    for (int i = 0; i < S::WORDS / THREADS; i++) { /* down a row of tiles, or along it */
+      const int down = i * THREADS / S::TILE_ROW, along = i * THREADS % S::TILE_ROW;
+      cp_async16_once((p + along) / HALF_ROW * 64 < columns && (word_row + down) * S::TILE_K < k_left,
+                      words_to + (S::X + i * THREADS), words + ((int64_t)down * wide + along), once);
+    }
     if (side_to) cp_async16_if(side_column < columns && side_k < k_left, stage + side_to, side);
   }
 };

@@ -1,5 +1,6 @@
 -- Values of files in the page cache: the scan, check's rules on values, and diff, as a share of the rate at which the same
--- bytes are read and nothing else is done. Reading and job take turns on each tensor, with its pages mapped anew.
+-- bytes are read and nothing else is done: by looking at the files' mapped pages, mapped anew each time, and by read(2).
+-- Reading and job take turns.
 local ffi = require "ffi"
 local nb = require "nibble"
 local C = require("nibble.ffi").C
@@ -50,22 +51,36 @@ local function read_all(list, threads)
   return seconds, bytes
 end
 
+-- Seconds to read so many bytes of the checkpoints, each of one file, by read(2).
+local function read_files(list, bytes, threads)
+  local seconds, total = 0, 0
+  for _, ck in ipairs(list) do
+    local size = 0
+    for _, info in ipairs(ck.tensors) do size = size + info.bytes end
+    local rate = C.nb_peak_file_read(ck.path .. "/model.safetensors", threads)
+    assert(rate > 0, ck.path)
+    seconds, total = seconds + size / rate, total + size
+  end
+  return seconds * bytes / total
+end
+
 local function median(list)
   table.sort(list)
   return list[math.ceil(#list / 2)]
 end
 
 local function row(what, threads, list, job)
-  local shares, rates, reads = {}, {}, {}
+  local shares, of_files, rates, reads = {}, {}, {}, {}
   for turn = 1, TURNS do
     local read, bytes = read_all(list, threads)
+    local file_read = read_files(list, bytes, threads)
     local start = C.nb_now()
     job()
     local seconds = C.nb_now() - start
-    shares[turn], rates[turn], reads[turn] = read / seconds, bytes / seconds / 1e9, bytes / read / 1e9
+    shares[turn], of_files[turn], rates[turn], reads[turn] = read / seconds, file_read / seconds, bytes / seconds / 1e9, bytes / read / 1e9
   end
-  print(("  %-34s %dT  %5.1f GB/s  %3.0f %% of reading (%.1f GB/s)"):format(what, threads, median(rates), 100 * median(shares),
-    median(reads)))
+  print(("  %-34s %dT  %5.1f GB/s  %3.0f %% of reading mapped pages (%.1f GB/s), %3.0f %% of read(2)"):format(what, threads, median(rates),
+    100 * median(shares), median(reads), 100 * median(of_files)))
 end
 
 local function scan(ck)

@@ -2,12 +2,12 @@
 -- loaded from the checkpoint's tensors, processed and applied as its method does it.
 --
 -- Layers are kept processed while all of them fit into cache_bytes; otherwise they are made again at each pass, one at
--- a time. On a device models.place keeps or streams them, and only methods that run there are taken.
+-- a time. On a device nibble.place keeps or streams them, and only methods that run there are taken.
 local formats = require "nibble.formats"
 local layer = require "nibble.methods.layer"
 local methods = require "nibble.methods"
 local nffi = require "nibble.ffi"
-local places = require "nibble.models.place"
+local places = require "nibble.place"
 local tensor = require "nibble.tensor"
 
 local M = {}
@@ -137,12 +137,11 @@ local function linear(self, name)
   return L
 end
 
--- f(L, x) where layer L's place is a device, and with x of another dtype than the layer's: x is made of that, and what
--- comes out of x's again.
+-- f's result for x as layer L takes it: on a device in L's dtype, and what comes out in x's own again.
 local function in_dtype(self, name, L, x, f)
-  if not tensor.on_device(x) then return f(L, x) end
-  local given, y, msg, code = x:type(), nil, nil, nil
-  y, msg, code = f(L, given == L.dtype and x or x:cast(L.dtype), given == L.dtype)
+  if not tensor.on_device(x) then return f(x) end
+  local given = x:type()
+  local y, msg, code = f(given == L.dtype and x or x:cast(L.dtype))
   self.place:done(name)
   if not y then return nil, msg, code end
   return y:type() == given and y or y:cast(given)
@@ -157,7 +156,8 @@ function Runner:linear(name, x, out)
   local L, msg, code = processed(self, name, linear)
   if not L then return nil, msg, code end
   local method = self.plans[name].method
-  return in_dtype(self, name, L, x, function(_, input, own) return method:apply(L, input, nil, own and out or nil) end)
+  local room = out and out:type() == L.dtype and out or nil
+  return in_dtype(self, name, L, x, function(input) return method:apply(L, input, nil, room) end)
 end
 
 -- ---- experts -----------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ function Runner:experts(prefix, o, x, logits, weights, ids)
   local L, msg, code = processed(self, prefix, experts, o, x:size(2))
   if not L then return nil, msg, code end
   local method = self.plans[prefix].method
-  return in_dtype(self, prefix, L, x, function(_, input)
+  return in_dtype(self, prefix, L, x, function(input)
     if method.monolithic then return method:apply_monolithic(L, input, logits) end
     return method:apply(L, input, weights, ids)
   end)

@@ -4,7 +4,7 @@
 -- dequantized to float32 when a layer asks, kept while all of them fit into
 -- cache_bytes, and otherwise freed as soon as their product is done: then one
 -- weight matrix lives at a time. On a device all of them are floats of the activations' dtype, dequantized there
--- (models.place keeps or streams them).
+-- (nibble.place keeps or streams them).
 local ffi = require "ffi"
 local act = require "nibble.act"
 local compute = require "nibble.compute"

@@ -48,6 +48,9 @@ int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, con
 /* The same on a multiple of so many bytes. */
 int nb_cuda_operand_at(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, int64_t alignment,
                        const char *what);
+/* The same for several, each on a multiple of its elements' size: seen[i] is tensors[i]; NULL is none. d may be NULL. */
+int nb_cuda_operands(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *const *tensors, int count,
+                     const char *what);
 /* nb_expect of a tensor that must lie on this device, its elements on multiples of their size. */
 int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim,
                    const int64_t *shape);

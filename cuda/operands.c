@@ -25,6 +25,16 @@ int nb_cuda_operand_at(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, 
   return NB_OK;
 }
 
+int nb_cuda_operands(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *const *tensors, int count,
+                     const char *what) {
+  nb_cuda_device *any = NULL;
+  for (int i = 0; i < count; i++) {
+    int64_t bytes = tensors[i] ? NB_MAX(nb_dtype_bits(tensors[i]->dtype) / 8, 1) : 0;
+    if (bytes) NB_TRY(nb_cuda_operand_at(&seen[i], d ? d : &any, tensors[i], bytes, what));
+  }
+  return NB_OK;
+}
+
 int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim,
                    const int64_t *shape) {
   if (t->device != device)

@@ -2,6 +2,7 @@
  * rows are whole eights on multiples of 16 bytes, else one by one. */
 #ifndef NB_PLAIN_CUH
 #define NB_PLAIN_CUH
+#include "../exp.cuh"
 #include "../numbers.cuh"
 #include "forward.h"
 
@@ -81,20 +82,6 @@ NB_DEVICE void round(float (&v)[EIGHT], int dtype) {
   else if (dtype == NB_KERNEL_F16) round_all<NB_KERNEL_F16, EIGHT>(v);
 }
 
-/* exp as core/compute/lanes.h has it, bit for bit: within 2 ulp, NaN stays NaN. */
-NB_DEVICE float exponential(float x) {
-  x = x < -87.3f ? -87.3f : x;
-  x = x > 88.3f ? 88.3f : x;
-  const float shifted = mul_rn(x, 1.44269504088896341f) + 12582912.0f, k = shifted - 12582912.0f;
-  const float r = x - mul_rn(k, 0.693359375f) - mul_rn(k, -2.12194440e-4f);
-  float p = 1.9875691500e-4f;
-  p = mul_rn(p, r) + 1.3981999507e-3f;
-  p = mul_rn(p, r) + 8.3334519073e-3f;
-  p = mul_rn(p, r) + 4.1665795894e-2f;
-  p = mul_rn(p, r) + 1.6666665459e-1f;
-  p = mul_rn(p, r) + 5.0000001201e-1f;
-  p = mul_rn(mul_rn(p, r), r) + r + 1.0f;
-  return mul_rn(p, float_of_bits((bits_of_float(shifted) - 0x4b400000u + 127u) << 23));
-}
+NB_DEVICE float exponential(float x) { return exp_f(x); }
 } // namespace plain
 #endif

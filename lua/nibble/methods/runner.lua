@@ -32,19 +32,15 @@ end
 
 -- ---- choosing a method -------------------------------------------------------------------
 
--- The first method that takes rec and whose create takes the layer: {name=, method=, make=function} or {reasons=}.
+-- The first method that takes rec and whose create takes the layer: {name=, method=} or {reasons=}.
 local function plan(self, kind, rec, describe)
   local reasons = {}
   for _, name in ipairs(methods.candidates(kind, self.through, self.place.device)) do
     local config, why = methods.config(name, rec, { activations = self.activations })
     local method
-    if config then method, why = assert(methods.get(name)).new(config, self.options) end
-    if method and self.place.device and not method.device then
-      method, why = nil, "it runs on the CPU"
-    end
+    if config then method, why = methods.make(name, config, self.options) end
     if method then
-      local L = describe()
-      local ok, msg = method:create(L)
+      local ok, msg = method:create(describe())
       if ok then return { name = name, method = method } end
       why = msg
     end

@@ -229,11 +229,24 @@ function Model:head() return guarded(output_layer, self) end
 --- model:check_head() -> true | nil, msg, code: whether the output layer is there.
 function Model:check_head() return self.place:run(guarded, with_head, self, function() return true end) end
 
+-- What scores logits here, where the device can't yet.
+local function scoring(name, place, ...)
+  local there = pcall(function() return nffi.C["nb_device_logits_" .. name] end)
+  local args = { ... }
+  for i, t in ipairs(args) do
+    if not there and t:where() ~= "cpu" then
+      t = home(t)[1]
+      args[i] = i < #args and compute.widen(t) or t
+    elseif there and i == #args then args[i] = place:put(t) end
+  end
+  return compute[name](unpack(args))
+end
+
 --- model:score(x, targets) -> {nll f64 [m], top i32 [m]} | nil, msg, code: compute.score of model:hidden's x.
 -- targets and the results lie in the computer's memory.
 function Model:score(x, targets)
   return self.place:run(guarded, with_head, self, function(head)
-    return home(compute.score(x, head, self.place:put(targets)))
+    return home(scoring("score", self.place, x, head, targets))
   end)
 end
 
@@ -243,7 +256,7 @@ function Model:compare(x, other, x_other, targets)
   self.place:after(other.place)
   return self.place:run(guarded, with_head, self, function(head)
     return with_head(other, function(head_other)
-      return home(compute.compare(x, head, x_other, head_other, self.place:put(targets)))
+      return home(scoring("compare", self.place, x, head, x_other, head_other, targets))
     end)
   end)
 end

@@ -227,7 +227,7 @@ describe("dequantize_cuda", function()
     assert.equal(5, select(2, out:gsub("\tright", "")), out)
   end)
 
-  it("is not there without cuBLASLt, which is said, and layers run on the CPU", function()
+  it("is not there without cuBLASLt, which is said, and layers are dequantized", function()
     assert.equal("false\ndequantize_cuda: there is no cuBLASLt here: /none: cannot open shared object file: No such file or " ..
       "directory; install NVIDIA's CUDA libraries, or let NB_CUBLASLT name libcublasLt.so", (run([[
       local r = require("nibble.methods.runner").new(nb.open "spec/interop/ct-w4a16-g128", { through = "dequantize_cuda", device = "cuda" })

@@ -59,15 +59,15 @@ function M.quant() end
 -- y is then f32 there; or on the device, where y has x's dtype (out: a tensor [m, n] to fill).
 function M:apply(L, x, bias, out)
   local flat, shape = linear.rows(L, x)
-  local here, msg, code = x:where() == "cpu", nil, nil
+  local here, w, y, msg, code = x:where() == "cpu"
   if here then
     flat, msg, code = linear.rounded(flat, L.dtype):to(self.device)
     if not flat then return nil, msg, code end
   end
-  local w, y
   w, msg, code = L.weight:dequantize(L.dtype)
   if not w then return nil, msg, code end
-  y, msg, code = not here and out or cuda.new(self.device, here and "f32" or x:type(), { flat:size(1), L.n })
+  y = not here and out or nil
+  if not y then y, msg, code = cuda.new(self.device, here and "f32" or x:type(), { flat:size(1), L.n }) end
   if not y then return nil, msg, code end
   bias = linear.bias(L, bias, false)
   if bias and bias:type() ~= y:type() then bias = bias:cast(y:type()) end

@@ -145,7 +145,8 @@ function M:apply(L, x, bias, out)
   end
   local y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
     words = L:get "words", scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx",
-    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype, k_full = L.k == L.k_full })
+    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype, k_full = L.k == L.k_full,
+    out = not here and out or nil })
   if not y then return nil, msg, code end
   if here then
     y, msg, code = y:to "cpu"

@@ -31,7 +31,7 @@ local run = standin.with [[
 
 describe("marlin_float_cuda", function()
   it("MRL-48, CTM-NVFP4-15, CTM-FP8-17: multiplies as the checkpoint's numbers do, whatever sizes tiles have", function()
-    assert.equal(("right "):rep(12), run [[
+    assert.equal(("right "):rep(12), (run [[
       for _, name in ipairs(schemes) do
         for _, o in ipairs { { k = 256, n = 128, dtype = "bf16", bias = true }, { k = 160, n = 72, dtype = "f16", bias = true } } do
           local L, m, q = assert(made(name, o))
@@ -48,7 +48,7 @@ describe("marlin_float_cuda", function()
           for i = 1, y:numel() do worst = math.max(worst, math.abs(y:get(i) - exact:get(i)) / (most:get(i) * unit)) end
           io.write(worst <= 1 and y:size(2) == o.n and L:get("words"):where() == "cuda:0" and "right " or name .. " " .. worst .. " ")
         end
-      end ]] .. " ")
+      end ]]))
   end)
 
   it("keeps x and y on the device where they lie there", function()

@@ -204,13 +204,15 @@ end
 
 -- The sum of what all ranks of experts give on the device for 5 tokens; one after the other.
 local function over_ranks(name, config, o, tp, ep)
-  local x, files = M.values("f16", { 5, 128 }), support.experts({ e = 4, i = o.i }, function(n, k, number) return gptq_projection(n, k, o, number) end)
+  local x = M.values("f16", { 5, 128 })
+  local stored = support.experts({ e = 4, i = o.i }, function(n, k, number) return gptq_projection(n, k, o, number) end)
   local weights, ids = support.routed(5, 2, 4)
   return support.over_ranks(tp, ep, function(ranks)
     local method = assert(methods.make(name, config, { on = "cuda" }))
-    local L = support.layer({ e = 4, i = o.i, dtype = "f16" }, { tp = ranks.tp, rank = ranks.rank, ep = ranks.ep, ep_rank = ranks.ep_rank, disable_inplace = true })
+    local L = support.layer({ e = 4, i = o.i, dtype = "f16" },
+      { tp = ranks.tp, rank = ranks.rank, ep = ranks.ep, ep_rank = ranks.ep_rank, disable_inplace = true })
     assert(method:create(L))
-    support.load(method, L, files)
+    support.load(method, L, stored)
     assert(method:process(L))
     return (assert(method:apply(L, x, weights, ids)):cast "f32")
   end)

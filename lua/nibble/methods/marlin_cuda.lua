@@ -112,7 +112,7 @@ function M:process(L)
   local m = forms[c.format].parts(L, c)
   local words, msg, code = m.words:to(self.device)
   if not words then return nil, msg, code end
-  m.words, m.bits, m.group, m.bias, m.scale_k = words, c.bits, c.group, L:get "bias", c.actorder and L.k_full or nil
+  m.words, m.bits, m.group, m.bias = words, c.bits, c.group, L:get "bias"
   local outs
   outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
   words:free()

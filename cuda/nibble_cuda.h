@@ -194,7 +194,7 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
 
 /* ---- products of FP8 codes (product_fp8.c) ------------------------------------------------
  * y [m,n] = (x codes times their scales) [m,k] (w codes times theirs) [n,k]^T + bias, all on one device: nb_gemm of what
- * nb_dequantize_float makes of both, but for the order of the f32 sums, of which a GPU's own FP8 product keeps fewer bits. x and w f8_e4m3 as nb_act_quant_fp8 and a
+ * nb_dequantize_float makes of both, but for the f32 sums' order, which depends on the device and on m, and of which a GPU's own FP8 product keeps fewer bits. x and w f8_e4m3 as nb_act_quant_fp8 and a
  * checkpoint have them, k a multiple of 16; scales f32: one element, or one a row ([rows] or [rows,1]), or, of groups of 128
  * columns, of x [m, ceil(k/128)] and of w [ceil(n/128), ceil(k/128)], in any pair (CTM-FP8-01). y, which is filled, f32,
  * bf16 or f16; bias [n] as y, or NULL.

@@ -102,7 +102,8 @@ describe("cuda: fp8 product", function()
   it("does so in every order of threads, over many steps a warp", function()
     assert.equal("", run([[
       emulator.orders(function()
-        all { { 2, 33, 4 * 128 * 3 + 32, "row", "row" }, { 13, 40, 4 * 128 * 2 + 80, "group", "block" }, { 20, 36, 4 * 64 * 4 + 16, "row", "tensor" } }
+        all { { 2, 33, 16 * 128 * 3 + 32, "row", "row" }, { 13, 40, 8 * 128 * 3 + 80, "group", "block" },
+          { 20, 36, 4 * 64 * 4 + 16, "row", "tensor" }, { 1, 4 * 12 * 32, 4 * 128 * 2 + 16, "row", "row" } }
       end) ]], own))
   end)
 
@@ -158,7 +159,9 @@ describe("cuda: fp8 product", function()
     assert.equal("", run([[all { { 20, 20, 64, "tensor", "tensor" }, { 22, 16, 144, "group", "block" }, { 16, 16, 64, "row", "row" },
       { 20, 16, 64, "tensor", "tensor", { dtype = "f32", bias = true } }, { 20, 16, 272, "group", "row" } }]], { NB_EMU_FAIL = fails }))
     -- And it goes on where the library says no.
-    assert.equal("", run(rows, { NB_EMU_FAIL = "cublasLtMatmulAlgoGetHeuristic:1:15" }))
+    for _, status in ipairs { 7, 8, 15 } do
+      assert.equal("", run(rows, { NB_EMU_FAIL = "cublasLtMatmulAlgoGetHeuristic:1:" .. status }))
+    end
   end)
 
   it("keeps a graph's scales for it", function()
@@ -210,6 +213,7 @@ fp8 gemm: bias: expected bf16 [3], found f32 [3]
           for i = 1, x:numel() do x:set(i, (random() % 2001 / 1000 - 1) * 2 ^ (random() % 20 - 12)) end
           if x:numel() > 20 then x:set(3, 0 / 0) x:set(7, -0.0) end
           if x:numel() > 300 then for i = 129, 256 do x:set(i, 0) end end
+          for i = 1, math.min(x:numel(), 100) do x:set(i, x:get(i) * 1e-5) end -- less than a token's least scale
           local groups = c128(size[2])
           local wrong = on_device.same("act_quant_fp8", { on_device.poisoned("f8_e4m3", size), on_device.poisoned("f32", { size[1], groups }) },
             x:cast(dtype), C.NB_ACT_GROUP)
@@ -221,7 +225,7 @@ fp8 gemm: bias: expected bf16 [3], found f32 [3]
       local q, s = nb.layout.marlin.quantize_activations(x, "fp8", { group = 128 })
       local f = require("nibble.act").quantize_dequantize(x, { type = "float", bits = 8, strategy = "group", group = 128, dynamic = true })
       assert(floats(q, s, 1, 128):equal(f))
-      assert(s:get(2) > 0 and s:get(1) == ffi.new("float[1]", 125 / 448)[0])
+      assert(s:get(2) > 0 and s:get(2) < 1e-12 and s:get(1) == ffi.new("float[1]", 125 / 448)[0])
       local d = nb.layout.marlin.quantize_activations(x:to "cuda", "fp8", { group = 128 })
       assert(d:to("cpu"):equal(q)) ]])
   end)

@@ -27,9 +27,9 @@ local function nll(r) return tonumber(r.out:match "nll +([%d.]+)") or error(r.ou
 local function both(dir, method, environment)
   local there = eval(dir, "--device cuda", (environment or "") .. " NB_CUDA_DRIVER=" .. standin.library)
   assert.matches("\nthrough +" .. method .. " 28 linear\n", there.out)
-  -- Inputs of 16 bits are rounded to other codes here and there.
+  -- Inputs of 16 bits are rounded to other codes here and there, those of 4 bits to rather other ones.
   local reference = nll(eval(dir, "", ""))
-  assert.is_true(math.abs(nll(there) - reference) < 0.06, nll(there) .. ", reference " .. reference)
+  assert.is_true(math.abs(nll(there) - reference) < (method == "nvfp4_cuda" and 0.25 or 0.06), nll(there) .. ", reference " .. reference)
   -- Of the same input, a layer's output is the processor's but for the order of the sums.
   assert.equal("3", (run(([[
     local ck, act, same = nb.open %q, require "nibble.act", 0

@@ -1,6 +1,6 @@
 -- Bugs for the kernels of a mixture's tokens and who launches them.
-local ALIGN, ROUTE, ACT, ROWS, EXP = "cuda/kernels/moe_align.cu", "cuda/kernels/moe_route.cu", "cuda/kernels/moe_act.cu", "cuda/kernels/moe_rows.cu",
-  "cuda/exp.cuh"
+local ALIGN, ROUTE, EXP = "cuda/kernels/moe_align.cu", "cuda/kernels/moe_route.cu", "cuda/exp.cuh"
+local ACT, ROWS = "cuda/kernels/moe_act.cu", "cuda/kernels/moe_rows.cu"
 local TOKENS, HOST = "cuda/moe_tokens.c", "cuda/moe_rows.c"
 
 return {
@@ -19,9 +19,12 @@ return {
     { "align: the first tile alone moves the places on", ALIGN, "start += (int)shuffle_from", "start = (int)shuffle_from" },
     { "align: runs not filled up to blocks", ALIGN, "(n + block - 1) / block * block", "n" },
     { "align: the last place of a block not filled", ALIGN, "place % o.block; place++", "(place + 1) % o.block; place++" },
-    { "align: places behind the last not filled", ALIGN, "for (int i = used + thread; i < o.places", "for (int i = used + thread; i < o.places - 1" },
+    { "align: places behind the last not filled", ALIGN,
+      "for (int i = used + thread; i < o.places", "for (int i = used + thread; i < o.places - 1" },
     { "align: blocks behind the last not marked", ALIGN, "owners[i] = -1;", ";" },
-    { "align: filled up before all are placed", ALIGN, "  __syncthreads();\n  for (int e = thread; e < o.experts; e += threads)\n    for", "  for (int e = thread; e < o.experts; e += threads)\n    for" },
+    { "align: filled up before all are placed", ALIGN,
+      "  __syncthreads();\n  for (int e = thread; e < o.experts; e += threads)\n    for",
+      "  for (int e = thread; e < o.experts; e += threads)\n    for" },
     { "align: ids below 0 go through", ALIGN, "(unsigned)id >= (unsigned)o.known", "id >= o.known" },
     { "align: what a map has out of range goes through", ALIGN, "return (unsigned)e < (unsigned)o.experts ? e : -1;", "return e;" },
     { "align: strangers' blocks keep what the map says", ALIGN, "(unsigned)owner < (unsigned)o.experts ? owner : -1", "owner" },
@@ -34,21 +37,21 @@ return {
     { "route: a tie goes to the higher", ROUTE, "if (r > most) {", "if (r >= most) {" },
     { "route: a tie of lanes goes to the higher", ROUTE, "at = n - (int)most_of((uint32_t)(n - (most == highest ? at : n)));",
       "at = (int)most_of((uint32_t)(most == highest ? at : 0));" },
-    { "route: -0 is less than 0", ROUTE, "bits_of_float(f + 0.0f)", "bits_of_float(f)" },
     { "route: NaN as the greatest", ROUTE, "NOT_A_NUMBER = 1", "NOT_A_NUMBER = 0xffffffff" },
     { "route: a NaN that comes first is passed over", ROUTE, "if (ranks[first] == NOT_A_NUMBER) at = first;", "" },
     { "route: sums of 32 lanes", ROUTE, "SUM_LANES = 8", "SUM_LANES = 32" },
     { "route: summed before all scores are there", ROUTE, "exp_f(scores[i] - most);\n    __syncwarp();", "exp_f(scores[i] - most);" },
-    { "route: scaled before all have summed", ROUTE, "const float inverse = 1.0f / sum;\n    __syncwarp();", "const float inverse = 1.0f / sum;" },
+    { "route: scaled before all have summed", ROUTE,
+      "const float inverse = 1.0f / sum;\n    __syncwarp();", "const float inverse = 1.0f / sum;" },
     { "route: lanes summed in another order", ROUTE, "{4, 1, 2}", "{1, 2, 4}" },
     { "route: the bias stays in the weights", ROUTE, "const float w = r.scores[at];", "const float w = r.score_of(r.ranks[at]);" },
     { "route: groups by their best expert, also with a bias", ROUTE, "corrected && size > 1", "false" },
     { "route: one look at a group too few", ROUTE, "for (int n = 0; n < size; n++)", "for (int n = 1; n < size; n++)" },
     { "route: groups share banks", ROUTE, "lane * shared_by / LANES % size", "0" },
-    { "route: experts of other groups stay", ROUTE, "if (groups[i / size] != TAKEN) ranks[i] = TAKEN;", "" },
+    { "route: experts of other groups stay", ROUTE, "if (groups[i / size] != TAKEN) ranks[i] = TAKEN;", ";" },
     { "route: the sum of weights misses the last", ROUTE, "    total += w;\n", "    if (t + 1 < o.top) total += w;\n" },
     { "route: a row of another warp", ROUTE, "+ warp * (2 * o_.experts + o_.groups)", "+ warp * o_.experts" },
-    { "exp: contracted", EXP, "p = mul_rn(p, r) + 4.1665795894e-2f;", "p = fma_rn(p, r, 4.1665795894e-2f);" },
+    { "exp: contracted", EXP, "p = mul_rn(mul_rn(p, r), r) + r + 1.0f;", "p = fma_rn(mul_rn(p, r), r, r) + 1.0f;" },
     { "exp: no lower end", EXP, "x = x < -87.3f ? -87.3f : x;", "" },
     { "exp: NaN doesn't stay", EXP, "x = x > 88.3f ? 88.3f : x;", "x = fminf(x, 88.3f);" },
     { "act: the input isn't rounded", ACT, "  plain::round(g, o.rounding);\n  plain::round(u, o.rounding);\n", "" },

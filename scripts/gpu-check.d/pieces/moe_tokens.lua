@@ -1,5 +1,4 @@
 -- A mixture's tokens: the router, blocks and batches by expert, activations, sums: byte for byte the CPU's.
-local cuda = require "nibble.cuda"
 local moe = require "nibble.moe"
 local there = require "nibble.cuda.moe"
 local tensor = require "nibble.tensor"
@@ -43,8 +42,8 @@ local function routed(r, t)
 end
 
 local function route_case(r, dtype, tokens)
-  local name = ("moe: route %d of %d, %s%s, %d tokens of %s"):format(r.top, r.experts, r.scoring or "softmax", r.groups and ", in groups" or "",
-    tokens, dtype)
+  local name = ("moe: route %d of %d, %s%s, %d tokens of %s"):format(r.top, r.experts, r.scoring or "softmax",
+    r.groups and ", in groups" or "", tokens, dtype)
   return case(name, function(seed) return router_inputs(r, dtype, tokens, seed, name) end, function(t) return routed(r, t) end)
 end
 
@@ -83,9 +82,12 @@ local function correctness(ctx)
   local cases = {}
   local function add(c) cases[#cases + 1] = c end
   for i, r in ipairs(ROUTERS) do
-    for _, tokens in ipairs(ctx.small and { 5 } or { 1, 33, 4096 }) do add(route_case(r, ({ "f32", "bf16", "f16" })[i % 3 + 1], tokens)) end
+    for _, tokens in ipairs(ctx.small and { 5 } or { 1, 33, 4096 }) do
+      add(route_case(r, ({ "f32", "bf16", "f16" })[i % 3 + 1], tokens))
+    end
   end
-  for _, c in ipairs(ctx.small and { { 5, 2, 8, 16 } } or { { 1, 2, 8, 16 }, { 16, 2, 8, 16 }, { 4096, 8, 256, 64 }, { 131072, 8, 4096, 16 } }) do
+  local aligned = { { 1, 2, 8, 16 }, { 16, 2, 8, 16 }, { 4096, 8, 256, 64 }, { 131072, 8, 4096, 16 } }
+  for _, c in ipairs(ctx.small and { { 5, 2, 8, 16 } } or aligned) do
     add(align_case(c[1], c[2], c[3], c[4]))
   end
   for i, kind in ipairs(moe.activations()) do

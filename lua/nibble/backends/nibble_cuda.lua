@@ -26,6 +26,9 @@ return {
           cuda, { "kind_of_weight", "int" }, weight_only, { "bits", 4, 8 }, { "layout", "awq", "gptq", "compressed-tensors" },
           { "strategy", "group", "channel" }, { "input", "f16", "bf16" },
           { "actorder_in_groups" }, { "group_in_rank", actorder = true }, { "multiple", "k", 16 }, { "multiple", "n", 64 } } },
+        { name = "marlin_float_cuda", class = "nibble.methods.marlin_float_cuda", note = padded, checks = {
+          cuda, { "kind_of_weight", "float" }, weight_only, { "bits", 4, 8 }, { "decodes" }, half, { "multiple", "k", 8 },
+          { "multiple", "n", 2 } } },
         { name = "dequantize_cuda", class = "nibble.methods.dequantize_cuda", note = "decoded at every call", checks = {
           cuda, { "package", "cublaslt" }, weight_only, { "decodes" }, { "input", "f16", "bf16", "f32" } } },
         { name = "awq_marlin", class = on_device, note = padded, checks = {

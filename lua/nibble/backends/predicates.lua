@@ -383,9 +383,12 @@ end }
 M.blocks_divide = { stage = 10, says = function() return "whole blocks" end, check = function(q)
   local b = q.weight.block
   if not b then return nil end
-  return q.hidden and q.hidden % b[2] ~= 0 and ("needs the hidden size of a multiple of the block's %d columns, found %d"):format(b[2], q.hidden)
-    or q.intermediate and q.intermediate % b[1] ~= 0
-    and ("needs the intermediate size of a multiple of the block's %d rows, found %d"):format(b[1], q.intermediate) or nil
+  if q.hidden and q.hidden % b[2] ~= 0 then
+    return ("needs the hidden size of a multiple of the block's %d columns, found %d"):format(b[2], q.hidden)
+  end
+  if q.intermediate and q.intermediate % b[1] ~= 0 then
+    return ("needs the intermediate size of a multiple of the block's %d rows, found %d"):format(b[1], q.intermediate)
+  end
 end }
 
 -- A group must not reach over the edge of a rank's part of K; no padding mends that. actorder = true: in act-order, where

@@ -72,7 +72,7 @@ template <class S> struct fetcher {
 
   global<const uint4> x, words, side; /* this thread's first piece of the next stage */
   uint64_t once;
-  shared<int> x_at; /* of experts: from x to this thread's rows of a block, X_STEP apart; -1: none */
+  shared<int> x_at;                 /* of experts: from x to this thread's rows of a block; -1: none */
   int todo, columns, k_left, block; /* stages; what n and k have left; the block of rows */
   int to, same;                     /* where the next stage goes; stages that need the same scales */
   int side_to, side_step, side_column, side_k; /* 0: none; pieces to the next rows; columns and k before it */
@@ -80,7 +80,8 @@ template <class S> struct fetcher {
 
   /* At a stage of the tiles of all blocks; so many stages are this block's. */
   NB_DEVICE void begin(const job &j, const cut &c, int unit, int stage, int stages, shared<uint4> memory) {
-    if constexpr (EXPERTS) x_at = cast<int>(memory + STAGES * c.pieces) + (int)threadIdx.x / S::X_ROW;
+    if constexpr (EXPERTS)
+      x_at = cast<int>(memory + STAGES * c.pieces) + (int)threadIdx.x / S::X_ROW * X_ROWS;
     once = stream_once();
     todo = stages;
     to = 0;
@@ -108,7 +109,7 @@ template <class S> struct fetcher {
       __syncwarp();
       for (int i = tid % S::X_ROW; i < X_ROWS; i += S::X_ROW) {
         const int y_row = S::ROUTES::row(j, block, row + i * X_STEP);
-        x_at[i * X_STEP] = y_row < 0 ? -1 : S::ROUTES::source(j, y_row) * (j.k / S::X_PIECE);
+        x_at[i] = y_row < 0 ? -1 : S::ROUTES::source(j, y_row) * (j.k / S::X_PIECE);
       }
       __syncwarp();
     }
@@ -171,7 +172,7 @@ template <class S> struct fetcher {
 #pragma unroll
     for (int i = 0; i < X_ROWS; i++)
       if constexpr (EXPERTS) {
-        const int from = x_at[i * X_STEP];
+        const int from = x_at[i];
         cp_async16_if(x_left && from >= 0, x_to + i * THREADS, x + from);
       } else
         cp_async16_if(x_left && i * X_STEP < j.m - row, x_to + i * THREADS,

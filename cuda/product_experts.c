@@ -63,7 +63,8 @@ static int check_blocks(experts *e, const nb_tensor *x) {
   if (b->globals) NB_TRY(vector_at(&e->globals, e, b->globals, "global scales", NB_F32, e->count));
   int64_t most = NB_MIN(nb_tensor_numel(b->block_experts), nb_tensor_numel(b->sorted) / b->block),
           stages = NB_CEIL((int64_t)e->p.n, NB_PRODUCT_COLUMNS) * NB_CEIL(e->p.k, 64);
-  if (pieces > INT32_MAX || pairs > INT32_MAX || most > (INT32_MAX - (1 << 20)) / stages)
+  if (pieces > INT32_MAX || pairs > INT32_MAX || e->count * (int64_t)e->p.n > INT32_MAX ||
+      most > (INT32_MAX - (1 << 20)) / stages)
     return nb_fail(
         NB_EUNSUPPORTED,
         "%s: %lld pairs in up to %lld blocks, K = %d and N = %d are more than a launch can count; give fewer "

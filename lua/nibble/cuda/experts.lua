@@ -70,6 +70,10 @@ local function check(x, o)
   if type(o.experts) ~= "number" or o.experts < 1 then
     refuse(4, "experts must be the number of experts here, found %s", tostring(o.experts))
   end
+  for _, name in ipairs { "w13", "w2" } do
+    local words = o[name].words
+    if words:size(1) ~= o.experts then refuse(4, "%s has words of %d experts, and the layer has %d", name, words:size(1), o.experts) end
+  end
   if o.strict then refuse(4, "strict: ids on a device are not looked at; those outside contribute nothing") end
   if o.quantize then refuse(4, "quantize: on a device activations have 16 bits") end
   if o.expert_map and not there(o.expert_map) then
@@ -92,8 +96,7 @@ function M.align(ids, experts, o)
   local everywhere, top = map and map:numel() or experts, ids:size(2)
   local block = o and o.block or require("nibble.moe").block_size { tokens = math.max(ids:size(1), 1), top = top, experts = experts,
     experts_global = map and everywhere or nil }
-  local sorted, owners, total = device_tensor(), device_tensor(), device_tensor()
-  must(dispatch.there(C.nb_device_moe_align, sorted, owners, total, ids, block, everywhere, map, 1))
+  local sorted, owners, total = require("nibble.cuda.moe").align(ids, block, everywhere, map, true)
   return { sorted = sorted, block_experts = owners, total = total, block = block, top = top }
 end
 
@@ -116,7 +119,7 @@ function M.forward(x, o)
   local h = assert(M.gemm(from, o.w13, first))
   local a = moe.activation(o.activation or "silu", h, { limit = o.limit, alpha = o.alpha, beta = o.beta, dtype = x:type() })
   local y = assert(M.gemm(a, o.w2, with(blocks, { top = 1, weights = not on_input and o.weights or nil })))
-  must(dispatch.there(C.nb_device_moe_sum, out, y, o.ids, nil, o.expert_map))
+  must(dispatch.there(C.nb_device_moe_sum, out, y, o.ids, nil, o.expert_map, o.experts))
   return out
 end
 

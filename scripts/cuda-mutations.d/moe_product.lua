@@ -26,7 +26,8 @@ return {
     { "another expert's order", ROWS, "perm + (int64_t)expert * k", "perm" },
     { "another expert's groups", ROWS, "j.g_idx = g_idx + (int64_t)e * k", "j.g_idx = g_idx" },
     { "all orders looked at as one", ROWS, "g_idx + (int64_t)blockIdx.x * k, k, group", "g_idx, k, group" },
-    { "pairs of the next block's expert", ROWS, "{sorted, at * block + first, block - first, pairs, top}", "{sorted, at * block + first, block, pairs, top}" },
+    { "pairs of the next block's expert", ROWS, "{sorted, at * block + first, block - first, pairs, top}",
+      "{sorted, at * block + first, block, pairs, top}" },
     { "gathered rows counted as tokens'", HOST, "e->top = 1, e->columns = e->p.k", "e->columns = e->p.k" },
   },
 }

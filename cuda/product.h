@@ -17,8 +17,12 @@ typedef struct nb_cuda_marlin_gemm {
 /* nb_device_marlin_gemm's checks of its operands, y apart. */
 int nb_cuda_marlin_gemm_check(nb_cuda_marlin_gemm *p, const nb_tensor *x, const nb_marlin_weight *w,
                               const nb_tensor *row_scale);
-/* Whether product.cu takes groups of so many rows. */
+/* Whether product_loop.cuh's kernels take groups of so many rows, under such scales. */
 bool nb_cuda_marlin_gemm_whole(const nb_cuda_marlin_gemm *p);
+/* What their names have of the weight's format; bytes of a stage of theirs; what their sums are multiplied by. */
+const char *nb_cuda_marlin_gemm_format(const nb_marlin_weight *w);
+int nb_cuda_marlin_gemm_stage(const nb_cuda_marlin_gemm *p, int blocks);
+float nb_cuda_marlin_gemm_factor(const nb_cuda_marlin_gemm *p);
 /* The current stream's workspace: whether a weight's order is irregular; the counts of blocks that arrived, all 0
  * between launches; their parts. */
 int nb_cuda_marlin_gemm_workspace(nb_cuda_marlin_gemm *p);

@@ -130,24 +130,21 @@ static int gather(nb_tensor *out, experts *e) {
 
 static int by_tensor_cores(experts *e, int outputs) {
   nb_cuda_marlin_gemm *p = &e->p;
-  int block = (int)e->blocks->block, bits = p->w->bits,
-      blocks = block <= 16   ? 1
-               : block <= 32 ? 2
-                             : 4,
-      stage_k = nb_product_k(blocks), staged = p->groups == 1 ? 1 : NB_MAX(1, stage_k / p->group);
+  int block = (int)e->blocks->block, bits = p->w->bits, blocks = block <= 16 ? 1 : block <= 32 ? 2 : 4;
   char name[48];
-  snprintf(name, sizeof name, "nb_product_experts_%s_w%d_m%d", nb_dtype_name(p->dtype), bits, blocks * 16);
+  snprintf(name, sizeof name, "nb_product_experts_%s_%s_m%d", nb_dtype_name(p->dtype),
+           nb_cuda_marlin_gemm_format(p->w), blocks * 16);
   nb_launch at = {{1, 1, 1},
                   {NB_PRODUCT_THREADS, 1, 1},
-                  NB_PRODUCT_STAGES *
-                          nb_product_stage_bytes(blocks, bits, staged, p->zeros && p->groups > 1) +
+                  NB_PRODUCT_STAGES * nb_cuda_marlin_gemm_stage(p, blocks) +
                       nb_product_experts_bytes(blocks)};
-  int64_t resident, all = (int64_t)e->most * NB_CEIL(p->n, NB_PRODUCT_COLUMNS) * NB_CEIL(p->k, stage_k);
+  int64_t resident,
+      all = (int64_t)e->most * NB_CEIL(p->n, NB_PRODUCT_COLUMNS) * NB_CEIL(p->k, nb_product_k(blocks));
   NB_TRY(nb_cuda_marlin_gemm_workspace(p));
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
   at.grid[0] = (int32_t)NB_MIN(resident, all);
   const void *skip = e->irregular.data;
-  float factor = (float)(p->w->scale_factor * p->w->global);
+  float factor = nb_cuda_marlin_gemm_factor(p);
   return nb_device_launch(p->d->number, name, &at,
                           (void *[]){(void *)&e->x,
                                      (void *)&p->words,
@@ -180,13 +177,15 @@ static int by_tensor_cores(experts *e, int outputs) {
 static int by_rows(const experts *e, int outputs) {
   enum { GRID = 4096 };
   const nb_cuda_marlin_gemm *p = &e->p;
-  int block = (int)e->blocks->block, bits = p->w->bits, bf16 = p->dtype == NB_BF16;
+  int block = (int)e->blocks->block, bits = p->w->bits, bf16 = p->dtype == NB_BF16,
+      codes = nb_cuda_marlin_codes(p->w), scale = nb_cuda_marlin_scale(p->w),
+      scale_bytes = (int)(nb_dtype_bits(p->w->scales->dtype) / 8);
   int64_t items = (int64_t)e->most * NB_CEIL(block, NB_PRODUCT_ROWS_AT_ONCE);
   nb_launch at = {{p->n / 64, (int32_t)NB_MIN(items, (int64_t)GRID), 1},
                   {NB_PRODUCT_THREADS, 1, 1},
                   nb_product_rows_bytes()};
   const void *only = e->irregular.data;
-  float factor = (float)(p->w->scale_factor * p->w->global);
+  float scale_factor = (float)p->w->scale_factor, factor = (float)p->w->global;
   return nb_device_launch(p->d->number, "nb_product_experts_rows", &at,
                           (void *[]){(void *)&e->x,
                                      (void *)&p->words,
@@ -212,7 +211,11 @@ static int by_rows(const experts *e, int outputs) {
                                      (void *)&p->groups,
                                      &outputs,
                                      &bits,
+                                     &codes,
+                                     &scale,
+                                     &scale_bytes,
                                      &bf16,
+                                     &scale_factor,
                                      &factor});
 }
 

@@ -1,7 +1,7 @@
 /* product_rows.cu - what products need besides product.cu: x brought into the order of the weight's rows, and the
  * product of weights of which any row may be of any group (a rank's part of a weight in activation order, groups that
  * the tensor cores' kernels don't take). Right, and no faster than simple: one block makes 64 columns of four rows. */
-#include "../ptx.cuh"
+#include "marlin_order.cuh"
 #include "product.h"
 
 namespace rows {
@@ -15,10 +15,12 @@ enum {
 };
 
 struct job {
-  global<const uint16_t> x, scales;
+  global<const uint16_t> x;
+  global<const uint8_t> scales;
   global<const uint32_t> words, zeros;
   global<const int32_t> g_idx;
-  int n, k, groups, bf16;
+  int n, k, groups, codes, scale, bf16;
+  float scale_factor;
 };
 
 /* The rows that a block makes, up to `count`: of y from `first` of m on, or of experts the pairs that `sorted` lists from
@@ -45,10 +47,6 @@ struct result {
 
 NB_DEVICE float number(uint16_t h, int bf16) { return bf16 ? float_of_bf16(h) : float_of_f16(h); }
 
-/* Where column c of 64 has its scale, or bias: core/layout/marlin_scales.c. */
-NB_DEVICE int single_place(int c) { return c / 32 * 32 + c % 8 / 2 * 8 + c % 32 / 8 * 2 + c % 2; }
-NB_DEVICE int grouped_place(int c) { return c % 8 * 8 + c / 8; }
-
 /* Eight weights of row k: of columns c + 8t of the tile's 64. words: this lane's of the tile; slot: of the row. */
 template <int BITS>
 NB_DEVICE void weights(float (&w)[8], const job &j, const uint32_t (&words)[BITS], int slot, int k, int tile,
@@ -59,15 +57,17 @@ NB_DEVICE void weights(float (&w)[8], const job &j, const uint32_t (&words)[BITS
 #pragma unroll
   for (int t = 0; t < 8; t++) {
     const uint32_t code = (BITS == 4 ? words[t / 2] >> t % 2 * 8 : words[t]) >> slot & MASK;
+    const int column = c + 8 * t, place = marlin::scale_place(column, j.groups > 1, j.scale);
     uint32_t zero = 1u << (BITS - 1);
     if (known && j.zeros) {
       const int word = BITS == 4 ? c : c * 2 + t / 4,
                 shift = t % 2 * 16 + (BITS == 4 ? t / 2 * 4 : t % 4 / 2 * 8);
       zero = j.zeros[(int64_t)g * (j.n * BITS / 32) + tile * (2 * BITS) + word] >> shift & MASK;
     }
-    const int column = c + 8 * t, place = j.groups > 1 ? grouped_place(column) : single_place(column);
-    const uint16_t scale = known ? j.scales[(int64_t)g * j.n + tile * 64 + place] : (uint16_t)NAN16;
-    w[t] = (float)((int)code - (int)zero) * number(scale, j.bf16);
+    const float scale =
+        known ? marlin::scale_at(j.scales, (int64_t)g * j.n + tile * 64 + place, j.scale) * j.scale_factor
+              : float_of_bits(0x7fffffffu);
+    w[t] = marlin::value(code, j.codes, dequantize::whole(zero)) * scale;
   }
 }
 
@@ -115,7 +115,7 @@ NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, const result &
       for (int q = 0; q < 4; q++) sum += all[(i / 8) * THREADS + warp * LANES + c % 8 * 4 + (q + c / 8) % 4];
     if (to.row_scale) sum *= to.row_scale[row / at.top];
     sum *= to.factor;
-    if (to.bias) sum += number(to.bias[tile * 64 + single_place(c)], j.bf16);
+    if (to.bias) sum += number(to.bias[tile * 64 + marlin::single_place(c)], j.bf16);
     if (to.weights) sum *= to.weights[row];
     to.y[(int64_t)row * to.outputs + column] = (uint16_t)(j.bf16 ? bf16_pair(sum, 0) : f16_pair(sum, 0));
   }
@@ -156,17 +156,20 @@ NB_DEVICE void reorder(global<const uint16_t> from, global<uint16_t> to, global<
 
 } // namespace rows
 
-/* As nb_product's arguments (product.cu), and: g_idx [k], the group of each row of the weight, or null: row i is of
- * group i / (k / groups); an entry outside of the groups makes NaN. x [m,k]. needed: null, or 0: then nothing is done.
- * A block makes 64 columns of NB_PRODUCT_ROWS_AT_ONCE rows. */
+/* As nb_product's arguments (product_loop.cuh) with codes of NB_CODES_* and scales of NB_KERNEL_*, which are multiplied by
+ * scale_factor, and: g_idx [k], the group of each row of the weight, or null: row i is of group i / (k / groups); an
+ * entry outside of the groups makes NaN. x [m,k]. needed: null, or 0: then nothing is done. A block makes 64 columns
+ * of NB_PRODUCT_ROWS_AT_ONCE rows. */
 extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
-    nb_product_rows(global<const uint16_t> x, global<const uint32_t> words, global<const uint16_t> scales,
+    nb_product_rows(global<const uint16_t> x, global<const uint32_t> words, global<const uint8_t> scales,
                     global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
                     global<const float> row_scale, global<uint16_t> y, global<const int> needed, int m, int n,
-                    int k, int groups, int outputs, int bits, int bf16, float factor) {
+                    int k, int groups, int outputs, int bits, int codes, int scale, int bf16,
+                    float scale_factor, float factor) {
   if (needed && needed[0] == 0) return;
-  rows::run({x, scales, words, zeros, g_idx, n, k, groups, bf16}, {bias, row_scale, {}, y, outputs, factor},
-            bits, {{}, (int)blockIdx.y * rows::ROWS, rows::ROWS, m, 1});
+  rows::run({x, scales, words, zeros, g_idx, n, k, groups, codes, scale, bf16, scale_factor},
+            {bias, row_scale, {}, y, outputs, factor}, bits,
+            {{}, (int)blockIdx.y * rows::ROWS, rows::ROWS, m, 1});
 }
 
 /* x [m,columns] -> to [m,k], a row to blockIdx.y: column perm[i] (i without perm) becomes column i; 0 from `columns` on,
@@ -205,31 +208,32 @@ extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
   }
 }
 
-/* As nb_product_experts' arguments (product.cu), and nb_product_rows'. only: null, or which experts, not 0. gridDim.y
+/* As nb_product_experts' arguments (product_loop.cuh), and nb_product_rows'. only: null, or which experts, not 0. gridDim.y
  * shares blocks, NB_PRODUCT_ROWS_AT_ONCE pairs at a time. */
-extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
-    nb_product_experts_rows(global<const uint16_t> x, global<const uint32_t> words,
-                            global<const uint16_t> scales, global<const uint32_t> zeros,
-                            global<const int32_t> g_idx, global<const uint16_t> bias,
-                            global<const float> row_scale, global<uint16_t> y, global<const int> sorted,
-                            global<const int> owners, global<const int> total, global<const int> only,
-                            global<const float> weights, global<const float> globals, int block, int most,
-                            int top, int experts, int pairs, int n, int k, int groups, int outputs, int bits,
-                            int bf16, float factor) {
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS) nb_product_experts_rows(
+    global<const uint16_t> x, global<const uint32_t> words, global<const uint8_t> scales,
+    global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
+    global<const float> row_scale, global<uint16_t> y, global<const int> sorted, global<const int> owners,
+    global<const int> total, global<const int> only, global<const float> weights, global<const float> globals,
+    int block, int most, int top, int experts, int pairs, int n, int k, int groups, int outputs, int bits,
+    int codes, int scale, int scale_bytes, int bf16, float scale_factor, float factor) {
   const int blocks = total[0] / block < most ? total[0] / block : most,
             to_block = (block + rows::ROWS - 1) / rows::ROWS;
   for (int i = (int)blockIdx.y; i < blocks * to_block; i += (int)gridDim.y) {
     const int at = i / to_block, first = i % to_block * rows::ROWS, e = owners[at];
     if (e < 0 || e >= experts || (only && only[e] == 0)) continue;
     rows::job j = {x,
-                   scales + (int64_t)e * groups * n,
+                   scales + (int64_t)e * groups * n * scale_bytes,
                    words + (int64_t)e * (k / 16) * (n * bits / 2),
                    zeros,
                    g_idx,
                    n,
                    k,
                    groups,
-                   bf16};
+                   codes,
+                   scale,
+                   bf16,
+                   scale_factor};
     rows::result to = {bias, row_scale, weights, y, outputs, globals ? factor * globals[e] : factor};
     if (zeros) j.zeros = zeros + (int64_t)e * groups * (n * bits / 32);
     if (g_idx) j.g_idx = g_idx + (int64_t)e * k;

@@ -1,5 +1,5 @@
 -- Bugs for the products of experts; what they share with other products is in product.lua.
-local LOOP, FETCH, FINISH = "cuda/kernels/product.cu", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
+local LOOP, FETCH, FINISH = "cuda/kernels/product_loop.cuh", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
 local ROUTES, ROWS, HOST = "cuda/kernels/product_routes.cuh", "cuda/kernels/product_rows.cu", "cuda/product_experts.c"
 
 return {

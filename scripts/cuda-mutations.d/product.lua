@@ -1,5 +1,5 @@
 -- Bugs for the product kernels.
-local LOOP, FETCH, FINISH = "cuda/kernels/product.cu", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
+local LOOP, FETCH, FINISH = "cuda/kernels/product_loop.cuh", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
 local CODES, ROWS = "cuda/kernels/product_codes.cuh", "cuda/kernels/product_rows.cu"
 
 return {
@@ -33,6 +33,6 @@ return {
     { "rows beyond m", "cuda/kernels/product_routes.cuh", "r < j.m ? r : -1", "r <= j.m ? r : -1" },
     { "order ignored", ROWS, "perm ? perm[i] : i", "i" },
     { "every order taken for a regular one", ROWS, "other || g_idx[i] != i / group", "other" },
-    { "rows' scales in the other order", ROWS, "j.groups > 1 ? grouped_place", "j.groups < 1 ? grouped_place" },
+    { "rows' scales in the other order", ROWS, "scale_place(column, j.groups > 1", "scale_place(column, j.groups < 1" },
   },
 }

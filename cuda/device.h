@@ -81,6 +81,21 @@ void nb_cuda_marlin_end(nb_cuda_marlin *m);
 /* Columns from `first` on, both multiples of 64, to out [k, columns] on the device. */
 int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int64_t columns);
 
+/* ---- products with Marlin's weights (product.c, product_a8.c) ---- */
+
+/* Tiles that a launch of a product kernel has at most. */
+enum { NB_CUDA_PRODUCT_TILES = 1 << 16 };
+/* A stream's workspace for them: whether a weight's order is irregular; how many blocks arrived at each tile, all 0
+ * between launches; two parts of a tile for every block that the device holds at once. */
+typedef struct nb_cuda_product_memory {
+  int32_t *irregular, *arrived;
+  void *parts;
+} nb_cuda_product_memory;
+int nb_cuda_product_room(nb_cuda_product_memory *m, nb_cuda_device *d);
+/* nb_device_marlin_gemm of a weight in the order for 8-bit activations. */
+int nb_cuda_product_a8(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                       const nb_tensor *row_scale);
+
 /* ---- streams and graphs (stream.c) ---- */
 
 /* The driver's handle of the calling thread's current stream; NULL: the default one. */

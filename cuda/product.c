@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-enum { COLUMNS = NB_PRODUCT_COLUMNS, ROWS = 128, MOST_TILES = 1 << 16, PART_BYTES = 128 << 10 };
+enum { COLUMNS = NB_PRODUCT_COLUMNS, ROWS = 128, MOST_TILES = NB_CUDA_PRODUCT_TILES, PART_BYTES = 128 << 10 };
 enum { GRID = 65535 }; /* blocks of a launch along y */
 enum { LARGE = 256 };  /* rows beyond which it pays to make the weight floats first (product_large.c) */
 
@@ -18,9 +18,8 @@ typedef struct product {
   const nb_marlin_weight *w;
   int dtype, k, n, groups, group;
   const void *words, *scales, *zeros, *bias, *perm, *g_idx;
-  const float *row_scale;       /* or NULL */
-  int32_t *irregular, *arrived; /* of the stream's workspace, and behind them */
-  void *parts;
+  const float *row_scale; /* or NULL */
+  nb_cuda_product_memory at;
 } product;
 
 /* ---- checks (MRL-51) ------------------------------------------------------------------- */
@@ -111,18 +110,17 @@ static bool whole_stages(const product *p) {
 
 /* ---- launches ---------------------------------------------------------------------------- */
 
-/* The current stream's workspace: whether a weight's order is irregular; the counts of blocks that arrived, all 0
- * between launches; their parts. */
-static int find_workspace(product *p) {
+int nb_cuda_product_room(nb_cuda_product_memory *m, nb_cuda_device *d) {
+  enum { OWN = 64 };
   nb_device_info info;
   void *at;
-  NB_TRY(nb_device_get(&info, p->d->number));
-  int64_t parts = (int64_t)NB_MAX(info.multiprocessors, 1) * PART_BYTES, own = 64;
-  NB_TRY(nb_cuda_workspace(&at, p->d, NB_CUDA_FOR_PRODUCT,
-                           (own + MOST_TILES) * (int64_t)sizeof(int32_t) + parts));
-  p->irregular = at;
-  p->arrived = p->irregular + own;
-  p->parts = p->arrived + MOST_TILES;
+  NB_TRY(nb_device_get(&info, d->number));
+  int64_t parts = (int64_t)NB_MAX(info.multiprocessors, 1) * PART_BYTES;
+  NB_TRY(
+      nb_cuda_workspace(&at, d, NB_CUDA_FOR_PRODUCT, (OWN + MOST_TILES) * (int64_t)sizeof(int32_t) + parts));
+  m->irregular = at;
+  m->arrived = m->irregular + OWN;
+  m->parts = m->arrived + MOST_TILES;
   return NB_OK;
 }
 
@@ -132,7 +130,7 @@ static int gather(nb_tensor *out, const product *p, const nb_tensor *x) {
   int columns = (int)x->shape[1], k = p->k, group = p->group, threads = NB_PRODUCT_THREADS;
   for (int64_t row = 0; row < x->shape[0]; row += GRID) {
     const void *from = (const uint16_t *)x->data + row * columns, *to = (uint16_t *)out->data + row * p->k;
-    const void *irregular = p->g_idx && whole_stages(p) ? p->irregular : NULL;
+    const void *irregular = p->g_idx && whole_stages(p) ? p->at.irregular : NULL;
     nb_launch at = {{NB_CEIL(k, threads), (int32_t)NB_MIN((int64_t)GRID, x->shape[0] - row), 1},
                     {threads, 1, 1},
                     nb_product_rows_bytes()};
@@ -160,19 +158,19 @@ static int product_small(const product *p, const void *y, const void *x, const f
                       nb_product_stage_bytes(blocks, bits, staged, p->zeros && p->groups > 1)};
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
   at.grid[0] = (int32_t)NB_CEIL(all, NB_CEIL(all, NB_MAX(resident / across, 1))); /* no block without work */
-  const void *needless = p->g_idx ? p->irregular : NULL;
+  const void *needless = p->g_idx ? p->at.irregular : NULL;
   float factor = (float)(p->w->scale_factor * p->w->global);
   return nb_device_launch(p->d->number, name, &at,
                           (void *[]){&x, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
-                                     (void *)&p->bias, &row_scale, &y, (void *)&p->parts, (void *)&p->arrived,
-                                     &needless, &m, (void *)&p->n, (void *)&p->k, (void *)&p->group, &outputs,
-                                     &factor});
+                                     (void *)&p->bias, &row_scale, &y, (void *)&p->at.parts,
+                                     (void *)&p->at.arrived, &needless, &m, (void *)&p->n, (void *)&p->k,
+                                     (void *)&p->group, &outputs, &factor});
 }
 
 /* The same a row of the weight at a time, whatever its groups; where product_small can, only what it left. */
 static int product_rows(const product *p, const void *y, const void *x, const float *row_scale, int m,
                         int outputs) {
-  const void *needed = p->g_idx && whole_stages(p) ? p->irregular : NULL;
+  const void *needed = p->g_idx && whole_stages(p) ? p->at.irregular : NULL;
   nb_launch at = {{p->n / 64, NB_CEIL(m, NB_PRODUCT_ROWS_AT_ONCE), 1},
                   {NB_PRODUCT_THREADS, 1, 1},
                   nb_product_rows_bytes()};
@@ -189,7 +187,7 @@ static int product_rows(const product *p, const void *y, const void *x, const fl
 static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
   int64_t m = x->shape[0], outputs = y->shape[1];
   nb_tensor ordered = {0};
-  int rc = find_workspace(p);
+  int rc = nb_cuda_product_room(&p->at, p->d);
   if (rc == NB_OK && (p->perm || x->shape[1] < p->k)) {
     rc = gather(&ordered, p, x);
     x = &ordered;
@@ -217,6 +215,7 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
                           const nb_tensor *row_scale) {
   product p;
   nb_tensor to;
+  if (w->a8) return nb_cuda_product_a8(y, x, w, row_scale);
   NB_TRY(check(&p, x, w, row_scale));
   int64_t m = x->shape[0], outputs = y->ndim == 2 ? y->shape[1] : p.n;
   if (outputs > p.n || outputs % 2)

@@ -112,8 +112,9 @@ $(BUILD)/emu/%.o: cuda/%.cu scripts/emu-unit scripts/kernel-names
 	scripts/emu-unit $(@:.o=.cpp) $<
 	g++ $(EMUFLAGS) -MMD -MP -c $(@:.o=.cpp) -o $@
 
+# A kernel is its own also where nibble has a function of the same name.
 $(BUILD)/libcuemu.so: $(EMU_OBJ)
-	g++ -shared -o $@ $^
+	g++ -shared -Wl,-Bsymbolic -o $@ $^
 
 cuda-check:
 	@scripts/cuda-check

@@ -48,6 +48,9 @@ int nb_cuda_operand(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, con
 /* The same on a multiple of so many bytes. */
 int nb_cuda_operand_at(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, int64_t alignment,
                        const char *what);
+/* The same for several, each on a multiple of its elements' size: seen[i] is tensors[i]; NULL is none. d may be NULL. */
+int nb_cuda_operands(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *const *tensors, int count,
+                     const char *what);
 /* nb_expect of a tensor that must lie on this device, its elements on multiples of their size. */
 int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim,
                    const int64_t *shape);
@@ -59,6 +62,8 @@ int nb_cuda_finish(nb_tensor *out, nb_tensor *to, int rc);
 /* A dtype as kernels know it (kernels/numbers.h); -1: they don't. nb_cuda_is_plain: one of f32, bf16 and f16. */
 int nb_cuda_kernel_dtype(int dtype);
 bool nb_cuda_is_plain(int dtype);
+/* Fails unless t is of those. */
+int nb_cuda_expect_plain(const nb_tensor *t, const char *what);
 /* Words of 32 bits on the device, 0, in which a kernel leaves what the host must know; refused while a graph is
  * captured: what then can't be. Reading them, into as many bytes, waits for the kernel. */
 int nb_cuda_notes_new(nb_tensor *notes, nb_cuda_device *d, int64_t words, const char *refused);

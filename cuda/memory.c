@@ -151,3 +151,26 @@ int nb_tensor_to(nb_tensor *out, const nb_tensor *t, int number) {
   *out = made;
   return NB_OK;
 }
+
+int nb_device_copy(nb_tensor *dst, const nb_tensor *src) {
+  char a[160], b[160];
+  nb_cuda_device *d;
+  if (dst->dtype != src->dtype || nb_tensor_numel(dst) != nb_tensor_numel(src))
+    return nb_fail(NB_EINVAL, "copy: expected as many elements of one dtype, found %s from %s",
+                   nb_tensor_describe(dst, a, sizeof a), nb_tensor_describe(src, b, sizeof b));
+  if (!dst->device && !src->device) return nb_tensor_copy(dst, src);
+  if (dst->device && src->device && dst->device != src->device)
+    return nb_fail(NB_EINVAL, "copy: from cuda:%d to cuda:%d; t:to makes a copy there", src->device - 1,
+                   dst->device - 1);
+  NB_TRY(nb_cuda_use(&d, dst->device ? dst->device : src->device));
+  return copy(d, dst, src);
+}
+
+int nb_device_zero(nb_tensor *t) {
+  nb_cuda_device *d;
+  int64_t bytes = nb_tensor_bytes(t);
+  if (!t->device) return nb_fail(NB_EINVAL, "zero: expected a tensor on a device");
+  NB_TRY(nb_cuda_use(&d, t->device));
+  int code = bytes ? d->cu->cuMemsetD8Async(address(t), 0, (size_t)bytes, nb_cuda_stream(d)) : 0;
+  return code ? nb_cuda_failed(d, code, "clearing %lld bytes", (long long)bytes) : NB_OK;
+}

@@ -46,6 +46,10 @@ int nb_device_wait(int device);
 int nb_tensor_new_on(nb_tensor *out, int device, int dtype, int ndim, const int64_t *shape);
 /* A copy of t on a device (0: in the computer's memory), whatever t is on. Reads the stop flag. */
 int nb_tensor_to(nb_tensor *out, const nb_tensor *t, int device);
+/* dst's bytes = src's bytes, of as many elements of one dtype; either may lie in the computer's memory, which then is waited
+ * for. nb_device_zero: every byte 0. Both can be part of a graph where all lies on the device. */
+int nb_device_copy(nb_tensor *dst, const nb_tensor *src);
+int nb_device_zero(nb_tensor *t);
 
 /* ---- kernels (launch.c) ------------------------------------------------------------ */
 
@@ -106,6 +110,39 @@ const char *nb_cublaslt(void);
  * f32, bf16, f16; y, which is filled, of the same or f32; bias as y. Its sums' order is the library's: other bytes than
  * nb_gemm's. NB_EUNSUPPORTED without the library. */
 int nb_device_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *w, const nb_tensor *bias);
+
+/* ---- the forward pass (forward.c) ----------------------------------------------------
+ * As nibble.h's, on one device; activations are f32, bf16 or f16, arithmetic is f32, y is rounded once to its own dtype. The
+ * processor's bytes, of NaN only that they are some; of rmsnorm all but one row in ten million, by one last place. None waits,
+ * but for ids in the computer's memory, which are checked there and brought over. ids on the device are not checked: gather
+ * makes NaN, scatter_add leaves out, what is outside. */
+
+/* y and x of any of these dtypes; weight f32 [d]. y may be x. */
+int nb_device_rmsnorm(nb_tensor *y, const nb_tensor *x, const nb_tensor *weight, double eps);
+/* x of any; the tables f32. */
+int nb_device_rope(nb_tensor *x, const nb_tensor *cosines, const nb_tensor *sines, int64_t head_dim,
+                   int64_t length);
+/* y f32 += x of any. */
+int nb_device_add(nb_tensor *y, const nb_tensor *x);
+/* Both of one dtype. */
+int nb_device_swiglu(nb_tensor *gate, const nb_tensor *up);
+/* table and out of any. */
+int nb_device_gather(nb_tensor *out, const nb_tensor *table, const nb_tensor *ids);
+/* y f32, x of any, weights f32 or NULL; dtype: what products are rounded to. ids don't descend. */
+int nb_device_scatter_add(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                          int dtype);
+/* x of any. */
+int nb_device_scale_rows(nb_tensor *x, const nb_tensor *weights, int dtype);
+/* Waits for the device. nb_device_add_nonfinite does not: count i32 [1] there grows by it. */
+int64_t nb_device_count_nonfinite(const nb_tensor *x);
+int nb_device_add_nonfinite(nb_tensor *count, const nb_tensor *x);
+/* nb_cast between f32, bf16 and f16, bytes of NaN too. */
+int nb_device_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+/* (attention.c) All four f16 or all bf16, heads of an even number up to 256 (else NB_EUNSUPPORTED). Scores and sums are f32;
+ * weights are rounded to the dtype before the product with v. Off the exact value by less than the dtype's rounding of the
+ * largest |v|, twice. A NaN or Inf in v may also reach the 63 queries before it. The same bytes in each run. */
+int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v,
+                        int64_t heads, int64_t kv_heads, int64_t length, int64_t sliding, double scale);
 
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
@@ -185,6 +222,39 @@ int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype);
  * transpose. out is filled, or made where it is empty. perm and g_idx: on the device or in the computer's memory, and
  * checked there; perm must have every row once. NB_EUNSUPPORTED: float codes, other scales, the order for 8-bit activations. */
 int nb_device_marlin_dequantize(nb_tensor *out, const nb_marlin_weight *w, int dtype);
+
+/* ---- mixture of experts: tokens (moe_tokens.c) ----------------------------------------
+ * As nb_moe_route and the like, all tensors on one device, the same bytes; of NaN only that it is one. Nothing is
+ * waited for, but where it is said: so a map's entries are not checked: one outside the experts is as -1. At most 4096
+ * experts. Outputs that are empty (all 0) are made there. */
+
+/* logits and bias also f16 or bf16: scored in f32. experts, weights: given, their width is how many are chosen. */
+int nb_device_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits,
+                        const nb_tensor *bias, const nb_moe_router *o);
+/* rows, row_weights and offsets: given. Ids outside are an error unless skip: to tell it the device is waited for. */
+int nb_device_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offsets, const nb_tensor *ids,
+                        const nb_tensor *weights, const nb_tensor *map, int skip);
+/* total: i32 [1], on the device too. One block of threads. */
+int nb_device_moe_align(nb_tensor *sorted, nb_tensor *block_experts, nb_tensor *total, const nb_tensor *ids,
+                        int64_t block, int64_t experts, const nb_tensor *map, int ignore);
+/* h and up f32, f16 or bf16, out as they are; f16 and bf16 round by themselves: act->dtype is theirs. */
+int nb_device_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
+/* y[t] = the sum of x[p] over the pairs p of t, those at t*top .. t*top + top-1, in the order of their local experts, as
+ * moe.forward adds them: in f32, each product weights[p] * x[p] rounded to x's dtype before. y [T,H] f32, or x's dtype,
+ * as which it is made; x f32, f16 or bf16 [T*top, H]; ids i32 and weights f32 [T,top], weights NULL: 1. Pairs that
+ * the map has elsewhere, or that are outside it or below 0, are left out: their x is not read. */
+int nb_device_moe_sum(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
+                      const nb_tensor *map);
+/* moe.dispatch: batch [experts, rows, H] of x's dtype gets each expert's rows of x [T,H], in order, and zeros behind
+ * them; counts i32 [experts], how many; places i32 [T,top], each pair's row in the batch, -1: none. batch,
+ * counts and places: given. An expert with more rows than the batch has is an error, and told of, for which the
+ * device is waited for, unless there are rows for all pairs. */
+int nb_device_moe_dispatch(nb_tensor *batch, nb_tensor *counts, nb_tensor *places, const nb_tensor *x,
+                           const nb_tensor *ids, const nb_tensor *map);
+/* moe.combine: y[t] = the sum of weights[p] * x[places[p]] over t's pairs in the order of their places: x [experts,
+ * rows, H], y as nb_device_moe_sum's. */
+int nb_device_moe_combine(nb_tensor *y, const nb_tensor *x, const nb_tensor *places,
+                          const nb_tensor *weights);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

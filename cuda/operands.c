@@ -25,6 +25,16 @@ int nb_cuda_operand_at(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, 
   return NB_OK;
 }
 
+int nb_cuda_operands(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *const *tensors, int count,
+                     const char *what) {
+  nb_cuda_device *any = NULL;
+  for (int i = 0; i < count; i++) {
+    int64_t bytes = tensors[i] ? NB_MAX(nb_dtype_bits(tensors[i]->dtype) / 8, 1) : 0;
+    if (bytes) NB_TRY(nb_cuda_operand_at(&seen[i], d ? d : &any, tensors[i], bytes, what));
+  }
+  return NB_OK;
+}
+
 int nb_cuda_expect(const nb_tensor *t, const char *what, int device, int dtype, int ndim,
                    const int64_t *shape) {
   if (t->device != device)
@@ -71,6 +81,13 @@ int nb_cuda_kernel_dtype(int dtype) {
 }
 
 bool nb_cuda_is_plain(int dtype) { return dtype == NB_F32 || dtype == NB_BF16 || dtype == NB_F16; }
+
+int nb_cuda_expect_plain(const nb_tensor *t, const char *what) {
+  char text[160];
+  if (nb_cuda_is_plain(t->dtype)) return NB_OK;
+  return nb_fail(NB_EINVAL, "%s: expected f32, bf16 or f16, found %s", what,
+                 nb_tensor_describe(t, text, sizeof text));
+}
 
 int nb_cuda_notes_new(nb_tensor *notes, nb_cuda_device *d, int64_t words, const char *refused) {
   NB_TRY(nb_cuda_no_capture(d, refused));

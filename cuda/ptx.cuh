@@ -80,9 +80,27 @@ NB_DEVICE void ldmatrix_x4(uint32_t *r, const uint4 *row) {
                : "r"(shared_address(row))
                : "memory");
 }
+/* The same, each matrix transposed: lane l gets of column l/4 the rows 2(l%4) and the next. */
+NB_DEVICE void ldmatrix_x4_turned(uint32_t *r, const uint4 *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/* 2^x within 2 places of 2^-22; below the normal numbers 0. */
+NB_DEVICE float exp2_near(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+NB_DEVICE double double_of_bits(uint64_t u) { return __longlong_as_double((long long)u); }
+NB_DEVICE uint64_t bits_of_double(double d) { return (uint64_t)__double_as_longlong(d); }
 
 /* Rounded by itself: never contracted with the addition that follows. */
 NB_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+NB_DEVICE double mul_rn(double a, double b) { return __dmul_rn(a, b); }
 /* a * b + c, rounded once. */
 NB_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
@@ -92,6 +110,12 @@ NB_DEVICE uint32_t max_u16x2(uint32_t a, uint32_t b) { return __vmaxu2(a, b); }
 
 /* What the lane whose number differs in the bits of mask gave; all lanes of the warp come. */
 NB_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+/* What that lane gave; all lanes of the warp come. */
+NB_DEVICE uint32_t shuffle_from(uint32_t v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+/* The lanes that gave the same value, a bit for each; all lanes of the warp come. */
+NB_DEVICE uint32_t match_any(uint32_t v) { return __match_any_sync(0xffffffffu, v); }
+NB_DEVICE int count_ones(uint32_t v) { return __popc(v); }
+NB_DEVICE double shuffle_xor_f64(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 /* *at becomes the larger of itself and v. */
 NB_DEVICE void atomic_max(uint32_t *at, uint32_t v) { atomicMax(at, v); }
 NB_DEVICE void atomic_max(uint64_t *at, uint64_t v) {

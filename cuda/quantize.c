@@ -11,17 +11,6 @@
 
 /* ---- tensors ----------------------------------------------------------------------- */
 
-/* Operands on one device: seen[i] is tensors[i] as the CPU's checks take it; NULL is none. Kernels read and write
- * single elements where 16 bytes at once don't fit. */
-static int take(nb_tensor *seen, const nb_tensor *const *tensors, int count, const char *what) {
-  nb_cuda_device *d = NULL;
-  for (int i = 0; i < count; i++) {
-    int64_t bytes = tensors[i] ? NB_MAX(nb_dtype_bits(tensors[i]->dtype) / 8, 1) : 0;
-    if (bytes) NB_TRY(nb_cuda_operand_at(&seen[i], &d, tensors[i], bytes, what));
-  }
-  return NB_OK;
-}
-
 static bool aligned(const nb_tensor *t, uintptr_t bytes) { return (uintptr_t)t->data % bytes == 0; }
 
 /* Words that a kernel leaves for the host, 0 before: what failed, and the range of a tensor. */
@@ -145,7 +134,7 @@ int nb_device_rtn_quantize(nb_tensor *codes, nb_tensor *scales, nb_tensor *zeros
   nb_tensor seen[4], noted, here;
   nb_groups q;
   notes found;
-  NB_TRY(take(seen, (const nb_tensor *[]){w, codes, scales, zeros}, 4, "round to nearest"));
+  NB_TRY(nb_cuda_operands(seen, NULL, (const nb_tensor *[]){w, codes, scales, zeros}, 4, "round to nearest"));
   NB_TRY(nb_rtn_check(&q, &seen[1], &seen[2], zeros ? &seen[3] : NULL, &seen[0], o));
   if (q.n == 0 || q.k == 0) return NB_OK;
   NB_TRY(notes_new(&noted, w->device));
@@ -176,7 +165,7 @@ int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tenso
   nb_tensor seen[3], noted;
   nb_quantize_blocks b;
   notes found;
-  NB_TRY(take(seen, (const nb_tensor *[]){w, codes, scales}, 3, "float quantization"));
+  NB_TRY(nb_cuda_operands(seen, NULL, (const nb_tensor *[]){w, codes, scales}, 3, "float quantization"));
   NB_TRY(nb_float_quantize_check(&seen[1], &seen[2], &seen[0], o));
   if (nb_tensor_numel(w) == 0) return NB_OK;
   NB_TRY(share_out(&b, w, codes, o->rows, o->columns, "float quantization"));
@@ -197,7 +186,7 @@ int nb_device_float_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tenso
 int nb_device_absmax(float *out, const nb_tensor *w) {
   nb_tensor seen, noted;
   notes found;
-  NB_TRY(take(&seen, &w, 1, "absmax"));
+  NB_TRY(nb_cuda_operands(&seen, NULL, &w, 1, "absmax"));
   if (w->dtype != NB_F32 && w->dtype != NB_BF16 && w->dtype != NB_F16)
     return nb_fail(NB_EINVAL, "absmax: expected f32, bf16 or f16, found %s", nb_dtype_name(w->dtype));
   *out = 0;
@@ -229,7 +218,7 @@ static int launch_act(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, nb_qu
 
 int nb_device_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global) {
   nb_tensor seen[3];
-  NB_TRY(take(seen, (const nb_tensor *[]){x, q, scales}, 3, "act_quant int8"));
+  NB_TRY(nb_cuda_operands(seen, NULL, (const nb_tensor *[]){x, q, scales}, 3, "act_quant int8"));
   NB_TRY(nb_act_int8_check(&seen[1], &seen[2], &seen[0]));
   return launch_act(q, scales, x, (nb_quantize_act){.int8 = 1, .global = global});
 }
@@ -247,7 +236,7 @@ static int launch_act_scale(nb_tensor *scale, const nb_tensor *x) {
 
 int nb_device_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode) {
   nb_tensor seen[3];
-  NB_TRY(take(seen, (const nb_tensor *[]){x, q, scales}, 3, "act_quant fp8"));
+  NB_TRY(nb_cuda_operands(seen, NULL, (const nb_tensor *[]){x, q, scales}, 3, "act_quant fp8"));
   NB_TRY(nb_act_fp8_check(&seen[1], &seen[2], &seen[0], mode));
   if (mode == NB_ACT_TENSOR) NB_TRY(launch_act_scale(scales, x));
   return launch_act(q, scales, x, (nb_quantize_act){.fixed = mode != NB_ACT_TOKEN});

@@ -18,7 +18,7 @@ local c_uses = {
   ["core/quant"] = { "core", "core/layout" },
   ["core/compute"] = { "core", "core/layout" },
   -- what a layout or a method asks of its operands is the same on a device; headers of kernels say how they are launched
-  ["cuda"] = { "core", "core/layout", "core/quant", "cuda/kernels" },
+  ["cuda"] = { "core", "core/compute", "core/layout", "core/quant", "cuda/kernels" },
 }
 -- One quantization method never includes another's header; these headers hold what methods share.
 local quant_shared = { ["groups.h"] = true, ["dequant.h"] = true, ["dequant_float.h"] = true }

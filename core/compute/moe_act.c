@@ -1,6 +1,7 @@
 /* moe_act.c - what stands between an expert's two products: the activation function,
  * gated or not, with the rounding of a kernel that keeps its values in 16 bits
  * (SYSTEMS FWD-06, FWD-07). */
+#include "moe.h"
 #include "moe_act_body.h"
 
 const nb_act_table nb_act_table_portable = NB_ACT_TABLE;
@@ -40,7 +41,8 @@ static void activate_block(const job *j, int64_t row, int64_t at, int64_t n) {
   nb_round_row(j->table, out, n, j->act->dtype);
 }
 
-static int check(const nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act) {
+int nb_moe_activation_check(const nb_tensor *out, const nb_tensor *h, const nb_tensor *up,
+                            const nb_moe_act *act) {
   if (act->kind < 0 || act->kind >= NB_MOE_KINDS)
     return nb_fail(NB_EINVAL, "activation: kind %d is not one of the %d known", act->kind, NB_MOE_KINDS);
   if (act->dtype != NB_F32 && act->dtype != NB_F16 && act->dtype != NB_BF16)
@@ -64,7 +66,7 @@ static int check(const nb_tensor *out, const nb_tensor *h, const nb_tensor *up, 
 }
 
 int nb_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act) {
-  NB_TRY(check(out, h, up, act));
+  NB_TRY(nb_moe_activation_check(out, h, up, act));
   bool pairs = act->kind == NB_MOE_SWIGLUOAI, halves = gated(act->kind) && !up;
   int64_t m = out->shape[0], n = out->shape[1];
   job j = {nb_act_table_here(), act, h->data, NULL, h->shape[1], out->data, n, pairs};

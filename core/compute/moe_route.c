@@ -1,10 +1,11 @@
 /* moe_route.c - which experts a token goes to: the best of its scores, among all experts
  * or first among groups of them, with the correction that balances their load. */
+#include "moe.h"
 #include "vector.h"
 
 #include <math.h>
 
-enum { MAX_EXPERTS = 4096 };
+enum { MAX_EXPERTS = NB_MOE_ROUTE_EXPERTS };
 
 /* The index of the greatest of n scores that is not taken yet; the lowest wins a tie. */
 static int64_t best(const float *p, const uint8_t *taken, int64_t n) {
@@ -81,14 +82,20 @@ static int check(int64_t e, int64_t top, const nb_moe_router *o) {
   return NB_OK;
 }
 
-int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, const nb_tensor *bias,
-                 const nb_moe_router *o) {
+int nb_moe_route_check(const nb_tensor *experts, const nb_tensor *weights, const nb_tensor *logits,
+                       const nb_tensor *bias, const nb_moe_router *o) {
   NB_TRY(nb_expect(logits, "moe route: logits", NB_F32, 2, NB_SHAPE(-1, -1)));
   NB_TRY(nb_expect(experts, "moe route: experts", NB_I32, 2, NB_SHAPE(logits->shape[0], -1)));
   int64_t m = logits->shape[0], e = logits->shape[1], top = experts->shape[1];
   NB_TRY(nb_expect(weights, "moe route: weights", NB_F32, 2, NB_SHAPE(m, top)));
   if (bias) NB_TRY(nb_expect(bias, "moe route: score correction bias", NB_F32, 1, NB_SHAPE(e)));
-  NB_TRY(check(e, top, o));
+  return check(e, top, o);
+}
+
+int nb_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits, const nb_tensor *bias,
+                 const nb_moe_router *o) {
+  NB_TRY(nb_moe_route_check(experts, weights, logits, bias, o));
+  int64_t m = logits->shape[0], e = logits->shape[1], top = experts->shape[1];
   const nb_vector *v = nb_vector_here();
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) if (m > 64)
   for (int64_t row = 0; row < m; row++)

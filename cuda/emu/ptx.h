@@ -58,18 +58,50 @@ inline uint64_t stream_once() { return 0; }
 inline void cp_async_commit() { emu_copy_commit(); }
 template <int newest> void cp_async_wait() { emu_copy_wait(newest); }
 
+struct emu_matrix_lane {
+  uint32_t *r;
+  uint4 row;
+};
 inline void ldmatrix_x4(uint32_t *r, shared<const uint4> row) {
-  struct lane {
-    uint32_t *r;
-    uint4 row;
-  } me = {r, row[0]};
+  emu_matrix_lane me = {r, row[0]};
   emu_collective("ldmatrix", &me, [](void **all, int *) {
+    auto lane = [&](int l) { return (emu_matrix_lane *)all[l]; };
     for (int l = 0; l < 32; l++)
-      for (int m = 0; m < 4; m++) ((lane *)all[l])->r[m] = (&((lane *)all[8 * m + l / 4])->row.x)[l % 4];
+      for (int m = 0; m < 4; m++) lane(l)->r[m] = (&lane(8 * m + l / 4)->row.x)[l % 4];
+  });
+}
+inline void ldmatrix_x4_turned(uint32_t *r, shared<const uint4> row) {
+  emu_matrix_lane me = {r, row[0]};
+  emu_collective("ldmatrix, turned", &me, [](void **all, int *) {
+    auto lane = [&](int l) { return (emu_matrix_lane *)all[l]; };
+    for (int l = 0; l < 32; l++)
+      for (int m = 0; m < 4; m++) {
+        uint32_t half[2];
+        for (int i = 0; i < 2; i++)
+          half[i] = (&lane(8 * m + l % 4 * 2 + i)->row.x)[l / 4 / 2] >> l / 4 % 2 * 16 & 0xffff;
+        lane(l)->r[m] = half[0] | half[1] << 16;
+      }
   });
 }
 
+inline float exp2_near(float x) {
+  float y = exp2f(x);
+  return y < 0x1p-126f ? 0 : y;
+}
+
+inline double double_of_bits(uint64_t u) {
+  double d;
+  memcpy(&d, &u, sizeof d);
+  return d;
+}
+inline uint64_t bits_of_double(double d) {
+  uint64_t u;
+  memcpy(&u, &d, sizeof u);
+  return u;
+}
+
 inline float mul_rn(float a, float b) { return a * b; }
+inline double mul_rn(double a, double b) { return a * b; }
 inline float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
 
 inline uint32_t max_s16x2(uint32_t a, uint32_t b) {
@@ -92,6 +124,37 @@ inline uint32_t shuffle_xor(uint32_t v, int mask) {
     for (int l = 0; l < 32; l++) ((lane *)all[l])->v = given[l ^ ((lane *)all[l])->mask];
   });
   return me.v;
+}
+inline uint32_t shuffle_from(uint32_t v, int lane) {
+  struct lane_of {
+    uint32_t v;
+    int from;
+  } me = {v, lane};
+  emu_collective("shuffle_from", &me, [](void **all, int *) {
+    uint32_t given[32];
+    for (int l = 0; l < 32; l++) given[l] = ((lane_of *)all[l])->v;
+    for (int l = 0; l < 32; l++) ((lane_of *)all[l])->v = given[((lane_of *)all[l])->from & 31];
+  });
+  return me.v;
+}
+inline uint32_t match_any(uint32_t v) {
+  emu_collective("match_any", &v, [](void **all, int *) {
+    uint32_t same[32] = {0};
+    for (int l = 0; l < 32; l++)
+      for (int m = 0; m < 32; m++)
+        if (*(uint32_t *)all[m] == *(uint32_t *)all[l]) same[l] |= 1u << m;
+    for (int l = 0; l < 32; l++) *(uint32_t *)all[l] = same[l];
+  });
+  return v;
+}
+inline int count_ones(uint32_t v) { return __builtin_popcount(v); }
+inline double shuffle_xor_f64(double v, int mask) {
+  uint32_t half[2];
+  memcpy(half, &v, sizeof v);
+  half[0] = shuffle_xor(half[0], mask);
+  half[1] = shuffle_xor(half[1], mask);
+  memcpy(&v, half, sizeof v);
+  return v;
 }
 template <class T> void atomic_max(global<T> at, typename std::remove_reference<T>::type v) {
   T old = at[0];

@@ -87,6 +87,15 @@ function methods.as(d, dtype, shape)
   return view(C.nb_tensor_view, d, id, ndim, s, 0)
 end
 
+--- t:cast(dtype [, {saturate = true}]) -> a new tensor there with the same values in another of f32, bf16 and f16 | nil, msg, code
+function methods.cast(d, dtype, options)
+  local id = tensor.dtype_id(dtype)
+  return M.make(d.t.device, function(out)
+    local rc = C.nb_tensor_new_on(out, d.t.device, id, d.t.ndim, d.t.shape)
+    return rc < 0 and rc or C.nb_device_cast(out, d.t, options and options.saturate and 1 or 0)
+  end)
+end
+
 --- t:where() -> "cuda:0", …: whose memory it lies in.
 function methods.where(d) return devices.name_of(d.t.device) end
 

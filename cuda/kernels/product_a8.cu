@@ -103,7 +103,6 @@ template <class S> NB_DEVICE void run(arguments j) {
   j.m = j.m - rows_before < S::M_BLOCKS * 16 ? j.m - rows_before : S::M_BLOCKS * 16;
   j.x = j.x + (int64_t)rows_before * (j.k / S::X_PIECE);
   j.y = j.y + (int64_t)rows_before * (j.outputs / 2);
-  if (j.row_scale) j.row_scale = j.row_scale + rows_before;
   const cut c = cut_of<S>(j);
   const int tiles = (j.n + COLUMNS - 1) / COLUMNS, all = tiles * c.depth;
   j.parts = j.parts + (int64_t)y_block * (int)gridDim.x * 2 * S::PART;

@@ -66,9 +66,9 @@ function M.case(o)
   end
   local scales, scale = nil, "NB_MARLIN_FLOAT"
   if kind.group then
-    scales, scale = layout.marlin.permute_scales(e8m0({ groups, n }, exact and 124 or 100, exact and 128 or 150), k, g, true), "NB_MARLIN_E8M0"
+    scales, scale = layout.marlin.permute_scales(e8m0({ groups, n }, exact and 124 or 110, exact and 128 or 118), k, g, true), "NB_MARLIN_E8M0"
   else
-    local plain = layout.transpose((exact and awq.powers or awq.floats)(o.dtype, { n, groups }, 0.01, 0.1))
+    local plain = layout.transpose((exact and awq.powers or awq.floats)(o.dtype, { n, groups }, 1e-3, 1e-2))
     scales = layout.marlin.permute_scales(plain, k, g, true)
     if o.int16 then scales, scale = layout.marlin.int8_scales(scales), "NB_MARLIN_INT16" end
   end

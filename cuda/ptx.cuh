@@ -212,14 +212,6 @@ NB_DEVICE void mma_s8(int32_t (&sums)[N][4], const uint32_t (&a)[4], const uint3
         : "+r"(sums[i][0]), "+r"(sums[i][1]), "+r"(sums[i][2]), "+r"(sums[i][3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
 }
-#if __CUDA_ARCH__ < 890
-/* Four e4m3 numbers as two pairs of f16, exact: an exponent's bias of 15 for one of 7. 0x7f is NaN. */
-NB_DEVICE uint32_t f16_pair_of_e4m3(uint32_t bytes, uint32_t which) {
-  const uint32_t v = __byte_perm(bytes, 0, which), nan = ((v & 0x7f007f00u) + 0x01000100u) & 0x80008000u;
-  return fma_f16x2((v & 0x80008000u) | (v & 0x7f007f00u) >> 1, 0x5c005c00u, 0x80008000u) |
-         (nan >> 15) * 0x7fffu;
-}
-#endif
 /* Of e4m3 numbers, with sums in f32. Before sm_89 by way of f16: k's order is the tensor cores' own affair. */
 template <int N>
 NB_DEVICE void mma_e4m3(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
@@ -235,11 +227,11 @@ NB_DEVICE void mma_e4m3(float (&sums)[N][4], const uint32_t (&a)[4], const uint3
   for (int half = 0; half < 2; half++) {
     uint32_t wide_a[4], wide_b[N][2];
 #pragma unroll
-    for (int i = 0; i < 4; i++) wide_a[i] = f16_pair_of_e4m3(a[2 * half + i % 2], i < 2 ? 0x1404 : 0x3424);
+    for (int i = 0; i < 4; i++) wide_a[i] = f16_pair_of_e4m3(a[2 * half + i % 2] >> i / 2 * 16);
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
-      for (int i = 0; i < 2; i++) wide_b[n][i] = f16_pair_of_e4m3(b[n][half], i ? 0x3424 : 0x1404);
+      for (int i = 0; i < 2; i++) wide_b[n][i] = f16_pair_of_e4m3(b[n][half] >> i * 16);
     mma_f16(sums, wide_a, wide_b);
   }
 #endif

@@ -251,9 +251,7 @@ struct emu_e4m3 {
   static constexpr int PER = 4;
   typedef float sum;
   static sum get(uint32_t word, int i) {
-    const int code = word >> 8 * i & 0x7f, sign = word >> 8 * i & 0x80 ? -1 : 1;
-    if (code == 0x7f) return NAN;
-    return code < 8 ? sign * ldexpf((float)code, -9) : sign * ldexpf((float)(8 + code % 8), code / 8 - 10);
+    return float_of_f16((uint16_t)f16_pair_of_e4m3(word >> 8 * i & 0xff));
   }
 };
 

@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-enum { COLUMNS = NB_PRODUCT_COLUMNS, MOST_TILES = NB_CUDA_PRODUCT_TILES, GRID = 65535 };
+enum { COLUMNS = NB_PRODUCT_COLUMNS, MOST_TILES = NB_PRODUCT_MOST_TILES, GRID = 65535 };
 
 static const char what[] = "marlin gemm";
 

@@ -1,5 +1,5 @@
 /* product_a8.cu - y = x W for x of one byte a number, int8 or e4m3 with a scale a row, and W in Marlin's order for such
- * (SYSTEMS MRL-30, MRL-40 to MRL-47): product.cu's way through tiles and stages, with these differences.
+ * (SYSTEMS MRL-30, MRL-40 to MRL-47): product_loop.cuh's way through tiles and stages, with these differences.
  *
  * Words are in tiles of 32 rows and 32 columns, of which a warp takes two side by side. Both operands are bytes: int8
  * sums of a group's rows in a warp's part of a stage, 64 at most, are exact, and so are the floats that they become; e4m3's
@@ -8,27 +8,20 @@
  * scale besides. One group is no different from many. */
 #include "product_a8.h"
 #include "product_a8_codes.cuh"
-#include "product_finish.cuh"
+#include "product_loop.cuh"
 
 namespace product_a8 {
 using namespace product;
 
-template <class NUMBER, class CODES_, class SCALES_, int M_BLOCKS_>
-struct bytes : shape<NUMBER, CODES_::BITS, M_BLOCKS_> {
-  typedef CODES_ CODES;
-  typedef SCALES_ SCALES;
-  typedef shape<NUMBER, CODES::BITS, M_BLOCKS_> BASE;
-  static constexpr int BITS = CODES::BITS, X_PIECE = 16, TILE_K = 32, X_ROW = BASE::STAGE_K / PIECE,
-                       X = nb_product_a8_x_bytes(M_BLOCKS_) / PIECE, TILE_ROW = COLUMNS * BITS * 4 / PIECE,
-                       SCALE_ROW = COLUMNS * SCALES::BYTES / PIECE;
-  /* Where the tensor cores take f16 for e4m3, 64 rows of x leave too few registers for both steps at once. */
-  static constexpr int STEPS_AT_ONCE = CODES::SUMS::WIDENED && M_BLOCKS_ == 4 ? 1 : 2;
+template <class CODES, class SCALES, int M_BLOCKS, class ROUTES = plain>
+struct bytes : shape<CODES, SCALES, M_BLOCKS, ROUTES> {
+  typedef shape<CODES, SCALES, M_BLOCKS, ROUTES> BASE;
+  static constexpr int X_PIECE = 16, TILE_K = 32, X_ROW = BASE::STAGE_K / PIECE,
+                       X = nb_product_a8_x_bytes(M_BLOCKS) / PIECE,
+                       TILE_ROW = COLUMNS * CODES::BITS * 4 / PIECE;
   static constexpr bool SCALES_WAIT = false;
-};
-
-/* A launch's arguments, and whether 16-bit scales are whole numbers. */
-struct arguments : job {
-  bool whole;
+  /* Where the tensor cores take f16 for e4m3, 64 rows of x leave too few registers for both steps at once. */
+  static constexpr int STEPS_AT_ONCE = CODES::SUMS::WIDENED && M_BLOCKS == 4 ? 1 : 2;
 };
 
 /* sums += part * the scales of a row, of a tile's 32 columns; part becomes sums of nothing. */
@@ -49,15 +42,10 @@ NB_DEVICE void scale(float (&sums)[S::WARP_BLOCKS][8][4], PART (&part)[S::WARP_B
       }
 }
 
-/* A stage's rows of scales and zero-points for a warp's first 32 rows of k and for its next ones. */
-struct group_rows {
-  int first, next;
-};
-
 /* A warp's 64 rows of a stage: of one tile of 32 columns, then of the other, for which fewer registers do. */
 template <class S>
-NB_DEVICE void multiply(const arguments &j, const cut &c, const group_rows &r,
-                        float (&sums)[S::WARP_BLOCKS][8][4], shared<const uint4> stage, const place<S> &at) {
+NB_DEVICE void multiply_bytes(const job &j, const cut &c, const rows &r, float (&sums)[S::WARP_BLOCKS][8][4],
+                              uint32_t (&)[8], shared<const uint4> stage, const place<S> &at) {
   typedef typename S::CODES::SUMS SUMS;
   constexpr int PIECES = S::BITS / 4, TILE = PIECES * LANES; /* a lane's of a tile, and all */
   const shared<const uint4> scales = stage + (S::X + S::WORDS), zeros = scales + c.rows * S::SCALE_ROW;
@@ -98,58 +86,37 @@ NB_DEVICE void multiply(const arguments &j, const cut &c, const group_rows &r,
   }
 }
 
-template <class S> NB_DEVICE void run(arguments j) {
-  const int y_block = (int)blockIdx.y, rows_before = y_block * S::M_BLOCKS * 16;
-  j.m = j.m - rows_before < S::M_BLOCKS * 16 ? j.m - rows_before : S::M_BLOCKS * 16;
-  j.x = j.x + (int64_t)rows_before * (j.k / S::X_PIECE);
-  j.y = j.y + (int64_t)rows_before * (j.outputs / 2);
-  const cut c = cut_of<S>(j);
-  const int tiles = (j.n + COLUMNS - 1) / COLUMNS, all = tiles * c.depth;
-  j.parts = j.parts + (int64_t)y_block * (int)gridDim.x * 2 * S::PART;
-  j.arrived = j.arrived + y_block * tiles;
-  const shares s = {(all + (int)gridDim.x - 1) / (int)gridDim.x, c.depth};
-  const int first = (int)blockIdx.x * s.per;
-  int left = all - first < s.per ? all - first : s.per, tile = first / c.depth, stage = first % c.depth,
-      now = 0;
-  const place<S> at;
-  const group_rows r = {c.rows > 1 ? at.k * 64 / j.group : 0, c.rows > 1 ? (at.k * 64 + 32) / j.group : 0};
-  const shared<uint4> memory = cast<uint4>(shared_words());
-  fetcher<S> ahead;
-  ahead.begin(j, c, tile, stage, left);
-  for (int i = 0; i < STAGES - 1; i++) ahead.fetch(j, c, memory);
-  for (; left > 0; stage = 0, tile++) {
-    const int stages = c.depth - stage < left ? c.depth - stage : left;
-    float sums[S::WARP_BLOCKS][8][4] = {};
-    int read = 0;
-    for (int i = 0; i < stages; i++) {
-      cp_async_wait<STAGES - 2>();
-      __syncthreads(); /* the stage is here for all, and all have left the one that is filled next */
-      ahead.fetch(j, c, memory);
-      read = now;
-      multiply<S>(j, c, r, sums, cast<const uint4>(memory) + read, at);
-      now = now == (STAGES - 1) * c.pieces ? 0 : now + c.pieces;
-    }
-    finish<S>(j, s, sums, tile, false, memory + read, at);
-    left -= stages;
-  } /* the groups still under way are empty */
-}
-
 } // namespace product_a8
 
-/* As NB_PRODUCT's (product.cu): x [m,k] of int8 or e4m3; words [k/16, n*BITS/2]; scales [k/group, n] of 16-bit NUMBER or,
- * with whole, int16, or E8M0 bytes; zeros words [k/group, n/8] or null, of 4-bit codes; row_scale f32 [m] or null.
+/* As NB_PRODUCT's (product_loop.cuh): x [m,k] of int8 or e4m3; words [k/16, n*BITS/2]; scales [k/group, n] of 16-bit numbers
+ * or, with whole, int16, or E8M0 bytes; zeros words [k/group, n/8] or null, of 4-bit codes; row_scale f32 [m] or null.
  * k a multiple of 32 and n of 64, outputs even, group k, 32, 64 or a multiple of 128 that divides k. */
 #define NB_PRODUCT_A8(NUMBER, NAME, CODES, SCALES, M_BLOCKS, ROWS) \
   extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, \
-                                               nb_product_resident(M_BLOCKS, product_a8::CODES::BITS)) \
+                                               nb_product_resident(M_BLOCKS, CODES::BITS)) \
       nb_product_a8_##NUMBER##_##NAME##_m##ROWS( \
           global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
           global<const uint4> zeros, global<const uint32_t> bias, global<const float> row_scale, \
           global<uint32_t> y, global<float4> parts, global<int> arrived, int m, int n, int k, int group, \
           int outputs, int whole, float factor) { \
-    product_a8::run<product_a8::bytes<product::NUMBER, product_a8::CODES, product_a8::SCALES, M_BLOCKS>>( \
-        {{x, words, scales, zeros, bias, row_scale, y, parts, arrived, m, n, k, group, outputs, factor}, \
-         whole != 0}); \
+    typedef product_a8::bytes<CODES, SCALES, M_BLOCKS> shape; \
+    product::run<shape, product_a8::multiply_bytes<shape>>({x, \
+                                                            words, \
+                                                            scales, \
+                                                            zeros, \
+                                                            bias, \
+                                                            row_scale, \
+                                                            y, \
+                                                            parts, \
+                                                            arrived, \
+                                                            m, \
+                                                            n, \
+                                                            k, \
+                                                            group, \
+                                                            outputs, \
+                                                            factor, \
+                                                            {}, \
+                                                            whole != 0}); \
   }
 
 #define NB_PRODUCT_A8_SIZES(NUMBER, NAME, CODES, SCALES) \
@@ -157,13 +124,16 @@ template <class S> NB_DEVICE void run(arguments j) {
   NB_PRODUCT_A8(NUMBER, NAME, CODES, SCALES, 2, 32) \
   NB_PRODUCT_A8(NUMBER, NAME, CODES, SCALES, 4, 64)
 
-NB_PRODUCT_A8_SIZES(f16, int4, int4, scales16<product::f16>)
-NB_PRODUCT_A8_SIZES(f16, int8, int8, scales16<product::f16>)
-NB_PRODUCT_A8_SIZES(f16, folded4, folded4, scales16<product::f16>)
-NB_PRODUCT_A8_SIZES(f16, e4m3, e4m3_8, scales16<product::f16>)
-NB_PRODUCT_A8_SIZES(f16, e2m1, e2m1_4, scales8)
-NB_PRODUCT_A8_SIZES(bf16, int4, int4, scales16<product::bf16>)
-NB_PRODUCT_A8_SIZES(bf16, int8, int8, scales16<product::bf16>)
-NB_PRODUCT_A8_SIZES(bf16, folded4, folded4, scales16<product::bf16>)
-NB_PRODUCT_A8_SIZES(bf16, e4m3, e4m3_8, scales16<product::bf16>)
-NB_PRODUCT_A8_SIZES(bf16, e2m1, e2m1_4, scales8)
+#define NB_PRODUCTS_A8(NUMBER) \
+  NB_PRODUCT_A8_SIZES(NUMBER, int4, product_a8::int4<product::NUMBER>, \
+                      product_a8::scales16<product::NUMBER>) \
+  NB_PRODUCT_A8_SIZES(NUMBER, int8, product_a8::int8<product::NUMBER>, \
+                      product_a8::scales16<product::NUMBER>) \
+  NB_PRODUCT_A8_SIZES(NUMBER, folded4, product_a8::folded4<product::NUMBER>, \
+                      product_a8::scales16<product::NUMBER>) \
+  NB_PRODUCT_A8_SIZES(NUMBER, e4m3, product_a8::e4m3_8<product::NUMBER>, \
+                      product_a8::scales16<product::NUMBER>) \
+  NB_PRODUCT_A8_SIZES(NUMBER, e2m1, product_a8::e2m1_4<product::NUMBER>, product_a8::scales8)
+
+NB_PRODUCTS_A8(f16)
+NB_PRODUCTS_A8(bf16)

@@ -8,12 +8,12 @@
 #ifndef NB_PRODUCT_A8_CODES_CUH
 #define NB_PRODUCT_A8_CODES_CUH
 #include "../numbers.cuh"
+#include "product_codes.cuh"
 
 namespace product_a8 {
 
+using product::AND_OR;
 enum : uint32_t { LOW = 0x0f0f0f0f, ONES = 0x01010101, SIGNS = 0x80808080 };
-/* a & b | c */
-enum { AND_OR = 0xea };
 
 /* What products are summed in: a sum of nothing, and the float that a sum is. Whole numbers below 2^22 begin at the bits
  * of 1.5 * 2^23, whose last bit is worth 1: the float comes by a subtraction, which is faster than a conversion. */
@@ -38,10 +38,14 @@ struct small_floats {
   }
 };
 
+/* What words hold (product_codes.cuh), besides for y of NUMBER. */
+template <class NUMBER, class SUMS_, int BITS> struct bytes_of : product::floats<NUMBER, BITS> {
+  typedef SUMS_ SUMS;
+  static constexpr float UNIT = 1;
+};
+
 /* code - zero-point; with 128 added none borrows from its neighbour. */
-struct int4 {
-  typedef whole SUMS;
-  static constexpr int BITS = 4;
+template <class NUMBER> struct int4 : bytes_of<NUMBER, whole, 4> {
   static constexpr uint32_t MIDDLE = 0x08080808;
   static NB_DEVICE uint32_t minus(uint32_t zero) { return zero * ONES; }
   static NB_DEVICE void decode(uint32_t (&b)[2], const uint32_t *q, uint32_t minus) {
@@ -49,9 +53,7 @@ struct int4 {
     b[1] = (lop3<AND_OR>(q[0] >> 4, LOW, SIGNS) - minus) ^ SIGNS;
   }
 };
-struct int8 {
-  typedef whole SUMS;
-  static constexpr int BITS = 8;
+template <class NUMBER> struct int8 : bytes_of<NUMBER, whole, 8> {
   static constexpr uint32_t MIDDLE = 0;
   static NB_DEVICE uint32_t minus(uint32_t) { return 0; }
   static NB_DEVICE void decode(uint32_t (&b)[2], const uint32_t *q, uint32_t) {
@@ -61,9 +63,7 @@ struct int8 {
 };
 /* nb_marlin_fp8_preprocess's codes (MRL-42, MRL-43): c is c, or 15 - c - zero where c + zero > 15; n of 0 to 16 as e4m3 is
  * n * 2^-9. minus: the zero-point. */
-struct folded4 {
-  typedef small_floats SUMS;
-  static constexpr int BITS = 4;
+template <class NUMBER> struct folded4 : bytes_of<NUMBER, small_floats, 4> {
   static constexpr uint32_t MIDDLE = 8;
   static NB_DEVICE uint32_t minus(uint32_t zero) { return zero; }
   static NB_DEVICE uint32_t value(uint32_t c, uint32_t zero) {
@@ -75,9 +75,7 @@ struct folded4 {
     b[1] = value(q[0] >> 4 & LOW, minus);
   }
 };
-struct e4m3_8 {
-  typedef small_floats SUMS;
-  static constexpr int BITS = 8;
+template <class NUMBER> struct e4m3_8 : bytes_of<NUMBER, small_floats, 8> {
   static constexpr uint32_t MIDDLE = 0;
   static NB_DEVICE uint32_t minus(uint32_t) { return 0; }
   static NB_DEVICE void decode(uint32_t (&b)[2], const uint32_t *q, uint32_t) {
@@ -86,9 +84,7 @@ struct e4m3_8 {
   }
 };
 /* A sign, two bits of exponent and one of mantissa to their places in e4m3, where a number is 2^-6 of itself. */
-struct e2m1_4 {
-  typedef small_floats SUMS;
-  static constexpr int BITS = 4;
+template <class NUMBER> struct e2m1_4 : bytes_of<NUMBER, small_floats, 4> {
   static constexpr uint32_t MIDDLE = 0, MAGNITUDES = 0x1c1c1c1c;
   static NB_DEVICE uint32_t minus(uint32_t) { return 0; }
   static NB_DEVICE void decode(uint32_t (&b)[2], const uint32_t *q, uint32_t) {
@@ -99,8 +95,7 @@ struct e2m1_4 {
 
 /* A lane's scales, of two neighbouring columns in each of the four tiles of 8 columns that make the 32 of that number, out
  * of a row in a stage; lane: its last two bits. Stored as NUMBER or, `whole`, as the int16 of nb_marlin_int8_scales. */
-template <class NUMBER> struct scales16 {
-  static constexpr int BYTES = 2;
+template <class NUMBER> struct scales16 : product::scales<2> {
   static NB_DEVICE void load(float (&low)[4], float (&high)[4], shared<const uint4> row, int number, int lane,
                              bool whole) {
     const uint4 v = row[number * 4 + lane];
@@ -113,8 +108,7 @@ template <class NUMBER> struct scales16 {
   }
 };
 /* E8M0 bytes. */
-struct scales8 {
-  static constexpr int BYTES = 1;
+struct scales8 : product::scales<1> {
   static NB_DEVICE void load(float (&low)[4], float (&high)[4], shared<const uint4> row, int number, int lane,
                              bool) {
     const uint2 v = cast<const uint2>(row)[number * 4 + lane];

@@ -1,5 +1,5 @@
 -- Bugs for the product kernels.
-local LOOP, FETCH, FINISH = "cuda/kernels/product.cu", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
+local LOOP, FETCH, FINISH = "cuda/kernels/product_loop.cuh", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
 local CODES, ROWS = "cuda/kernels/product_codes.cuh", "cuda/kernels/product_rows.cu"
 
 return {
@@ -10,11 +10,11 @@ return {
       "__syncthreads();\n      cp_async_wait<STAGES - 2>();" },
     { "barrier of the stages dropped", LOOP, "      __syncthreads(); /* the stage", "      /* the stage" },
     { "stages not taken in turn", FETCH, "to == (STAGES - 1) * c.pieces ? 0", "to == (STAGES - 2) * c.pieces ? 0" },
-    { "the last rows of k", FETCH, "piece * 8 < k_left ? j.m - row : 0", "j.m - row" },
-    { "the last columns", FETCH, "p / TILE * 64 < columns ?", "p / TILE * 64 < columns + 64 ?" },
+    { "the last rows of k", FETCH, "x_left && i * X_STEP < j.m - row", "i * X_STEP < j.m - row" },
+    { "the last columns", FETCH, "(p + along) / HALF_ROW * 64 < columns", "(p + along) / HALF_ROW * 64 < columns + 64" },
     { "scales of a group begun by another block", FETCH, "same = c.same - stage % c.same;", "same = c.same;" },
-    { "bank conflicts, 8 bits", FETCH, "(p % HALF / 2 ^ p % 2 * 4)", "p % HALF / 2" },
-    { "x as it lies", FETCH, "(piece ^ row % 8)", "piece" },
+    { "bank conflicts, 8 bits", FETCH, "(p % BOTH / 2 ^ p % 2 * 4)", "p % BOTH / 2" },
+    { "x as it lies", FETCH, "row / 2 % S::X_ROW : row % 8", "row / 2 % S::X_ROW : 0" },
     { "next tile's words", FETCH, "words_back = S::TILE_ROW - c.depth", "words_back = S::TILE_ROW - (c.depth - 1)" },
     { "columns of scales changed", LOOP, "i % 2 ? high[t] : low[t]", "i % 2 ? low[t] : high[t]" },
     { "groups of 32, their second half", LOOP, "(at.k * 64 + 32) / j.group", "at.k * 64 / j.group" },
@@ -23,14 +23,14 @@ return {
     { "zero-point one off", CODES, "0xc308c308", "0xc307c307" },
     { "the eighth bit", CODES, "0x00800080, 0xc380c380", "0x00800080, 0xc300c300" },
     { "warps change the wrong halves", FINISH, "(at.warp ^ 2)", "(at.warp ^ 1)" },
-    { "counts stay", FINISH, "if (last[0]) j.arrived[tile] = 0;", "" },
-    { "the other part", FINISH, "block * 2 + (block * per / depth != tile)", "block * 2" },
+    { "counts stay", FINISH, "if (last[0]) j.arrived[first] = 0;", "" },
+    { "the other part", FINISH, "block * 2 + (block * per / depth != unit)", "block * 2" },
     { "one block too few is waited for", FINISH, "== others;", "== others - 1;" },
     { "bias of other columns", FINISH, "across / 4 * 32", "across / 4 * 16" },
-    { "scales of other rows", FINISH, "S::M_BLOCKS * 16 + row]", "S::M_BLOCKS * 16]" },
-    { "scales of the first rows for all", FINISH, "(int)blockIdx.y * S::M_BLOCKS * 16 + row", "row" },
+    { "scales of other rows", FINISH, "j.row_scale[ROUTES::source(j, row)]", "j.row_scale[0]" },
+    { "scales of the first rows for all", LOOP, "if (j.row_scale) j.row_scale = j.row_scale + before;", "" },
     { "rows' scales after all", ROWS, "if (row_scale) sum *= row_scale[row];", "" },
-    { "rows beyond m", FINISH, "if (row < j.m) j.y", "if (row <= j.m) j.y" },
+    { "rows beyond m", "cuda/kernels/product_routes.cuh", "r < j.m ? r : -1", "r <= j.m ? r : -1" },
     { "order ignored", ROWS, "perm ? perm[i] : i", "i" },
     { "every order taken for a regular one", ROWS, "other || g_idx[i] != i / group", "other" },
     { "rows' scales in the other order", ROWS, "j.groups > 1 ? grouped_place", "j.groups < 1 ? grouped_place" },

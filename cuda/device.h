@@ -98,12 +98,6 @@ void nb_cuda_marlin_end(nb_cuda_marlin *m);
 int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int64_t columns);
 double nb_cuda_marlin_unit(const nb_marlin_weight *w);
 
-/* ---- products (product_a8.c) ---- */
-
-/* nb_device_marlin_gemm of a weight in the order for 8-bit activations. */
-int nb_cuda_product_a8(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
-                       const nb_tensor *row_scale);
-
 /* ---- streams and graphs (stream.c) ---- */
 
 /* The driver's handle of the calling thread's current stream; NULL: the default one. */

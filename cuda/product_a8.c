@@ -1,8 +1,8 @@
 /* product_a8.c - y = x W on a device for x of one byte a number and W in Marlin's order for such: kernels/product_a8.cu
  * launched for as many rows of x as its workspace has room for. */
-#include "device.h"
 #include "kernels/product_a8.h"
 #include "layout/layout.h"
+#include "product.h"
 
 #include <stdio.h>
 
@@ -34,7 +34,6 @@ typedef struct product {
   int dtype, k, n, groups, group; /* of y */
   const void *words, *scales, *zeros, *bias;
   const float *row_scale; /* or NULL */
-  nb_cuda_product_memory at;
 } product;
 
 /* ---- checks (MRL-47, MRL-51) ----------------------------------------------------------- */
@@ -153,7 +152,7 @@ static int widen(nb_tensor *out, const product *p, const nb_tensor *x) {
   return NB_OK;
 }
 
-/* y = x W of all rows, as many in a launch as the workspace has counts and parts for. */
+/* y = x W of all rows, as many in a launch as blocks that are there at once take: for each the workspace has room. */
 static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
   int64_t m = x->shape[0], resident, columns = y->shape[1], tiles = NB_CEIL((int64_t)p->n, COLUMNS);
   const int blocks = m <= 16   ? 1
@@ -168,10 +167,10 @@ static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
   char name[48];
   snprintf(name, sizeof name, "nb_product_a8_%s_%s_m%d", nb_dtype_name(p->dtype), p->kind->kernel,
            16 * blocks);
-  NB_TRY(nb_cuda_product_room(&p->at, p->d));
+  nb_cuda_marlin_gemm room = {.d = p->d};
+  NB_TRY(nb_cuda_marlin_gemm_workspace(&room));
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
-  int64_t all = tiles * NB_CEIL((int64_t)p->k, stage_k),
-          rows = 16 * blocks * NB_MIN(resident, MOST_TILES / tiles);
+  int64_t all = tiles * NB_CEIL((int64_t)p->k, stage_k), rows = 16 * blocks * resident;
   float factor = (float)(p->w->scale_factor * p->w->global * p->kind->unit);
   int whole = p->w->scale == NB_MARLIN_INT16, outputs = (int)columns;
   for (int64_t row = 0; row < m; row += rows) {
@@ -183,7 +182,7 @@ static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
     const float *row_scale = p->row_scale ? p->row_scale + row : NULL;
     NB_TRY(nb_device_launch(p->d->number, name, &at,
                             (void *[]){&from, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
-                                       (void *)&p->bias, &row_scale, &to, &p->at.parts, &p->at.arrived, &now,
+                                       (void *)&p->bias, &row_scale, &to, &room.parts, &room.arrived, &now,
                                        &p->n, &p->k, &p->group, &outputs, &whole, &factor}));
   }
   return NB_OK;

@@ -101,8 +101,8 @@ end
 --   stride elements from one row of x to the next, where the kernel's differs from k
 -- row_scale: f32 [rows,1], multiplies the rows of x times the weight; without 8-bit activations, which have their own.
 -- A wrong form is an error that names the values. Memory: 3 MiB a thread, and x once more in float32.
--- x on a device (cuda.product): the weight lies there too, an integer one or with 8-bit activations, which are made
--- there; scales of floats and bias have x's dtype, as y does; nil, msg, code where that is not so.
+-- x on a device (cuda.product): the weight lies there too; 8-bit activations are made there. Scales of floats and bias have
+-- x's dtype, as y does, which is m.out where that is given; nil, msg, code where that is not so.
 function M.marlin(x, m, row_scale)
   local d = describe(m)
   if row_scale and d.a8 == 1 then refuse("%s activations make their own row scales", m.activations) end
@@ -112,11 +112,17 @@ function M.marlin(x, m, row_scale)
     if not values then return nil, scales, code end
   end
   if ffi.istype(tensor.device_type, x) then
-    return require("nibble.cuda.product").marlin(values, function() return struct(m, d) end, m.n, m.outputs, scales, x:type())
+    return require("nibble.cuda.product").marlin(values, function() return struct(m, d) end, m.n, m.outputs, scales, m.out, x:type())
   end
   local y = tensor.new("f32", { x:size(1), m.outputs or m.n })
   nffi.must(C.nb_marlin_gemm(y, d.a8 == 1 and values:cast "f32" or values, struct(m, d), scales))
   return y
+end
+
+--- marlin_form(m) -> function() -> nb_marlin_weight of m, wherever its tensors lie, for C; m outlives what it gives.
+function M.marlin_form(m)
+  local d = describe(m)
+  return function() return struct(m, d) end
 end
 
 -- Expert e (0-based) of a stack [E, ...], or what isn't one.

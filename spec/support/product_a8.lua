@@ -125,18 +125,18 @@ function M.run(c, grid)
     memory[#memory + 1] = emulator.memory(t)
     return memory[#memory]
   end
-  local d_y, tiles = there(y), math.ceil(c.n / COLUMNS) * across
-  local parts, arrived = there(grid * across * 2 * 16 * blocks * COLUMNS * 4), there(nb.tensor("i32", { tiles }))
+  local d_y, all = there(y), grid * across
+  local parts, arrived = there(all * 2 * 16 * blocks * COLUMNS * 4), there(nb.tensor("i32", { all }))
   ffi.fill(d_y, y:bytes(), 0xa5)
   local wrong, counts = emulator.run(("nb_product_a8_%s_%s_m%d"):format(c.dtype, c.kind, blocks * 16),
     { grid = grid, across = across, block = THREADS, shared = STAGES * stage },
     there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), there(c.row_scale), d_y, parts, arrived, c.m, c.n, c.k,
     g, c.outputs or c.n, c.int16 and 1 or 0, ffi.new("float", 1))
   emulator.read(d_y, y)
-  local left = emulator.read(arrived, nb.tensor("i32", { tiles }))
+  local left = emulator.read(arrived, nb.tensor("i32", { all }))
   for _, at in ipairs(memory) do emulator.free(at) end
   if wrong then return nil, wrong end
-  assert(left:equal(nb.tensor("i32", { tiles })), "the counts of blocks that arrived are not zero again")
+  assert(left:equal(nb.tensor("i32", { all })), "the counts of blocks that arrived are not zero again")
   return y, counts
 end
 

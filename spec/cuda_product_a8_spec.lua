@@ -239,7 +239,8 @@ describe("gemm.marlin of tensors on a device, with 8-bit activations", function(
       says(x)]]
     local expected = {
       "x for folded integers of 4 bits and 8%-bit activations is f8_e4m3 on a device, found i8", "is f8_e4m3 on a device, found f16",
-      "x: .*lies in the computer's memory, expected on a device", "x has 130 columns for K = 128", "x has 127 columns for K = 128, expected as many or an even",
+      "x: .*lies in the computer's memory, expected on a device",
+      "x has 130 columns for K = 128", "x has 127 columns for K = 128, expected as many or an even",
       "found codes of kind 3 and 4 bits with scales of kind 0", "found codes of kind 1 and 4 bits with scales of kind 1",
       "e4m3 numbers have no zero%-points", "an activation order cannot be combined", "K = 112 is not a multiple of 32",
       "N = 96 is not a multiple of 64", "words: .*lies in the computer's memory", "words: expected", "y is f16 or bf16, found f32",

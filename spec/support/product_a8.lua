@@ -64,12 +64,12 @@ function M.case(o)
     local packed = layout.awq.pack(codes, 4)
     words = layout.awq_to_gptq(layout.marlin.fp8_preprocess(packed, zeros and layout.awq.pack_zeros(zeros, 4) or nil), 4)
   end
-  local scales, scale = nil, "NB_MARLIN_FLOAT"
+  local scales, scale
   if kind.group then
     scales, scale = layout.marlin.permute_scales(e8m0({ groups, n }, exact and 124 or 110, exact and 128 or 118), k, g, true), "NB_MARLIN_E8M0"
   else
     local plain = layout.transpose((exact and awq.powers or awq.floats)(o.dtype, { n, groups }, 1e-3, 1e-2))
-    scales = layout.marlin.permute_scales(plain, k, g, true)
+    scales, scale = layout.marlin.permute_scales(plain, k, g, true), "NB_MARLIN_FLOAT"
     if o.int16 then scales, scale = layout.marlin.int8_scales(scales), "NB_MARLIN_INT16" end
   end
   o.p = { words = layout.marlin.repack(words, kind.bits, true), scales = scales,

@@ -41,6 +41,7 @@ static int vector_at(const void **at, experts *e, const nb_tensor *t, const char
                      int64_t numel) {
   char text[64];
   snprintf(text, sizeof text, "%s: %s", what, name);
+  if (!t) return nb_fail(NB_EINVAL, "%s are missing", text);
   nb_tensor flat = *t;
   flat.ndim = 1, flat.shape[0] = nb_tensor_numel(t);
   NB_TRY(nb_cuda_expect(&flat, text, e->p.d->number, dtype, 1, NB_SHAPE(numel)));
@@ -78,7 +79,7 @@ static int check(experts *e, const nb_tensor *x, const nb_marlin_weight *w, cons
                  const nb_tensor *row_scale) {
   nb_tensor parts[6];
   nb_marlin_weight first = *w;
-  int64_t count = w->words->ndim == 3 ? w->words->shape[0] : 0;
+  int64_t count = w->words && w->words->ndim == 3 ? w->words->shape[0] : 0;
   *e = (experts){.blocks = blocks, .count = (int)count, .x = x->data};
   if (count < 1 || count > 1 << 20)
     return nb_fail(NB_EINVAL, "%s: words of %lld experts, expected [1 to 2^20, K/16, N*bits/2]", what,

@@ -153,13 +153,14 @@ describe("cuda.experts.gemm", function()
       says(x, {}, { total = c.sorted:to "cuda" })
       says(x, {}, { weights = nb.tensor("f32", { 2, 2 }):to "cuda" })
       says(x, {}, { sorted = c.sorted })
+      says(x, {}, { block_experts = false })
       says(x, {}, {}, { out = nb.tensor("f16", { 5, 64 }):to "cuda" })
       says(x)]]
     local expected = {
       "on a device x is f16 or bf16, found f32", "x has 136 columns for K = 128", "words of 0 experts", "scales of 2 experts: found",
       "scales: .*lies in the computer's memory", "blocks of 65 pairs, expected 1 to 64", "0 experts to a token",
       "places in use: expected", "router weights: expected", "sorted pairs: expected on cuda:0, found in the computer's memory",
-      "y: expected", "on cuda:0",
+      "blocks' experts are missing", "y: expected", "on cuda:0",
     }
     local lines = {}
     for line in said:gmatch "[^\n]+" do lines[#lines + 1] = line end

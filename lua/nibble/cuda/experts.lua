@@ -22,7 +22,7 @@ local function refuse(level, ...) error("moe.forward: " .. (...):format(select(2
 local function blocks_struct(b, weights, globals)
   local s = ffi.new("nb_moe_blocks", { block = b.block, top = b.top })
   for name, t in pairs { sorted = b.sorted, block_experts = b.block_experts, total = b.total, weights = weights, globals = globals } do
-    s[name] = there(t) and t.t or t
+    s[name] = there(t) and t.t or t or nil
   end
   return s
 end

@@ -143,6 +143,7 @@ NB_DEVICE void finish(const job &j, const float (&sums)[2][TOKENS][4], int first
     const int row = first_row + i / COLUMNS, column = first_column + i % COLUMNS;
     if (row >= j.m || column >= j.n) continue;
     float sum = 0;
+#pragma unroll 1
     for (int warp = 0; warp < (int)blockDim.x / LANES; warp++)
       sum += all[(warp * rows + i / COLUMNS) * PITCH + i % COLUMNS];
     if (!GROUPS) sum = sum * j.x_scales[scale_place(j.xs, row, 0)] * j.w_scales[scale_place(j.ws, column, 0)];

@@ -2,7 +2,7 @@
 -- are those of the same run.
 local M = {}
 
--- of: "copy": bytes a second as a share of the copy rate; "TFLOP/s": as they are; else the baseline that the
+-- of: "copy": bytes a second as a share of the copy rate; "TFLOP/s", "tokens/s": as they are; else the baseline that the
 -- row is so many times as fast as. m: from, to. Without a field every row of the piece is meant.
 M.bars = {
   { piece = "product", k = 8192, n = 28672, m = { 1, 16 }, of = "copy", must = 0.80, ambitious = 0.88 },
@@ -15,6 +15,7 @@ M.bars = {
   { piece = "repack", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "dequantize", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "quantize", of = "copy", must = 0.75, ambitious = 0.85 },
+  { piece = "models", of = "tokens/s", must = 20000 },
 }
 
 local function fits(bar, row)
@@ -31,6 +32,7 @@ end
 
 local function found_of(bar, row, rows, copy)
   if bar.of == "copy" then return copy and row.bytes / row.seconds_each / copy, "the copy rate was not measured" end
+  if bar.of == "tokens/s" then return row.rate end
   if bar.of == "TFLOP/s" then return row.flops / row.seconds_each / 1e12 end
   local other = baseline(rows, bar.of, row)
   return other and other.seconds_each / row.seconds_each, bar.of .. " was not measured here"

@@ -1049,10 +1049,11 @@ typedef struct nb_marlin_weight {
  * where it is not f32 or perm is given. */
 int nb_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w, const nb_tensor *row_scale);
 
-enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2 };
+enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2, NB_ACT_GROUP = 3 };
 /* x [m,k] f16, bf16 or f32 -> q I8 [m,k], scales F32 [m,1] = max(|x|,1e-10)/127*global. MRL-45. */
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
-/* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, or one a token [m,1]. */
+/* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, one a token [m,1], or one of 128 columns
+ * [m, ceil(k/128)], max(|x|,1e-10)/448. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
 
 #pragma GCC visibility pop

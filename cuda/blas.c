@@ -16,6 +16,7 @@ typedef struct library {
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static library lt;
+static size_t version;           /* 120901: 12.9.1 */
 static char name[512], why[640]; /* why: empty where the library can be used */
 
 #define WHY(...) ((void)snprintf(why, sizeof why, __VA_ARGS__))
@@ -37,6 +38,9 @@ static bool load(const char *path) {
     return false; \
   }
   NB_LT_FUNCTIONS(LOAD)
+  size_t (*get_version)(void);
+  *(void **)&get_version = dlsym(file, "cublasLtGetVersion");
+  version = get_version ? get_version() : 0;
   snprintf(name, sizeof name, "%s", path);
   *why = 0;
   return true;
@@ -110,7 +114,15 @@ typedef struct call {
   void *what, *w, *x, *y, *preference;
 } call;
 
-static int type_of(int dtype) { return dtype == NB_F32 ? LT_F32 : dtype == NB_F16 ? LT_F16 : LT_BF16; }
+static int type_of(int dtype) {
+  switch (dtype) {
+  case NB_F32: return LT_F32;
+  case NB_F16: return LT_F16;
+  case NB_F8_E4M3: return LT_E4M3;
+  case NB_U8: return LT_E2M1;
+  default: return LT_BF16;
+  }
+}
 
 /* What an address is a multiple of: a power of two, 256 at most. */
 static uint32_t alignment(const void *p) {
@@ -126,6 +138,21 @@ static void end(call *c) {
   if (c->what) lt.cublasLtMatmulDescDestroy(c->what);
 }
 
+/* Its scales; their modes are only told where they are not the one that all versions have. A status. */
+static int set_scales(call *c, const nb_cuda_product *p) {
+  const struct {
+    const void *at;
+    int pointer, mode_of, mode;
+  } of[] = {{p->w_scales, LT_SCALE_A, LT_MODE_A, p->w_mode}, {p->x_scales, LT_SCALE_B, LT_MODE_B, p->x_mode}};
+  int status = 0;
+  for (int i = 0; i < 2 && !status; i++) {
+    status = lt.cublasLtMatmulDescSetAttribute(c->what, of[i].pointer, &of[i].at, sizeof of[i].at);
+    if (!status && of[i].mode != LT_OF_ALL)
+      status = lt.cublasLtMatmulDescSetAttribute(c->what, of[i].mode_of, &of[i].mode, sizeof of[i].mode);
+  }
+  return status;
+}
+
 /* A status of the library's. */
 static int begin(call *c, const nb_cuda_product *p) {
   int transposed = p->across ? 0 : LT_TRANSPOSED, epilogue = LT_EPILOGUE_BIAS, status;
@@ -135,6 +162,7 @@ static int begin(call *c, const nb_cuda_product *p) {
     status = lt.cublasLtMatmulDescSetAttribute(c->what, LT_EPILOGUE, &epilogue, sizeof epilogue);
   if (p->bias && !status)
     status = lt.cublasLtMatmulDescSetAttribute(c->what, LT_BIAS, &p->bias, sizeof p->bias);
+  if (p->w_scales && !status) status = set_scales(c, p);
   uint64_t m = (uint64_t)p->m, n = (uint64_t)p->n, k = (uint64_t)p->k;
   uint64_t down = p->across ? n : k, along = p->across ? k : n;
   if (!status) status = lt.cublasLtMatrixLayoutCreate(&c->w, type_of(p->in), down, along, p->w_pitch);
@@ -166,7 +194,7 @@ enum { KEPT = 128 };
 
 typedef struct shape {
   int64_t m, n, k, x_pitch, w_pitch, y_pitch;
-  int32_t in, out, across, device;
+  int32_t in, out, across, device, x_mode, w_mode;
   uint32_t bias, workspace, alignments[3], pad_; /* bias: where it begins; 0: none */
 } shape;
 
@@ -191,6 +219,8 @@ static int choose(nb_lt_choice *choice, void *handle, nb_cuda_device *d, call *c
               p->out,
               p->across,
               d->number,
+              p->x_mode,
+              p->w_mode,
               p->bias ? alignment(p->bias) : 0,
               workspace,
               {alignment(p->w), alignment(p->x), alignment(p->y)},
@@ -240,6 +270,27 @@ int nb_cuda_gemm(nb_cuda_device *d, const nb_cuda_product *p) {
     return failed(d, status, text);
   }
   snprintf(d->last, sizeof d->last, "of cuBLASLt");
+  return NB_OK;
+}
+
+/* Small floats, as the library's documentation has it (cuBLAS, 3.1.4 "Narrow precision data types usage"): E4M3 with one
+ * scale a tensor from sm_89 on, since 11.8; with scales of rows or of 128 on sm_90 alone, since 12.9; E2M1 with scales
+ * of 16 from sm_100 on, since 12.8. */
+int nb_cuda_gemm_scaled(nb_cuda_device *d, int in, int mode) {
+  NB_TRY(open_once());
+  const bool rows = mode == LT_OF_ROW || mode == LT_OF_128 || mode == LT_OF_128X128;
+  const int sm = d->info.sm, least = in == NB_U8 ? 100 : rows ? 90 : 89;
+  const size_t since = in == NB_U8 ? 120800 : rows ? 120900 : 110800;
+  if (sm < least || (rows && sm != 90))
+    return nb_fail(NB_EUNSUPPORTED, "cuda:%d is sm_%d: cuBLASLt multiplies %s on sm_%d%s", d->ordinal, sm,
+                   in == NB_U8 ? "4-bit floats"
+                   : rows      ? "FP8 with scales of rows or blocks"
+                               : "FP8",
+                   least, rows ? " only" : " and later");
+  if (version < since)
+    return nb_fail(NB_EUNSUPPORTED, "cuBLASLt (%s) is version %zu.%zu, expected %zu.%zu or later for %s",
+                   name, version / 10000, version / 100 % 100, since / 10000, since / 100 % 100,
+                   in == NB_U8 ? "4-bit floats" : "FP8");
   return NB_OK;
 }
 

@@ -75,7 +75,7 @@ static int workspace(job *j, int64_t rows, int64_t columns) {
     used += NB_CEIL(sizes[i], 256) * 256;
   }
   void *room;
-  NB_TRY(nb_cuda_workspace(&room, j->d, NB_CUDA_FOR_LOGITS, used));
+  NB_TRY(nb_cuda_workspace(&room, j->d, NB_CUDA_FOR_FORWARD, used));
   char *base = room;
   j->states = base + at[0], j->y_p = base + at[1], j->y_q = base + at[2];
   j->x = base + at[3], j->head = base + at[4];

@@ -201,6 +201,17 @@ int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                           const nb_tensor *row_scale);
 
+/* ---- products of FP8 codes (product_fp8.c) ------------------------------------------------
+ * y [m,n] = (x codes times their scales) [m,k] (w codes times theirs) [n,k]^T + bias, all on one device: nb_gemm of what
+ * nb_dequantize_float makes of both, but for the order of the f32 sums. x and w f8_e4m3 as nb_act_quant_fp8 and a
+ * checkpoint have them, k a multiple of 16; scales f32: one element, or one a row ([rows] or [rows,1]), or, of groups of 128
+ * columns, of x [m, ceil(k/128)] and of w [ceil(n/128), ceil(k/128)], in any pair (CTM-FP8-01). y, which is filled, f32,
+ * bf16 or f16; bias [n] as y, or NULL.
+ * More than 16 rows are cuBLASLt's where it has that pair (one scale a tensor from sm_89 on, the others on sm_90 from
+ * CUDA 12.9 on), nibble's own kernels' otherwise; both take graphs. NB_EUNSUPPORTED: f8_e4m3fnuz, other k. */
+int nb_device_fp8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
+                       const nb_tensor *w_scales, const nb_tensor *bias);
+
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 
 /* nb_rtn_quantize, nb_float_quantize and nb_absmax with all tensors on one device: their shapes, dtypes, bytes and

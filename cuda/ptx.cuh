@@ -152,6 +152,22 @@ template <int lut> NB_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
 /* Four of the eight bytes of a (0 to 3) and b (4 to 7): one to a hexadecimal digit of `which`, the lowest first. */
 NB_DEVICE uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) { return __byte_perm(a, b, which); }
 
+/* The two E4M3 codes in the low half of c as a pair of f16, which has all of them; a NaN of 0x7f and 0xff. One
+ * instruction from sm_89 on; else the bits find their places, 2^8 too small, and what comes out as 480 is NaN. */
+NB_DEVICE uint32_t f16_pair_of_e4m3(uint32_t c) {
+  uint32_t r;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"((uint16_t)c));
+#else
+  const uint32_t v = __byte_perm(c, 0, 0x1404), m = ((v & 0x7f007f00u) + 0x01000100u) & 0x80008000u;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;"
+      : "=r"(r)
+      : "r"((v & 0x80008000u) | (v & 0x7f007f00u) >> 1), "r"(0x5c005c00u), "r"(0x80008000u));
+  r |= m - (m >> 5);
+#endif
+  return r;
+}
+
 /* a * b + c of pairs, rounded once. */
 NB_DEVICE uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r;

@@ -202,15 +202,17 @@ int nb_device_absmax(float *out, const nb_tensor *w) {
 
 /* ---- activations -------------------------------------------------------------------------- */
 
-static int launch_act(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, nb_quantize_act o) {
+/* A scale for so many columns, but where o has it fixed. */
+static int launch_act(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int64_t columns,
+                      nb_quantize_act o) {
   nb_quantize_blocks b;
   nb_tensor flat = *x;
   if (o.fixed) {
     flat.shape[1] *= flat.shape[0];
     flat.shape[0] = 1;
   }
-  NB_TRY(share_out(&b, &flat, q, 1, o.fixed ? PIECE : x->shape[1], "act_quant"));
-  if (b.count == 0) return NB_OK;
+  NB_TRY(share_out(&b, &flat, q, 1, o.fixed ? PIECE : columns, "act_quant"));
+  if (b.count == 0 || nb_tensor_numel(scales) == 0) return NB_OK;
   const void *from = x->data, *to = q->data, *s = scales->data;
   void *arguments[] = {&b, &o, &from, &to, &s};
   return launch_blocks("act", x, &b, arguments);
@@ -220,7 +222,7 @@ int nb_device_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x
   nb_tensor seen[3];
   NB_TRY(nb_cuda_operands(seen, NULL, (const nb_tensor *[]){x, q, scales}, 3, "act_quant int8"));
   NB_TRY(nb_act_int8_check(&seen[1], &seen[2], &seen[0]));
-  return launch_act(q, scales, x, (nb_quantize_act){.int8 = 1, .global = global});
+  return launch_act(q, scales, x, x->shape[1], (nb_quantize_act){.int8 = 1, .global = global});
 }
 
 /* One scale of the tensor: its range grows in the scale's own place, so that nothing waits for the host. */
@@ -239,5 +241,7 @@ int nb_device_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x,
   NB_TRY(nb_cuda_operands(seen, NULL, (const nb_tensor *[]){x, q, scales}, 3, "act_quant fp8"));
   NB_TRY(nb_act_fp8_check(&seen[1], &seen[2], &seen[0], mode));
   if (mode == NB_ACT_TENSOR) NB_TRY(launch_act_scale(scales, x));
-  return launch_act(q, scales, x, (nb_quantize_act){.fixed = mode != NB_ACT_TOKEN});
+  return launch_act(q, scales, x, mode == NB_ACT_GROUP ? NB_ACT_COLUMNS : x->shape[1],
+                    (nb_quantize_act){.fixed = mode == NB_ACT_STATIC || mode == NB_ACT_TENSOR,
+                                      .least = nb_act_fp8_least(mode)});
 }

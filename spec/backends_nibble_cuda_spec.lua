@@ -73,6 +73,11 @@ describe("the oracle: nibble on CUDA", function()
     assert.same({ "dequantize_cuda", "no act-order" }, { r.backend, r.change })
     assert.equal("takes act-order with more than one group only", r.rejected[1].reason)
     assert.equal("marlin_cuda", chosen(with(base, { weight = weight { group = 16, actorder = "group" } })))
+    -- in act-order K may be cut anywhere, without it not amid a group
+    local cut = with(base, { weight = weight { group = 128, actorder = "group" }, k = 2048 + 64, k_full = 2 * (2048 + 64), tp = 2, parallel = "row" })
+    assert.equal("marlin_cuda", chosen(cut))
+    r = assert(backends.select(with(cut, { weight = weight { group = 128 } })))
+    assert.equal("has a group over the edge of a rank: K = 2112 of this rank is not a multiple of the group size 128", r.rejected[1].reason)
     assert.equal("dequantize_cuda", chosen(with(base, { weight = weight { bits = 3 } })))
     local _, msg = chosen(with(base, { dtype = "f32", packages = { cublaslt = false } }))
     assert.matches("marlin_cuda: takes input of f16 or bf16, found f32", msg)
@@ -154,6 +159,55 @@ describe("the oracle tells the truth:", function()
 
   it("marlin_cuda takes what gemm.marlin takes on the device, and nothing else", function()
     assert.equal("true", run(grid))
+  end)
+
+  it("the systems' linear methods take on the device what it says, and nothing else", function()
+    assert.equal("true", run [[
+      local methods, layer = require "nibble.methods", require "nibble.methods.layer"
+      local layers, taken, wrong = 0, 0, {}
+      local function ask(name, format, config, o)
+        layers = layers + 1
+        local said, why = nb.backends.select({ consumer = "nibble", backend = name, kind = "linear", device = "cuda", k = o.k, n = o.n,
+          dtype = o.dtype, weight = { type = "int", bits = config.bits, group = config.group, format = format, zero_points = not config.sym,
+            strategy = config.group > 0 and "group" or "channel" } }, { change = false })
+        -- What the method does where the oracle isn't asked.
+        local form = require("nibble.methods.device_forms")[name]
+        local query = form.query
+        form.query = function() end
+        local ok, y, msg = pcall(function()
+          local method, new_msg = methods.make(name, config, { on = "cuda" })
+          if not method then return nil, new_msg end
+          local L = layer.new { name = "l", dtype = o.dtype, k = o.k, n = o.n }
+          local done, create_msg = method:create(L)
+          if not done then return nil, create_msg end
+          if not method:process(L) then return nil, "process" end
+          return method:apply(L, nb.tensor(o.dtype, { 1, o.k }))
+        end)
+        form.query = query
+        local does = ok and y ~= nil
+        taken = taken + (does and 1 or 0)
+        if (said ~= nil) ~= does then
+          wrong[#wrong + 1] = ("%s, %d bits, group %d, k %d, n %d, %s: the oracle says %s, the device %s"):format(name, config.bits,
+            config.group, o.k, o.n, o.dtype, said and "yes" or why, does and "yes" or tostring(ok and msg or y))
+        end
+      end
+      for _, group in ipairs { -1, 16, 32, 48, 64, 128, 512 } do
+        for _, size in ipairs { { 64, 64 }, { 96, 72 }, { 100, 64 }, { 24, 8 }, { 64, 12 }, { 128, 192 }, { 12, 64 } } do
+          local o = { k = size[1], n = size[2], dtype = "f16" }
+          for _, bits in ipairs { 4, 8 } do
+            for _, name in ipairs { "awq", "awq_marlin" } do ask(name, "awq", { bits = bits, group = group, zero_point = true }, o) end
+            for _, format in ipairs { "awq", "gptq" } do
+              ask("inc", format, { bits = bits, group = group, sym = true, is_awq = format == "awq" }, o)
+            end
+          end
+        end
+      end
+      for _, dtype in ipairs { "bf16", "f32" } do
+        ask("awq", "awq", { bits = 4, group = 32, zero_point = true }, { k = 64, n = 64, dtype = dtype })
+        ask("inc", "gptq", { bits = 4, group = 32, sym = false }, { k = 64, n = 64, dtype = dtype })
+      end
+      print(#wrong == 0 and taken > 60 and layers - taken > 60 and "true" or table.concat(wrong, "\n") ..
+        ("\n%d of %d layers, %d are taken"):format(#wrong, layers, taken)) ]])
   end)
 
   it("dequantize_cuda takes every scheme without activations, and the device dequantizes it as the CPU does", function()

@@ -1,5 +1,5 @@
-/* act_quant.c - activations to one byte: int8 a token, fp8 e4m3 by tensor or token
- * (SYSTEMS MRL-45). Float32 arithmetic, in the order in which the reference kernels
+/* act_quant.c - activations to one byte: int8 a token, fp8 e4m3 by tensor, token or
+ * group of 128 (SYSTEMS MRL-45, CTM-FP8-03). Float32 arithmetic, in the order in which the reference kernels
  * compute. */
 #include "dtype.h"
 #include "layout.h"
@@ -30,6 +30,9 @@ int nb_act_int8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tens
 int nb_act_fp8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x, int mode) {
   NB_TRY(check_input(x, q, NB_F8_E4M3, what_fp8));
   if (mode == NB_ACT_TOKEN) return nb_expect(scales, what_fp8, NB_F32, 2, NB_SHAPE(x->shape[0], 1));
+  if (mode == NB_ACT_GROUP)
+    return nb_expect(scales, what_fp8, NB_F32, 2,
+                     NB_SHAPE(x->shape[0], NB_CEIL(x->shape[1], (int64_t)NB_ACT_COLUMNS)));
   if (mode != NB_ACT_STATIC && mode != NB_ACT_TENSOR)
     return nb_fail(NB_EINVAL, "%s: unknown mode %d", what_fp8, mode);
   if (scales->dtype == NB_F32 && nb_tensor_numel(scales) == 1) return nb_expect_here(scales, what_fp8);
@@ -57,6 +60,8 @@ int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float
   return NB_OK;
 }
 
+float nb_act_fp8_least(int mode) { return mode == NB_ACT_TOKEN ? 1.0f / (448.0f * 512.0f) : 1e-10f / 448.0f; }
+
 /* NaN becomes 448, as in the kernels' fminf/fmaxf. */
 static uint8_t to_e4m3(float f) {
   return nb_f32_to_small(fmaxf(-448.0f, fminf(f, 448.0f)), nb_small_of(NB_F8_E4M3));
@@ -67,11 +72,15 @@ int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mo
   int64_t m = x->shape[0], k = x->shape[1];
   float *s = scales->data;
   uint8_t *to = q->data;
-  if (mode == NB_ACT_TOKEN) {
-    for (int64_t r = 0; r < m; r++) {
-      s[r] = fmaxf(absmax(x, r * k, (r + 1) * k) / 448.0f, 1.0f / (448.0f * 512.0f));
-      for (int64_t i = r * k; i < (r + 1) * k; i++) to[i] = to_e4m3(load(x, i) / s[r]);
-    }
+  if (mode == NB_ACT_TOKEN || mode == NB_ACT_GROUP) {
+    const int64_t columns = mode == NB_ACT_TOKEN ? k : NB_ACT_COLUMNS, groups = scales->shape[1];
+    const float least = nb_act_fp8_least(mode);
+    for (int64_t r = 0; r < m; r++)
+      for (int64_t g = 0; g < groups; g++, s++) {
+        const int64_t from = r * k + g * columns, end = r * k + NB_MIN((g + 1) * columns, k);
+        *s = fmaxf(absmax(x, from, end) / 448.0f, least);
+        for (int64_t i = from; i < end; i++) to[i] = to_e4m3(load(x, i) / *s);
+      }
     return NB_OK;
   }
   if (mode == NB_ACT_TENSOR) s[0] = absmax(x, 0, m * k) / 448.0f;

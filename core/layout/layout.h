@@ -116,6 +116,9 @@ int nb_marlin_fold_check(const nb_tensor *words, const nb_tensor *zeros, int bit
 /* What nb_act_quant_int8 and nb_act_quant_fp8 ask of their arguments: for who does the same elsewhere. */
 int nb_act_int8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x);
 int nb_act_fp8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x, int mode);
+/* Columns that share a scale with NB_ACT_GROUP; the least scale of a mode with one a token or a group. */
+enum { NB_ACT_COLUMNS = 128 };
+float nb_act_fp8_least(int mode);
 
 /* What the other functions of marlin_numeric.c ask of their scales, and the factor of NVFP4 scales whose largest is
  * max (0: of f16). */

@@ -2,7 +2,7 @@
 // no more. Layouts, alignments, workspace and the way of a product are checked as strictly as the library might, so
 // that what it would refuse on a GPU, or do wrong, fails here. Sums are in float64, rounded once, then the bias.
 //
-// NB_EMU_FAIL=cublasLtMatmul:1:13 makes a call fail, as for the driver.
+// NB_EMU_FAIL=cublasLtMatmul:1:13 makes a call fail, as for the driver; NB_EMU_CUBLASLT=120800 is its version.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -13,7 +13,8 @@
 namespace {
 
 enum { NOT_INITIALIZED = 1, INVALID = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };
-enum { R_32F = 0, R_16F = 2, R_16BF = 14 };
+enum { R_32F = 0, R_16F = 2, R_16BF = 14, R_8F_E4M3 = 28, R_4F_E2M1 = 33 };
+enum { OF_ALL = 0, OF_16 = 1, OF_ROW = 3, OF_128 = 4, OF_128X128 = 5 }; // cublasLtMatmulMatrixScale_t
 
 struct Layout {
   int type;
@@ -23,6 +24,8 @@ struct Layout {
 struct Matmul {
   int transposed_a = 0, transposed_b = 0, epilogue = 1;
   const void *bias = nullptr;
+  const void *scales[2] = {nullptr, nullptr}; // of a, b
+  int modes[2] = {OF_ALL, OF_ALL};
 };
 struct Preference {
   uint64_t workspace = 0;
@@ -45,7 +48,11 @@ struct Choice {
 };
 enum { MAGIC = 0x6e696262, WORKSPACE = 1 << 16 };
 
-size_t bytes_of(int type) { return type == R_32F ? 4 : 2; }
+bool small(int type) { return type == R_8F_E4M3 || type == R_4F_E2M1; }
+// Of so many elements.
+size_t bytes_of(int type, uint64_t count) {
+  return type == R_4F_E2M1 ? count / 2 : count * (type == R_32F ? 4 : type == R_8F_E4M3 ? 1 : 2);
+}
 
 float half_to_float(uint16_t h) {
   int exponent = h >> 10 & 31, mantissa = h & 1023;
@@ -75,7 +82,19 @@ uint16_t float_to_bf16(float v) {
   return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+float e4m3(uint8_t code) {
+  int e = code >> 3 & 15, m = code & 7;
+  float v = (code & 127) == 127 ? NAN : e ? std::ldexp((float)(m + 8), e - 10) : std::ldexp((float)m, -9);
+  return code & 128 ? -v : v;
+}
+
 float get(const void *p, int type, uint64_t i) {
+  static const float e2m1[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  if (type == R_8F_E4M3) return e4m3(((const uint8_t *)p)[i]);
+  if (type == R_4F_E2M1) {
+    int code = ((const uint8_t *)p)[i / 2] >> i % 2 * 4 & 15;
+    return code & 8 ? -e2m1[code & 7] : e2m1[code & 7];
+  }
   if (type == R_32F) return ((const float *)p)[i];
   uint16_t h = ((const uint16_t *)p)[i];
   if (type == R_16F) return half_to_float(h);
@@ -90,17 +109,46 @@ void put(void *p, int type, uint64_t i, float v) {
   else ((uint16_t *)p)[i] = type == R_16F ? float_to_half(v) : float_to_bf16(v);
 }
 
-// Its numbers, column after column with nothing between.
-std::vector<float> floats(const void *p, const Layout &l) {
+// The scale of element i of a column j of op(a)^T or b: the documentation's orders ("Scaling factors layouts").
+float scale(const void *scales, int mode, const Layout &l, uint64_t i, uint64_t j) {
+  const float *f = (const float *)scales;
+  uint64_t wide = (l.rows + 511) / 512 * 4, tile = (l.rows / 16 + 3) / 4;
+  if (!scales) return 1;
+  switch (mode) {
+  case OF_ROW: return f[j];
+  case OF_128: return f[i / 128 * l.columns + j];
+  case OF_128X128: return f[j / 128 * wide + i / 128];
+  case OF_16: // sign ignored
+    return std::fabs(
+        e4m3(((const uint8_t *)
+                  scales)[(j / 128 * tile + i / 64) * 512 + j % 32 * 16 + j % 128 / 32 * 4 + i / 16 % 4]));
+  default: return f[0];
+  }
+}
+size_t scale_bytes(int mode, const Layout &l) {
+  uint64_t groups = (l.rows + 127) / 128, down = (l.columns + 127) / 128;
+  switch (mode) {
+  case OF_ROW: return l.columns * 4;
+  case OF_128: return l.columns * groups * 4;
+  case OF_128X128: return down * ((groups + 3) / 4 * 4) * 4;
+  case OF_16: return down * ((l.rows / 16 + 3) / 4) * 512;
+  default: return 4;
+  }
+}
+
+// Its numbers, column after column with nothing between, times their scales.
+std::vector<float> floats(const void *p, const Layout &l, const void *scales, int mode) {
   std::vector<float> out;
   out.reserve(l.rows * l.columns);
   for (uint64_t j = 0; j < l.columns; j++)
-    for (uint64_t i = 0; i < l.rows; i++) out.push_back(get(p, l.type, j * (uint64_t)l.pitch + i));
+    for (uint64_t i = 0; i < l.rows; i++)
+      out.push_back(get(p, l.type, j * (uint64_t)l.pitch + i) * scale(scales, mode, l, i, j));
   return out;
 }
 
 uint32_t sum_of(const Matmul &what, const Layout &a, const Layout &b, const Layout &d) {
-  uint64_t sum = (uint64_t)(what.epilogue * 2 + what.transposed_a);
+  uint64_t sum =
+      (uint64_t)(what.epilogue * 2 + what.transposed_a + what.modes[0] * 64 + what.modes[1] * 1024);
   for (const Layout *l : {&a, &b, &d})
     for (uint64_t v : {(uint64_t)l->type, l->rows, l->columns, (uint64_t)l->pitch}) sum = sum * 1000003 + v;
   return (uint32_t)(sum ^ sum >> 32);
@@ -108,6 +156,24 @@ uint32_t sum_of(const Matmul &what, const Layout &a, const Layout &b, const Layo
 
 bool aligned(const void *p, uint32_t to) { return (uintptr_t)p % to == 0; }
 uint32_t alignment(const void *p) { return (uint32_t)(((uintptr_t)p | 256) & -((uintptr_t)p | 256)); }
+
+// Whether small floats can be, on this GPU and by this version: what the documentation asks for ("Narrow precision data
+// types usage"; cublasLtMatmul).
+int check_small(const Matmul &what, const Layout &a, const Layout &d) {
+  const long sm = setting("NB_EMU_SM", 90), version = setting("NB_EMU_CUBLASLT", 130000);
+  const int *mode = what.modes;
+  if (!what.transposed_a || a.rows % 16 || a.pitch % 16 || bytes_of(d.type, d.rows) % 16)
+    return NOT_SUPPORTED;
+  if (what.epilogue == 4 && d.type == R_32F) return NOT_SUPPORTED; // a bias would be of bf16
+  if (a.type == R_4F_E2M1)
+    return sm < 100 || version < 120800 || a.rows % 32 || mode[0] != OF_16 || mode[1] != OF_16 ? NOT_SUPPORTED
+                                                                                               : 0;
+  if (mode[0] == OF_ALL && mode[1] == OF_ALL) return sm < 89 || version < 110800 ? NOT_SUPPORTED : 0;
+  if (sm != 90 || version < 120900) return NOT_SUPPORTED;
+  if (mode[0] == OF_ROW && mode[1] == OF_ROW) return 0;
+  if (mode[0] != OF_128X128 || mode[1] != OF_128) return NOT_SUPPORTED;
+  return d.rows % 4 || d.columns % 4 ? INVALID : 0;
+}
 
 // Whether these can be multiplied: op(a) [m, k] op(b) [k, n] -> d [m, n].
 int check(const Matmul &what, const Layout &a, const Layout &b, const Layout &c, const Layout &d) {
@@ -117,17 +183,23 @@ int check(const Matmul &what, const Layout &a, const Layout &b, const Layout &c,
   uint64_t m = what.transposed_a ? a.columns : a.rows, k = what.transposed_a ? a.rows : a.columns;
   if (k != b.rows || d.rows != m || d.columns != b.columns) return INVALID;
   if (c.type != d.type || c.rows != d.rows || c.columns != d.columns) return INVALID;
-  if (a.type != b.type || (d.type != a.type && d.type != R_32F)) return NOT_SUPPORTED;
+  if (a.type != b.type || small(d.type)) return NOT_SUPPORTED;
+  if (small(a.type)) {
+    if (int status = check_small(what, a, d)) return status;
+  } else if (what.scales[0] || what.scales[1]) return INVALID;
+  else if (d.type != a.type && d.type != R_32F) return NOT_SUPPORTED;
   if (what.epilogue != 1 && what.epilogue != 4) return NOT_SUPPORTED;
   return what.epilogue == 4 && !what.bias ? INVALID : 0;
 }
 
-size_t extent(const Layout &l) { return ((l.columns - 1) * (uint64_t)l.pitch + l.rows) * bytes_of(l.type); }
+size_t extent(const Layout &l) { return bytes_of(l.type, (l.columns - 1) * (uint64_t)l.pitch + l.rows); }
 
 } // namespace
 
 #pragma GCC visibility push(default)
 extern "C" {
+
+size_t cublasLtGetVersion() { return (size_t)setting("NB_EMU_CUBLASLT", 130000); }
 
 int cublasLtCreate(void **handle) {
   BEGIN;
@@ -147,19 +219,26 @@ int cublasLtMatmulDescDestroy(Matmul *what) {
 }
 int cublasLtMatmulDescSetAttribute(Matmul *what, int attribute, const void *value, size_t bytes) {
   EARLY;
-  if (bytes != (attribute == 8 ? sizeof(void *) : 4)) return INVALID;
+  if (bytes != (attribute == 8 || attribute == 17 || attribute == 18 ? sizeof(void *) : 4)) return INVALID;
   switch (attribute) {
   case 3: memcpy(&what->transposed_a, value, 4); return 0;
   case 4: memcpy(&what->transposed_b, value, 4); return 0;
   case 7: memcpy(&what->epilogue, value, 4); return 0;
   case 8: memcpy(&what->bias, value, sizeof(void *)); return 0;
+  case 17:
+  case 18: memcpy(&what->scales[attribute - 17], value, sizeof(void *)); return 0;
+  case 31:
+  case 32:
+    if (cublasLtGetVersion() < 120800) return INVALID;
+    memcpy(&what->modes[attribute - 31], value, 4);
+    return 0;
   default: return INVALID;
   }
 }
 
 int cublasLtMatrixLayoutCreate(Layout **layout, int type, uint64_t rows, uint64_t columns, int64_t pitch) {
   EARLY;
-  if (type != R_32F && type != R_16F && type != R_16BF) return NOT_SUPPORTED;
+  if (type != R_32F && type != R_16F && type != R_16BF && !small(type)) return NOT_SUPPORTED;
   *layout = new Layout{type, rows, columns, pitch};
   return 0;
 }
@@ -219,9 +298,14 @@ int cublasLtMatmul(void *handle, Matmul *what, const float *alpha, const void *a
   if (bias && !aligned(bias, way->bias_alignment)) return INVALID;
   if (workspace_bytes < way->workspace || (way->workspace && !on_device(workspace, way->workspace)))
     return INVALID;
+  const void *sa = what->scales[0], *sb = what->scales[1];
+  int ma = what->modes[0], mb = what->modes[1];
+  if (!aligned(sa, 16) || !aligned(sb, 16)) return INVALID;
+  bool scales_there =
+      (!sa || on_device(sa, scale_bytes(ma, la))) && (!sb || on_device(sb, scale_bytes(mb, lb)));
   // A GPU would fail in the kernel.
   if (!on_device(a, extent(la)) || !on_device(b, extent(lb)) || !on_device(d, extent(ld)) ||
-      (bias && !on_device(bias, ld.rows * bytes_of(ld.type)))) {
+      (bias && !on_device(bias, bytes_of(ld.type, ld.rows))) || !scales_there) {
     lost = 700;
     return EXECUTION_FAILED;
   }
@@ -231,7 +315,7 @@ int cublasLtMatmul(void *handle, Matmul *what, const float *alpha, const void *a
   int code = enqueue(stream, [=] {
     return open_memory([=] {
       memset(workspace, 0xA5, scratch); // others' work in it at the same time is lost
-      std::vector<float> as = floats(a, la), bs = floats(b, lb);
+      std::vector<float> as = floats(a, la, sa, ma), bs = floats(b, lb, sb, mb);
       uint64_t k = lb.rows, step = transposed ? 1 : la.rows;
       for (uint64_t j = 0; j < ld.columns; j++)
         for (uint64_t i = 0; i < ld.rows; i++) {

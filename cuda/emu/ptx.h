@@ -192,6 +192,16 @@ inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
   return r;
 }
 
+inline uint32_t f16_pair_of_e4m3(uint32_t c) {
+  uint32_t r = 0;
+  for (int s = 0; s < 2; s++) {
+    uint32_t a = c >> 8 * s & 0x7f, sign = c >> 8 * s & 0x80;
+    float v = a < 8 ? (float)a * 0x1p-9f : float_of_bits((a + (120u << 3)) << 20);
+    r |= (a == 0x7f ? 0x7fffu : f16_of_float(v)) << 16 * s | sign << (8 + 16 * s);
+  }
+  return r;
+}
+
 /* a * b + c, inexact values with their last bit set: one more rounding, to fewer bits, rounds as if once. The
  * product of two numbers of 11 bits is exact in double. */
 inline double emu_fma_odd(double a, double b, double c) {

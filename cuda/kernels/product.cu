@@ -92,19 +92,28 @@ NB_DEVICE void multiply(const job &j, const cut &c, const rows &r, float (&sums)
   }
 }
 
-template <class S> NB_DEVICE void run(job j) {
-  const int y_block = (int)blockIdx.y, rows_before = y_block * S::M_BLOCKS * 16;
-  j.m = j.m - rows_before < S::M_BLOCKS * 16 ? j.m - rows_before : S::M_BLOCKS * 16;
-  j.x = j.x + (int64_t)rows_before * (j.k / 8);
-  j.y = j.y + (int64_t)rows_before * (j.outputs / 2);
-  const cut c = cut_of<S>(j);
-  const int tiles = (j.n + COLUMNS - 1) / COLUMNS, all = tiles * c.depth;
+/* Of one weight: the part of the rows that is blockIdx.y's. */
+template <class S> NB_DEVICE void take_rows(job &j) {
+  constexpr int ROWS = S::M_BLOCKS * 16;
+  const int y_block = (int)blockIdx.y, before = y_block * ROWS;
+  j.m = j.m - before < ROWS ? j.m - before : ROWS;
+  j.x = j.x + (int64_t)before * (j.k / 8);
+  j.y = j.y + (int64_t)before * (j.outputs / 2);
+  if (j.row_scale) j.row_scale = j.row_scale + before;
   j.parts = j.parts + (int64_t)y_block * (int)gridDim.x * 2 * S::PART;
-  j.arrived = j.arrived + y_block * tiles;
+  j.arrived = j.arrived + y_block * (int)gridDim.x;
+}
+
+template <class S> NB_DEVICE void run(job j) {
+  constexpr bool EXPERTS = S::ROUTES::EXPERTS;
+  if constexpr (!EXPERTS) take_rows<S>(j);
+  const cut c = cut_of<S>(j);
+  const int all = S::ROUTES::blocks(j) * c.tiles * c.depth;
   const shares s = {(all + (int)gridDim.x - 1) / (int)gridDim.x, c.depth};
   const int first = (int)blockIdx.x * s.per;
-  int left = all - first < s.per ? all - first : s.per, tile = first / c.depth, stage = first % c.depth,
-      now = 0;
+  int left = all - first < s.per ? all - first : s.per;
+  if (EXPERTS && left <= 0) return; /* how many there are is known here only */
+  int unit = first / c.depth, stage = first % c.depth, now = 0;
   const place<S> at;
   const rows r = {c.rows > 1 ? at.k * 64 / j.group : 0, c.rows > 1 ? (at.k * 64 + 32) / j.group : 0};
   shared<uint4> memory = cast<uint4>(shared_words());
@@ -113,16 +122,22 @@ template <class S> NB_DEVICE void run(job j) {
     memory[(int)threadIdx.x / S::SCALE_ROW * c.pieces + S::X + S::WORDS + (int)threadIdx.x % S::SCALE_ROW] =
         make_uint4(one, one, one, one);
   fetcher<S> ahead;
-  ahead.begin(j, c, tile, stage, left);
+  ahead.begin(j, c, unit, stage, left, memory);
   for (int i = 0; i < STAGES - 1; i++) ahead.fetch(j, c, memory);
-  for (; left > 0; stage = 0, tile++) {
-    const int stages = c.depth - stage < left ? c.depth - stage : left;
+  for (; left > 0; stage = 0, unit++) {
+    const int stages = c.depth - stage < left ? c.depth - stage : left, block = EXPERTS ? unit / c.tiles : 0;
+    const spot u = {unit, unit - block * c.tiles, block, S::ROUTES::owner(j, block)};
+    left -= stages;
+    if (EXPERTS && u.expert < 0) continue;
     float sums[S::WARP_BLOCKS][8][4] = {};
     uint32_t minus[8];
 #pragma unroll
     for (int t = 0; t < 8; t++) minus[t] = S::CODES::SYMMETRIC;
-    if (c.one_group && j.zeros && tile * COLUMNS + at.n * 64 < j.n)
-      set_minus<S>(minus, cast<const uint32_t>(j.zeros) + tile * (COLUMNS * S::BITS / 32), at);
+    if (c.one_group && j.zeros && u.tile * COLUMNS + at.n * 64 < j.n)
+      set_minus<S>(minus,
+                   cast<const uint32_t>(j.zeros) +
+                       ((int64_t)u.expert * (j.n * S::BITS / 32) + u.tile * (COLUMNS * S::BITS / 32)),
+                   at);
     int read = 0;
     for (int i = 0; i < stages; i++) {
       cp_async_wait<STAGES - 2>();
@@ -132,8 +147,7 @@ template <class S> NB_DEVICE void run(job j) {
       multiply<S>(j, c, r, sums, minus, cast<const uint4>(memory) + read, at);
       now = now == (STAGES - 1) * c.pieces ? 0 : now + c.pieces;
     }
-    finish<S>(j, s, sums, tile, c.one_group, memory + read, at);
-    left -= stages;
+    finish<S>(j, s, sums, u, c.one_group, memory + read, at);
   } /* the groups still under way are empty */
 }
 
@@ -143,7 +157,7 @@ template <class S> NB_DEVICE void run(job j) {
  * words [k/group, n*BITS/32] or null; bias [n] or null, in Marlin's order; row_scale [m] or null
  * -> y [m,outputs] = x W * row_scale * factor + bias.
  * blockIdx.y has 16 M_BLOCKS rows of x. parts: room for two nb_product_part(M_BLOCKS) to a block; arrived: 0 for each
- * tile of each blockIdx.y, and so again at the end. needless: null, or not 0: then nothing is done.
+ * block, and so again at the end. needless: null, or not 0: then nothing is done.
  * k a multiple of 16 and n of 64, outputs even, group k, 32, 64 or a multiple of 128 that divides k; all in 2^30 pieces
  * of 16 bytes, aligned to them, y to 4. */
 #define NB_PRODUCT(NUMBER, BITS, M_BLOCKS, ROWS) \
@@ -155,7 +169,7 @@ template <class S> NB_DEVICE void run(job j) {
           int n, int k, int group, int outputs, float factor) { \
     if (needless && needless[0]) return; \
     product::run<product::shape<product::NUMBER, BITS, M_BLOCKS>>( \
-        {x, words, scales, zeros, bias, row_scale, y, parts, arrived, m, n, k, group, outputs, factor}); \
+        {x, words, scales, zeros, bias, row_scale, y, parts, arrived, m, n, k, group, outputs, factor, {}}); \
   }
 
 NB_PRODUCT(f16, 4, 1, 16)
@@ -170,3 +184,47 @@ NB_PRODUCT(bf16, 4, 4, 64)
 NB_PRODUCT(bf16, 8, 1, 16)
 NB_PRODUCT(bf16, 8, 2, 32)
 NB_PRODUCT(bf16, 8, 4, 64)
+
+/* The same of experts: words [experts, k/16, n*BITS/2] and so on, and the rest as product_routes.cuh has it: x
+ * [pairs/top, k], row_scale as x, y [pairs, outputs], of which rows of pairs that are not in `sorted` stay as they are.
+ * y is multiplied by weights, bias and all. The blocks are shared among gridDim.x. */
+#define NB_PRODUCT_EXPERTS(NUMBER, BITS, M_BLOCKS, ROWS) \
+  extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, nb_product_resident(M_BLOCKS, BITS)) \
+      nb_product_experts_##NUMBER##_w##BITS##_m##ROWS( \
+          global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
+          global<const uint4> zeros, global<const uint32_t> bias, global<const float> row_scale, \
+          global<uint32_t> y, global<float4> parts, global<int> arrived, global<const int> sorted, \
+          global<const int> owners, global<const int> total, global<const int> skip, \
+          global<const float> weights, global<const float> globals, int block, int most, int top, \
+          int experts, int pairs, int n, int k, int group, int outputs, float factor) { \
+    product::run<product::shape<product::NUMBER, BITS, M_BLOCKS, product::experts>>( \
+        {x, \
+         words, \
+         scales, \
+         zeros, \
+         bias, \
+         row_scale, \
+         y, \
+         parts, \
+         arrived, \
+         pairs, \
+         n, \
+         k, \
+         group, \
+         outputs, \
+         factor, \
+         {sorted, owners, total, skip, weights, globals, block, most, top, experts}}); \
+  }
+
+NB_PRODUCT_EXPERTS(f16, 4, 1, 16)
+NB_PRODUCT_EXPERTS(f16, 4, 2, 32)
+NB_PRODUCT_EXPERTS(f16, 4, 4, 64)
+NB_PRODUCT_EXPERTS(f16, 8, 1, 16)
+NB_PRODUCT_EXPERTS(f16, 8, 2, 32)
+NB_PRODUCT_EXPERTS(f16, 8, 4, 64)
+NB_PRODUCT_EXPERTS(bf16, 4, 1, 16)
+NB_PRODUCT_EXPERTS(bf16, 4, 2, 32)
+NB_PRODUCT_EXPERTS(bf16, 4, 4, 64)
+NB_PRODUCT_EXPERTS(bf16, 8, 1, 16)
+NB_PRODUCT_EXPERTS(bf16, 8, 2, 32)
+NB_PRODUCT_EXPERTS(bf16, 8, 4, 64)

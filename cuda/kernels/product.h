@@ -28,6 +28,8 @@ static inline int nb_product_stage_bytes(int blocks, int bits, int group_rows, i
   return nb_product_x_bytes(blocks) + nb_product_word_bytes(blocks, bits) +
          group_rows * (NB_PRODUCT_COLUMNS * 2 + (zeros ? NB_PRODUCT_COLUMNS * bits / 8 : 0));
 }
+/* Of experts, behind the stages: where each row of x lies. */
+NB_PRODUCT_KNOWN int nb_product_experts_bytes(int blocks) { return 16 * blocks * 4; }
 /* The same of product_rows.cu's kernels: sums, or a word a thread. */
 NB_PRODUCT_KNOWN int nb_product_rows_bytes(void) {
   return NB_PRODUCT_THREADS * NB_PRODUCT_ROWS_AT_ONCE * 8 * 4;

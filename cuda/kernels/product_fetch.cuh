@@ -3,6 +3,7 @@
 #define NB_PRODUCT_FETCH_CUH
 #include "product.h"
 #include "product_codes.cuh"
+#include "product_routes.cuh"
 
 namespace product {
 
@@ -14,21 +15,10 @@ enum {
   PIECE = 16
 };
 
-/* A launch's arguments (product.cu). */
-struct job {
-  global<const uint4> x, words, scales, zeros;
-  global<const uint32_t> bias;
-  global<const float> row_scale; /* of all rows; x, y and m are this block's */
-  global<uint32_t> y;
-  global<float4> parts;
-  global<int> arrived;
-  int m, n, k, group, outputs;
-  float factor;
-};
-
-/* What is fixed when a kernel is compiled. M_BLOCKS: blocks of 16 rows of x. */
-template <class NUMBER_, int BITS_, int M_BLOCKS_> struct shape {
+/* What is fixed when a kernel is compiled. M_BLOCKS: blocks of 16 rows of x; ROUTES: plain, or experts. */
+template <class NUMBER_, int BITS_, int M_BLOCKS_, class ROUTES_ = plain> struct shape {
   typedef NUMBER_ NUMBER;
+  typedef ROUTES_ ROUTES;
   typedef codes<NUMBER_, BITS_> CODES;
   static constexpr int BITS = BITS_, M_BLOCKS = M_BLOCKS_, WARPS_K = nb_product_warps_k(M_BLOCKS),
                        WARPS_M = 2 / WARPS_K, WARP_BLOCKS = M_BLOCKS / WARPS_M,
@@ -47,11 +37,12 @@ template <class NUMBER_, int BITS_, int M_BLOCKS_> struct shape {
 /* How k is cut: a tile has `depth` stages; a stage has `rows` rows of scales, which serve as many stages as `same`. One
  * group: its scales wait for the end, and each stage's row of scales is ones. */
 struct cut {
-  int depth, rows, same, pieces; /* of a stage */
+  int depth, rows, same, pieces, tiles; /* pieces of a stage, tiles of a row of them */
   bool one_group;
 };
 template <class S> NB_DEVICE cut cut_of(const job &j) {
-  cut c = {(j.k + S::STAGE_K - 1) / S::STAGE_K, 1, 1, 0, S::SCALES_WAIT && j.group == j.k};
+  cut c = {(j.k + S::STAGE_K - 1) / S::STAGE_K, 1, 1, 0, (j.n + COLUMNS - 1) / COLUMNS,
+           S::SCALES_WAIT && j.group == j.k};
   if (!c.one_group && j.group < S::STAGE_K) c.rows = S::STAGE_K / j.group;
   if (!c.one_group && j.group > S::STAGE_K) c.same = (j.group + S::STAGE_K - 1) / S::STAGE_K;
   c.pieces = S::X + S::WORDS + c.rows * (S::SCALE_ROW + (j.zeros && !c.one_group ? S::ZERO_ROW : 0));
@@ -76,34 +67,64 @@ template <class S> NB_DEVICE int x_place(int row, int piece) {
 template <class S> struct fetcher {
   static constexpr int HALF = THREADS / 2; /* threads for scales; the others for zero-points */
 
+  static constexpr bool EXPERTS = S::ROUTES::EXPERTS;
+  static constexpr int X_STEP = THREADS / S::X_ROW, X_ROWS = S::M_BLOCKS * 16 / X_STEP;
+
   global<const uint4> x, words, side; /* this thread's first piece of the next stage */
   uint64_t once;
-  int todo, columns, k_left; /* stages; what n and k have left */
-  int to, same;              /* where the next stage goes; stages that need the same scales */
+  shared<int> x_at; /* of experts: from x to this thread's rows of a block, X_STEP apart; -1: none */
+  int todo, columns, k_left, block; /* stages; what n and k have left; the block of rows */
+  int to, same;                     /* where the next stage goes; stages that need the same scales */
   int side_to, side_step, side_column, side_k; /* 0: none; pieces to the next rows; columns and k before it */
   int x_back, words_down, words_back, side_back; /* pieces to the next stage and to the next tile */
 
-  NB_DEVICE void begin(const job &j, const cut &c, int tile, int stage, int stages) {
-    const int tid = (int)threadIdx.x, k = stage * S::STAGE_K, wide = j.n * S::BITS * S::TILE_K / 128;
+  /* At a stage of the tiles of all blocks; so many stages are this block's. */
+  NB_DEVICE void begin(const job &j, const cut &c, int unit, int stage, int stages, shared<uint4> memory) {
+    if constexpr (EXPERTS) x_at = cast<int>(memory + STAGES * c.pieces) + (int)threadIdx.x / S::X_ROW;
     once = stream_once();
     todo = stages;
     to = 0;
+    block = EXPERTS ? unit / c.tiles : 0;
+    enter(j, c, unit - block * c.tiles, stage);
+  }
+  /* A block of rows at a tile and stage; where its expert is not here, the first one from there on whose is. */
+  NB_DEVICE void enter(const job &j, const cut &c, int tile, int stage) {
+    int expert = 0;
+    if constexpr (EXPERTS) {
+      while (todo > 0 && (expert = S::ROUTES::owner(j, block)) < 0) {
+        todo -= (c.tiles - tile) * c.depth - stage;
+        tile = stage = 0;
+        block++;
+      }
+      if (todo <= 0) return;
+    }
+    const int tid = (int)threadIdx.x, k = stage * S::STAGE_K, wide = j.n * S::BITS * S::TILE_K / 128,
+              row = tid / S::X_ROW;
     columns = j.n - tile * COLUMNS;
     k_left = j.k - k;
-    x = j.x + ((int64_t)(tid / S::X_ROW) * (j.k / S::X_PIECE) + k / S::X_PIECE + tid % S::X_ROW);
+    x = j.x + ((EXPERTS ? 0 : (int64_t)row * (j.k / S::X_PIECE)) + k / S::X_PIECE + tid % S::X_ROW);
     x_back = -c.depth * S::X_ROW;
-    words = j.words +
-            ((int64_t)(k / S::TILE_K + tid / S::TILE_ROW) * wide + tile * S::TILE_ROW + tid % S::TILE_ROW);
+    if constexpr (EXPERTS) { /* a row's threads are of one warp */
+      __syncwarp();
+      for (int i = tid % S::X_ROW; i < X_ROWS; i += S::X_ROW) {
+        const int y_row = S::ROUTES::row(j, block, row + i * X_STEP);
+        x_at[i * X_STEP] = y_row < 0 ? -1 : S::ROUTES::source(j, y_row) * (j.k / S::X_PIECE);
+      }
+      __syncwarp();
+    }
+    words = j.words + (((int64_t)expert * (j.k / S::TILE_K) + k / S::TILE_K + tid / S::TILE_ROW) * wide +
+                       tile * S::TILE_ROW + tid % S::TILE_ROW);
     words_down = S::STAGE_K / S::TILE_K * wide;
     words_back = S::TILE_ROW - c.depth * words_down;
     same = c.same - stage % c.same;
-    begin_side(j, c, tile, k);
+    enter_side(j, c, expert, tile, k);
   }
-  NB_DEVICE void begin_side(const job &j, const cut &c, int tile, int k) {
+  NB_DEVICE void enter_side(const job &j, const cut &c, int expert, int tile, int k) {
     const bool zero = (int)threadIdx.x >= HALF;
     const int i = (int)threadIdx.x % HALF, wide = zero ? S::ZERO_ROW : S::SCALE_ROW, row = i / wide,
               pitch = j.n * wide / COLUMNS;
-    side = (zero ? j.zeros : j.scales) + ((int64_t)(k / j.group + row) * pitch + tile * wide + i % wide);
+    side = (zero ? j.zeros : j.scales) +
+           (((int64_t)expert * (j.k / j.group) + k / j.group + row) * pitch + tile * wide + i % wide);
     side_to = S::X + S::WORDS + (zero ? c.rows * S::SCALE_ROW : 0) + i;
     if (row >= c.rows || c.one_group || (zero && !j.zeros)) side_to = 0;
     side_step = c.rows * pitch;
@@ -130,6 +151,10 @@ template <class S> struct fetcher {
         x = x + x_back;
         words = words + words_back;
         side = side + side_back;
+        if (EXPERTS && columns <= 0) { /* the next block of rows */
+          block++;
+          enter(j, c, 0, 0);
+        }
       }
     }
     cp_async_commit();
@@ -137,15 +162,20 @@ template <class S> struct fetcher {
 
   /* What lies outside of the matrices becomes zeros. */
   NB_DEVICE void send(const job &j, shared<uint4> stage) {
-    constexpr int X_STEP = THREADS / S::X_ROW, HALF_ROW = S::TILE_ROW / 2;
+    constexpr int HALF_ROW = S::TILE_ROW / 2;
     const int tid = (int)threadIdx.x, row = tid / S::X_ROW, piece = tid % S::X_ROW,
-              word_row = tid / S::TILE_ROW, p = tid % S::TILE_ROW, wide = j.n * S::BITS * S::TILE_K / 128,
-              rows_left = piece * S::X_PIECE < k_left ? j.m - row : 0;
+              word_row = tid / S::TILE_ROW, p = tid % S::TILE_ROW, wide = j.n * S::BITS * S::TILE_K / 128;
+    const bool x_left = piece * S::X_PIECE < k_left;
     shared<uint4> x_to = stage + x_place<S>(row, piece),
                   words_to = stage + (word_row * S::TILE_ROW + word_place<S>(p));
 #pragma unroll
-    for (int i = 0; i < S::M_BLOCKS * 16 / X_STEP; i++)
-      cp_async16_if(i * X_STEP < rows_left, x_to + i * THREADS, x + (int64_t)i * X_STEP * (j.k / S::X_PIECE));
+    for (int i = 0; i < X_ROWS; i++)
+      if constexpr (EXPERTS) {
+        const int from = x_at[i * X_STEP];
+        cp_async16_if(x_left && from >= 0, x_to + i * THREADS, x + from);
+      } else
+        cp_async16_if(x_left && i * X_STEP < j.m - row, x_to + i * THREADS,
+                      x + (int64_t)i * X_STEP * (j.k / S::X_PIECE));
 #pragma unroll
     for (int i = 0; i < S::WORDS / THREADS; i++) { /* down a row of tiles, or along it */
       const int down = i * THREADS / S::TILE_ROW, along = i * THREADS % S::TILE_ROW;

@@ -17,13 +17,19 @@ template <class S> struct place {
   }
 };
 
-/* How the (tile, stage) pairs are shared: `per` to a block, in order; a tile has `depth`. */
+/* How the (unit, stage) pairs are shared: `per` to a block, in order; a unit, which is a tile of a block of rows, has
+ * `depth`. */
 struct shares {
   int per, depth;
-  NB_DEVICE int first_block(int tile) const { return tile * depth / per; }
-  NB_DEVICE int last_block(int tile) const { return ((tile + 1) * depth - 1) / per; }
-  /* Which of its two parts a block leaves: of its first tile, or of a later one, its last. */
-  NB_DEVICE int part(int block, int tile) const { return block * 2 + (block * per / depth != tile); }
+  NB_DEVICE int first_block(int unit) const { return unit * depth / per; }
+  NB_DEVICE int last_block(int unit) const { return ((unit + 1) * depth - 1) / per; }
+  /* Which of its two parts a block leaves: of its first unit, or of a later one, its last. */
+  NB_DEVICE int part(int block, int unit) const { return block * 2 + (block * per / depth != unit); }
+};
+
+/* A unit, and what it is: a tile of a block of rows, which is one expert's; -1: nobody's here. */
+struct spot {
+  int unit, tile, rows, expert;
 };
 
 NB_DEVICE float4 sum(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
@@ -33,6 +39,7 @@ NB_DEVICE float4 row4(const float (&s)[4]) { return make_float4(s[0], s[1], s[2]
  * rest of k. Four sums: rows lane/4 and + 8, two columns. */
 template <class S> struct tile_sums {
   static constexpr int TILES = 8 / S::WARPS_K;
+  typedef typename S::ROUTES ROUTES;
   float4 of[S::WARP_BLOCKS][TILES];
 
   /* Warps that are one behind the other along k change halves. scratch: nobody's since the last barrier. */
@@ -62,89 +69,89 @@ template <class S> struct tile_sums {
   NB_DEVICE int64_t part_place(int part, int b, const place<S> &at) const {
     return (int64_t)part * S::PART + (at.warp * S::WARP_BLOCKS + b) * TILES * LANES + at.lane;
   }
-  /* Whether this lane has a row of y in block b. */
-  NB_DEVICE bool has_row(const job &j, int b, const place<S> &at) const {
-    return (at.m * S::WARP_BLOCKS + b) * 16 + at.lane / 4 < j.m;
+  /* Where this lane's row of block b, and of the 8 rows below with i = 1, lies in y; -1: nowhere. */
+  static NB_DEVICE int row_of(const job &j, const spot &u, int b, int i, const place<S> &at) {
+    return ROUTES::row(j, u.rows, (at.m * S::WARP_BLOCKS + b) * 16 + i * 8 + at.lane / 4);
   }
 
-  NB_DEVICE void leave(const job &j, int part, const place<S> &at) const {
+  NB_DEVICE void leave(const job &j, const shares &s, const spot &u, const place<S> &at) const {
+    const int part = s.part((int)blockIdx.x, u.unit);
 #pragma unroll
-    for (int b = 0; b < S::WARP_BLOCKS; b++)
+    for (int b = 0; b < S::WARP_BLOCKS; b++) {
+      if (row_of(j, u, b, 0, at) < 0) continue;
 #pragma unroll
-      for (int t = 0; t < TILES; t++)
-        if (has_row(j, b, at)) j.parts[part_place(part, b, at) + t * LANES] = of[b][t];
+      for (int t = 0; t < TILES; t++) j.parts[part_place(part, b, at) + t * LANES] = of[b][t];
+    }
   }
-  NB_DEVICE void add_left(const job &j, const shares &s, int tile, const place<S> &at) {
-    for (int block = s.first_block(tile), first = block; block <= s.last_block(tile); block++)
+  NB_DEVICE void add_left(const job &j, const shares &s, const spot &u, const place<S> &at) {
+    const int first = s.first_block(u.unit), last = s.last_block(u.unit);
 #pragma unroll
-      for (int b = 0; b < S::WARP_BLOCKS; b++)
+    for (int b = 0; b < S::WARP_BLOCKS; b++) {
+      if (row_of(j, u, b, 0, at) < 0) continue;
+      for (int block = first; block <= last; block++) {
+        global<const float4> left = cast<const float4>(j.parts) + part_place(s.part(block, u.unit), b, at);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-          if (!has_row(j, b, at)) continue;
-          float4 left =
-              load_far(cast<const float4>(j.parts) + (part_place(s.part(block, tile), b, at) + t * LANES));
-          of[b][t] = block == first ? left : sum(of[b][t], left);
+          float4 theirs = load_far(left + t * LANES);
+          of[b][t] = block == first ? theirs : sum(of[b][t], theirs);
         }
-  }
-
-  NB_DEVICE void store(const job &j, bool one_group, int tile, const place<S> &at) const {
-    typedef typename S::NUMBER NUMBER;
-#pragma unroll
-    for (int t = 0; t < TILES; t++) {
-      const int across = at.k * TILES + t, column = tile * COLUMNS + at.n * 64 + across * 8 + at.lane % 4 * 2;
-      if (column >= j.outputs) continue;
-      /* One scale to a column, and bias, lie in this order, two columns to a pair: core/layout/marlin_scales.c */
-      const int pair = (tile * COLUMNS + at.n * 64 + across / 4 * 32) / 2 + at.lane % 4 * 4 + across % 4;
-      float low = j.factor, high = j.factor, bias_low = 0, bias_high = 0;
-      if (one_group) {
-        uint32_t scale = cast<const uint32_t>(j.scales)[pair];
-        low *= NUMBER::low(scale);
-        high *= NUMBER::high(scale);
-      }
-      if (j.bias) {
-        uint32_t bias = j.bias[pair];
-        bias_low = NUMBER::low(bias);
-        bias_high = NUMBER::high(bias);
-      }
-#pragma unroll
-      for (int b = 0; b < S::WARP_BLOCKS; b++) {
-        const int row = (at.m * S::WARP_BLOCKS + b) * 16 + at.lane / 4;
-        const float4 f = of[b][t];
-        const float r = row_scale(j, row), r8 = row_scale(j, row + 8);
-        put(j, row, column, NUMBER::pair(f.x * r * low + bias_low, f.y * r * high + bias_high));
-        put(j, row + 8, column, NUMBER::pair(f.z * r8 * low + bias_low, f.w * r8 * high + bias_high));
       }
     }
   }
-  static NB_DEVICE float row_scale(const job &j, int row) {
-    return j.row_scale && row < j.m ? j.row_scale[(int)blockIdx.y * S::M_BLOCKS * 16 + row] : 1;
-  }
-  static NB_DEVICE void put(const job &j, int row, int column, uint32_t pair) {
-    if (row < j.m) j.y[((int64_t)row * j.outputs + column) / 2] = pair;
+
+  NB_DEVICE void store(const job &j, bool one_group, const spot &u, const place<S> &at) const {
+    typedef typename S::NUMBER NUMBER;
+    const float factor = j.factor * ROUTES::global_scale(j, u.expert);
+#pragma unroll
+    for (int b = 0; b < S::WARP_BLOCKS; b++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int row = row_of(j, u, b, i, at);
+        if (row < 0) continue;
+        const float times = j.row_scale ? j.row_scale[ROUTES::source(j, row)] : 1,
+                    weight = ROUTES::weight(j, row);
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+          const int across = at.k * TILES + t,
+                    column = u.tile * COLUMNS + at.n * 64 + across * 8 + at.lane % 4 * 2;
+          if (column >= j.outputs) continue;
+          /* One scale to a column, and bias, lie in this order, two columns to a pair: core/layout/marlin_scales.c */
+          const int64_t pair = (int64_t)u.expert * (j.n / 2) +
+                               (u.tile * COLUMNS + at.n * 64 + across / 4 * 32) / 2 + at.lane % 4 * 4 +
+                               across % 4;
+          float x = (i ? of[b][t].z : of[b][t].x) * times, y = (i ? of[b][t].w : of[b][t].y) * times;
+          const uint32_t scale = one_group ? cast<const uint32_t>(j.scales)[pair] : NUMBER::pair(1, 1),
+                         bias = j.bias ? j.bias[pair] : 0;
+          x = (x * (NUMBER::low(scale) * factor) + NUMBER::low(bias)) * weight;
+          y = (y * (NUMBER::high(scale) * factor) + NUMBER::high(bias)) * weight;
+          j.y[((int64_t)row * j.outputs + column) / 2] = NUMBER::pair(x, y);
+        }
+      }
   }
 };
 
 /* sums of a tile -> y, or a part of it for who comes last. scratch: the stage that all warps read last. */
 template <class S>
-NB_DEVICE void finish(const job &j, const shares &s, const float (&sums)[S::WARP_BLOCKS][8][4], int tile,
+NB_DEVICE void finish(const job &j, const shares &s, const float (&sums)[S::WARP_BLOCKS][8][4], const spot &u,
                       bool one_group, shared<uint4> scratch, const place<S> &at) {
   tile_sums<S> mine;
   if (S::WARPS_K > 1) __syncthreads();
   mine.gather(sums, cast<float4>(scratch), at);
-  const int others = s.last_block(tile) - s.first_block(tile);
+  const int first = s.first_block(u.unit), others = s.last_block(u.unit) - first;
   if (others) {
-    mine.leave(j, s.part((int)blockIdx.x, tile), at);
+    mine.leave(j, s, u, at);
     __syncthreads();
     shared<int> last = cast<int>(scratch);
     if (threadIdx.x == 0) {
-      last[0] = add_in_turn(j.arrived + tile, 1) == others;
-      if (last[0]) j.arrived[tile] = 0; /* for the next launch */
+      /* Who is first of several has no other unit like this: it is its last one. */
+      last[0] = add_in_turn(j.arrived + first, 1) == others;
+      if (last[0]) j.arrived[first] = 0; /* for the next launch */
     }
     __syncthreads();
     if (!last[0]) return;
-    mine.add_left(j, s, tile, at);
+    mine.add_left(j, s, u, at);
   }
-  mine.store(j, one_group, tile, at);
+  mine.store(j, one_group, u, at);
 }
 
 } // namespace product

@@ -33,10 +33,11 @@ typedef struct nb_quantize_float {
   int32_t in_dtype; /* absmax and scale rounded to the weight's dtype */
 } nb_quantize_float;
 
-/* Activations: what nb_act_quant_int8 (int8) and nb_act_quant_fp8 make; fixed: of one scale that is there. */
+/* Activations: what nb_act_quant_int8 (int8) and nb_act_quant_fp8 make; fixed: of one scale that is there; least: the
+ * smallest of fp8. */
 typedef struct nb_quantize_act {
   int32_t int8, fixed;
-  float global;
+  float global, least;
 } nb_quantize_act;
 
 /* Words of shared memory of a launch: two of each warp, twice. */

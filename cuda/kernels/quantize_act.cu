@@ -1,4 +1,4 @@
-/* quantize_act.cu - activations to one byte, int8 a token or fp8 e4m3 by tensor or token: what core/layout/act_quant.c
+/* quantize_act.cu - activations to one byte, int8 a token or fp8 e4m3 by tensor, token or group: what core/layout/act_quant.c
  * does on the CPU, bit for bit, NaN and Inf included. quantize.cuh has the way through them. */
 #include "quantize.cuh"
 
@@ -21,7 +21,7 @@ template <int DTYPE> struct act {
       if (stores) scales[i] = mul_rn(absmax / 127.0f, o.global);
       g.scale = {127.0f / absmax, 0, true};
     } else {
-      const float by = larger(absmax / 448.0f, 1.0f / (448.0f * 512.0f));
+      const float by = larger(absmax / 448.0f, o.least);
       if (stores) scales[i] = by;
       g.scale = divisor_of(by, absmax);
     }
@@ -45,7 +45,7 @@ template <int DTYPE> struct act {
   }
 };
 
-/* Codes i8 or e4m3 [m,k] from x; one scale a row, or (o.fixed) the one that is there. Shared memory: nb_quantize_shared. */
+/* Codes i8 or e4m3 [m,k] from x; one scale a block, or (o.fixed) the one that is there. Shared memory: nb_quantize_shared. */
 #define ACT_KERNEL(name, dtype) \
   extern "C" __global__ void __launch_bounds__(NB_QUANTIZE_MOST_THREADS, 2) \
       name(nb_quantize_blocks b, nb_quantize_act o, global<const uint8_t> x, global<uint8_t> codes, \

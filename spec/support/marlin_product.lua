@@ -92,18 +92,18 @@ function M.run(c, grid)
     memory[#memory + 1] = emulator.memory(t)
     return memory[#memory]
   end
-  local d_y, tiles = there(y), math.ceil(c.n / COLUMNS) * across
-  local parts, arrived = there(grid * across * 2 * 16 * blocks * COLUMNS * 4), there(nb.tensor("i32", { tiles }))
+  local d_y, blocks_in_all = there(y), grid * across
+  local parts, arrived = there(blocks_in_all * 2 * 16 * blocks * COLUMNS * 4), there(nb.tensor("i32", { blocks_in_all }))
   ffi.fill(d_y, y:bytes(), 0xa5)
   local wrong, counts = emulator.run(("nb_product_%s_w%d_m%d"):format(c.dtype, c.bits, blocks * 16),
     { grid = grid, across = across, block = THREADS, shared = STAGES * stage },
     there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), there(c.row_scale), d_y, parts, arrived, false, c.m, c.n, c.k,
     c.group == -1 and c.k or c.group, c.outputs or c.n, ffi.new("float", 1))
   emulator.read(d_y, y)
-  local left = emulator.read(arrived, nb.tensor("i32", { tiles }))
+  local left = emulator.read(arrived, nb.tensor("i32", { blocks_in_all }))
   for _, at in ipairs(memory) do emulator.free(at) end
   if wrong then return nil, wrong end
-  assert(left:equal(nb.tensor("i32", { tiles })), "the counts of blocks that arrived are not zero again")
+  assert(left:equal(nb.tensor("i32", { blocks_in_all })), "the counts of blocks that arrived are not zero again")
   return y, counts
 end
 

@@ -360,20 +360,22 @@ M.group_divides = { stage = 10, says = function(c) return "the group divides " .
   end
 end }
 
--- A group must not reach over the edge of a rank's part of K; no padding mends that. (AWQ-21)
-M.group_in_rank = { stage = 10, says = function() return "no group over the edge of a rank" end, check = function(q)
+-- A group must not reach over the edge of a rank's part of K; no padding mends that. actorder = true: in act-order, where
+-- each rank has the scales of all groups, it may. (AWQ-21)
+M.group_in_rank = { stage = 10, says = function() return "no group over the edge of a rank" end, check = function(q, c)
   local g = q.weight.group
+  if c.actorder and q.weight.actorder then return M.group_divides.check(q, { "group_divides", "k_full" }) end
   if q.k and g ~= -1 and g < q.k_full and q.k % g ~= 0 then
     return ("has a group over the edge of a rank: K = %d of this rank is not a multiple of the group size %d"):format(
       q.k, g)
   end
 end }
 
--- N must fill whole 32-bit words, in which zero-points are packed.
-M.packs = { stage = 10, says = function() return "N fills whole words" end, check = function(q)
-  local pack = math.floor(32 / q.weight.bits)
-  if q.n and q.n % pack ~= 0 then
-    return ("needs N of a multiple of %d (32 bits / %d), found %d"):format(pack, q.weight.bits, q.n)
+-- N (or {"packs", "k"}) must fill whole 32-bit words, in which zero-points (codes) are packed.
+M.packs = { stage = 10, says = function(c) return names[c[2] or "n"] .. " fills whole words" end, check = function(q, c)
+  local pack, size = math.floor(32 / q.weight.bits), q[c[2] or "n"]
+  if size and size % pack ~= 0 then
+    return ("needs %s of a multiple of %d (32 bits / %d), found %d"):format(names[c[2] or "n"], pack, q.weight.bits, size)
   end
 end }
 

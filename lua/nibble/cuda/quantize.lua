@@ -16,7 +16,7 @@ local function expect(what, x)
   error(("%s: expected a tensor on a device (x:to \"cuda\"), found %s"):format(what, tensor.found(x)), 3)
 end
 
---- cuda.activations(x, "int8" | "fp8" [, {global =, scale =, per_tensor =}]) -> q, scales | nil, msg, code
+--- cuda.activations(x, "int8" | "fp8" [, {global =, scale =, per_tensor =, group =}]) -> q, scales | nil, msg, code
 -- layout.marlin.quantize_activations of x on a device, where options.scale is and q and scales then are.
 function M.activations(x, dtype, o)
   o = o or {}
@@ -26,11 +26,11 @@ function M.activations(x, dtype, o)
   end
   if x.ndim ~= 2 then error(("quantize_activations: expected [m×k], found %s"):format(tostring(x)), 2) end
   if o.scale then expect("quantize_activations: scale", o.scale) end
-  local mode = o.scale and "STATIC" or o.per_tensor and "TENSOR" or "TOKEN"
+  local mode, shape = require("nibble.layout.marlin").scales_of_activations(x, o)
   local q, msg, code = tensors.new(x:where(), dtype == "int8" and "i8" or "f8_e4m3", x:size())
   if not q then return nil, msg, code end
   local s = o.scale
-  if not s then s, msg, code = tensors.new(x:where(), "f32", mode == "TENSOR" and { 1 } or { x:size(1), 1 }) end
+  if not s then s, msg, code = tensors.new(x:where(), "f32", shape) end
   if not s then return nil, msg, code end
   local rc
   if dtype == "int8" then rc = C.nb_device_act_quant_int8(q.t, s.t, x.t, o.global or 1)

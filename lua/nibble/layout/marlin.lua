@@ -227,10 +227,23 @@ function M.nvfp4_global(global, dtype, factor)
   return (factor or 1) == 1 and out or M.multiply_scales(out, 1 / factor)
 end
 
+--- layout.marlin.scales_of_activations(x, options) -> "STATIC", "TENSOR", "TOKEN" or "GROUP", the shape of FP8 scales
+-- What quantize_activations' options say of x [m,k]; a group that is not of 128 columns is an error.
+function M.scales_of_activations(x, options)
+  if options.scale then return "STATIC" end
+  if options.per_tensor then return "TENSOR", { 1 } end
+  if not options.group then return "TOKEN", { x:size(1), 1 } end
+  if options.group ~= 128 then
+    error(("quantize_activations: 128 columns share a scale, found groups of %s"):format(tostring(options.group)), 3)
+  end
+  return "GROUP", { x:size(1), math.ceil(x:size(2) / 128) }
+end
+
 --- layout.marlin.quantize_activations(x, dtype [, options]) -> q, scales
 -- x: [m,k] f16, bf16 or f32. dtype "int8": q i8, scales f32 [m,1] = max(|x|,1e-10)/127, times options.global
 -- (MRL-40) when given. "fp8": q f8_e4m3, one scale a token; options.scale (f32 of one element) makes it
--- static; options.per_tensor one dynamic scale. Any other dtype is an error. (MRL-45)
+-- static; options.per_tensor one dynamic scale; options.group = 128 one for each 128 columns,
+-- f32 [m,⌈k/128⌉]. Any other dtype is an error. (MRL-45, CTM-FP8-03)
 function M.quantize_activations(x, dtype, options)
   options = options or {}
   if tensor.on_device(x) then return require("nibble.cuda.quantize").activations(x, dtype, options) end
@@ -240,9 +253,9 @@ function M.quantize_activations(x, dtype, options)
     if not ok then return nil, msg, code end
     return q, s
   elseif dtype == "fp8" then
-    local mode = options.scale and "STATIC" or options.per_tensor and "TENSOR" or "TOKEN"
+    local mode, shape = M.scales_of_activations(x, options)
     local q = like(x, "f8_e4m3")
-    local s = options.scale or tensor.new("f32", mode == "TENSOR" and { 1 } or { x:size(1), 1 })
+    local s = options.scale or tensor.new("f32", shape)
     local ok, msg, code = check(C.nb_act_quant_fp8(q, s, x, C["NB_ACT_" .. mode]), q)
     if not ok then return nil, msg, code end
     return q, s

@@ -43,6 +43,17 @@ function M.get(name)
   return require("nibble.methods." .. name)
 end
 
+--- make(name, config, options) -> method | nil, msg, code
+-- What the module's new() gives; with options.on = "cuda", … one whose layers lie and are computed there
+-- (methods.on_device), but for methods that do so by themselves.
+function M.make(name, config, options)
+  local module, msg, code = M.get(name)
+  if not module then return nil, msg, code end
+  local on = options and options.on
+  if not on or on == "cpu" or by_name[name].device then return module.new(config, options) end
+  return require("nibble.methods.on_device").new(name, config, options)
+end
+
 -- ---- which methods may take a layer -----------------------------------------------------
 
 -- Each: function(rec, scheme) -> what the method's new() takes | nil, reason. rec: a module's record (formats.init);

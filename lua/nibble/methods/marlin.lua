@@ -27,7 +27,7 @@ local function pad(m, k, n)
 end
 
 -- ---- the steps ------------------------------------------------------------------------
--- Each changes m, a table over the caller's description, and fills m.out.
+-- Each changes m, a table over the caller's description, and fills m.out. -> nothing | msg, code
 
 local step = {}
 
@@ -70,16 +70,31 @@ function step.act_order(m)
   if m.g_idx then m.out.sorted_g_idx, m.out.perm = layout.marlin.sort_g_idx(m.g_idx) end
 end
 
+-- The words on a device: what follows is done there.
+function step.device(m)
+  local words, msg, code = m.words:to(m.on)
+  if not words then return msg, code end
+  m.words = words
+end
+
+-- m.out[name] = t, or its failure.
+local function put(m, name, t, msg, code)
+  m.out[name] = t
+  if not t then return msg, code end
+end
+
 function step.repack(m)
   m.k = sizes(m)
   if repacked_here(m) then
-    m.out.words = layout.marlin.repack_here(m.words, m.bits, { order = m.order, a8 = m.a8, fold = m.fold,
-      zeros = m.fold and m.zeros or nil })
-  elseif m.order == "awq" then m.out.words = layout.marlin.awq_repack(m.words, m.bits, m.a8)
-  else m.out.words = layout.marlin.repack(m.words, m.bits, m.a8, m.out.perm) end
+    return put(m, "words", layout.marlin.repack_here(m.words, m.bits, { order = m.order, a8 = m.a8, fold = m.fold,
+      zeros = m.fold and m.zeros or nil }))
+  elseif m.order == "awq" then return put(m, "words", layout.marlin.awq_repack(m.words, m.bits, m.a8)) end
+  return put(m, "words", layout.marlin.repack(m.words, m.bits, m.a8, m.out.perm))
 end
 
-function step.scales(m) m.out.scales = layout.marlin.permute_scales(m.scales, m.scale_k or m.k, m.group, m.a8) end
+function step.scales(m)
+  return put(m, "scales", layout.marlin.permute_scales(m.scales, m.scale_k or m.k, m.group, m.a8))
+end
 
 -- int8 scales, where there is more than one group. (MRL-40)
 function step.int8(m)
@@ -90,11 +105,11 @@ end
 
 function step.zeros(m)
   local convert = m.zeros_order == "plain" and layout.marlin.packed_zero_points or layout.marlin.awq_zero_points
-  if m.zeros then m.out.zeros = convert(m.zeros, m.bits, m.a8) end
+  if m.zeros then return put(m, "zeros", convert(m.zeros, m.bits, m.a8)) end
 end
 
 function step.bias(m)
-  if m.bias then m.out.bias = layout.marlin.permute_bias(m.bias) end
+  if m.bias then return put(m, "bias", layout.marlin.permute_bias(m.bias)) end
 end
 
 local function refuse(m)
@@ -110,7 +125,7 @@ end
 --- prepare_all(ms, order [, say]) -> outs | nil, msg, code
 -- Several matrices (w13 and w2), step by step: ms and outs as in prepare; order: names of steps, each done to all
 -- matrices before the next, or arrays of names, all done to one matrix before the next matrix: codes, pad, act_order,
--- repack, scales, int8, zeros, bias. say(step, i): called before a step for matrix i.
+-- device (to the one that m.on names), repack, scales, int8, zeros, bias. say(step, i): called before a step for matrix i.
 function M.prepare_all(ms, order, say)
   local states, outs = {}, {}
   for i, m in ipairs(ms) do
@@ -123,7 +138,8 @@ function M.prepare_all(ms, order, say)
     for i, m in ipairs(states) do
       for _, name in ipairs(type(names) == "table" and names or { names }) do
         if say then say(name, i) end
-        step[name](m)
+        local msg, code = step[name](m)
+        if msg then return nil, msg, code end
       end
     end
   end

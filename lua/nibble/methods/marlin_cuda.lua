@@ -26,10 +26,10 @@ end
 local function gptq_parameters(L, c, groups)
   local pf = 32 / c.bits
   L:register("qweight", { dtype = "i32", shape = { L.k / pf, L.n }, input_dim = 0, output_dim = 1, packed_dim = 0, pack_factor = pf })
-  L:register("scales", { dtype = L.dtype, shape = { groups, L.n }, input_dim = 0, output_dim = 1 })
+  L:register("scales", { dtype = L.dtype, shape = { groups, L.n }, input_dim = 0, output_dim = 1, whole = c.actorder })
   if c.zero_point then
     L:register("qzeros", { dtype = "i32", shape = { groups, L.n / pf }, input_dim = 0, output_dim = 1, packed_dim = 1,
-      pack_factor = pf })
+      pack_factor = pf, whole = c.actorder })
   end
   if c.actorder then L:register("g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
   linear.register_bias(L)
@@ -39,10 +39,10 @@ local function ct_parameters(L, c, groups)
   local pf = 32 / c.bits
   L:register("weight_packed", { dtype = "i32", shape = { L.n, L.k / pf }, input_dim = 1, output_dim = 0, packed_dim = 1,
     pack_factor = pf })
-  L:register("weight_scale", { dtype = L.dtype, shape = { L.n, groups }, input_dim = 1, output_dim = 0 })
+  L:register("weight_scale", { dtype = L.dtype, shape = { L.n, groups }, input_dim = 1, output_dim = 0, whole = c.actorder })
   if c.zero_point then
     L:register("weight_zero_point", { dtype = "i32", shape = { L.n / pf, groups }, input_dim = 1, output_dim = 0, packed_dim = 0,
-      pack_factor = pf })
+      pack_factor = pf, whole = c.actorder })
   end
   if c.actorder then L:register("weight_g_idx", { dtype = "i32", shape = { L.k }, input_dim = 0 }) end
   linear.register_bias(L)
@@ -95,10 +95,10 @@ end
 function M:create(L)
   local ok, msg, code = backends.select(query(self, L), { change = false })
   if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  local groups
-  groups, msg, code = linear.groups(L, self.config.group)
+  local c, groups = self.config, L.k_full / self.config.group -- in act-order any of them may be this rank's
+  if not c.actorder then groups, msg, code = linear.groups(L, c.group) end
   if not groups then return nil, msg, code end
-  forms[self.config.format].register(L, self.config, groups)
+  forms[c.format].register(L, c, groups)
   return true
 end
 
@@ -112,7 +112,7 @@ function M:process(L)
   local m = forms[c.format].parts(L, c)
   local words, msg, code = m.words:to(self.device)
   if not words then return nil, msg, code end
-  m.words, m.bits, m.group, m.bias = words, c.bits, c.group, L:get "bias"
+  m.words, m.bits, m.group, m.bias, m.scale_k = words, c.bits, c.group, L:get "bias", c.actorder and L.k_full or nil
   local outs
   outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
   if not outs then return nil, msg, code end
@@ -143,7 +143,7 @@ function M:apply(L, x, bias)
   end
   local y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
     words = L:get "words", scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx",
-    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype })
+    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype, k_full = L.k == L.k_full })
   if not y then return nil, msg, code end
   if here then
     y, msg, code = y:to "cpu"

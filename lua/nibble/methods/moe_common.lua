@@ -50,7 +50,8 @@ end
 -- that time, so that addresses stay. (MRL-58)
 function M.put(L, name, t)
   local now, kept = L:param(name), L.kept and L.kept[name]
-  local same = now and now.data and not kept and now.data.data == t.data
+  local here = not (tensor.on_device(t) or now and now.data and tensor.on_device(now.data))
+  local same = here and now and now.data and not kept and now.data.data == t.data
   if same and text.shape(now.data:size()) == text.shape(t:size()) then return now end -- as it was loaded
   if kept then L:replace(name, nil).data, L.kept[name] = kept, nil end
   return L:replace(name, t)

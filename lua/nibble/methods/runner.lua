@@ -30,29 +30,32 @@ function M.new(ck, o)
     if not free then return nil, msg, code end
     room.there = o.cache_bytes or DEVICE_SHARE * free
   end
-  local options = setmetatable({ on = o.device }, { __index = o.options })
+  local there = setmetatable({ on = o.device }, { __index = o.options })
   return setmetatable({ ck = ck, through = o.through, device = o.device, activations = o.activations ~= false,
-    room = room, options = options, plans = {}, ready = {}, counts = {} }, Runner)
+    room = room, options = there, here = o.options, plans = {}, ready = {}, counts = {} }, Runner)
 end
 
 -- ---- choosing a method -------------------------------------------------------------------
 
--- The first method that takes rec and whose create takes the layer: {name=, method=, make=function} or {reasons=}.
+-- The first method that takes rec and whose create takes the layer: {name=, method=} or {reasons=}. What no method takes on
+-- the device, one of the computer's may.
 local function plan(self, kind, rec, describe)
   local reasons = {}
-  for _, name in ipairs(methods.candidates(kind, self.through, self.device)) do
-    local config, why = methods.config(name, rec, { activations = self.activations })
-    local method
-    if config then method, why = assert(methods.get(name)).new(config, self.options) end
-    if method then
-      local L = describe()
-      local ok, msg = method:create(L)
-      if ok then return { name = name, method = method } end
-      why = msg
+  local function first(device, options)
+    for _, name in ipairs(methods.candidates(kind, self.through, device)) do
+      local config, why = methods.config(name, rec, { activations = self.activations })
+      local method
+      if config then method, why = methods.make(name, config, options) end
+      if method then
+        local ok, msg = method:create(describe())
+        if ok then return { name = name, method = method } end
+        why = msg
+      end
+      reasons[#reasons + 1] = name .. ": " .. tostring(why)
     end
-    reasons[#reasons + 1] = name .. ": " .. tostring(why)
   end
-  return { reasons = reasons }
+  local found = self.device and first(self.device, self.options)
+  return found or first(nil, self.here) or { reasons = reasons }
 end
 
 local function count(self, kind, found)

@@ -1,0 +1,99 @@
+-- cuda_systems: every system's layers on a CUDA device (methods.on_device): apply gives what the CPU's apply gives for the same
+-- parameters, within the rounding of 16-bit activations; ranks and expert maps, one after the other, the unsharded result.
+local standin = require "spec.support.standin"
+
+local run = standin.with "local systems, methods = require 'spec.support.systems', require 'nibble.methods' "
+
+-- Runs each case, the arguments of a function of systems; prints those that are off by more than the bound, and how many are not.
+local function judged(kind, cases)
+  return run(([[
+    local right, cases = 0, { %s }
+    for i, case in ipairs(cases) do
+      local ok, off, msg = pcall(systems.%s, unpack(case, 1, 6))
+      if ok and off and off <= 1 then right = right + 1 else print(i, case[1], off, msg) end
+    end
+    print(right .. " of " .. #cases .. " right") ]]):format(cases, kind))
+end
+
+describe("a linear layer on the device", function()
+  it("AWQ-26, AWQ-39, MRL-57, INC-14, INC-17: gives what each system's own apply gives", function()
+    assert.equal("16 of 16 right", judged("linear", [[
+      { "awq", { bits = 4, group = 32, zero_point = true }, {} },
+      { "awq", { bits = 8, group = -1, zero_point = true }, { dtype = "bf16" } },
+      { "awq", { bits = 4, group = 48, zero_point = true }, { k = 96, n = 72, dtype = "bf16", bias = false } },
+      { "awq", { bits = 8, group = 512, zero_point = true }, { k = 100, n = 68 } },
+      { "awq_marlin", { bits = 4, group = 64, zero_point = true }, {} },
+      { "awq_marlin", { bits = 4, group = -1, zero_point = true }, { dtype = "bf16", bias = false } },
+      { "awq_marlin", { bits = 4, group = 32, zero_point = true }, { k = 96, n = 72 } },
+      { "awq_marlin", { bits = 4, group = 32, zero_point = true }, {}, { choose = function() return { backend = "conch", rejected = {} } end } },
+      { "pymllm", { bits = 4, group = 64, zero_point = true }, { roundings = 2 } },
+      { "pymllm", { bits = 8, group = 128, zero_point = true }, { roundings = 2, dtype = "bf16" } },
+      { "pymllm", { bits = 4, group = -1, zero_point = false }, { bias = false } },
+      { "inc", { bits = 4, group = 32, sym = true, is_awq = true }, {} },
+      { "inc", { bits = 4, group = -1, sym = true, is_awq = false }, { dtype = "bf16", k = 72, n = 200 } },
+      { "inc_ark", { bits = 4, group = 32, sym = true, is_awq = true }, {}, systems.ark(true) },
+      { "inc_ark", { bits = 8, group = 64, sym = false, is_awq = true }, { dtype = "bf16", n = 72 }, systems.ark(true) },
+      { "inc_ark", { bits = 4, group = 32, sym = false, is_awq = false }, {}, systems.ark(false) } ]]))
+  end)
+
+  it("keeps nothing in the computer's memory, is processed once, and applied only then", function()
+    assert.equal(([[
+false	layer l is not processed yet: call process after loading
+true	bias weight_words weight_scales weight_zeros
+false	layer l was processed: load it again
+false	layer l takes activations of f16 on the device, found bf16
+false	layer l takes activations of 256 features on this rank, found 8
+false	layer l: the bias is in its plain order, the method takes Marlin's]]):gsub("%%", ""), (run([[
+      local method = assert(methods.make("awq", { bits = 4, group = 64, zero_point = true }, { on = "cuda" }))
+      local L = require("nibble.methods.layer").new { name = "l", dtype = "f16", k = 256, n = 128, bias = true }
+      assert(method:create(L))
+      local x = nb.tensor("f16", { 1, 256 })
+      print(pcall(method.apply, method, L, x))
+      print(method:process(L), table.concat(L:names(), " "))
+      print(pcall(method.process, method, L))
+      print(pcall(method.apply, method, L, x:cast("bf16"):to "cuda"))
+      print(pcall(method.apply, method, L, nb.tensor("f16", { 1, 8 })))
+      print(pcall(method.apply, method, L, x, nb.tensor("f16", { 128 }))) ]]):gsub(": permute it.*", "")))
+  end)
+
+  it("says what is on another device, why one is refused, and what was lost on the way", function()
+    assert.equal([[
+false	layer l lies on cuda:0, and its activations on cuda:1
+nil	layer l: the nibble linear on CUDA backend awq does not support this deployment: it takes input of f16 or bf16, found f32 (layer l)	eunsupported
+nil	layer l: cuda:0 is out of memory: 131072 bytes were asked for, 61440 of its 61440 are free	enomem]], (run([[
+      local layer = require "nibble.methods.layer"
+      local method = assert(methods.make("awq", { bits = 4, group = 64, zero_point = true }, { on = "cuda" }))
+      local L = layer.new { name = "l", dtype = "f16", k = 64, n = 64 }
+      assert(method:create(L))
+      assert(method:process(L))
+      print(pcall(method.apply, method, L, nb.tensor("f16", { 1, 64 }):to "cuda:1"))
+      print(method:create(layer.new { name = "l", dtype = "f32", k = 64, n = 64 }))
+      L, nb = nil, nil collectgarbage() collectgarbage()
+      L = layer.new { name = "l", dtype = "f16", k = 512, n = 512 }
+      assert(method:create(L))
+      print(method:process(L)) ]], { NB_EMU_DEVICES = 2, NB_EMU_MEMORY = 61440 })))
+  end)
+end)
+
+describe("ranks of a linear layer, one after the other on one device,", function()
+  it("MRL-59, AWQ-22: sum to the whole layer along K, and stand side by side along N", function()
+    assert.equal("11 of 11 right", judged("sharded", [[
+      { "awq", { bits = 4, group = 32, zero_point = true }, { k = 256, n = 128, bits = 4, group = 32, zeros = true }, "awq", "row", 2 },
+      { "awq", { bits = 4, group = 32, zero_point = true }, { k = 64, n = 96, bits = 4, group = 32, zeros = true }, "awq", "column", 2 },
+      { "awq_marlin", { bits = 4, group = -1, zero_point = true },
+        { k = 256, n = 128, bits = 4, group = -1, zeros = true, dtype = "bf16" }, "awq", "row", 2 },
+      { "awq_marlin", { bits = 4, group = 64, zero_point = true }, { k = 128, n = 256, bits = 4, group = 64, zeros = true }, "awq", "column", 4 },
+      { "pymllm", { bits = 8, group = 64, zero_point = true }, { k = 256, n = 128, bits = 8, group = 64, zeros = true }, "awq", "row", 2 },
+      { "inc", { bits = 4, group = 32, sym = true }, { k = 192, n = 64, bits = 4, group = 32 }, "gptq_v2", "row", 3 },
+      { "marlin_cuda", { format = "gptq_v2", bits = 4, group = 64, zero_point = true },
+        { k = 256, n = 128, bits = 4, group = 64, zeros = true }, "gptq_v2", "row", 4 },
+      { "marlin_cuda", { format = "compressed-tensors", bits = 8, group = 32 },
+        { k = 64, n = 128, bits = 8, group = 32 }, "compressed-tensors", "column", 2 },
+      { "marlin_cuda", { format = "gptq_v2", bits = 4, group = 64, zero_point = true, actorder = true },
+        { k = 256, n = 128, bits = 4, group = 64, zeros = true, actorder = true }, "gptq_v2", "row", 4 },
+      { "marlin_cuda", { format = "compressed-tensors", bits = 4, group = 128, actorder = true },
+        { k = 256, n = 64, bits = 4, group = 128, actorder = true, dtype = "bf16" }, "compressed-tensors", "row", 2 },
+      { "marlin_cuda", { format = "compressed-tensors", bits = 4, group = 64, actorder = true },
+        { k = 128, n = 128, bits = 4, group = 64, actorder = true }, "compressed-tensors", "column", 2 } ]]))
+  end)
+end)

@@ -246,9 +246,9 @@ int nb_device_marlin_dequantize(nb_tensor *out, const nb_marlin_weight *w, int d
 /* ---- mixture of experts: tokens (moe_tokens.c) ----------------------------------------
  * As nb_moe_route and the like, all tensors on one device, the same bytes; of NaN only that it is one. Nothing is
  * waited for, but where it is said: so a map's entries are not checked: one outside the experts is as -1. At most 4096
- * experts. Outputs that are empty (all 0) are made there. */
+ * experts. Outputs without memory (all 0) are made there; so are those whose shape says something, from it. */
 
-/* logits and bias also f16 or bf16: scored in f32. experts, weights: given, their width is how many are chosen. */
+/* logits and bias also f16 or bf16: scored in f32. experts [m, top], with memory or without, says how many. */
 int nb_device_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor *logits,
                         const nb_tensor *bias, const nb_moe_router *o);
 /* rows, row_weights and offsets: given. Ids outside are an error unless skip: to tell it the device is waited for. */
@@ -261,18 +261,18 @@ int nb_device_moe_align(nb_tensor *sorted, nb_tensor *block_experts, nb_tensor *
 int nb_device_moe_activation(nb_tensor *out, const nb_tensor *h, const nb_tensor *up, const nb_moe_act *act);
 /* y[t] = the sum of x[p] over the pairs p of t, those at t*top .. t*top + top-1, in the order of their local experts, as
  * moe.forward adds them: in f32, each product weights[p] * x[p] rounded to x's dtype before. y [T,H] f32, or x's dtype,
- * as which it is made; x f32, f16 or bf16 [T*top, H]; ids i32 and weights f32 [T,top], weights NULL: 1. Pairs that
- * the map has elsewhere, or that are outside it or below 0, are left out: their x is not read. */
+ * as which it is made; x f32, f16 or bf16 [T*top, H]; ids i32 and weights f32 [T,top], weights NULL: 1. experts: how
+ * many are here. Pairs whose expert isn't are left out: their x is not read. */
 int nb_device_moe_sum(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *weights,
-                      const nb_tensor *map);
+                      const nb_tensor *map, int64_t experts);
 /* moe.dispatch: batch [experts, rows, H] of x's dtype gets each expert's rows of x [T,H], in order, and zeros behind
- * them; counts i32 [experts], how many; places i32 [T,top], each pair's row in the batch, -1: none. batch,
- * counts and places: given. An expert with more rows than the batch has is an error, and told of, for which the
- * device is waited for, unless there are rows for all pairs. */
+ * them; counts i32 [experts], how many; places i32 [T,top], each pair's row in the batch, -1: none. batch, with memory
+ * or without, says for how many experts and rows. An expert with more rows is an error, for which the device is waited
+ * for, unless there are rows for all pairs. */
 int nb_device_moe_dispatch(nb_tensor *batch, nb_tensor *counts, nb_tensor *places, const nb_tensor *x,
                            const nb_tensor *ids, const nb_tensor *map);
 /* moe.combine: y[t] = the sum of weights[p] * x[places[p]] over t's pairs in the order of their places: x [experts,
- * rows, H], y as nb_device_moe_sum's. */
+ * rows, H], y as nb_device_moe_sum's, but products are not rounded. */
 int nb_device_moe_combine(nb_tensor *y, const nb_tensor *x, const nb_tensor *places,
                           const nb_tensor *weights);
 

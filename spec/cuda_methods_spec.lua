@@ -175,7 +175,7 @@ describe("marlin_cuda: the product", function()
       local L = {}
       local found = r.plans["model.layers.0.self_attn.q_proj"]
       assert(r:linear("model.layers.0.self_attn.q_proj", nb.tensor("f32", { 1, 256 })))
-      print(pcall(found.method.process, found.method, r.ready["model.layers.0.self_attn.q_proj"])) ]]
+      print(pcall(found.method.process, found.method, r.place.kept["model.layers.0.self_attn.q_proj"].thing)) ]]
     assert.matches("^marlin_cuda 2 linear\nfalse\tlayer model.layers.0.self_attn.q_proj was processed: load it again$", out)
   end)
 end)
@@ -188,8 +188,8 @@ describe("marlin_cuda: beside layers of the CPU", function()
         local r = assert(runner.new(nb.open("spec/interop/" .. folder), { through = "auto", device = device, cache_bytes = bytes }))
         assert(r:takes(name))
         assert(r:linear(name, nb.tensor("f32", { 1, 256 })))
-        local there = r.room.there
-        return r.ready[name] ~= nil and (not device or there < 2 ^ 30 and r.room.here == (bytes or 2 ^ 30))
+        if device then return r.place.kept[name] ~= nil and r.ready[name] == nil and r.room == (bytes or 2 ^ 30) end
+        return r.ready[name] ~= nil
       end
       print(table.concat({ tostring(kept("ct-w4a16-g128", "cuda")), tostring(kept("autoawq-gemm-w4g128")),
         tostring(kept("ct-w4a16-g128", "cuda", 100)) }, " ")) ]])
@@ -211,14 +211,13 @@ describe("nibble eval --device cuda", function()
     local there = eval("--device cuda", "NB_CUDA_DRIVER=" .. emulator)
     assert.matches("\nthrough +marlin_cuda 28 linear\n", there.out)
     local nll, reference = tonumber(there.out:match "nll +([%d.]+)"), tonumber(eval("", "").out:match "nll +([%d.]+)")
-    assert.is_true(math.abs(nll - reference) < 0.02 and nll ~= reference, nll .. ", reference " .. reference)
+    assert.is_true(math.abs(nll - reference) < 1e-3 and nll ~= reference, nll .. ", reference " .. reference)
   end)
 
   it("says why it cannot", function()
     assert.matches("there is no CUDA driver here: /none", eval("--device cuda", "NB_CUDA_DRIVER=/none").err)
     assert.matches('unknown device "gpu"; known: "cpu", "cuda"', eval("--device gpu", "").err)
-    assert.matches('through = "reference" runs on the CPU', eval("--device cuda --through reference", "").err)
-    assert.matches("q_proj: cuda:0 is out of memory", eval("--device cuda", "NB_EMU_MEMORY=100000 NB_CUDA_DRIVER=" .. emulator).err)
+    assert.matches("cuda:0 is out of memory", eval("--device cuda", "NB_EMU_MEMORY=100000 NB_CUDA_DRIVER=" .. emulator).err)
   end)
 end)
 
@@ -228,7 +227,7 @@ describe("dequantize_cuda", function()
     assert.equal(5, select(2, out:gsub("\tright", "")), out)
   end)
 
-  it("is not there without cuBLASLt, which is said, and layers run on the CPU", function()
+  it("is not there without cuBLASLt, which is said, and layers are dequantized", function()
     assert.equal("false\ndequantize_cuda: there is no cuBLASLt here: /none: cannot open shared object file: No such file or " ..
       "directory; install NVIDIA's CUDA libraries, or let NB_CUBLASLT name libcublasLt.so", (run([[
       local r = require("nibble.methods.runner").new(nb.open "spec/interop/ct-w4a16-g128", { through = "dequantize_cuda", device = "cuda" })

@@ -146,3 +146,21 @@ extern "C" __global__ void __launch_bounds__(NB_MOE_ALIGN_WARPS * 32, 1)
     for (int i = (int)threadIdx.x; i < o.pairs; i += (int)blockDim.x)
       if (s.expert_of(i) < 0) atomic_max(outside, (uint32_t)(o.pairs - i));
 }
+
+/* nb_moe_place: each expert has `block` places of its own: the token in each, each pair's place (-1: none here, or
+ * no room) and how many pairs each expert has. */
+extern "C" __global__ void __launch_bounds__(NB_MOE_ALIGN_WARPS * 32, 1)
+    nb_moe_place(global<const int> ids, global<const int> map, global<int> tokens, global<int> places,
+                 global<int> counts, const __grid_constant__ nb_moe_pairs o) {
+  const moe_align_kernels::sorter s(o, ids, map);
+  const int thread = (int)threadIdx.x, threads = (int)blockDim.x;
+  s.count();
+  for (int e = thread; e < o.experts; e += threads) counts[e] = s.places_from(e, e * o.block) - e * o.block;
+  for (int i = thread; i < o.pairs; i += threads) places[i] = -1;
+  __syncthreads();
+  s.each([&](int i, int e, int place) {
+    if (place >= (e + 1) * o.block) return;
+    tokens[place] = i / o.top;
+    places[i] = place;
+  });
+}

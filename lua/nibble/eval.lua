@@ -78,13 +78,19 @@ local function run_batch(s, ids, windows)
     local x_p
     x_p, msg, code = hidden_of(s.against, ids, context)
     if not x_p then return nil, msg, code end
+    local r
+    r, msg, code = s.against:compare(x_p, s.model, x, targets)
+    if not r then return nil, msg, code end
     local kl, nll_p, top_p
-    kl, nll_p, nll, top_p, top = compute.compare(x_p, s.against_head, x, s.head, targets)
+    kl, nll_p, nll, top_p, top = unpack(r)
     add_losses(s.kl, kl, windows, context)
     add_losses(s.nll_against, nll_p, windows, context)
     s.agreed = s.agreed + agreements(top, top_p, context)
   else
-    nll, top = compute.score(x, s.head, targets)
+    local r
+    r, msg, code = s.model:score(x, targets)
+    if not r then return nil, msg, code end
+    nll, top = unpack(r)
   end
   add_losses(s.nll, nll, windows, context)
   s.hits = s.hits + agreements(top, targets, context)
@@ -102,28 +108,43 @@ local function check_losses(s, losses, model)
   return true
 end
 
+-- How many windows a batch has.
 local function batch_windows(s)
-  local floats = s.model:floats_per_token() + (s.against and s.against:floats_per_token() or 0)
-  local tokens = math.min(BATCH_TOKENS, BATCH_BYTES / (4 * floats))
-  return math.min(s.windows.n, math.max(1, math.floor(tokens / s.windows.context)))
+  local bytes = s.model:bytes_per_token() + (s.against and s.against:bytes_per_token() or 0)
+  local tokens = math.min(BATCH_TOKENS, BATCH_BYTES / bytes)
+  if s.device then tokens = math.min(s.model:batch_rows(), s.against and s.against:batch_rows() or math.huge) end
+  return math.max(1, math.floor(tokens / s.windows.context))
+end
+
+-- The next batch of at most `most` windows -> how many it had | nil, msg, code
+local function next_batch(s, most)
+  local context, n = s.windows.context, math.min(most, s.windows.n - s.done)
+  local ids = tensor.new("i32", { n * context })
+  s.windows:fill(ids, s.done + 1, n)
+  local ok, msg, code = run_batch(s, ids, n)
+  -- Where a device has no room for the batch, for a smaller one it may: sums are added to only when all is there.
+  if not ok and code == "enomem" and s.device and n > 1 then
+    for _, model in ipairs { s.model, s.against } do model.place:release() end
+    return next_batch(s, math.floor(n / 2))
+  end
+  if ok then ok, msg, code = check_losses(s, s.nll, s.model) end
+  if ok and s.against then ok, msg, code = check_losses(s, s.nll_against, s.against) end
+  if not ok then return nil, msg, code end
+  return n
 end
 
 local function run_windows(s, o)
-  local context, batch = s.windows.context, batch_windows(s)
-  local storage = tensor.new("i32", { batch * context })
+  local most = math.huge
   while s.done < s.windows.n do
     nffi.stop_check()
-    local n = math.min(batch, s.windows.n - s.done)
-    local ids = storage:rows(1, n * context)
-    s.windows:fill(ids, s.done + 1, n)
-    local ok, msg, code = run_batch(s, ids, n)
-    if ok then ok, msg, code = check_losses(s, s.nll, s.model) end
-    if ok and s.against then ok, msg, code = check_losses(s, s.nll_against, s.against) end
-    if not ok then return nil, msg, code end
+    local batch = math.min(batch_windows(s), most)
+    local n, msg, code = next_batch(s, batch)
+    if not n then return nil, msg, code end
     s.done = s.done + n
+    if n < batch and s.done < s.windows.n then most = n end
     local progress = o.progress or nffi.progress
     if progress then
-      progress { done = s.done, total = s.windows.n, tokens = s.done * (context - 1), seconds = nffi.C.nb_now() - s.start }
+      progress { done = s.done, total = s.windows.n, tokens = s.done * (s.windows.context - 1), seconds = nffi.C.nb_now() - s.start }
     end
   end
   return true
@@ -176,35 +197,37 @@ local function result_of(s, bytes)
   return setmetatable(r, result_mt)
 end
 
-local function load_side(ck, activations, through, device)
-  local runner, msg, code
-  if through and through ~= "reference" then
-    runner, msg, code = require("nibble.methods.runner").new(ck, { through = through, device = device,
+local function load_side(ck, activations, through, device, share)
+  local place, runner, msg, code
+  if device then
+    place, msg, code = models.place(ck, { device = device, share = share })
+    if not place then return nil, msg, code end
+  end
+  if through ~= "reference" then
+    runner, msg, code = require("nibble.methods.runner").new(ck, { through = through, place = place,
       activations = activations ~= "none" })
     if not runner then return nil, msg, code end
   end
   local model
-  model, msg, code = models.load(ck, { activations = activations, runner = runner })
+  model, msg, code = models.load(ck, { activations = activations, place = place, runner = runner })
   if not model then return nil, msg, code end
-  local head
-  head, msg, code = model:head()
-  if not head then return nil, ("%s: %s"):format(ck.path, msg), code end
-  return model, head
+  local ok
+  ok, msg, code = model:check_head()
+  if not ok then return nil, ("%s: %s"):format(ck.path, msg), code end
+  return model
 end
 
 -- The models of a run, and what is summed over windows.
 local function open_sides(o)
   local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {},
-    warnings = json.array() }
+    warnings = json.array(), device = o.device ~= "cpu" and o.device or nil }
   local msg, code
-  local device = o.device ~= "cpu" and o.device or nil
-  s.model, msg, code = load_side(o.model, o.activations, o.through or device and "auto", device)
+  local share = o.against and 0.5 or 1
+  s.model, msg, code = load_side(o.model, o.activations, o.through or s.device and "auto" or "reference", s.device, share)
   if not s.model then return nil, msg, code end
-  s.head = msg
   if o.against then
-    s.against, msg, code = load_side(o.against, o.activations)
+    s.against, msg, code = load_side(o.against, o.activations, "reference", s.device, share)
     if not s.against then return nil, msg, code end
-    s.against_head = msg
     if s.against.vocab ~= s.model.vocab then
       return nil, ("%s has a vocabulary of %d, %s one of %d; only models of one vocabulary can be compared"):format(
         s.model.ck.path, s.model.vocab, s.against.ck.path, s.against.vocab), "eformat"
@@ -223,9 +246,7 @@ local function check_options(o)
   if o.activations ~= nil and o.activations ~= "stored" and o.activations ~= "none" then
     error(('activations = "%s", expected stored or none'):format(tostring(o.activations)), 3)
   end
-  if o.device ~= nil and require("nibble.cuda").number_of(o.device, 3) > 0 and o.through == "reference" then
-    error(('through = "reference" runs on the CPU; on %s layers run through = "auto" or a method'):format(o.device), 3)
-  end
+  if o.device ~= nil then require("nibble.cuda").number_of(o.device, 3) end
 end
 
 --- judge(accept, result) -> nil, or the sentence of a bound that was missed
@@ -249,8 +270,10 @@ end
 -- activations: "stored": layers whose scheme quantizes their input do so, as a consumer
 -- would (the arithmetic is compressed-tensors' in float32); "none": only the weights count.
 -- through: "reference": weights are dequantized to float32; "auto" or a method's name: model's layers
--- run by the systems' methods, from the form their kernels read, where one takes them. device: "cuda", …: model's dense
--- layers that its kernels take run there, in 16 bits, all else here; then through is "auto" unless it is given.
+-- run by the systems' methods, from the form their kernels read, where one takes them. device: "cuda", …: the models run there,
+-- whole, in 16 bits (f32 where their weights have that); layers run by methods that work there (through = "auto"), or
+-- dequantized ("reference", which is what against does). Weights that don't fit into its memory are streamed through it,
+-- and batches are as large as makes that worth it; without room for a batch they are halved (nibble.place).
 -- progress{done=, total= (windows), tokens=, seconds=}, after each batch.
 -- result: {nll (nats per token), ppl, top1, tokens, windows, context, seconds,
 -- tokens_per_second, bits_per_byte (with text), activations, inputs (what was done to

@@ -101,12 +101,12 @@ end
 -- row_scale: f32 [rows,1], multiplies the rows of x times the weight; without 8-bit activations, which have their own.
 -- A wrong form is an error that names the values. Memory: 3 MiB a thread, and x once more in float32.
 -- x on a device (cuda.product): the weight lies there too, an integer one, and its scales and bias have x's dtype, as y
--- does; nil, msg, code where that is not so.
+-- does, which is m.out where that is given; nil, msg, code where that is not so.
 function M.marlin(x, m, row_scale)
   local d = describe(m)
   if row_scale and d.a8 == 1 then refuse("%s activations make their own row scales", m.activations) end
   if ffi.istype(tensor.device_type, x) then
-    return require("nibble.cuda.product").marlin(x, function() return struct(m, d) end, m.n, m.outputs, row_scale)
+    return require("nibble.cuda.product").marlin(x, function() return struct(m, d) end, m.n, m.outputs, row_scale, m.out)
   end
   local values, made = quantized(x, m)
   local y = tensor.new("f32", { x:size(1), m.outputs or m.n })

@@ -2,6 +2,7 @@
 -- experts' activation functions, the loop over experts (also by batches), and the sizes
 -- and alignment that kernels ask for (SYSTEMS 7, FWD).
 local compute = require "nibble.compute"
+local dispatch = require "nibble.dispatch"
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
 local tokens_of = require "nibble.moe_tokens"
@@ -29,9 +30,9 @@ local scorings = { softmax = C.NB_ROUTE_SOFTMAX, sigmoid = C.NB_ROUTE_SIGMOID }
 -- a tie to the lower expert. normalize: a token's weights sum to 1. groups: experts are chosen from the top_groups best
 -- of them; bias f32 [E]: a correction of the scores for the choice alone (DeepSeek-V3); scale: of the weights, last.
 function M.route(logits, o)
-  if not is_tensor(logits) or logits.ndim ~= 2 or not widths[logits:type()] then
+  if not tensor.is_any(logits) or logits.ndim ~= 2 or not widths[logits:type()] then
     fail(2, "moe.route: the logits must be an f32, f16 or bf16 tensor [tokens, experts], found %s",
-      is_tensor(logits) and text(logits) or type(logits))
+      tensor.is_any(logits) and text(logits) or type(logits))
   end
   local top, scoring = o.top, scorings[o.scoring or "softmax"]
   if type(top) ~= "number" then fail(2, "moe.route: top must be how many experts a token gets, found %s", tostring(top)) end
@@ -39,13 +40,13 @@ function M.route(logits, o)
     fail(2, "moe.route: unknown scoring %q; expected softmax or sigmoid%s", tostring(o.scoring),
       words.hint(o.scoring, { "softmax", "sigmoid" }))
   end
-  if logits:type() ~= "f32" then logits = compute.widen(logits) end
-  local bias = o.bias
-  if bias and bias:type() ~= "f32" then bias = compute.widen(bias) end
-  local tokens = logits:size(1)
-  local ids, weights = tensor.new("i32", { tokens, top }), tensor.new("f32", { tokens, top })
+  local bias, tokens = o.bias, logits:size(1)
   local router = ffi.new("nb_moe_router", { scoring = scoring, normalize = o.normalize and 1 or 0, groups = o.groups or 0,
     top_groups = o.top_groups or 0, scale = o.scale or 1 })
+  if dispatch.on_device(logits, bias) then return require("nibble.cuda.moe").route(logits, bias, router, top) end
+  if logits:type() ~= "f32" then logits = compute.widen(logits) end
+  if bias and bias:type() ~= "f32" then bias = compute.widen(bias) end
+  local ids, weights = tensor.new("i32", { tokens, top }), tensor.new("f32", { tokens, top })
   must(C.nb_moe_route(ids, weights, logits, bias, router))
   return weights, ids
 end
@@ -94,13 +95,16 @@ end
 -- h f32 [rows, 2I], gate first and up second (swigluoai: in pairs); [rows, I] for the `_no_mul` kinds, or with up
 -- [rows, I] apart, and then out may be h. limit: of silu (min(g, L), clamp(u, ±L)); of swigluoai (7), swiglustep (7);
 -- swigluoai_uninterleave needs one; alpha and beta: swigluoai's 1.702 and 1, swigluoai_uninterleave's 1 and 0.
--- dtype: f16 or bf16 rounds the input and the output, as a kernel that stores them does. (FWD-06, FWD-07)
+-- dtype: f16 or bf16 rounds the input and the output, as a kernel that stores them does. On a device h and with it the
+-- result may be f16 or bf16 themselves. (FWD-06, FWD-07)
 function M.activation(name, h, o)
   o = o or {}
-  local act, gated = act_of(name, o, o.dtype or "f32", 2)
+  local there = dispatch.on_device(h, o.up, o.out)
+  local act, gated = act_of(name, o, o.dtype or there and h:type() or "f32", 2)
   if h.ndim ~= 2 or gated and not o.up and h:size(2) % 2 ~= 0 then
     fail(2, "activation %s: expected an input [rows, %s], found %s", name, gated and "2I" or "I", text(h))
   end
+  if there then return require("nibble.cuda.moe").activation(h, o.up, o.out, act) end
   local out = o.out or tensor.new("f32", { h:size(1), gated and not o.up and h:size(2) / 2 or h:size(2) })
   must(C.nb_moe_activation(out, h, o.up, act))
   return out

@@ -1,8 +1,10 @@
 -- moe_tokens: where the tokens of a mixture of experts go: grouped by expert, laid out in
 -- batches and summed again, aligned to a kernel's blocks; and the sizes that kernels ask for
 -- (SYSTEMS FWD-03, FWD-05, FWD-08, FWD-09, FWD-11). nibble.moe hands all of it on.
+-- Functions of tensors also take tensors on one device, and work there (nibble.cuda.moe).
 local ffi = require "ffi"
 local compute = require "nibble.compute"
+local dispatch = require "nibble.dispatch"
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
 local C, must = nffi.C, nffi.must
@@ -14,16 +16,17 @@ local M = {}
 -- to local, -1 = elsewhere; ids outside are left out with skip, otherwise an error. (FWD-03)
 function M.group(ids, weights, experts, o)
   local n = ids:numel()
-  local rows, row_weights = tensor.new("i32", { n }), tensor.new("f32", { n })
-  local offsets = tensor.new("i32", { experts + 1 })
-  must(C.nb_moe_group(rows, row_weights, offsets, ids, weights, o and o.map, o and o.skip and 1 or 0))
+  local rows, row_weights = dispatch.new(ids, "i32", { n }), dispatch.new(ids, "f32", { n })
+  local offsets = dispatch.new(ids, "i32", { experts + 1 })
+  must(dispatch.call("moe_group", rows, row_weights, offsets, ids, weights, o and o.map, o and o.skip and 1 or 0))
   return rows, row_weights, offsets
 end
 
 --- moe.dispatch(x, ids, experts [, {map=, rows=}]) -> f32 [experts, rows, H], counts i32 [experts], places i32 [T, k]
 -- The rows of each expert, for moe.batched; rows: room per expert (default: what the fullest needs). places: flat row of
--- each pair in the batch, -1: none here.
+-- each pair in the batch, -1: none here. On a device the batch has x's dtype.
 function M.dispatch(x, ids, experts, o)
+  if dispatch.on_device(x, ids) then return require("nibble.cuda.moe").dispatch(x, ids, experts, o and o.map, o and o.rows) end
   local ones = tensor.new("f32", ids:size()):fill(1)
   local rows, _, offsets = M.group(ids, ones, experts, { map = o and o.map, skip = true })
   local most, counts = o and o.rows or 0, tensor.new("i32", { experts })
@@ -58,6 +61,7 @@ end
 
 --- moe.combine(y, places, weights) -> f32 [T, H]: each token's rows of a batch, weighted and summed.
 function M.combine(y, places, weights)
+  if dispatch.on_device(y, places, weights) then return require("nibble.cuda.moe").combine(y, places, weights) end
   local hidden, tokens, top = y:size(3), places:size(1), places:size(2)
   local flat = y:reshape { y:size(1) * y:size(2), hidden }
   local out = tensor.new("f32", { tokens, hidden })
@@ -91,8 +95,9 @@ end
 -- Flat positions of ids by expert, each expert's run padded to a multiple of block with the value ids:numel();
 -- block_experts: whose each block is, -1 past the end. Only the first `total` places are in use. experts: global count.
 -- map i32 [experts]: blocks of experts that are elsewhere are marked -1; ignore: their pairs are left out, and the rest
--- is sorted by local id. (FWD-08)
+-- is sorted by local id. On a device the total stays there too, i32 [1]. (FWD-08)
 function M.align(ids, block, experts, o)
+  if tensor.on_device(ids) then return require("nibble.cuda.moe").align(ids, block, experts, o and o.map, o and o.ignore) end
   local n = ids:numel()
   local capacity = tonumber(C.nb_moe_align_capacity(n, experts, block))
   local sorted, owners = tensor.new("i32", { math.max(capacity, 0) }), tensor.new("i32", { math.max(math.ceil(capacity / block), 0) })

@@ -47,9 +47,8 @@ local function compare(o, expected, call)
     local rc = call(out)
     if rc < 0 then wrong = ffi.string(C.nb_error()) return end
     for i, t in ipairs(expected) do
-      local _
       local here, why = out[i]:to "cpu"
-      if here and t:type():match "f" then _, why = same(here, t)
+      if here and t:type():match "f" then why = select(2, same(here, t))
       elseif here and not here:equal(t) then why = M.words(here) .. ", expected " .. M.words(t) end
       if why then wrong = ("%s: output %d, order %d: %s"):format(describe(o), i, order, why) end
     end
@@ -97,6 +96,64 @@ function M.group(o)
   local ids, map, w = there(o.ids), there(o.map), there(o.weights)
   return compare(o, { rows, weights, offsets }, function(out)
     return C.nb_device_moe_group(out[1].t, out[2].t, out[3].t, ids.t, w.t, at(map), 1)
+  end)
+end
+
+--- activation{kind=, rows=, n=, dtype=, rounding=, up=true, over=true, limit=, alpha=, beta=, value=function(i)}
+-- up: ups in a tensor of their own; over: the output is written over the gates. h begins `skip` elements into its memory.
+function M.activation(o)
+  local rounding, dtype = o.rounding or o.dtype, o.dtype
+  local act = ffi.new("nb_moe_act", { kind = o.kind, dtype = C["NB_" .. rounding:upper()], limit = o.limit or 1 / 0, alpha = o.alpha or 1,
+    beta = o.beta or 0 })
+  local twice = o.kind < C.NB_MOE_SILU_NO_MUL and not o.up
+  local width, skip = o.n * (twice and 2 or 1), o.skip or 0
+  local function matrix(from) return M.tensor(dtype, { skip + o.rows * width }, function(i) return o.value(i + from) end) end
+  local function part(t) return skip == 0 and t:reshape { o.rows, width } or t:rows(skip + 1, skip + o.rows * width):reshape { o.rows, width } end
+  local h, up = matrix(0), o.up and matrix(9999)
+  local wide = nb.tensor("f32", { o.rows, o.n })
+  nffi.must(C.nb_moe_activation(wide, part(h):cast "f32", up and part(up):cast "f32", act))
+  local ups = there(up)
+  return compare(o, { dtype == "f32" and wide or wide:cast(dtype) }, function(out)
+    local gates = there(h)
+    local from, other = part(gates), ups and part(ups)
+    if not o.over then return C.nb_device_moe_activation(out[1].t, from.t, at(other), act) end
+    local rc = C.nb_device_moe_activation(from.t, from.t, at(other), act)
+    out[1] = from
+    return rc
+  end)
+end
+
+-- What moe.forward makes of rows that its experts give: the sums, by the CPU's own functions.
+local function summed(o, x, weights, dtype)
+  local map, top, tokens = o.map, o.ids:size(2), o.ids:size(1)
+  local pairs_of = M.tensor("f32", { tokens, top }, function(i) return i end)
+  local rows, order, offsets = nb.tensor("i32", { tokens * top }), nb.tensor("f32", { tokens * top }), nb.tensor("i32", { o.experts + 1 })
+  nffi.must(C.nb_moe_group(rows, order, offsets, o.ids, pairs_of, map, 1))
+  local sum, columns = nb.tensor("f32", { tokens, x:size(2) }), x:size(2)
+  for e = 1, o.experts do
+    local first, last = offsets:get(e) + 1, offsets:get(e + 1)
+    if last >= first then
+      local from, w = nb.tensor("i32", { last - first + 1 }), nb.tensor("f32", { last - first + 1 })
+      for i = first, last do
+        from:set(i - first + 1, order:get(i))
+        w:set(i - first + 1, weights and weights:get(order:get(i) + 1) or 1)
+      end
+      local part = nb.compute.gather(nb.tensor("f32", { last - first + 1, columns }), x, from)
+      nb.compute.scatter_add(sum, part, rows:rows(first, last), w, dtype)
+    end
+  end
+  return sum
+end
+
+--- sum{ids=tensor [T,k], experts=, columns=, dtype=, out=dtype's, weights=function(i), map=tensor, value=function(i)}
+function M.sum(o)
+  local x = M.tensor(o.dtype, { o.ids:numel(), o.columns }, o.value)
+  local weights = o.weights and M.tensor("f32", o.ids:size(), o.weights)
+  local expected = summed(o, x, weights, o.dtype)
+  if o.out and o.out ~= "f32" then expected = expected:cast(o.out) end
+  local from, ids, w, map = there(x), there(o.ids), there(weights), there(o.map)
+  return compare(o, { expected }, function(out)
+    return C.nb_device_moe_sum(out[1].t, from.t, ids.t, at(w), at(map), o.experts)
   end)
 end
 

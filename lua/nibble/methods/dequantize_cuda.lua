@@ -54,20 +54,26 @@ end
 --- method:quant() -> nil
 function M.quant() end
 
---- method:apply(L, x) -> y [.., n] | nil, msg, code
--- y = x · Ŵ + bias in float32 sums, x and Ŵ rounded to the layer's dtype. x lies in the computer's memory, and y does.
-function M:apply(L, x)
+--- method:apply(L, x [, bias [, out]]) -> y [.., n] | nil, msg, code
+-- y = x · Ŵ + bias (nil: the layer's own) in float32 sums, x and Ŵ rounded to the layer's dtype. x in the computer's memory, and
+-- y is then f32 there; or on the device, where y has x's dtype (out: a tensor [m, n] to fill).
+function M:apply(L, x, bias, out)
   local flat, shape = linear.rows(L, x)
-  local there, msg, code = linear.rounded(flat, L.dtype):to(self.device)
-  if not there then return nil, msg, code end
-  local w, y
+  local here, w, y, msg, code = x:where() == "cpu"
+  if here then
+    flat, msg, code = linear.rounded(flat, L.dtype):to(self.device)
+    if not flat then return nil, msg, code end
+  end
   w, msg, code = L.weight:dequantize(L.dtype)
   if not w then return nil, msg, code end
-  y, msg, code = cuda.new(self.device, "f32", { flat:size(1), L.n })
+  y = not here and out or nil
+  if not y then y, msg, code = cuda.new(self.device, here and "f32" or x:type(), { flat:size(1), L.n }) end
   if not y then return nil, msg, code end
-  y, msg, code = cuda.gemm(y, there, w, linear.bias(L, nil, false))
-  if not y then return nil, msg, code end
-  y, msg, code = y:to "cpu"
+  bias = linear.bias(L, bias, false)
+  if bias and bias:type() ~= y:type() then bias = bias:cast(y:type()) end
+  y, msg, code = cuda.gemm(y, flat, w, bias)
+  w:free()
+  if y and here then y, msg, code = y:to "cpu" end
   if not y then return nil, msg, code end
   return linear.shaped(y, x, shape, L.n)
 end

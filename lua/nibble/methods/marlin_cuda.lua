@@ -115,6 +115,7 @@ function M:process(L)
   m.words, m.bits, m.group, m.bias, m.scale_k = words, c.bits, c.group, L:get "bias", c.actorder and L.k_full or nil
   local outs
   outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
+  words:free()
   if not outs then return nil, msg, code end
   for _, name in ipairs(L:names()) do L:replace(name, nil) end
   for name, t in pairs(outs[1]) do
@@ -129,10 +130,11 @@ end
 --- method:quant() -> nil: linear layers hand no description to other kernels.
 function M.quant() end
 
---- method:apply(L, x [, bias]) -> y [.., n] | nil, msg, code
+--- method:apply(L, x [, bias [, out]]) -> y [.., n] | nil, msg, code
 -- y = x · Ŵ + bias, as awq_marlin's, in the layer's dtype: x is rounded to it and goes to the device, y comes back in x's
--- dtype. x on the device: of the layer's dtype, and y stays there. bias: in Marlin's order, on the device. (AWQ-26)
-function M:apply(L, x, bias)
+-- dtype. x on the device: of the layer's dtype, and y stays there (out: a tensor [m, n] to fill). bias: in Marlin's order, on
+-- the device. (AWQ-26)
+function M:apply(L, x, bias, out)
   if L.order_of_words ~= "marlin" then error(("layer %s is not processed yet: call process after loading"):format(L.name), 2) end
   local flat, shape = linear.rows(L, x)
   local here, c = x:where() == "cpu", self.config
@@ -143,7 +145,8 @@ function M:apply(L, x, bias)
   end
   local y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
     words = L:get "words", scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx",
-    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype, k_full = L.k == L.k_full })
+    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype, k_full = L.k == L.k_full,
+    out = not here and out or nil })
   if not y then return nil, msg, code end
   if here then
     y, msg, code = y:to "cpu"

@@ -138,10 +138,10 @@ local function moved(self, L, x)
   return x
 end
 
---- method:apply(L, x [, bias]) -> y [.., n] in x's dtype, where x lies | nil, msg, code
+--- method:apply(L, x [, bias [, out]]) -> y [.., n] in x's dtype, where x lies | nil, msg, code
 -- x in the computer's memory, or on the device in the layer's dtype. bias: nil (the layer's own), false (none), or {data =,
--- permuted = true} on the device, in Marlin's order.
-function Method:apply(L, x, bias)
+-- permuted = true} on the device, in Marlin's order. out: a tensor [m, n] to fill, where x lies on the device.
+function Method:apply(L, x, bias, out)
   local form = ready(L)
   local flat, shape = linear.rows(L, x)
   local there_x, msg, code = moved(self, L, flat)
@@ -151,7 +151,8 @@ function Method:apply(L, x, bias)
     if not there_x then return nil, msg, code end
   end
   local y
-  local w = setmetatable({ bias = linear.bias(L, bias, true), outputs = L.n }, { __index = form.matrices.weight })
+  local w = setmetatable({ bias = linear.bias(L, bias, true), outputs = L.n,
+    out = x:where() ~= "cpu" and out or nil }, { __index = form.matrices.weight })
   y, msg, code = gemm.marlin(there_x, w)
   if y and x:where() == "cpu" then y, msg, code = y:to "cpu" end
   if not y then return nil, msg, code end

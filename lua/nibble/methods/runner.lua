@@ -1,61 +1,52 @@
 -- methods.runner: a checkpoint's layers run through the systems' methods: each layer is made,
 -- loaded from the checkpoint's tensors, processed and applied as its method does it.
 --
--- Layers are kept processed while all of them fit into cache_bytes (of each memory); otherwise they are made
--- again at each pass, one at a time.
+-- Layers are kept processed while all of them fit into cache_bytes; otherwise they are made again at each pass, one at
+-- a time. On a device nibble.place keeps or streams them, and only methods that run there are taken.
 local formats = require "nibble.formats"
 local layer = require "nibble.methods.layer"
 local methods = require "nibble.methods"
 local nffi = require "nibble.ffi"
+local places = require "nibble.place"
 local tensor = require "nibble.tensor"
 
 local M = {}
 local Runner = {}
 Runner.__index = Runner
 
--- How much of a device's memory processed layers may take: the rest is for products and other processes.
-local DEVICE_SHARE = 0.8
-
---- new(ck, {through = "auto", device =, activations = true, cache_bytes =, options = {}}) -> runner | nil, msg, code
--- through: "auto" or a method's name (methods.names). device: "cuda", …: layers that its methods take run and stay
--- there. activations = false: weights only. options: given to every method's new().
+--- new(ck, {through = "auto", device =, place =, activations = true, cache_bytes =, options = {}}) -> runner | nil, msg, code
+-- through: "auto" or a method's name (methods.names). device: "cuda", …: layers that its methods take run and stay there;
+-- place: the one of the model whose layers they are. activations = false: weights only. options: given to every method's new().
 function M.new(ck, o)
-  local room = { here = o.cache_bytes or 2 ^ 30 }
   if o.through ~= "auto" then
     local ok, msg, code = methods.get(o.through)
     if not ok then return nil, msg, code end
   end
-  if o.device and o.device ~= "cpu" then
-    local free, msg, code = require("nibble.cuda").memory(o.device)
-    if not free then return nil, msg, code end
-    room.there = o.cache_bytes or DEVICE_SHARE * free
-  end
-  local there = setmetatable({ on = o.device }, { __index = o.options })
-  return setmetatable({ ck = ck, through = o.through, device = o.device, activations = o.activations ~= false,
-    room = room, options = there, here = o.options, plans = {}, ready = {}, counts = {} }, Runner)
+  local place, msg, code = o.place, nil, nil
+  if not place then place, msg, code = places.new { device = o.device, dtype = "f16", cache_bytes = o.cache_bytes } end
+  if not place then return nil, msg, code end
+  local options = setmetatable({ on = place.device }, { __index = o.options })
+  return setmetatable({ ck = ck, through = o.through, place = place, activations = o.activations ~= false,
+    room = o.cache_bytes or 2 ^ 30, options = options, plans = {}, ready = {}, counts = {} }, Runner)
 end
 
 -- ---- choosing a method -------------------------------------------------------------------
 
--- The first method that takes rec and whose create takes the layer: {name=, method=} or {reasons=}. What no method takes on
--- the device, one of the computer's may.
+-- The first method that takes rec and whose create takes the layer: {name=, method=} or {reasons=}.
 local function plan(self, kind, rec, describe)
   local reasons = {}
-  local function first(device, options)
-    for _, name in ipairs(methods.candidates(kind, self.through, device)) do
-      local config, why = methods.config(name, rec, { activations = self.activations })
-      local method
-      if config then method, why = methods.make(name, config, options) end
-      if method then
-        local ok, msg = method:create(describe())
-        if ok then return { name = name, method = method } end
-        why = msg
-      end
-      reasons[#reasons + 1] = name .. ": " .. tostring(why)
+  for _, name in ipairs(methods.candidates(kind, self.through, self.place.device)) do
+    local config, why = methods.config(name, rec, { activations = self.activations })
+    local method
+    if config then method, why = methods.make(name, config, self.options) end
+    if method then
+      local ok, msg = method:create(describe())
+      if ok then return { name = name, method = method } end
+      why = msg
     end
+    reasons[#reasons + 1] = name .. ": " .. tostring(why)
   end
-  local found = self.device and first(self.device, self.options)
-  return found or first(nil, self.here) or { reasons = reasons }
+  return { reasons = reasons }
 end
 
 local function count(self, kind, found)
@@ -63,9 +54,15 @@ local function count(self, kind, found)
   self.counts[name] = (self.counts[name] or 0) + 1
 end
 
--- A linear layer's options. Its dtype is that of the stored scales, so that none is rounded.
+-- A layer's dtype is that of the stored scales, so that none is rounded; on a device that of the model's activations
+-- where it has 16 bits.
+local function dtype_of(self, dtype)
+  if not self.place.device then return dtype end
+  return self.place.dtype ~= "f32" and self.place.dtype or dtype == "bf16" and dtype or "f16"
+end
+
 local function linear_layer(self, name, rec)
-  return layer.new { name = name, kind = "linear", dtype = rec.dtype, k = rec.k, n = rec.n,
+  return layer.new { name = name, kind = "linear", dtype = dtype_of(self, rec.dtype), k = rec.k, n = rec.n,
     bias = self.ck:info(name .. ".bias") ~= nil }
 end
 
@@ -92,11 +89,26 @@ local function bytes_of(L)
   return total
 end
 
--- Keeps a processed layer where it fits: here, or on the device of its method.
-local function keep(self, name, L)
-  local bytes, where = bytes_of(L), self.plans[name].method.device and "there" or "here"
-  if bytes <= self.room[where] then self.room[where], self.ready[name] = self.room[where] - bytes, L end
-  return L
+-- The processed layer `name` that make(self, name, …) makes, or that is kept | nil, msg, code
+local function processed(self, name, make, ...)
+  local L = self.ready[name]
+  if L then return L end
+  if not self.place.device then
+    local msg, code
+    L, msg, code = make(self, name, ...)
+    if not L then return nil, msg, code end
+    local bytes = bytes_of(L)
+    if bytes <= self.room then self.room, self.ready[name] = self.room - bytes, L end
+    return L
+  end
+  local rest, n = { ... }, select("#", ...)
+  return self.place:get(name, function()
+    local made, msg, code = make(self, name, unpack(rest, 1, n))
+    if not made then error({ msg = msg, code = code }, 0) end
+    return made, bytes_of(made), function()
+      for _, parameter in ipairs(made:names()) do made:get(parameter):free() end
+    end
+  end)
 end
 
 local function linear(self, name)
@@ -118,15 +130,30 @@ local function linear(self, name)
   if not ok then return nil, msg, code end
   ok, msg, code = method:process(L)
   if not ok then return nil, msg, code end
-  return keep(self, name, L)
+  return L
 end
 
---- runner:linear(name, x) -> y f32 [m, n] | nil, msg, code: module `name` of x f32 [m, k], its bias added.
-function Runner:linear(name, x)
-  local L, msg, code = self.ready[name], nil, nil
-  if not L then L, msg, code = linear(self, name) end
+-- f's result for x as layer L takes it: on a device in L's dtype, and what comes out in x's own again.
+local function in_dtype(self, name, L, x, f)
+  if not tensor.on_device(x) then return f(x) end
+  local given = x:type()
+  local y, msg, code = f(given == L.dtype and x or x:cast(L.dtype))
+  self.place:done(name)
+  if not y then return nil, msg, code end
+  return y:type() == given and y or y:cast(given)
+end
+
+--- runner:outputs(name) -> the outputs of the linear module `name`, which a method runs.
+function Runner:outputs(name) return assert(formats.record(self.ck, name)).n end
+
+--- runner:linear(name, x [, out]) -> y [m, n] of x's dtype, where x lies | nil, msg, code
+-- Module `name` of x [m, k], its bias added. out: storage that a method may return instead of a new tensor.
+function Runner:linear(name, x, out)
+  local L, msg, code = processed(self, name, linear)
   if not L then return nil, msg, code end
-  return self.plans[name].method:apply(L, x)
+  local method = self.plans[name].method
+  local room = out and out:type() == L.dtype and out or nil
+  return in_dtype(self, name, L, x, function(input) return method:apply(L, input, nil, room) end)
 end
 
 -- ---- experts -----------------------------------------------------------------------------------
@@ -152,8 +179,8 @@ local function common_record(self, prefix, o)
   return first
 end
 
-local function moe_layer(prefix, rec, o, hidden)
-  return layer.new { name = prefix .. ".experts", kind = "moe", dtype = rec.dtype_of_layer or rec.dtype, experts = o.count,
+local function moe_layer(self, prefix, rec, o, hidden)
+  return layer.new { name = prefix .. ".experts", kind = "moe", dtype = dtype_of(self, rec.dtype_of_layer or rec.dtype), experts = o.count,
     hidden = hidden, intermediate = o.intermediate, top = o.top, activation = "silu", disable_inplace = true,
     router = { routing = o.normalize and "renormalize" or "default" } }
 end
@@ -189,7 +216,7 @@ nffi.interpreted(load_expert)
 
 local function experts(self, prefix, o, hidden)
   local found = self.plans[prefix]
-  local L = moe_layer(prefix, found.rec, o, hidden)
+  local L = moe_layer(self, prefix, found.rec, o, hidden)
   local ok, msg, code = found.method:create(L)
   if not ok then return nil, msg, code end
   for e = 0, o.count - 1 do
@@ -203,7 +230,7 @@ local function experts(self, prefix, o, hidden)
   end
   ok, msg, code = found.method:process(L)
   if not ok then return nil, msg, code end
-  return keep(self, prefix, L)
+  return L
 end
 
 --- runner:takes_experts(prefix, {names=, count=, top=, normalize=, intermediate=}, hidden) -> whether a method runs the
@@ -212,7 +239,7 @@ function Runner:takes_experts(prefix, o, hidden)
   local found = self.plans[prefix]
   if found == nil then
     local rec, why = common_record(self, prefix, o)
-    found = rec and plan(self, "moe", rec, function() return moe_layer(prefix, rec, o, hidden) end) or { reasons = { why } }
+    found = rec and plan(self, "moe", rec, function() return moe_layer(self, prefix, rec, o, hidden) end) or { reasons = { why } }
     found.rec = rec
     count(self, "moe", found)
     self.plans[prefix] = found
@@ -220,15 +247,16 @@ function Runner:takes_experts(prefix, o, hidden)
   return found.method ~= nil
 end
 
---- runner:experts(prefix, o, x, logits, weights, ids) -> y f32 [T, hidden] | nil, msg, code
--- x f32 [T, hidden]; the router's logits [T, experts], and what moe.route made of them.
+--- runner:experts(prefix, o, x, logits, weights, ids) -> y [T, hidden] of x's dtype, where x lies | nil, msg, code
+-- x [T, hidden]; the router's logits [T, experts], and what moe.route made of them.
 function Runner:experts(prefix, o, x, logits, weights, ids)
-  local L, msg, code = self.ready[prefix], nil, nil
-  if not L then L, msg, code = experts(self, prefix, o, x:size(2)) end
+  local L, msg, code = processed(self, prefix, experts, o, x:size(2))
   if not L then return nil, msg, code end
   local method = self.plans[prefix].method
-  if method.monolithic then return method:apply_monolithic(L, x, logits) end
-  return method:apply(L, x, weights, ids)
+  return in_dtype(self, prefix, L, x, function(input)
+    if method.monolithic then return method:apply_monolithic(L, input, logits) end
+    return method:apply(L, input, weights, ids)
+  end)
 end
 
 -- ---- what ran --------------------------------------------------------------------------------------

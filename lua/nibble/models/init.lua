@@ -30,13 +30,28 @@ function M.of(config)
     table.concat(known, ", ")), "eunsupported"
 end
 
---- load(ck [, {cache_bytes=}]) -> model | nil, msg, code
--- Checks config.json against what the architecture needs; reads no weights yet.
--- model:logits(ids) -> f32 [m, vocab]; see decoder.lua for its memory bound.
-function M.load(ck, options)
+--- place(ck, {device=, dtype=, cache_bytes=, share=}) -> where the model of checkpoint ck may lie | nil, msg, code
+-- As nibble.place makes it. dtype: of activations on a device; default f32 where the checkpoint's floats are that, else f16.
+function M.place(ck, o)
   local arch, msg, code = M.of(ck.config)
   if not arch then return nil, ("%s: %s"):format(ck.path, msg), code end
-  return require("nibble.models.decoder").new(arch, ck, options)
+  local info = ck:info(arch.embedding .. ".weight")
+  local dtype = o.dtype or info and info.dtype:lower() == "f32" and "f32" or "f16"
+  return require("nibble.place").new { device = o.device, dtype = dtype, cache_bytes = o.cache_bytes, share = o.share }
+end
+
+--- load(ck [, {cache_bytes=, activations=, device=, dtype=, place=, runner=}]) -> model | nil, msg, code
+-- Checks config.json against what the architecture needs; reads no weights yet. device: "cuda", …: the model lies there
+-- (place: as models.place made it), and what it computes does. runner: runs layers by methods (methods.runner).
+-- model:logits(ids) -> f32 [m, vocab]; see decoder.lua for its memory bound.
+function M.load(ck, options)
+  local o = options or {}
+  local arch, msg, code = M.of(ck.config)
+  if not arch then return nil, ("%s: %s"):format(ck.path, msg), code end
+  local place = o.place
+  if not place and o.device then place, msg, code = M.place(ck, o) end
+  if o.device and not place then return nil, msg, code end
+  return require("nibble.models.decoder").new(arch, ck, setmetatable({ place = place }, { __index = o }))
 end
 
 return M

@@ -3,7 +3,8 @@
 -- Float weights are mapped views (no memory of ours); quantized ones are
 -- dequantized to float32 when a layer asks, kept while all of them fit into
 -- cache_bytes, and otherwise freed as soon as their product is done: then one
--- weight matrix lives at a time.
+-- weight matrix lives at a time. On a device all of them are floats of the activations' dtype, dequantized there
+-- (nibble.place keeps or streams them).
 local ffi = require "ffi"
 local act = require "nibble.act"
 local compute = require "nibble.compute"
@@ -23,9 +24,9 @@ local function got(value, msg, code)
   return value
 end
 
---- new(ck, cache_bytes [, activations]) -> weights; activations "none": no layer's input is quantized.
-function M.new(ck, cache_bytes, activations)
-  return setmetatable({ ck = ck, left = cache_bytes, streamed = ck.bytes and ck.bytes > cache_bytes, kept = {},
+--- new(ck, cache_bytes, activations, place) -> weights; activations "none": no layer's input is quantized.
+function M.new(ck, cache_bytes, activations, place)
+  return setmetatable({ ck = ck, left = cache_bytes, streamed = ck.bytes and ck.bytes > cache_bytes, kept = {}, place = place,
     activations = activations or "stored", inputs = {} }, Weights)
 end
 
@@ -50,8 +51,8 @@ local function check_shape(t, name, n, k)
   return t
 end
 
--- The 1-D tensor `name` as f32 (norms, biases): small, so kept.
-function Weights:vector(name, size)
+-- The 1-D tensor `name` (norms, biases) as f32, on a device as dtype: small, so kept.
+function Weights:vector(name, size, dtype)
   local t = self.kept[name]
   if not t then
     t = self:float(name)
@@ -59,7 +60,7 @@ function Weights:vector(name, size)
       got(self.ck:tensor(name))
       M.fail(name .. ": expected a float tensor")
     end
-    t = compute.widen(t)
+    t = self.place:put(compute.widen(t), dtype)
     self.kept[name] = t
   end
   if t.ndim ~= 1 or t:size(1) ~= size then
@@ -70,20 +71,50 @@ end
 
 -- The bias of module `name`, or nil; required: its absence is a failure.
 function Weights:bias(name, n, required)
-  if self.ck:info(name .. ".bias") then return self:vector(name .. ".bias", n) end
+  if self.ck:info(name .. ".bias") then return self:vector(name .. ".bias", n, self.place.dtype) end
   if required then M.fail(("%s has no tensor %s.bias, which its config.json asks for"):format(self.ck.path, name)) end
+end
+
+-- What is no float tensor must at least be quantized.
+local function check_quantized(self, name)
+  local info = self.ck:info(name .. ".weight")
+  if info and not got(self.ck:module(name)).scheme then
+    M.fail(("%s.weight is %s, expected a float tensor"):format(name, info.dtype))
+  end
+end
+
+-- A quantized weight on the device, dequantized there; where that is not for its kind, here.
+local function dequantized(self, name)
+  local place = self.place
+  check_quantized(self, name)
+  local q = got(self.ck:quantized(name))
+  local moved = got(q:to(place.device))
+  local t, msg, code = moved:dequantize(place.dtype)
+  for _, part in ipairs { "codes", "scales", "zeros" } do
+    if moved[part] then moved[part]:free() end
+  end
+  if t or code ~= "eunsupported" then return got(t, msg, code) end
+  return place:put(got(self.ck:weight(name, "f32")), place.dtype)
+end
+
+-- The weight of module `name` on the device, its bytes, and how to give it up: as place:get takes it.
+local function brought(self, name)
+  local t = self:float(name .. ".weight")
+  local there = t and self.place:put(t, self.place.dtype) or dequantized(self, name)
+  if t then t:drop() end
+  return there, there:bytes(), function() there:free() end
 end
 
 --- w:matrix(name, n, k) -> tensor [n, k]: module `name`'s weight; n, k nil = any.
 -- Give it back with w:done.
 function Weights:matrix(name, n, k)
+  if self.place.device then
+    return check_shape(self.place:get(name, function() return brought(self, name) end), name, n, k)
+  end
   local t = self.kept[name] or self:float(name .. ".weight")
   if not t then
-    local info = self.ck:info(name .. ".weight")
     t = got(self.ck:weight(name, "f32"))
-    if info and not got(self.ck:module(name)).scheme then
-      M.fail(("%s.weight is %s, expected a float tensor"):format(name, info.dtype))
-    end
+    check_quantized(self, name)
     if t:bytes() <= self.left then
       self.left = self.left - t:bytes()
       self.kept[name] = t
@@ -94,10 +125,14 @@ end
 
 --- w:done(name, t): the product with t is over.
 function Weights:done(name, t)
+  if self.place.device then return self.place:done(name) end
   if self.kept[name] then return end
   if self.streamed then t:drop() end
   t:free()
 end
+
+--- w:forget(): gives up the vectors on a device.
+function Weights:forget() self.kept = {} end
 
 local needed = { scale = "input_scale", global = "input_global_scale" }
 

@@ -138,6 +138,15 @@ int64_t nb_device_count_nonfinite(const nb_tensor *x);
 int nb_device_add_nonfinite(nb_tensor *count, const nb_tensor *x);
 /* nb_cast between f32, bf16 and f16, bytes of NaN too. */
 int nb_device_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+/* (logits.c) x f32, bf16 or f16, head too; products by cuBLASLt where it is, of operands of different dtypes in f32. Sums in
+ * double. At most 1024x8192 logits of a model exist at once: the stream keeps 32 MiB for them (twice that for two models; with
+ * different dtypes also 8192 rows of the head in f32). targets in the computer's memory are checked there and brought over; of
+ * those on the device one outside of the vocabulary makes NaN. Reads the stop flag. */
+int nb_device_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
+                           const nb_tensor *targets);
+int nb_device_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p,
+                             nb_tensor *top_q, const nb_tensor *x_p, const nb_tensor *head_p,
+                             const nb_tensor *x_q, const nb_tensor *head_q, const nb_tensor *targets);
 /* (attention.c) All four f16 or all bf16, heads of an even number up to 256 (else NB_EUNSUPPORTED). Scores and sums are f32;
  * weights are rounded to the dtype before the product with v. Off the exact value by less than the dtype's rounding of the
  * largest |v|, twice. A NaN or Inf in v may also reach the 63 queries before it. The same bytes in each run. */

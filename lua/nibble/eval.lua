@@ -168,7 +168,7 @@ local function as_text(r)
   row(rows, "KL divergence", "%.6f", r.kl)
   row(rows, "top-1 agreement", "%.4f", r.top1_agreement)
   if #r.inputs > 0 then rows[#rows + 1] = { "inputs", table.concat(r.inputs, ", ") } end
-  if r.through then rows[#rows + 1] = { "through", table.concat(r.through, ", ") } end
+  if r.through and #r.through > 0 then rows[#rows + 1] = { "through", table.concat(r.through, ", ") } end
   if r.seconds then rows[#rows + 1] = { "time", require("nibble.units").seconds(r.seconds) } end
   return (require("nibble.show").columns(rows, "ll"):gsub("\n$", ""))
 end

@@ -106,10 +106,11 @@ local function attend(f, q, k, v, o)
   if not f.place.device or f.place.dtype ~= "f32" then
     return compute.attention(f:buffer("attention", rows, columns), q, k, v, o)
   end
-  local out, brief = f:buffer("attention", rows, columns, "f16"), { q:cast "f16", k:cast "f16", v:cast "f16" }
+  local out, brief = f:buffer("attention", rows, columns, "f16"), {}
+  for i, t in ipairs { q, k, v } do brief[i] = f.place:cast(t, "f16") end
   compute.attention(out, brief[1], brief[2], brief[3], o)
   for _, t in ipairs(brief) do t:free() end
-  return out:cast "f32"
+  return f.place:cast(out, "f32")
 end
 
 --- f:attention(prefix, {qkv_bias=, o_bias=, qk_norm=, sliding=}): h = attention(h)

@@ -91,6 +91,19 @@ local function without(dir, f)
   return row
 end
 
+-- The loss on a prefix against the CPU's: once in a process, however often it is measured.
+local compared = {}
+local function compare(c, run, prefix)
+  if compared[c.name] then return compared[c.name] end
+  local here, there = run("cpu", prefix, 1), run("cuda", prefix, 1)
+  local off = math.abs(here.nll - there.nll)
+  if not (off <= BOUND) then
+    error(("nll %.6f, on the CPU %.6f: expected no more than %g apart"):format(there.nll, here.nll, BOUND), 0)
+  end
+  compared[c.name] = off
+  return off
+end
+
 local function benchmark(c)
   return { name = ("eval of %s"):format(c.name), run = function(ctx)
     local dir = os.tmpname()
@@ -102,12 +115,7 @@ local function benchmark(c)
         return assert(eval.run { model = ck, ids = ids_of(c, windows, context, ctx.seed), device = device, progress = progress })
       end
       local context, windows = ctx.small and 24 or 2048, ctx.small and 2 or 32
-      local prefix = ctx.small and 24 or 64
-      local here, there = run("cpu", prefix, 1), run("cuda", prefix, 1)
-      local off = math.abs(here.nll - there.nll)
-      if not (off <= BOUND) then
-        error(("nll %.6f, on the CPU %.6f: expected no more than %g apart"):format(there.nll, here.nll, BOUND), 0)
-      end
+      local off = compare(c, run, ctx.small and 24 or 64)
       if ctx.once then return { piece = "models", nll_off = off } end
       -- Weights come with the first batch: the rate is that of the others.
       local first, last

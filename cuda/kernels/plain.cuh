@@ -2,7 +2,6 @@
  * rows are whole eights on multiples of 16 bytes, else one by one. */
 #ifndef NB_PLAIN_CUH
 #define NB_PLAIN_CUH
-#include "../exp.cuh"
 #include "../numbers.cuh"
 #include "forward.h"
 
@@ -81,7 +80,5 @@ NB_DEVICE void round(float (&v)[EIGHT], int dtype) {
   if (dtype == NB_KERNEL_BF16) round_all<NB_KERNEL_BF16, EIGHT>(v);
   else if (dtype == NB_KERNEL_F16) round_all<NB_KERNEL_F16, EIGHT>(v);
 }
-
-NB_DEVICE float exponential(float x) { return exp_f(x); }
 } // namespace plain
 #endif

@@ -3,7 +3,6 @@
  *
  * A thread takes eight values, which are sent for at once; a block 2048 of them. Memory limits them; SwiGLU, with 45
  * instructions a value, about as much. `whole`: elements are a multiple of eight, tensors begin on 16 bytes. */
-#include "../exp.cuh"
 #include "plain.cuh"
 
 namespace flat {

@@ -2,6 +2,7 @@
  * rows are whole eights on multiples of 16 bytes, else one by one. */
 #ifndef NB_PLAIN_CUH
 #define NB_PLAIN_CUH
+#include "../exp.cuh"
 #include "../numbers.cuh"
 #include "forward.h"
 

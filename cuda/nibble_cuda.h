@@ -212,6 +212,13 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
 int nb_device_fp8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
                        const nb_tensor *w_scales, const nb_tensor *bias);
 
+/* ---- what calibration asks of activations (statistics.c) -----------------------------------
+ * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
+ * tensor of many rows: the stream's workspace). act_extent waits for the device. */
+int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
+int nb_device_act_extent(float lohi[2], const nb_tensor *x);
+int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 
 /* nb_rtn_quantize, nb_float_quantize and nb_absmax with all tensors on one device: their shapes, dtypes, bytes and

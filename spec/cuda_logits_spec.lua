@@ -6,7 +6,8 @@ local PRELUDE = [[
   local function near(found, expected)
     for i = 1, expected:numel() do
       local x, y = found:get(i), expected:get(i)
-      if not (math.abs(x - y) <= 1e-5 + 1e-7 * math.abs(y) or x ~= x and y ~= y or x == y) then return ("element %d is %.9g, expected %.9g"):format(i, x, y) end
+      local same = math.abs(x - y) <= 1e-5 + 1e-7 * math.abs(y) or x ~= x and y ~= y or x == y
+      if not same then return ("element %d is %.9g, expected %.9g"):format(i, x, y) end
     end
   end
   -- a score or, with another x and head, a comparison

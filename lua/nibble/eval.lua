@@ -122,10 +122,15 @@ local function next_batch(s, most)
   local ids = tensor.new("i32", { n * context })
   s.windows:fill(ids, s.done + 1, n)
   local ok, msg, code = run_batch(s, ids, n)
-  -- Where a device has no room for the batch, for a smaller one it may: sums are added to only when all is there.
-  if not ok and code == "enomem" and s.device and n > 1 then
-    for _, model in ipairs { s.model, s.against } do model.place:release() end
-    return next_batch(s, math.floor(n / 2))
+  -- Where a device has no room for the batch, for a smaller one it may, or without weights that stay: sums are added to
+  -- only when all is there.
+  if not ok and code == "enomem" and s.device then
+    local streams = false
+    for _, model in ipairs { s.model, s.against } do
+      model.place:release()
+      streams = n == 1 and model.place:stream() or streams
+    end
+    if n > 1 or streams then return next_batch(s, math.max(1, math.floor(n / 2))) end
   end
   if ok then ok, msg, code = check_losses(s, s.nll, s.model) end
   if ok and s.against then ok, msg, code = check_losses(s, s.nll_against, s.against) end

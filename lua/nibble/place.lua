@@ -168,6 +168,13 @@ function Place:done(name)
   e.free() -- for which the driver waits until its products are done
 end
 
+--- place:stream() -> whether weights stayed: they are given up, and from now on all are streamed.
+function Place:stream()
+  local some = next(self.kept) ~= nil
+  drop_kept(self)
+  return some
+end
+
 --- place:forget(dtype): gives everything up; from now on activations and weights have this dtype.
 function Place:forget(dtype)
   local room = self.room

@@ -59,7 +59,8 @@ describe("eval on a device", function()
     local kept = run(code .. "print(nll {})")
     assert.equal(kept, run(code .. "print(nll { cache_bytes = 0 })"))
     assert.equal(kept, run(code .. "print(nll { cache_bytes = 500000 })"))
-    assert.equal(kept, run(code .. "print(nll { cache_bytes = 2 ^ 30 })", { NB_EMU_MEMORY = "5000000" }))
+    local crowded = run(code .. "print(nll { cache_bytes = 2 ^ 30 })", { NB_EMU_MEMORY = "5000000" })
+    assert.is_true(math.abs(tonumber(crowded) - tonumber(kept)) < 1e-3, crowded) -- in other batches, whose sums have another order
   end)
 
   it("makes batches smaller until there is room, and else says how much there is", function()

@@ -2,11 +2,7 @@
 -- give its cases for these stages.
 local M = {}
 
-<<<<<<< HEAD
-local FILES = { "primitives", "repack", "permute", "dequantize", "quantize", "product", "blas", "models" }
-=======
-local FILES = { "primitives", "repack", "permute", "dequantize", "quantize", "product", "blas", "forward" }
->>>>>>> c569dab
+local FILES = { "primitives", "repack", "permute", "dequantize", "quantize", "product", "blas", "forward", "models" }
 
 --- collect("correctness" | "benchmarks", ctx) -> all cases, or with ctx.only those whose name has this pattern
 function M.collect(what, ctx)

@@ -185,18 +185,21 @@ int nb_device_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
 int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 
 /* ---- products with Marlin's weights (product.c) ----------------------------------------
- * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
- * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with n
- * columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as 0. row_scale: F32 [m,1] there,
- * or NULL; multiplies the rows of x times the weight.
+ * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for weights of 4 or 8 bits in the order for 16-bit
+ * activations (a8 0): integers or FP8 under float scales, MXFP8 and MXFP4 under E8M0 bytes, NVFP4 under bytes of
+ * nb_marlin_nvfp4_scales. Everything lies on one device; x, y, float scales and bias are f16, or all bf16. y: empty, and
+ * then made there with n columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as
+ * 0. row_scale: F32 [m,1] there, or NULL; multiplies the rows of x times the weight.
  * Tensor cores take one group, or groups of 32, 64 or a multiple of 128 rows, also in an activation order with whole
- * groups; others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
+ * groups; under bytes more than one group, of NVFP4 of 16 rows; of FP8 scales that carry 2^8 (f16) or 2^120 (bf16), which
+ * scale_factor takes off. Others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
+ * A code of FP8 that is NaN counts as 480, an E8M0 byte 0 as 0 and 255 as infinity: who loads weights refuses them.
  * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
  * A stream's workspace: 128 KiB for each of the device's processors, and 257 KiB. An order, or columns that x lacks,
  * take x once more.
  * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
  * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, or with row_scale, the kernels
- * go on. */
+ * go on. Of MXFP8 and MXFP4 in f16 scales may then be too large or small for the weights. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                           const nb_tensor *row_scale);
@@ -243,11 +246,12 @@ int nb_device_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x,
  * group, or a global scale that is 0, NaN or infinite. */
 int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype);
 
-/* out f16|bf16 [k,n], row-major, of integers in Marlin's order on a device (dequantize_marlin.c): what nb_marlin_gemm
- * multiplies with, rounded, rows in the order of x's columns whatever perm; without global and bias, which are the product's.
+/* out f16|bf16 [k,n], row-major, of a weight in Marlin's order on a device (dequantize_marlin.c): what nb_marlin_gemm
+ * multiplies with, of NVFP4 2^-7 of it, which f16 has room for, rounded, rows in the order of x's columns whatever perm; without global and bias, which are the product's.
  * To cuBLASLt, which counts in columns, it is W^T [n,k] with n elements from column to column: y^T = W^T x^T without a
  * transpose. out is filled, or made where it is empty. perm and g_idx: on the device or in the computer's memory, and
- * checked there; perm must have every row once. NB_EUNSUPPORTED: float codes, other scales, the order for 8-bit activations. */
+ * checked there; perm must have every row once. NB_EUNSUPPORTED: weights that
+ * nb_device_marlin_gemm does not take. */
 int nb_device_marlin_dequantize(nb_tensor *out, const nb_marlin_weight *w, int dtype);
 
 /* ---- mixture of experts: tokens (moe_tokens.c) ----------------------------------------

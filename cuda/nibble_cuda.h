@@ -215,12 +215,38 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
 int nb_device_fp8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
                        const nb_tensor *w_scales, const nb_tensor *bias);
 
+<<<<<<< HEAD
 /* ---- what calibration asks of activations (statistics.c) -----------------------------------
  * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
  * tensor of many rows: the stream's workspace). act_extent waits for the device. */
 int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
 int nb_device_act_extent(float lohi[2], const nb_tensor *x);
 int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+=======
+/* ---- products with experts' weights (product_experts.c) --------------------------------- */
+
+/* Pairs of a token and one of its `top` experts, in blocks of one expert each, as nb_device_moe_align leaves them on a
+ * device: sorted i32, `block` places (1 to 64) to a block; block_experts i32, -1: the block is left alone; total i32 [1]. A pair
+ * p has row p / top of x. weights f32 of each pair, or NULL; globals f32 [experts], multiply the products, or NULL. */
+typedef struct nb_moe_blocks {
+  const nb_tensor *sorted, *block_experts, *total, *weights, *globals;
+  int64_t block, top;
+} nb_moe_blocks;
+
+/* y [pairs,n] of x [pairs/top,k]: row p is p's row of x times its expert's weight + bias, all of it times p's weight; rows of
+ * pairs that `sorted` doesn't list stay as they are. w: stacks [experts,...] of what nb_device_marlin_gemm takes, with
+ * whose dtypes, groups, orders, workspace and sums; row_scale F32 [pairs/top,1], or NULL. One launch for all experts, where
+ * orders (which take x once more, a row a pair) don't ask for more; nothing is waited for. Made for blocks of 16, 32
+ * and 64. */
+int nb_device_marlin_moe_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                              const nb_moe_blocks *blocks, const nb_tensor *row_scale);
+/* out [T*top,H] = row t of x [T,H] times weights[t,j] (f32 [T,top]), rounded to x's dtype, f16 or bf16: a router's
+ * weights on the input. */
+int nb_device_moe_weigh(nb_tensor *out, const nb_tensor *x, const nb_tensor *weights);
+/* ids i32 [experts*most, 1] of a batch [experts, most, H] of which counts i32 [experts] rows are valid: e for those of expert e,
+ * -1 for the others. */
+int nb_device_moe_batch_ids(nb_tensor *ids, const nb_tensor *counts, int64_t most);
+>>>>>>> main
 
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 

@@ -117,6 +117,12 @@ function M.marlin(x, m, row_scale)
   return y
 end
 
+--- marlin_form(m) -> function() -> nb_marlin_weight of m, wherever its tensors lie, for C; m outlives what it gives.
+function M.marlin_form(m)
+  local d = describe(m)
+  return function() return struct(m, d) end
+end
+
 -- Expert e (0-based) of a stack [E, ...], or what isn't one.
 local function slice(t, e)
   if not tensor.is_any(t) then return t end

@@ -215,14 +215,13 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
 int nb_device_fp8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
                        const nb_tensor *w_scales, const nb_tensor *bias);
 
-<<<<<<< HEAD
 /* ---- what calibration asks of activations (statistics.c) -----------------------------------
  * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
  * tensor of many rows: the stream's workspace). act_extent waits for the device. */
 int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
 int nb_device_act_extent(float lohi[2], const nb_tensor *x);
 int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
-=======
+
 /* ---- products with experts' weights (product_experts.c) --------------------------------- */
 
 /* Pairs of a token and one of its `top` experts, in blocks of one expert each, as nb_device_moe_align leaves them on a
@@ -246,7 +245,6 @@ int nb_device_moe_weigh(nb_tensor *out, const nb_tensor *x, const nb_tensor *wei
 /* ids i32 [experts*most, 1] of a batch [experts, most, H] of which counts i32 [experts] rows are valid: e for those of expert e,
  * -1 for the others. */
 int nb_device_moe_batch_ids(nb_tensor *ids, const nb_tensor *counts, int64_t most);
->>>>>>> main
 
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 

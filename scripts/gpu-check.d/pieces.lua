@@ -10,6 +10,7 @@ local FILES = {
   "quantize",
   "product",
   "product_float",
+  "product_a8",
   "experts",
   "blas",
   "moe_tokens",

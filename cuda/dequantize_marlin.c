@@ -13,31 +13,23 @@ static int check_kind(const nb_marlin_weight *w, int dtype) {
   if (dtype != NB_F16 && dtype != NB_BF16)
     return nb_fail(NB_EINVAL, "%s: out is f16 or bf16, found %s", what,
                    nb_dtype_name(dtype) ? nb_dtype_name(dtype) : "none");
-  if (w->code != NB_MARLIN_INT || w->a8 || w->scale != NB_MARLIN_FLOAT)
-    return nb_fail(NB_EUNSUPPORTED,
-                   "%s: expected integers under float scales, in the order for 16-bit activations", what);
-  if (w->bits != 4 && w->bits != 8)
-    return nb_fail(NB_EINVAL, "%s: bits must be 4 or 8, found %d", what, w->bits);
-  if (w->k % TILE_K || w->k <= 0)
-    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of %d", what, (long long)w->k, TILE_K);
-  if (w->n % TILE_N || w->n <= 0)
-    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of %d", what, (long long)w->n, TILE_N);
-  if (w->k > INT32_MAX || w->n > INT32_MAX || w->k / TILE_K > INT32_MAX / (w->n / TILE_N))
-    return nb_fail(NB_EUNSUPPORTED, "%s: a weight of K = %lld and N = %lld is more than a launch can count",
-                   what, (long long)w->k, (long long)w->n);
-  return NB_OK;
+  return nb_cuda_marlin_kind(w, what);
+}
+
+/* Those of integers. */
+static const nb_tensor *zeros_of(const nb_marlin_weight *w) {
+  return w->code == NB_MARLIN_INT ? w->zeros : NULL;
 }
 
 static int check(const nb_marlin_weight *w) {
-  const nb_tensor *words = w->words, *s = w->scales, *z = w->zeros;
+  const nb_tensor *words = w->words, *s = w->scales, *z = zeros_of(w);
   int on = words->device;
   if (!on)
     return nb_fail(NB_EINVAL, "%s: the words lie in the computer's memory, expected on a device", what);
   NB_TRY(nb_cuda_expect(words, "marlin dequantize: words", on, words->dtype == NB_U32 ? NB_U32 : NB_I32, 2,
                         NB_SHAPE(w->k / TILE_K, w->n * w->bits / 2)));
   NB_TRY(nb_cuda_expect(s, "marlin dequantize: scales", on, -1, 2, NB_SHAPE(-1, w->n)));
-  if (!nb_cuda_is_plain(s->dtype))
-    return nb_fail(NB_EINVAL, "%s: scales of this weight cannot be %s", what, nb_dtype_name(s->dtype));
+  NB_TRY(nb_cuda_marlin_scales(w, what));
   if (z)
     NB_TRY(nb_cuda_expect(z, "marlin dequantize: zero-points", on, z->dtype == NB_U32 ? NB_U32 : NB_I32, 2,
                           NB_SHAPE(s->shape[0], w->n * w->bits / 32)));
@@ -99,6 +91,9 @@ void nb_cuda_marlin_end(nb_cuda_marlin *m) {
   nb_tensor_release(&m->g_idx);
 }
 
+/* A byte of nb_marlin_nvfp4_scales is 2^7 times what the checkpoint has, and some weights too large for f16. */
+double nb_cuda_marlin_unit(const nb_marlin_weight *w) { return w->scale == NB_MARLIN_S0E5M3 ? 0x1p-7 : 1; }
+
 int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int64_t columns) {
   const nb_marlin_weight *w = m->w;
   nb_dequantize_marlin_job job = {.k = (int32_t)w->k,
@@ -107,14 +102,16 @@ int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int6
                                   .columns = (int32_t)columns,
                                   .groups = (int32_t)w->scales->shape[0],
                                   .bits = w->bits,
-                                  .scale = nb_cuda_kernel_dtype(w->scales->dtype),
+                                  .codes = nb_cuda_marlin_codes(w),
+                                  .scale = nb_cuda_marlin_scale(w),
                                   .out = nb_cuda_kernel_dtype(m->dtype),
-                                  .factor = (float)w->scale_factor};
+                                  .factor = (float)(w->scale_factor * nb_cuda_marlin_unit(w))};
   int64_t tiles = w->k / TILE_K * (columns / TILE_N);
   nb_launch at = {{(int32_t)NB_CEIL(tiles, (int64_t)NB_DEQUANTIZE_MARLIN_WARPS), 1, 1},
                   {NB_DEQUANTIZE_MARLIN_WARPS * 32, 1, 1},
                   0};
-  const void *zeros = w->zeros ? w->zeros->data : NULL;
+  const nb_tensor *z = zeros_of(w);
+  const void *zeros = z ? z->data : NULL;
   return nb_device_launch(m->d->number, "nb_dequantize_marlin", &at,
                           (void *[]){(void *)&w->words->data, (void *)&w->scales->data, &zeros,
                                      (void *)&m->perm.data, (void *)&m->g_idx.data, &out, &job});

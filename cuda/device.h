@@ -78,6 +78,16 @@ int nb_cuda_notes_read(void *out, const nb_tensor *notes);
 /* Blocks that d holds at once: so many to a processor, or as many as its shared memory has room for. */
 int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor, int shared_bytes);
 
+/* ---- Marlin's weights on a device (marlin_weight.c) ---- */
+
+/* Whether kernels take a weight of this kind and size; what: who asks. Its tensors are not looked at, but the dtype of
+ * scales by the second. */
+int nb_cuda_marlin_kind(const nb_marlin_weight *w, const char *what);
+int nb_cuda_marlin_scales(const nb_marlin_weight *w, const char *what);
+/* What its codes and its scales are: NB_CODES_* and NB_KERNEL_*. */
+int nb_cuda_marlin_codes(const nb_marlin_weight *w);
+int nb_cuda_marlin_scale(const nb_marlin_weight *w);
+
 /* ---- weights in Marlin's order as floats, panel by panel (dequantize_marlin.c) ---- */
 
 typedef struct nb_cuda_marlin {
@@ -90,8 +100,10 @@ typedef struct nb_cuda_marlin {
 /* Checks the weight, as nb_device_marlin_dequantize does, which is one panel of all columns. */
 int nb_cuda_marlin_begin(nb_cuda_marlin *m, const nb_marlin_weight *w, int dtype);
 void nb_cuda_marlin_end(nb_cuda_marlin *m);
-/* Columns from `first` on, both multiples of 64, to out [k, columns] on the device. */
+/* Columns from `first` on, both multiples of 64, to out [k, columns] on the device: times nb_cuda_marlin_unit what
+ * products are made of. */
 int nb_cuda_marlin_panel(const nb_cuda_marlin *m, void *out, int64_t first, int64_t columns);
+double nb_cuda_marlin_unit(const nb_marlin_weight *w);
 
 /* ---- streams and graphs (stream.c) ---- */
 

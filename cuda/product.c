@@ -1,4 +1,4 @@
-/* product.c - y = x W on a device, W in Marlin's layout: kernels/product.cu, launched for up to 128 rows of x at a
+/* product.c - y = x W on a device, W in Marlin's layout: kernels/product.cu and product_float.cu, launched for up to 128 rows of x at a
  * time; kernels/product_rows.cu brings x into the order of the weight's rows, and takes what product.cu can't. */
 #include "blas.h"
 #include "kernels/product.h"
@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-enum { COLUMNS = NB_PRODUCT_COLUMNS, ROWS = 128, MOST_TILES = 1 << 16, PART_BYTES = 128 << 10 };
+enum { COLUMNS = NB_PRODUCT_COLUMNS, ROWS = 128, MOST_TILES = NB_PRODUCT_MOST_TILES, PART_BYTES = 128 << 10 };
 enum { GRID = 65535 }; /* blocks of a launch along y */
 enum { LARGE = 256 };  /* rows beyond which it pays to make the weight floats first (product_large.c) */
 
@@ -38,27 +38,6 @@ static int place_of(const void **at, product *p, const nb_tensor *t, const char 
   return dtype < 0 ? nb_expect_words(&seen, text, ndim, shape) : nb_expect(&seen, text, dtype, ndim, shape);
 }
 
-static int check_kind(const nb_marlin_weight *w) {
-  if (w->code != NB_MARLIN_INT || w->a8 || w->scale != NB_MARLIN_FLOAT)
-    return nb_fail(
-        NB_EUNSUPPORTED,
-        "%s: on a device weights are integers and activations have 16 bits; float weights and 8-bit "
-        "activations are multiplied in the computer's memory only",
-        what);
-  if (w->bits != 4 && w->bits != 8)
-    return nb_fail(NB_EINVAL, "%s: bits must be 4 or 8, found %d", what, w->bits);
-  if (w->k % 16 || w->k <= 0)
-    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of 16", what, (long long)w->k);
-  if (w->n % 64 || w->n <= 0)
-    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 64", what, (long long)w->n);
-  /* Kernels count 16-byte pieces of words in 32 bits, and tiles of 128 columns, of two blocks of rows. */
-  if (w->k > INT32_MAX || w->n > (int64_t)MOST_TILES / 2 * COLUMNS ||
-      w->k / 16 * (w->n * w->bits / 8) > INT32_MAX / 2)
-    return nb_fail(NB_EUNSUPPORTED, "%s: a weight of K = %lld and N = %lld is more than a launch can count",
-                   what, (long long)w->k, (long long)w->n);
-  return NB_OK;
-}
-
 /* An order of rows and their groups, which only the kernels look at: what is out of range makes NaN. */
 static int check_order(product *p) {
   const nb_marlin_weight *w = p->w;
@@ -83,18 +62,20 @@ static int check(product *p, const nb_tensor *x, const nb_marlin_weight *w, cons
   NB_TRY(place_of(&at, p, x, "x", x->dtype, 2, NB_SHAPE(-1, -1)));
   if (x->dtype != NB_F16 && x->dtype != NB_BF16)
     return nb_fail(NB_EINVAL, "%s: on a device x is f16 or bf16, found %s", what, nb_dtype_name(x->dtype));
-  NB_TRY(check_kind(w));
+  NB_TRY(nb_cuda_marlin_kind(w, what));
   p->k = (int)w->k, p->n = (int)w->n;
   if (x->shape[1] > p->k)
     return nb_fail(NB_EINVAL, "%s: x has %lld columns for K = %d", what, (long long)x->shape[1], p->k);
   NB_TRY(place_of(&p->words, p, w->words, "words", -1, 2, NB_SHAPE(w->k / 16, w->n * w->bits / 2)));
-  NB_TRY(place_of(&p->scales, p, w->scales, "scales", p->dtype, 2, NB_SHAPE(-1, p->n)));
+  NB_TRY(nb_cuda_marlin_scales(w, what));
+  NB_TRY(place_of(&p->scales, p, w->scales, "scales",
+                  w->scale == NB_MARLIN_FLOAT ? p->dtype : w->scales->dtype, 2, NB_SHAPE(-1, p->n)));
   int64_t groups = w->scales->shape[0];
   if (groups < 1 || groups > w->k)
     return nb_fail(NB_EINVAL, "%s: K = %d cannot have %lld groups of scales", what, p->k, (long long)groups);
   p->groups = (int)groups;
   p->group = p->k % p->groups ? 0 : p->k / p->groups;
-  if (w->zeros)
+  if (w->zeros && w->code == NB_MARLIN_INT)
     NB_TRY(place_of(&p->zeros, p, w->zeros, "zero-points", -1, 2, NB_SHAPE(groups, w->n * w->bits / 32)));
   if (w->bias) NB_TRY(place_of(&p->bias, p, w->bias, "bias", p->dtype, 1, NB_SHAPE(p->n)));
   if (row_scale) {
@@ -104,9 +85,26 @@ static int check(product *p, const nb_tensor *x, const nb_marlin_weight *w, cons
   return check_order(p);
 }
 
-/* Whether product.cu takes groups of so many rows. */
+static bool fp8(const nb_marlin_weight *w) {
+  return w->code == NB_MARLIN_E4M3 && w->scale == NB_MARLIN_FLOAT;
+}
+/* What FP8 scales are multiplied by for Marlin's kernels, which product_float.cu takes off again. (MRL-48) */
+static double fp8_unit(int dtype) { return dtype == NB_F16 ? 0x1p8 : 0x1p120; }
+
+/* Whether product.cu and product_float.cu take groups of so many rows, under such scales. */
 static bool whole_stages(const product *p) {
+  const nb_marlin_weight *w = p->w;
+  if (w->scale == NB_MARLIN_S0E5M3) return p->groups > 1 && p->group == 16;
+  if (w->scale == NB_MARLIN_E8M0 && p->groups == 1) return false;
+  if (fp8(w) && w->scale_factor * fp8_unit(p->dtype) != 1) return false;
   return p->groups == 1 || p->group == 32 || p->group == 64 || (p->group && p->group % 128 == 0);
+}
+
+/* A kernel's name has that of the weight's format. */
+static const char *format(const nb_marlin_weight *w) {
+  if (w->code == NB_MARLIN_INT) return w->bits == 4 ? "w4" : "w8";
+  if (w->scale == NB_MARLIN_E8M0) return w->bits == 4 ? "mxfp4" : "mxfp8";
+  return w->bits == 4 ? "nvfp4" : "fp8";
 }
 
 /* ---- launches ---------------------------------------------------------------------------- */
@@ -152,16 +150,18 @@ static int product_small(const product *p, const void *y, const void *x, const f
             across = NB_CEIL(m, blocks * 16), bits = p->w->bits, stage_k = nb_product_k(blocks),
             staged = p->groups == 1 ? 1 : NB_MAX(1, stage_k / p->group);
   char name[48];
-  snprintf(name, sizeof name, "nb_product_%s_w%d_m%d", nb_dtype_name(p->dtype), bits, blocks * 16);
+  snprintf(name, sizeof name, "nb_product_%s_%s_m%d", nb_dtype_name(p->dtype), format(p->w), blocks * 16);
   int64_t resident, all = NB_CEIL((int64_t)p->n, COLUMNS) * NB_CEIL((int64_t)p->k, stage_k);
   nb_launch at = {{1, across, 1},
                   {NB_PRODUCT_THREADS, 1, 1},
-                  NB_PRODUCT_STAGES *
-                      nb_product_stage_bytes(blocks, bits, staged, p->zeros && p->groups > 1)};
+                  NB_PRODUCT_STAGES * nb_product_stage_bytes(blocks, bits, staged,
+                                                             p->w->scale == NB_MARLIN_FLOAT ? 2 : 1,
+                                                             p->zeros && p->groups > 1)};
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
   at.grid[0] = (int32_t)NB_CEIL(all, NB_CEIL(all, NB_MAX(resident / across, 1))); /* no block without work */
   const void *needless = p->g_idx ? p->irregular : NULL;
-  float factor = (float)(p->w->scale_factor * p->w->global);
+  /* What FP8 scales carry their kernels know. */
+  float factor = (float)(p->w->global * (fp8(p->w) ? 1 : p->w->scale_factor));
   return nb_device_launch(p->d->number, name, &at,
                           (void *[]){&x, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
                                      (void *)&p->bias, &row_scale, &y, (void *)&p->parts, (void *)&p->arrived,
@@ -176,12 +176,29 @@ static int product_rows(const product *p, const void *y, const void *x, const fl
   nb_launch at = {{p->n / 64, NB_CEIL(m, NB_PRODUCT_ROWS_AT_ONCE), 1},
                   {NB_PRODUCT_THREADS, 1, 1},
                   nb_product_rows_bytes()};
-  float factor = (float)(p->w->scale_factor * p->w->global);
-  int bits = p->w->bits, bf16 = p->dtype == NB_BF16;
+  float scale_factor = (float)p->w->scale_factor, factor = (float)p->w->global;
+  int bits = p->w->bits, bf16 = p->dtype == NB_BF16, codes = nb_cuda_marlin_codes(p->w),
+      scale = nb_cuda_marlin_scale(p->w);
   return nb_device_launch(p->d->number, "nb_product_rows", &at,
-                          (void *[]){&x, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
-                                     (void *)&p->g_idx, (void *)&p->bias, &row_scale, &y, &needed, &m,
-                                     (void *)&p->n, (void *)&p->k, (void *)&p->groups, &outputs, &bits, &bf16,
+                          (void *[]){&x,
+                                     (void *)&p->words,
+                                     (void *)&p->scales,
+                                     (void *)&p->zeros,
+                                     (void *)&p->g_idx,
+                                     (void *)&p->bias,
+                                     &row_scale,
+                                     &y,
+                                     &needed,
+                                     &m,
+                                     (void *)&p->n,
+                                     (void *)&p->k,
+                                     (void *)&p->groups,
+                                     &outputs,
+                                     &bits,
+                                     &codes,
+                                     &scale,
+                                     &bf16,
+                                     &scale_factor,
                                      &factor});
 }
 

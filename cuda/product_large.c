@@ -49,7 +49,7 @@ static int multiply(const nb_cuda_marlin *m, const nb_tensor *y, const nb_tensor
                          .in = x->dtype,
                          .out = y->dtype,
                          .across = 1,
-                         .factor = (float)w->global,
+                         .factor = (float)(w->global / nb_cuda_marlin_unit(w)),
                          .x = x->data,
                          .w = r.panel,
                          .bias = w->bias ? r.bias + first * 2 : NULL,

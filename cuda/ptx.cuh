@@ -151,6 +151,12 @@ template <int lut> NB_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
 }
 /* Four of the eight bytes of a (0 to 3) and b (4 to 7): one to a hexadecimal digit of `which`, the lowest first. */
 NB_DEVICE uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) { return __byte_perm(a, b, which); }
+/* The same, and of a digit from 8 on the highest bit of that byte, eight times. */
+NB_DEVICE uint32_t pick_signs(uint32_t a, uint32_t b, uint32_t which) {
+  uint32_t r;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(which));
+  return r;
+}
 
 /* The two E4M3 codes in the low half of c as a pair of f16, which has all of them; a NaN of 0x7f and 0xff. One
  * instruction from sm_89 on; else the bits find their places, 2^8 too small, and what comes out as 480 is NaN. */

@@ -1,6 +1,6 @@
 -- cuda-budget: how many instructions a warp issues for each 16x64 tile of weights in a product kernel's main loop,
--- against cuda/budget.lua. `luajit scripts/cuda-budget.lua sass|ptx FILE TARGET`; FILE: what `cuobjdump -sass` or
--- `nvcc -ptx` gave; exit status 1 when a kernel takes more, or its loop isn't found.
+-- against cuda/budget.lua; experts' kernels have that of one weight's. `luajit scripts/cuda-budget.lua sass|ptx FILE TARGET`;
+-- FILE: what `cuobjdump -sass` or `nvcc -ptx` gave; exit status 1 when a kernel takes more, or its loop isn't found.
 --
 -- The main loop is the shortest one with products on the tensor cores. What it executes for a symmetric weight with
 -- groups of 64 rows or more is counted: a forward branch over a block without products or copies is taken to jump.
@@ -87,15 +87,21 @@ local all = functions(file:read "*a")
 file:close()
 local failed = false
 local names = {}
-for name in pairs(budget[kind]) do names[#names + 1] = name end
+for name in pairs(all) do
+  if name:find "^nb_product_.*_m%d+$" then names[#names + 1] = name end
+end
 table.sort(names)
+if #names == 0 then error(("cuda-budget: %s has no product's kernel"):format(path), 0) end
 for _, name in ipairs(names) do
-  local code, most = all[name], budget[kind][name]
+  local code, most = all[name], budget[kind][name:gsub("_experts_", "_")]
   local from, to
   if code then from, to = main_loop(code) end
   local count, products, copies
   if from then count, products, copies = executed(code, from, to) end
-  if not from or copies == 0 then
+  if not most then
+    print(("%s: %s has no budget"):format(target, name))
+    failed = true
+  elseif not from or copies == 0 then
     print(("%s: %s: no loop with products and copies found"):format(target, name))
     failed = true
   else

@@ -299,10 +299,10 @@ describe("cuda.marlin_dequantize", function()
       try { k = 24 }
       try { type = "float8_e4m3fn" }
       try { activations = "int8" }
-      try { scales = nb.tensor("u8", { 2, 64 }):to "cuda" }
+      try { scales = nb.tensor("i32", { 2, 64 }):to "cuda" }
       try { scales = nb.tensor("f16", { 2, 64 }) }
       try { scales = nb.tensor("f16", { 0, 64 }):to "cuda" }
-      try { zeros = nb.tensor("i32", { 1, 8 }):to "cuda" }
+      try { type = "uint4", zeros = nb.tensor("i32", { 1, 8 }):to "cuda" }
       try { words = nb.tensor("i32", { 2, 128 }) }
       try({}, { dtype = "f32" })
       local w, out = ffi.new "nb_marlin_weight", nb.cuda.new("cuda", "f16", { 32, 64 })
@@ -323,9 +323,10 @@ describe("cuda.marlin_dequantize", function()
       "error: marlin dequantize: words: expected i32 [2x256], found i32 [2x128]",
       "error: marlin dequantize: N = 60 is not a multiple of 64",
       "error: marlin dequantize: K = 24 is not a multiple of 16",
-      "error: marlin dequantize: weights are uint4, uint8, uint4b8 or uint8b128, found float8_e4m3fn",
-      "eunsupported: marlin dequantize: expected integers under float scales, in the order for 16-bit activations",
-      "error: marlin dequantize: scales of this weight cannot be u8",
+      "error: marlin gemm: FP8 weights need dtype f16 or bf16, found nil",
+      "eunsupported: marlin dequantize: on a device weights are integers or FP8 under float scales, MXFP8, MXFP4 or NVFP4, "
+        .. "in the order for 16-bit activations; others are multiplied in the computer's memory only",
+      "error: marlin dequantize: scales of this weight cannot be i32",
       "error: marlin dequantize: scales: expected on cuda:0, found in the computer's memory",
       "error: marlin dequantize: K = 32 is not a multiple of the 0 groups of scales",
       "error: marlin dequantize: zero-points: expected i32 [2x8], found i32 [1x8]",

@@ -191,6 +191,12 @@ inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
   for (int i = 0; i < 4; i++) r |= (uint32_t)(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
   return r;
 }
+inline uint32_t pick_signs(uint32_t a, uint32_t b, uint32_t which) {
+  uint32_t bytes = pick_bytes(a, b, which), signs = (bytes >> 7 & 0x01010101) * 255;
+  for (int i = 0; i < 4; i++)
+    if (which >> 4 * i & 8) bytes = (bytes & ~(0xffu << 8 * i)) | (signs & 0xffu << 8 * i);
+  return bytes;
+}
 
 inline uint32_t f16_pair_of_e4m3(uint32_t c) {
   uint32_t r = 0;

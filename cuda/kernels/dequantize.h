@@ -42,8 +42,9 @@ static inline int nb_dequantize_words_shared(int bits, int awq, int piece) {
 
 /* A matrix [k,n] in Marlin's order, of which `columns` from `first` on are made (dequantize_marlin.cu). */
 typedef struct nb_dequantize_marlin_job {
-  int32_t k, n, first, columns, groups, bits, scale, out; /* scale, out: NB_KERNEL_* */
-  float factor;                                           /* of scales */
+  int32_t k, n, first, columns, groups, bits, codes, scale,
+      out;      /* codes: NB_CODES_*; scale, out: NB_KERNEL_* */
+  float factor; /* of scales */
 } nb_dequantize_marlin_job;
 
 /* Warps of its blocks, each with a tile. */

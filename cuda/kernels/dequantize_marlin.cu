@@ -5,14 +5,14 @@
  * (core/compute/marlin_body.h), so lane 8a + q takes columns 8q.. of rows 2a + {0, 1, 8, 9} and reads what others
  * read beside it: a load is 64 or 128 bytes side by side, and a store four rows' 128 bytes. Nothing goes
  * through shared memory, no lane waits for another. What limits it: the memory, by what is read and written once. */
-#include "dequantize.cuh"
+#include "marlin_order.cuh"
 
 namespace dequantize {
 
 enum { TILE_ROWS = 16, TILE_COLUMNS = 64, LANES = 32 };
 
 /* The tensors; zeros, perm and g_idx may be null. */
-struct marlin {
+struct tensors {
   global<const uint32_t> words, zeros;
   global<const uint8_t> scales;
   global<const int32_t> perm, g_idx;
@@ -24,31 +24,26 @@ struct marlin {
 template <int BITS> struct octet {
   float scale[8], zero[8]; /* zero: as whole() gives it */
 
-  /* Where column 8q + i of 64 has its scale: in one block of 64, or (a scale a column) in two of 32. */
-  static NB_DEVICE int place(int q, int i, bool grouped) {
-    return grouped ? 8 * i + q : q / 4 * 32 + 8 * (i / 2) + 2 * (q % 4) + i % 2;
-  }
-  NB_DEVICE void load(const marlin &w, int64_t group, int nt, int q) {
+  NB_DEVICE void load(const tensors &w, int64_t group, int nt, int q) {
     constexpr int PF = 32 / BITS;
     const int64_t first = group * w.job.n + nt * TILE_COLUMNS;
-    const bool grouped = w.job.groups > 1, wide = w.job.scale == NB_KERNEL_F32;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      const int64_t at = first + place(q, i, grouped);
-      uint32_t bits = wide ? cast<const uint32_t>(w.scales)[at] : cast<const uint16_t>(w.scales)[at];
-      scale[i] = plain(bits, w.job.scale) * w.job.factor;
+      const int64_t at = first + marlin::scale_place(8 * q + i, w.job.groups > 1, w.job.scale);
+      scale[i] = marlin::scale_at(w.scales, at, w.job.scale) * w.job.factor;
       zero[i] = whole(1u << (BITS - 1));
     }
     if (!w.zeros) return;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      const int p = place(q, i, true), slot = p % PF / 2 + p % 2 * (PF / 2); /* even places first */
+      const int p = marlin::grouped_place(8 * q + i),
+                slot = p % PF / 2 + p % 2 * (PF / 2); /* even places first */
       zero[i] = whole((uint32_t)w.zeros[first / PF + p / PF] >> (slot * BITS) & ((1u << BITS) - 1));
     }
   }
 };
 
-template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
+template <int BITS> NB_DEVICE void tile(const tensors &w, int t, int lane) {
   const int across = w.job.columns / TILE_COLUMNS, kt = t / across,
             nt = w.job.first / TILE_COLUMNS + t % across, a = lane / 8, q = lane % 8;
   const int64_t source = (int64_t)kt * (w.job.n / TILE_COLUMNS) + nt;
@@ -75,7 +70,7 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         uint32_t code = word[2 * i + h] >> (slot * BITS) & ((1u << BITS) - 1);
-        x[h] = (whole(code) - g.zero[2 * i + h]) * g.scale[2 * i + h];
+        x[h] = marlin::value(code, w.job.codes, g.zero[2 * i + h]) * g.scale[2 * i + h];
       }
       u[i] = w.job.out == NB_KERNEL_BF16 ? bf16_pair(x[0], x[1]) : f16_pair(x[0], x[1]);
     }
@@ -87,13 +82,13 @@ template <int BITS> NB_DEVICE void tile(const marlin &w, int t, int lane) {
 
 } // namespace dequantize
 
-/* out [k, job.columns] of words [k/16, n*bits/2], 4 or 8 bits, scales [G,n] permuted, zeros [G, n*bits/32] or null; perm and g_idx
+/* out [k, job.columns] of words [k/16, n*bits/2], 4 or 8 bits, scales [G,n] permuted, in bytes of four changed places, zeros [G, n*bits/32] or null; perm and g_idx
  * [k] or null: trusted. k a multiple of 16, n, first and columns of 64, of 2^31 words in all at most. A warp for each tile. */
 extern "C" __global__ void __launch_bounds__(NB_DEQUANTIZE_MARLIN_WARPS * 32)
     nb_dequantize_marlin(global<const uint32_t> words, global<const uint8_t> scales,
                          global<const uint32_t> zeros, global<const int32_t> perm,
                          global<const int32_t> g_idx, global<uint8_t> out, nb_dequantize_marlin_job job) {
-  const dequantize::marlin w = {words, zeros, scales, perm, g_idx, out, job};
+  const dequantize::tensors w = {words, zeros, scales, perm, g_idx, out, job};
   const int t = (int)(blockIdx.x * NB_DEQUANTIZE_MARLIN_WARPS + threadIdx.x / 32),
             lane = (int)threadIdx.x % 32;
   if (t >= job.k / 16 * (job.columns / 64)) return;

@@ -11,6 +11,9 @@
 /* Columns of a tile of y; stages of k under way; rows of k that a warp takes of a stage; threads of a block. */
 enum { NB_PRODUCT_COLUMNS = 128, NB_PRODUCT_STAGES = 4, NB_PRODUCT_WARP_K = 64, NB_PRODUCT_THREADS = 128 };
 
+/* Tiles of y, times blocks of rows, that a launch counts at most. */
+enum { NB_PRODUCT_MOST_TILES = 1 << 16 };
+
 /* Rows of x that a block of nb_product_rows (product_rows.cu) takes. */
 enum { NB_PRODUCT_ROWS_AT_ONCE = 4 };
 
@@ -24,9 +27,9 @@ NB_PRODUCT_KNOWN int nb_product_x_bytes(int blocks) { return 16 * blocks * nb_pr
 NB_PRODUCT_KNOWN int nb_product_word_bytes(int blocks, int bits) {
   return nb_product_k(blocks) * NB_PRODUCT_COLUMNS * bits / 8;
 }
-static inline int nb_product_stage_bytes(int blocks, int bits, int group_rows, int zeros) {
+static inline int nb_product_stage_bytes(int blocks, int bits, int group_rows, int scale_bytes, int zeros) {
   return nb_product_x_bytes(blocks) + nb_product_word_bytes(blocks, bits) +
-         group_rows * (NB_PRODUCT_COLUMNS * 2 + (zeros ? NB_PRODUCT_COLUMNS * bits / 8 : 0));
+         group_rows * (NB_PRODUCT_COLUMNS * scale_bytes + (zeros ? NB_PRODUCT_COLUMNS * bits / 8 : 0));
 }
 /* Of experts, behind the stages: where each row of x lies. */
 NB_PRODUCT_KNOWN int nb_product_experts_bytes(int blocks) { return 16 * blocks * 4; }

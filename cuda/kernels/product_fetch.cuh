@@ -15,22 +15,27 @@ enum {
   PIECE = 16
 };
 
-/* What is fixed when a kernel is compiled. M_BLOCKS: blocks of 16 rows of x; ROUTES: plain, or experts. */
-template <class NUMBER_, int BITS_, int M_BLOCKS_, class ROUTES_ = plain> struct shape {
-  typedef NUMBER_ NUMBER;
+/* What is fixed when a kernel is compiled. CODES and SCALES: what words and scales hold (product_codes.cuh,
+ * product_floats.cuh); M_BLOCKS: blocks of 16 rows of x; ROUTES: plain, or experts. */
+template <class CODES_, class SCALES_, int M_BLOCKS_, class ROUTES_ = plain> struct shape {
+  typedef CODES_ CODES;
+  typedef SCALES_ SCALES;
   typedef ROUTES_ ROUTES;
-  typedef codes<NUMBER_, BITS_> CODES;
-  static constexpr int BITS = BITS_, M_BLOCKS = M_BLOCKS_, WARPS_K = nb_product_warps_k(M_BLOCKS),
+  typedef typename CODES::NUMBER NUMBER;
+  static constexpr int BITS = CODES::BITS, M_BLOCKS = M_BLOCKS_, WARPS_K = nb_product_warps_k(M_BLOCKS),
                        WARPS_M = 2 / WARPS_K, WARP_BLOCKS = M_BLOCKS / WARPS_M,
                        STAGE_K = nb_product_k(M_BLOCKS), PART = nb_product_part(M_BLOCKS) / 4;
   /* Numbers of x in a piece of 16 bytes, rows of k that words are in order for, whether one group's scales wait. */
   static constexpr int X_PIECE = 8, TILE_K = 16;
-  static constexpr bool SCALES_WAIT = true;
+  static constexpr bool SCALES_WAIT = SCALES::BYTES == 2;
+  /* Whether weights are raised by the unit of their codes, because sums cannot be without it; what multiplies y. */
+  static constexpr bool RAISED = CODES::UNIT > 0x1p64f && !SCALES::OF_WEIGHTS;
+  static constexpr float FACTOR = (RAISED ? 1 : CODES::UNIT) / SCALES::HAVE;
   /* In pieces of 16 bytes: a row of x, x and the words in a stage, a tile row (TILE_K rows of k) of words, a row of
    * scales and of zero-points. */
   static constexpr int X_ROW = STAGE_K * 2 / PIECE, X = nb_product_x_bytes(M_BLOCKS) / PIECE,
                        WORDS = nb_product_word_bytes(M_BLOCKS, BITS) / PIECE,
-                       TILE_ROW = COLUMNS * BITS * 2 / PIECE, SCALE_ROW = COLUMNS * 2 / PIECE,
+                       TILE_ROW = COLUMNS * BITS * 2 / PIECE, SCALE_ROW = COLUMNS * SCALES::BYTES / PIECE,
                        ZERO_ROW = COLUMNS * BITS / 8 / PIECE;
 };
 

@@ -120,10 +120,16 @@ template <class S> struct tile_sums {
                                (u.tile * COLUMNS + at.n * 64 + across / 4 * 32) / 2 + at.lane % 4 * 4 +
                                across % 4;
           float x = (i ? of[b][t].z : of[b][t].x) * times, y = (i ? of[b][t].w : of[b][t].y) * times;
-          const uint32_t scale = one_group ? cast<const uint32_t>(j.scales)[pair] : NUMBER::pair(1, 1),
-                         bias = j.bias ? j.bias[pair] : 0;
-          x = (x * (NUMBER::low(scale) * factor) + NUMBER::low(bias)) * weight;
-          y = (y * (NUMBER::high(scale) * factor) + NUMBER::high(bias)) * weight;
+          float low = factor, high = factor;
+          if constexpr (S::SCALES_WAIT)
+            if (one_group) {
+              const uint32_t scale = cast<const uint32_t>(j.scales)[pair];
+              low *= S::SCALES::low(scale);
+              high *= S::SCALES::high(scale);
+            }
+          const uint32_t bias = j.bias ? j.bias[pair] : 0;
+          x = (x * low + NUMBER::low(bias)) * weight;
+          y = (y * high + NUMBER::high(bias)) * weight;
           j.y[((int64_t)row * j.outputs + column) / 2] = NUMBER::pair(x, y);
         }
       }

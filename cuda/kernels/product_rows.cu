@@ -1,7 +1,7 @@
 /* product_rows.cu - what products need besides product.cu: x brought into the order of the weight's rows, and the
  * product of weights of which any row may be of any group (a rank's part of a weight in activation order, groups that
  * the tensor cores' kernels don't take). Right, and no faster than simple: one block makes 64 columns of four rows. */
-#include "../ptx.cuh"
+#include "marlin_order.cuh"
 #include "product.h"
 
 namespace rows {
@@ -15,17 +15,15 @@ enum {
 };
 
 struct job {
-  global<const uint16_t> x, scales;
+  global<const uint16_t> x;
+  global<const uint8_t> scales;
   global<const uint32_t> words, zeros;
   global<const int32_t> g_idx;
-  int m, n, k, groups, bf16;
+  int m, n, k, groups, codes, scale, bf16;
+  float scale_factor;
 };
 
 NB_DEVICE float number(uint16_t h, int bf16) { return bf16 ? float_of_bf16(h) : float_of_f16(h); }
-
-/* Where column c of 64 has its scale, or bias: core/layout/marlin_scales.c. */
-NB_DEVICE int single_place(int c) { return c / 32 * 32 + c % 8 / 2 * 8 + c % 32 / 8 * 2 + c % 2; }
-NB_DEVICE int grouped_place(int c) { return c % 8 * 8 + c / 8; }
 
 /* Eight weights of row k: of columns c + 8t of the tile's 64. words: this lane's of the tile; slot: of the row. */
 template <int BITS>
@@ -37,15 +35,17 @@ NB_DEVICE void weights(float (&w)[8], const job &j, const uint32_t (&words)[BITS
 #pragma unroll
   for (int t = 0; t < 8; t++) {
     const uint32_t code = (BITS == 4 ? words[t / 2] >> t % 2 * 8 : words[t]) >> slot & MASK;
+    const int column = c + 8 * t, place = marlin::scale_place(column, j.groups > 1, j.scale);
     uint32_t zero = 1u << (BITS - 1);
     if (known && j.zeros) {
       const int word = BITS == 4 ? c : c * 2 + t / 4,
                 shift = t % 2 * 16 + (BITS == 4 ? t / 2 * 4 : t % 4 / 2 * 8);
       zero = j.zeros[(int64_t)g * (j.n * BITS / 32) + tile * (2 * BITS) + word] >> shift & MASK;
     }
-    const int column = c + 8 * t, place = j.groups > 1 ? grouped_place(column) : single_place(column);
-    const uint16_t scale = known ? j.scales[(int64_t)g * j.n + tile * 64 + place] : (uint16_t)NAN16;
-    w[t] = (float)((int)code - (int)zero) * number(scale, j.bf16);
+    const float scale =
+        known ? marlin::scale_at(j.scales, (int64_t)g * j.n + tile * 64 + place, j.scale) * j.scale_factor
+              : float_of_bits(0x7fffffffu);
+    w[t] = marlin::value(code, j.codes, dequantize::whole(zero)) * scale;
   }
 }
 
@@ -91,23 +91,25 @@ NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, global<const u
       for (int q = 0; q < 4; q++) sum += all[(i / 8) * THREADS + warp * LANES + c % 8 * 4 + (q + c / 8) % 4];
     if (row_scale) sum *= row_scale[row];
     sum *= factor;
-    if (bias) sum += number(bias[tile * 64 + single_place(c)], j.bf16);
+    if (bias) sum += number(bias[tile * 64 + marlin::single_place(c)], j.bf16);
     y[(int64_t)row * outputs + column] = (uint16_t)(j.bf16 ? bf16_pair(sum, 0) : f16_pair(sum, 0));
   }
 }
 
 } // namespace rows
 
-/* As nb_product's arguments (product.cu), and: g_idx [k], the group of each row of the weight, or null: row i is of
- * group i / (k / groups); an entry outside of the groups makes NaN. x [m,k]. needed: null, or 0: then nothing is done.
- * A block makes 64 columns of NB_PRODUCT_ROWS_AT_ONCE rows. */
+/* As nb_product's arguments (product_loop.cuh) with codes of NB_CODES_* and scales of NB_KERNEL_*, which are multiplied by
+ * scale_factor, and: g_idx [k], the group of each row of the weight, or null: row i is of group i / (k / groups); an
+ * entry outside of the groups makes NaN. x [m,k]. needed: null, or 0: then nothing is done. A block makes 64 columns
+ * of NB_PRODUCT_ROWS_AT_ONCE rows. */
 extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
-    nb_product_rows(global<const uint16_t> x, global<const uint32_t> words, global<const uint16_t> scales,
+    nb_product_rows(global<const uint16_t> x, global<const uint32_t> words, global<const uint8_t> scales,
                     global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
                     global<const float> row_scale, global<uint16_t> y, global<const int> needed, int m, int n,
-                    int k, int groups, int outputs, int bits, int bf16, float factor) {
+                    int k, int groups, int outputs, int bits, int codes, int scale, int bf16,
+                    float scale_factor, float factor) {
   if (needed && needed[0] == 0) return;
-  const rows::job j = {x, scales, words, zeros, g_idx, m, n, k, groups, bf16};
+  const rows::job j = {x, scales, words, zeros, g_idx, m, n, k, groups, codes, scale, bf16, scale_factor};
   const int tile = (int)blockIdx.x, first_row = (int)blockIdx.y * rows::ROWS;
   float sums[rows::ROWS][8] = {};
   if (bits == 4) rows::add<4>(sums, j, tile, first_row);

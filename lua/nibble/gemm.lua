@@ -79,6 +79,9 @@ local function struct(m, d)
   return w
 end
 
+--- marlin_weight(m) -> nb_marlin_weight of m (gemm.marlin's), for C: it has addresses of m's tensors, which m keeps
+function M.marlin_weight(m) return struct(m, describe(m)) end
+
 -- The activations as the kernel takes them, one byte each: their values and a scale a token.
 local function quantized(x, m)
   if not m.activations or m.activations == "none" then return x end

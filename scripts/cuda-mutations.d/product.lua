@@ -1,5 +1,5 @@
 -- Bugs for the product kernels.
-local LOOP, FETCH, FINISH = "cuda/kernels/product.cu", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
+local LOOP, FETCH, FINISH = "cuda/kernels/product_loop.cuh", "cuda/kernels/product_fetch.cuh", "cuda/kernels/product_finish.cuh"
 local CODES, ROWS = "cuda/kernels/product_codes.cuh", "cuda/kernels/product_rows.cu"
 
 return {

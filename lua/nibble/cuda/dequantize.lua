@@ -82,27 +82,21 @@ function M.dequantize(weight, o)
   end)
 end
 
-local marlin_bits = { uint4 = 4, uint4b8 = 4, uint8 = 8, uint8b128 = 8 }
-
 --- cuda.marlin_dequantize(m [, {dtype =}]) -> tensor [k,n] of f16 or bf16 on the device | nil, msg, code
--- m: an integer weight in Marlin's order as gemm.marlin takes it, its words, scales and zeros on the device, perm and
--- sorted_g_idx anywhere. The numbers that gemm.marlin multiplies with, rounded to dtype (default: f16 where the scales are,
--- else bf16); rows in the order of the inputs, whatever perm.
+-- m: a weight in Marlin's order as gemm.marlin takes it, its words, scales and zeros on the device, perm and sorted_g_idx
+-- anywhere. The numbers that gemm.marlin multiplies with, without m.global (of NVFP4: code times the checkpoint's scale
+-- times what nvfp4_scales raised it by), rounded to dtype (default: m.dtype, else f16 where the scales are, else bf16); rows
+-- in the order of the inputs, whatever perm.
 function M.marlin_dequantize(m, o)
-  if type(m) ~= "table" or not marlin_bits[m.type] then
-    error("marlin dequantize: weights are uint4, uint8, uint4b8 or uint8b128, found " .. tostring(type(m) == "table" and m.type or m), 2)
+  if type(m) ~= "table" or not m.type then
+    error("marlin dequantize: expected a weight as gemm.marlin takes it, found a " .. type(m), 2)
   end
   if not is_there(m.words) then error('marlin dequantize: words: expected a tensor on a device (t:to "cuda")', 2) end
-  local w = ffi.new "nb_marlin_weight"
-  w.k, w.n, w.bits, w.scale_factor, w.global, w.code, w.scale = m.k, m.n, marlin_bits[m.type], 1, 1, C.NB_MARLIN_INT, C.NB_MARLIN_FLOAT
-  w.a8 = m.activations and m.activations ~= "none" and 1 or 0
-  for field, name in pairs { words = "words", scales = "scales", zeros = "zeros", perm = "perm", g_idx = "sorted_g_idx" } do
-    if m[name] then w[field] = plain(m[name]) end
-  end
-  local dtype = o and o.dtype or plain(m.scales).dtype == C.NB_F16 and "f16" or "bf16"
+  local dtype = o and o.dtype or m.dtype or plain(m.scales).dtype == C.NB_F16 and "f16" or "bf16"
   dtype = tensor.dtype_id(dtype)
+  local weight = require("nibble.gemm").marlin_weight
   return tensors.make(m.words.device, function(out)
-    local rc = C.nb_device_marlin_dequantize(out, w, dtype)
+    local rc = C.nb_device_marlin_dequantize(out, weight(m), dtype)
     return m and rc -- whose tensors live until here
   end)
 end

@@ -1,0 +1,5 @@
+/* product_experts.cu - the product's kernels (product_loop.cuh) for experts' integers of 4 and 8 bits. */
+#include "product_loop.cuh"
+
+NB_PRODUCTS_OF_INTEGERS(NB_PRODUCT_EXPERTS, f16)
+NB_PRODUCTS_OF_INTEGERS(NB_PRODUCT_EXPERTS, bf16)

@@ -45,7 +45,7 @@ describe("the oracle: nibble on CUDA", function()
       why(with(base, { weight = fp8, activation = { type = "float", bits = 8, strategy = "token" } })))
     assert.matches("nvfp4: is not written yet: the product of 4%-bit floats and 4%-bit activations", why(with(base, {
       weight = { type = "float", bits = 4, group = 16 }, activation = { type = "float", bits = 4, group = 16 } })))
-    assert.matches("marlin_moe: is not written yet", why(experts { consumer = "nibble", device = "sm_90" }))
+    assert.matches("w4a8_moe: takes weights of int4, found fp8 tensor", why(experts { consumer = "nibble", device = "sm_90", weight = fp8 }))
     assert.matches("needs SM 80 or above, found SM 75", why(with(base, { device = "sm_75" })))
   end)
 
@@ -207,6 +207,67 @@ describe("the oracle tells the truth:", function()
         ask("inc", "gptq", { bits = 4, group = 32, sym = false }, { k = 64, n = 64, dtype = dtype })
       end
       print(#wrong == 0 and taken > 60 and layers - taken > 60 and "true" or table.concat(wrong, "\n") ..
+        ("\n%d of %d layers, %d are taken"):format(#wrong, layers, taken)) ]])
+  end)
+
+  it("the systems' methods of experts take on the device what it says, and nothing else", function()
+    assert.equal("true", run [[
+      local methods, layer = require "nibble.methods", require "nibble.methods.layer"
+      local forms, layers, taken, wrong = require "nibble.methods.device_forms", 0, 0, {}
+      local function ask(name, config, o)
+        layers = layers + 1
+        local entry, said, why = forms[name], nil, nil
+        local query = entry.query
+        entry.query = function(method, L) -- the oracle's answer is kept, and the method goes on
+          local q = query(method, L)
+          q.consumer, q.backend, q.device = "nibble", name, "cuda"
+          said, why = nb.backends.select(q, { change = false })
+        end
+        local ok, y, msg = pcall(function()
+          local method, new_msg = methods.make(name, config, { on = "cuda" })
+          if not method then return nil, new_msg end
+          local L = layer.new { name = "l", kind = "moe", dtype = o.dtype or "f16", experts = 2, hidden = o.h or 128, intermediate = o.i or 128,
+            top = 1, tp = o.tp, activation = o.activation, gated = o.gated, ep = o.ep, disable_inplace = true }
+          local done, create_msg = method:create(L)
+          if not done then return nil, create_msg end
+          for _, g in ipairs { "w13_g_idx", "w2_g_idx", "w13_weight_g_idx", "w2_weight_g_idx" } do
+            local t = o.act and L:get(g)
+            for i = 1, t and t:numel() or 0 do t:set(i, math.floor((i - 1) % t:size(2) / config.group)) end
+          end
+          done, create_msg = method:process(L)
+          if not done then return nil, create_msg end
+          local x = nb.tensor(o.dtype or "f16", { 1, L.h })
+          if method.monolithic then return method:apply_monolithic(L, x, nb.tensor("f32", { 1, 2 })) end
+          return method:apply(L, x, nb.tensor("f32", { 1, 1 }), nb.tensor("i32", { 1, 1 }))
+        end)
+        entry.query = query
+        local does = ok and y ~= nil
+        taken = taken + (does and 1 or 0)
+        if why == nil and said == nil then said = false end -- refused before the oracle was asked
+        if said == false and not does then return end
+        if (said and true or false) ~= does then
+          wrong[#wrong + 1] = ("%s, %s bits, group %s, h %d, i %d of %d ranks%s: the oracle says %s, the device %s"):format(name, config.bits,
+            config.group, o.h or 128, o.i or 128, o.tp or 1, o.act and ", act-order" or "", said and "yes" or tostring(why),
+            does and "yes" or tostring(ok and msg or y))
+        end
+      end
+      local a8 = { type = "int", bits = 8, symmetric = true, strategy = "token", dynamic = true }
+      for _, group in ipairs { -1, 48, 64, 128 } do
+        for _, o in ipairs { { h = 192 }, { i = 96 }, { i = 128, tp = 2 }, { h = 96 }, { i = 64, activation = "relu2_no_mul", gated = false },
+          { dtype = "f32" }, { h = 64, i = 64, ep = 2 } } do
+          local strategy = group > 0 and "group" or "channel"
+          ask("awq_marlin_moe", { bits = 4, group = group, zero_point = true }, o)
+          ask("moe_wna16", { method = "awq", bits = 4, group = group, zero_point = true }, o)
+          ask("moe_wna16", { method = "gptq", bits = 8, group = group, zero_point = false }, o)
+          ask("w4a8_moe", { type = "int", bits = 4, symmetric = true, strategy = strategy, group = group, activations = a8 }, o)
+          for _, act in ipairs { false, true } do
+            local more = setmetatable({ act = act }, { __index = o })
+            ask("gptq_marlin_moe", { bits = 4, group = group, sym = true, desc_act = act }, more)
+            ask("ct_wna16_moe", { type = "int", bits = 8, symmetric = true, strategy = strategy, group = group, actorder = act and "group" or nil }, more)
+          end
+        end
+      end
+      print(#wrong == 0 and taken > 30 and layers - taken > 60 and "true" or table.concat(wrong, "\n") ..
         ("\n%d of %d layers, %d are taken"):format(#wrong, layers, taken)) ]])
   end)
 

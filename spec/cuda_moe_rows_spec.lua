@@ -152,3 +152,64 @@ describe("a sum over a token's experts, on a device", function()
       check("sum", { ids = tensor("i32", { 2, 3 }, function() return -1 end), experts = 2, columns = 16, dtype = "f16", value = any }) ]])
   end)
 end)
+
+describe("a mixture's functions on a device", function()
+  -- Each call fails with a sentence that has these words; the device goes on.
+  it("say what doesn't fit, one sentence each", function()
+    assert.equal("", run [[
+      local ids, x, logits = ids_of(4, 2, 8):to "cuda", tensor("f16", { 4, 16 }, any):to "cuda", tensor("f32", { 4, 8 }, any):to "cuda"
+      local weights = tensor("f32", { 4, 2 }, any):to "cuda"
+      local cuda_functions = require "nibble.cuda.moe"
+      local function says(words, f, ...)
+        local ok, msg = pcall(f, ...)
+        if ok or not tostring(msg):find(words) then print(words, ok, msg) end
+      end
+      says("the top 9 of 8 experts", moe.route, logits, { top = 9 })
+      says("the top 0 of 8 experts", moe.route, logits, { top = 0 })
+      says("3 groups do not divide 8 experts", moe.route, logits, { top = 1, groups = 3, top_groups = 1 })
+      says("score correction bias: expected f32 %[8%]", moe.route, logits, { top = 1, bias = weights:reshape { 8 }:rows(1, 7) })
+      says("lies in the computer's memory, expected on a device", moe.route, logits, { top = 1, bias = tensor("f32", { 8 }, any) })
+      says("lies in the computer's memory, expected on a device", moe.route, logits:to "cpu", { top = 1, bias = logits:rows(1, 1):reshape { 8 } })
+      says("f32, f16 or bf16 tensor %[tokens, experts%], found i32", moe.route, ids, { top = 1 })
+      says("ids must be i32, found f32", moe.align, weights, 8, 8)
+      says("blocks of 0 for 8 experts", moe.align, ids, 0, 8)
+      says("5000 experts, expected at most 4096 on a device", moe.align, ids, 8, 5000)
+      says("the expert map has 4 entries for 8 experts", moe.align, ids, 8, 8, { map = ids:reshape { 8 }:rows(1, 4) })
+      says("in the computer's memory", moe.align, ids, 8, 8, { map = ids_of(8, 1, 8):reshape { 8 } })
+      says("expert 7 at place 2 is outside the 7 experts", moe.group, tensor("i32", { 4, 2 }, function(i) return i > 1 and 9 - i or 3 end):to "cuda",
+        weights, 7)
+      says("moe group: weights: expected f32", moe.group, ids, x, 8)
+      says("rounds to f16, found bf16", moe.activation, "silu", x, { dtype = "bf16" })
+      says("one dtype on a device, found f32 from f16", moe.activation, "silu_no_mul", x, { out = tensor("f32", { 4, 16 }, any):to "cuda" })
+      says("twice as wide", moe.activation, "silu", x, { out = tensor("f16", { 4, 4 }, any):to "cuda" })
+      says("lies over an input twice as wide", moe.activation, "silu", x:reshape { 8, 8 }, { out = x:as("f16", { 8, 4 }) })
+      says("on a device", moe.activation, "gelu", x, { up = tensor("f16", { 4, 16 }, any) })
+      says("expert 1 gets 4 rows, and there is room for 1", moe.dispatch, x, tensor("i32", { 4, 1 }, function() return 1 end):to "cuda", 2, { rows = 1 })
+      says("while a graph is captured, an expert with more rows", nb.cuda.graph, function() return (moe.dispatch(x, ids, 8, { rows = 3 })) end)
+      says("expected i32", moe.dispatch, x, ids:rows(1, 3), 8, { rows = 8 })
+      says("moe combine: expected", moe.combine, x, ids, weights)
+      says("moe combine: expected f32 %[4x2%]", moe.combine, x:reshape { 2, 2, 16 }, ids, weights:rows(1, 3))
+      says("moe sum: expected", cuda_functions.sum, x, ids, weights, 8)
+      says("begins 2 bytes past", cuda_functions.sum, x:as("i16", { 64 }):rows(2, 33):as("f32", { 8, 2 }), ids, weights, 8)
+      assert(moe.route(logits, { top = 2 }):to "cpu"):equal(moe.route(logits:to "cpu", { top = 2 })) ]])
+  end)
+
+  it("give back what they took, whichever call of the driver fails", function()
+    for _, name in ipairs { "cuMemAlloc_v2", "cuLaunchKernel", "cuModuleGetFunction", "cuMemcpyDtoHAsync_v2" } do
+      assert.equal("false 0", run([[
+        local ids, x = ids_of(4, 2, 8):to "cuda", tensor("f16", { 4, 16 }, any):to "cuda"
+        local weights, live, ok = tensor("f32", { 4, 2 }, any):to "cuda"
+        for _ = 1, 30 do -- until the plan's call has come
+          collectgarbage() collectgarbage()
+          live = C.nb_live_bytes()
+          ok = pcall(function()
+            local batch, _, places = moe.dispatch(x, ids, 8, { rows = 4 })
+            return moe.combine(batch, places, weights), moe.align(ids, 8, 8), moe.activation("silu", x)
+          end)
+          if not ok then break end
+        end
+        collectgarbage() collectgarbage()
+        io.write(tostring(ok), " ", tonumber(C.nb_live_bytes() - live)) ]], { NB_EMU_FAIL = name .. ":9:1" }), name)
+    end
+  end)
+end)

@@ -58,6 +58,17 @@ local NUMBERS = {
     end
     return r
   end,
+  COUNT_ONES = function(a)
+    local n = 0
+    for i = 0, 31 do n = n + math.floor(a / 2 ^ i) % 2 end
+    return n
+  end,
+  MUL_RN_F64 = function(a, b, c)
+    local x, d = math.floor(a / 2048), ffi.new("union { double d; uint32_t u[2]; }")
+    d.u[0], d.u[1] = b % 4096 * 1048576 + math.floor(c / 4096), 0x3ff00000 + math.floor(b / 4096)
+    d.d = x * d.d + -x
+    return bit.bxor(d.u[0], d.u[1]) % 4294967296
+  end,
 }
 
 -- Words: small floats in as many forms as the primitive reads, so that sums are exact; all the others any bits.
@@ -100,6 +111,23 @@ describe("an emulated primitive", function()
       emulator.free(to)
     end)
   end
+
+  it("looks at other lanes: shuffle_from, match_any", function()
+    local t, out = input("", 11), nb.tensor("u32", { 64 }) -- 33 words
+    local from, to = emulator.memory(t), emulator.memory(out:bytes())
+    assert.is_nil((emulator.run("nb_primitive_lanes", {}, from, to)))
+    emulator.read(to, out)
+    for l = 0, 31 do
+      local same = 0
+      for m = 0, 31 do
+        if t:ptr()[m] % 256 == t:ptr()[l] % 256 then same = same + 2 ^ m end
+      end
+      assert.equal(t:ptr()[t:ptr()[l] % 32], out:ptr()[2 * l])
+      assert.equal(same, out:ptr()[2 * l + 1])
+    end
+    emulator.free(from)
+    emulator.free(to)
+  end)
 
   for _, dtype in ipairs(source:match "nb_primitive_mma" and { "f16", "bf16" } or {}) do
     it("multiplies as the tensor cores do: " .. dtype, function()

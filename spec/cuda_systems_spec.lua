@@ -5,14 +5,14 @@ local standin = require "spec.support.standin"
 local run = standin.with "local systems, methods = require 'spec.support.systems', require 'nibble.methods' "
 
 -- Runs each case, the arguments of a function of systems; prints those that are off by more than the bound, and how many are not.
-local function judged(kind, cases)
-  return run(([[
+local function judged(kind, cases, before)
+  return run(([[ %s
     local right, cases = 0, { %s }
     for i, case in ipairs(cases) do
       local ok, off, msg = pcall(systems.%s, unpack(case, 1, 6))
       if ok and off and off <= 1 then right = right + 1 else print(i, case[1], off, msg) end
     end
-    print(right .. " of " .. #cases .. " right") ]]):format(cases, kind))
+    print(right .. " of " .. #cases .. " right") ]]):format(before or "", cases, kind))
 end
 
 describe("a linear layer on the device", function()
@@ -95,5 +95,48 @@ describe("ranks of a linear layer, one after the other on one device,", function
         { k = 256, n = 64, bits = 4, group = 128, actorder = true, dtype = "bf16" }, "compressed-tensors", "row", 2 },
       { "marlin_cuda", { format = "compressed-tensors", bits = 4, group = 64, actorder = true },
         { k = 128, n = 128, bits = 4, group = 64, actorder = true }, "compressed-tensors", "column", 2 } ]]))
+  end)
+end)
+
+-- Schemes of experts, for the cases below.
+local schemes = [[
+    local function int(group, act) return { type = "int", bits = 4, symmetric = true, strategy = group == -1 and "channel" or "group", group = group,
+      actorder = act } end
+    local function w4a8(group)
+      local s = int(group)
+      s.activations = { type = "int", bits = 8, symmetric = true, strategy = "token", dynamic = true }
+      return s
+    end ]]
+
+describe("experts on the device", function()
+  it("AWQ-38, AWQ-39, ORC-14, CTM-WNA16-13, CTM-W4A8-12: give what each system's own apply gives; integers", function()
+    assert.equal("14 of 14 right", judged("experts", [[
+      { "awq_marlin_moe", { bits = 4, group = 64, zero_point = true }, { roundings = 2 } },
+      { "awq_marlin_moe", { bits = 4, group = -1, zero_point = true }, { roundings = 2, dtype = "bf16", bias = true } },
+      { "gptq_marlin_moe", { bits = 4, group = 32, sym = true, desc_act = true }, { roundings = 2, actorder = 32 } },
+      { "gptq_marlin_moe", { bits = 8, group = -1, sym = true }, { roundings = 2, dtype = "bf16" } },
+      { "moe_wna16", { method = "awq", bits = 4, group = 32, zero_point = true }, { roundings = 3, intermediate = 96, bias = true } },
+      { "moe_wna16", { method = "gptq", bits = 8, group = 64, zero_point = false }, { roundings = 3, dtype = "bf16" } },
+      { "moe_wna16", { method = "awq", bits = 4, group = -1, zero_point = true },
+        { roundings = 3, intermediate = 72, gated = false, activation = "relu2_no_mul" } },
+      { "moe_wna16", { method = "gptq", bits = 4, group = 128, zero_point = true }, { roundings = 3, intermediate = 96 } },
+      { "ct_wna16_moe", int(32), { roundings = 2 } },
+      { "ct_wna16_moe", int(64, "group"), { roundings = 2, actorder = 64, dtype = "bf16" } },
+      { "ct_wna16_moe", int(32), { roundings = 2, hidden = 256, intermediate = 256, dtype = "bf16" }, { backend = "Flashinfer" } },
+      { "w4a8_moe", w4a8(-1), { roundings = 4, dtype = "bf16", bias = true } },
+      { "w4a8_moe", w4a8(32), { roundings = 4, dtype = "bf16", bias = true } },
+      { "w4a8_moe", w4a8(32), { roundings = 32, intermediate = 96, activation = "swigluoai" } } ]], schemes))
+  end)
+end)
+
+describe("ranks of experts, one after the other on one device,", function()
+  it("FWD-13, CTM-WNA16-06, AWQ-32: sum to the whole layer: the intermediate size cut, also amid groups in act-order; an expert map", function()
+    assert.equal("6 of 6 right", judged("sharded_experts", [[
+      { "gptq_marlin_moe", { bits = 4, group = 32, sym = true }, { group = 32, i = 128 }, 2, 1 },
+      { "gptq_marlin_moe", { bits = 4, group = 64, sym = true, desc_act = true }, { group = 64, i = 128, actorder = true }, 2, 1 },
+      { "gptq_marlin_moe", { bits = 4, group = 32, sym = true }, { group = 32, i = 64 }, 1, 4 },
+      { "ct_wna16_moe", int(64, "group"), { group = 64, i = 128, actorder = true, ct = true }, 2, 2 },
+      { "ct_wna16_moe", int(32), { group = 32, i = 128, ct = true }, 2, 2 },
+      { "moe_wna16", { method = "gptq", bits = 4, group = 64, zero_point = false }, { group = 64, i = 128 }, 4, 1 } ]], schemes))
   end)
 end)

@@ -55,6 +55,7 @@ describe("gptq_marlin_moe", function()
   it("ORC-17: in activation order, w2's scales whole and its K cut", function()
     assert.is_true(error_of({ bits = 4, group = 32, desc_act = true }, 1) < 1e-5)
     assert.is_true(error_of({ bits = 4, group = 32, desc_act = true }, 2) < 1e-5)
+    assert.is_true(error_of({ bits = 4, group = 64, desc_act = true }, 2) < 1e-5) -- a rank's K is one group long, and has two
   end)
 
   it("ORC-16, ORC-20: int8 and fp8 activations stay near", function()

@@ -10,10 +10,11 @@
 namespace moe_route_kernels {
 enum { LANES = 32, SUM_LANES = 8 };
 
-/* Ranks, in the order of the floats: those that are taken come last, before them NaN. */
+/* Ranks, in the order of the floats, of which none is -0: scores are positive. Those that are taken come last, before
+ * them NaN. */
 enum : uint32_t { TAKEN = 0, NOT_A_NUMBER = 1 };
 NB_DEVICE uint32_t rank_of(float f) {
-  const uint32_t u = bits_of_float(f + 0.0f); /* -0 is 0 */
+  const uint32_t u = bits_of_float(f);
   return f != f ? NOT_A_NUMBER : u >> 31 ? ~u : u | 0x80000000u;
 }
 

@@ -15,6 +15,8 @@ enum {
   LOP3_AND_OR,
   LOP3_XOR,
   PICK_BYTES,
+  COUNT_ONES,
+  MUL_RN_F64,
 };
 
 NB_DEVICE uint32_t number(int which, uint32_t a, uint32_t b, uint32_t c) {
@@ -30,6 +32,12 @@ NB_DEVICE uint32_t number(int which, uint32_t a, uint32_t b, uint32_t c) {
   case LOP3_AND_OR: return lop3<(0xf0 & 0xcc) | 0xaa>(a, b, c);
   case LOP3_XOR: return lop3<0xf0 ^ 0xcc ^ 0xaa>(a, b, c);
   case PICK_BYTES: return pick_bytes(a, b, c & 0x7777);
+  case COUNT_ONES: return (uint32_t)count_ones(a);
+  case MUL_RN_F64: { /* 21 bits times 52 and a sum that an unrounded product would change; both halves of the result */
+    const double x = (double)(a >> 11), y = double_of_bits(0x3ff0000000000000u | (uint64_t)b << 20 | c >> 12);
+    const uint64_t r = bits_of_double(mul_rn(x, y) + -x);
+    return (uint32_t)r ^ (uint32_t)(r >> 32);
+  }
   default: return 0;
   }
 }
@@ -60,6 +68,15 @@ extern "C" __global__ void nb_primitive_tile(global<const uint32_t> in, global<u
   uint32_t r[4];
   ldmatrix_x4(r, cast<const uint4>(tile) + lane);
   for (int i = 0; i < 4; i++) out[blockIdx.x * 128 + 4 * lane + i] = shuffle_xor(r[i], 9);
+}
+
+/* A warp to a block: each lane's word from the lane that its low bits name, and which lanes gave the same eight bits as
+ * it: two words a lane. */
+extern "C" __global__ void nb_primitive_lanes(global<const uint32_t> in, global<uint32_t> out) {
+  const int at = (int)(blockIdx.x * 32 + threadIdx.x);
+  const uint32_t word = in[at];
+  out[2 * at] = shuffle_from(word, (int)(word % 32));
+  out[2 * at + 1] = match_any(word % 256 / (blockIdx.x % 16 + 1));
 }
 
 /* A warp to a block: of 16 words of each lane the first 4 are a, the next 4 two b, the others their sums; out: the sums. */

@@ -119,10 +119,11 @@ end
 
 -- Expert e (0-based) of a stack [E, ...], or what isn't one.
 local function slice(t, e)
-  if not ffi.istype(tensor.type, t) then return t end
-  local experts = t:size(1)
+  if not tensor.is_any(t) then return t end
+  local experts, shape = t:size(1), t:size()
   if e < 0 or e >= experts then refuse("expert %d is outside 0..%d", e, experts - 1) end
-  return t[e + 1]
+  table.remove(shape, 1)
+  return t:rows(e + 1, e + 1):reshape(shape)
 end
 
 --- marlin_expert(m, e) -> the description of expert e (0-based), views into the stacks [E, ...] of m

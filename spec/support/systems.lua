@@ -4,6 +4,7 @@ local nb = require "nibble"
 local layer = require "nibble.methods.layer"
 local methods = require "nibble.methods"
 local awq = require "spec.support.awq"
+local support = require "spec.support.experts"
 
 local M = {}
 
@@ -105,6 +106,33 @@ function M.linear(name, config, o, options)
   return M.off(a:apply(A, x), far, o.dtype or "f16", o.roundings or 1)
 end
 
+-- What a layer of experts gives for 5 tokens.
+local function forward(method, L, x)
+  local count = L.e_global
+  if method.monolithic then return method:apply_monolithic(L, x, M.values("f32", { 5, count })) end
+  local weights, ids = support.routed(5, 2, count)
+  return method:apply(L, x, weights, ids)
+end
+
+--- experts(name, config, o, options) -> how far the device's apply is from the CPU's: the largest difference, in roundings of the
+-- largest value, over o.roundings (1) | nil, msg
+function M.experts(name, config, o, options)
+  o.experts = o.experts or 3
+  local a, A = made(name, config, o, options)
+  if not a then return nil, "on the CPU: " .. A end
+  local b, B = made(name, config, o, options, "cuda")
+  if not b then return nil, B end
+  for _, p in ipairs(B:names()) do
+    if B:get(p):where() ~= "cuda:0" then return nil, p .. " is left in the computer's memory" end
+  end
+  local x = M.values(o.dtype or "f16", { 5, A.h })
+  local cpu, far = forward(a, A, x), forward(b, B, x)
+  if far:type() ~= cpu:type() then return nil, "another dtype" end
+  local step = o.dtype == "bf16" and 2 ^ -8 or 2 ^ -11
+  local off = nb.compare(cpu:cast "f32", far:cast "f32").max_abs / cpu:cast("f32"):stats().absmax / step / (o.roundings or 1)
+  return off == off and off or math.huge
+end
+
 -- A class as ARK has it, for inc_ark: it computes from GPTQ's packing.
 local function ark_class(is_awq)
   return { new = function(o)
@@ -158,6 +186,43 @@ function M.ranks(name, config, o, format, parallel, tp)
     else layer.block(sum, rank * L.n, y, 0, L.n, 1) end
   end
   return sum
+end
+
+-- One expert's projection [n,k] as a GPTQ file of 4 bits has it; gate and up of an expert share their activation order.
+local function gptq_projection(n, k, o, number)
+  local groups, codes = k / o.group, support.codes(n, k, 4, number)
+  local scales = support.floats(n, groups, number + 1, 0.02):cast "f16"
+  local g_idx = nb.tensor("i32", { k })
+  for c = 0, k - 1 do g_idx:set(c + 1, o.actorder and (c * 7 + math.floor(number / 10)) % groups or math.floor(c * groups / k)) end
+  if o.ct then
+    return { weight_packed = nb.layout.ct.pack(codes, 4), weight_scale = scales, weight_g_idx = o.actorder and g_idx or nil,
+      weight_shape = nb.tensor("i64", { 2 }, { n, k }) }
+  end
+  return { qweight = nb.layout.gptq.pack(codes, 4), scales = scales:transpose(), g_idx = g_idx, qzeros = nb.tensor("i32", { groups, n / 8 }):as("u8")
+    :fill(0x77):as("i32", { groups, n / 8 }) }
+end
+
+-- The sum of what all ranks of experts give on the device for 5 tokens; one after the other.
+local function over_ranks(name, config, o, tp, ep)
+  local x = M.values("f16", { 5, 128 })
+  local stored = support.experts({ e = 4, i = o.i }, function(n, k, number) return gptq_projection(n, k, o, number) end)
+  local weights, ids = support.routed(5, 2, 4)
+  return support.over_ranks(tp, ep, function(ranks)
+    local method = assert(methods.make(name, config, { on = "cuda" }))
+    local L = support.layer({ e = 4, i = o.i, dtype = "f16" },
+      { tp = ranks.tp, rank = ranks.rank, ep = ranks.ep, ep_rank = ranks.ep_rank, disable_inplace = true })
+    assert(method:create(L))
+    support.load(method, L, stored)
+    assert(method:process(L))
+    return (assert(method:apply(L, x, weights, ids)):cast "f32")
+  end)
+end
+
+--- sharded_experts(name, config, o, tp, ep) -> how far the sum over ranks is from the one rank's, in roundings of the largest value
+-- for each rank. o: group, actorder, ct = compressed-tensors' files, i = the intermediate size.
+function M.sharded_experts(name, config, o, tp, ep)
+  local whole, parts = over_ranks(name, config, o, 1, 1), over_ranks(name, config, o, tp, ep)
+  return nb.compare(whole, parts).max_abs / whole:stats().absmax / (2 ^ -11 * 2 * tp * ep)
 end
 
 --- sharded(name, config, o, format, parallel, tp) -> how far the ranks' result is from the whole layer's, in units of a rounding of

@@ -4,6 +4,12 @@ local cuda = { { "platform", "cuda" }, { "capability", min = 80 } }
 local weight_only = { "activations", "none" }
 local half = { "input", "f16", "bf16" }
 local padded = "what the tensor cores' tiles don't divide is padded once, when the layer is loaded"
+local takes = { "ungated", "batch_invariance" }
+local groups = { "group", -1, 32, 64, 128 }
+local marlin_shape = { groups, { "multiple", "hidden", 128 }, { "multiple_of_group", "intermediate", least = 64, actorder = true } }
+local elsewhere = "another method reads it"
+local by_one = "an expert at a time"
+local on_device = "nibble.methods.on_device"
 local on_the_cpu = "; with --device cpu nibble computes it"
 
 local function absent(what) return { cuda, { "absent", ("is not written yet: %s%s"):format(what, on_the_cpu) } } end
@@ -20,24 +26,44 @@ return {
           cuda, { "kind_of_weight", "int" }, weight_only, { "bits", 4, 8 }, { "layout", "awq", "gptq", "compressed-tensors" },
           { "strategy", "group", "channel" }, { "input", "f16", "bf16" },
           { "actorder_in_groups" }, { "group_in_rank", actorder = true }, { "multiple", "k", 16 }, { "multiple", "n", 64 } } },
+        { name = "marlin_float_cuda", class = "nibble.methods.marlin_float_cuda", note = padded, checks = {
+          cuda, { "kind_of_weight", "float" }, weight_only, { "bits", 4, 8 }, { "decodes" }, half, { "multiple", "k", 8 },
+          { "multiple", "n", 2 } } },
         { name = "dequantize_cuda", class = "nibble.methods.dequantize_cuda", note = "decoded at every call", checks = {
           cuda, { "package", "cublaslt" }, weight_only, { "decodes" }, { "input", "f16", "bf16", "f32" } } },
-        { name = "awq_marlin", class = "nibble.methods.on_device", note = padded, checks = {
-          cuda, { "only_layout", "awq", advice = "another method reads it" }, weight_only, { "bits", 4 }, { "zero_points" }, half,
+        { name = "awq_marlin", class = on_device, note = padded, checks = {
+          cuda, { "only_layout", "awq", advice = elsewhere }, weight_only, { "bits", 4 }, { "zero_points" }, half,
           { "group", -1, 32, 64, 128 }, { "group_in_rank" }, { "packs" } } },
-        { name = "awq", class = "nibble.methods.on_device", note = padded, checks = {
-          cuda, { "only_layout", "awq", advice = "another method reads it" }, weight_only, { "bits", 4, 8 }, { "zero_points" }, half,
+        { name = "awq", class = on_device, note = padded, checks = {
+          cuda, { "only_layout", "awq", advice = elsewhere }, weight_only, { "bits", 4, 8 }, { "zero_points" }, half,
           { "group_in_rank" }, { "packs" } } },
-        { name = "inc", class = "nibble.methods.on_device", note = padded, checks = {
-          cuda, { "only_layout", "awq", "gptq", advice = "another method reads it" }, weight_only, { "bits_symmetric", 4 },
+        { name = "inc", class = on_device, note = padded, checks = {
+          cuda, { "only_layout", "awq", "gptq", advice = elsewhere }, weight_only, { "bits_symmetric", 4 },
           { "no_actorder" }, half, { "group_in_rank" }, { "packs" }, { "packs", "k" } } },
         { name = "fp8", checks = absent "the product of FP8 weights and FP8 activations" },
         { name = "nvfp4", checks = absent "the product of 4-bit floats and 4-bit activations" },
       },
     },
     {
-      name = "nibble MoE on CUDA", kind = "moe", when = { { "platform", "cuda" } },
-      rows = { { name = "marlin_moe", checks = absent "the product of all experts in one launch" } },
+      name = "nibble MoE on CUDA", kind = "moe", when = { { "platform", "cuda" } }, staged = true,
+      rows = {
+        { name = "awq_marlin_moe", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+          cuda, { "only_layout", "awq", advice = elsewhere }, weight_only, { "bits", 4 }, { "zero_points" }, half, marlin_shape } },
+        { name = "gptq_marlin_moe", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+          cuda, { "only_layout", "gptq", advice = elsewhere }, weight_only, { "bits_symmetric", 4, 8 }, half, marlin_shape,
+          { "actorder_in_groups" } } },
+        { name = "moe_wna16", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+          cuda, { "only_layout", "awq", "gptq", advice = elsewhere }, weight_only, { "bits", 4, 8 }, { "no_actorder" }, half,
+          { "multiple", "hidden", 64 }, { "multiple", "intermediate", 8 }, { "group_halves" } } },
+        { name = "ct_wna16_moe", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+          cuda, { "only_layout", "compressed-tensors", advice = elsewhere }, weight_only, { "symmetric" }, { "bits", 4, 8 }, half,
+          marlin_shape, { "actorder_in_groups" } } },
+        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, note = by_one, classes = {
+          { class = on_device, monolithic = true, checks = {
+            cuda, { "weights", "int4" }, { "activations", "int8 token" }, { "output", "f16", "bf16" }, { "no_expert_parallel" },
+            { "activation_fn", "silu", "swigluoai", "swiglustep" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 2 },
+            { "group_divides", "hidden" }, { "group_divides", "intermediate" } } } } },
+      },
     },
   },
 }

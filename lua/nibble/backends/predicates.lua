@@ -169,7 +169,9 @@ end }
 
 M.actorder_in_groups = { stage = 4, says = function() return "act-order only with groups" end, check = function(q)
   local g = q.weight.group
-  if q.weight.actorder and (g == -1 or q.k_full and g >= q.k_full) then
+  if not q.weight.actorder then return nil end
+  local cut = q.intermediate ~= q.intermediate_full -- w2 then counts as a part of more groups
+  if g == -1 or g >= (q.k_full or math.huge) or g >= (q.hidden or math.huge) or not cut and g >= (q.intermediate or math.huge) then
     return "takes act-order with more than one group only"
   end
 end }
@@ -318,7 +320,7 @@ end }
 -- ---- sizes (stage 10) ------------------------------------------------------------------
 
 local names = { n = "N", k = "K", k_full = "the whole K", hidden = "the hidden size",
-  intermediate = "the intermediate size" }
+  intermediate = "the intermediate size", intermediate_full = "the whole intermediate size" }
 
 -- {"multiple", "n", 64}; what is not known passes.
 M.multiple = { stage = 10, says = function(c) return ("%s of a multiple of %d"):format(names[c[2]], c[3]) end,
@@ -342,11 +344,16 @@ M.whole_blocks = { stage = 10, says = function() return "K of whole blocks" end,
   end
 end }
 
--- {"multiple_of_group", "intermediate", least = 64}: a multiple of max(least, group).
+-- {"multiple_of_group", "intermediate", least = 64}: a multiple of max(least, group). actorder = true: in act-order each rank
+-- has the scales of all groups, so that the group need only divide the whole of it.
 M.multiple_of_group = { stage = 10, says = function(c) return names[c[2]] .. " of a multiple of the group" end,
   check = function(q, c)
+    local size, least = q[c[2]], q.tile_padding and 1 or c.least or 1
+    if c.actorder and q.weight.actorder then
+      return M.group_divides.check(q, { "group_divides", c[2] .. "_full" }) or M.multiple.check(q, { "multiple", c[2], least })
+    end
     -- Where the deployment pads tiles, only the group must divide. (MRL-08)
-    local size, unit = q[c[2]], math.max(q.tile_padding and 1 or c.least or 1, q.weight.group)
+    local unit = math.max(least, q.weight.group)
     if size and size % unit ~= 0 then
       return ("needs %s of a multiple of %d (group %d), found %d"):format(names[c[2]], unit, q.weight.group, size)
     end
@@ -357,6 +364,18 @@ M.group_divides = { stage = 10, says = function(c) return "the group divides " .
   local size, g = q[c[2]], q.weight.group
   if size and g > 0 and size % g ~= 0 then
     return ("needs %s of a multiple of the group size %d, found %d"):format(names[c[2]], g, size)
+  end
+end }
+
+-- The group, or a half, a quarter … of at least 32, divides both sizes of experts, so that scales can be repeated. (AWQ-40)
+M.group_halves = { stage = 10, says = function() return "the group or a half of it divides both sizes" end, check = function(q)
+  local g, h, i = q.weight.group, q.hidden, q.intermediate
+  if g <= 0 or not h or not i then return nil end
+  while h % g ~= 0 or i % g ~= 0 do
+    g = g / 2
+    if g < 32 or g % 1 ~= 0 then
+      return ("needs a group, or a half of it from 32 on, that divides %d and %d, found %d"):format(h, i, q.weight.group)
+    end
   end
 end }
 

@@ -28,7 +28,8 @@ local function make(name, ...)
     collectgarbage() collectgarbage()
     rc = dispatch.there(f, ...)
   end
-  must(rc)
+  local ok, msg = nffi.check(rc, true)
+  if not ok then error(msg, 3) end -- where the caller of moe's function stands, which is a tail call
   return ...
 end
 

@@ -181,15 +181,20 @@ local function stack(self, L, w, k, n, bias)
            activations = self.activations, group = self.config.group }
 end
 
--- What moe.forward needs of the experts. Ranks sum their outputs, so that only rank 0 has w2's bias.
-local function products(self, L, o)
+--- method:products(L) -> w13 and w2 for moe.forward, out of the processed words.
+-- Ranks sum their outputs, so that only rank 0 has w2's bias.
+function M:products(L)
+  return { w13 = gemm.marlin_experts(stack(self, L, "w13", L.h, L.s * L.i, true)),
+    w2 = gemm.marlin_experts(stack(self, L, "w2", L.i, L.h, L.rank == 0)) }
+end
+
+-- What moe.forward needs of the experts.
+local function forward_options(self, L, o)
   if not L.steps then error(("layer %s is not processed yet: call process after loading"):format(L.name), 3) end
-  local w13 = stack(self, L, "w13", L.h, L.s * L.i, true)
-  local w2 = stack(self, L, "w2", L.i, L.h, L.rank == 0)
+  local parts = self:products(L)
   return setmetatable({
     experts = L.e, expert_map = L.expert_map, gated = L.gated,
-    activation = self.compat.silu_always and "silu" or L.activation,
-    w13 = gemm.marlin_experts(w13), w2 = gemm.marlin_experts(w2),
+    activation = self.compat.silu_always and "silu" or L.activation, w13 = parts.w13, w2 = parts.w2,
   }, { __index = o })
 end
 
@@ -205,7 +210,7 @@ end
 -- disable_inplace. options: of moe.forward (limit, alpha, beta, chunk, buffer, dtype). (AWQ-38, SYSTEMS C-10, C-20)
 function M:apply(L, x, weights, ids, options)
   make_workspace(self, L)
-  local o = products(self, L, options or {})
+  local o = forward_options(self, L, options or {})
   local on_input = L.options.router_weight_on_input
   o.ids, o.weights = ids, weights
   o.router_weight_on_input = on_input and "after_w13" or false
@@ -241,7 +246,7 @@ function M:experts(L, o)
   end
   out.name, out.max_tokens, out.dispatchers = "BatchedMarlinExperts", o.max_tokens_per_rank, o.dispatchers
   out.apply = function(x, counts, options)
-    local p = products(self, L, options or {})
+    local p = forward_options(self, L, options or {})
     p.counts = counts
     return moe.batched(x, p)
   end

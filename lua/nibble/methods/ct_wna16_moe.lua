@@ -242,6 +242,7 @@ end
 
 --- method:products(L) -> w13 and w2 for moe.forward, out of the processed words.
 function Method:products(L)
+  if self.monolithic then return mxint4.products(L) end
   -- SYSTEMS C-26: a kernel told that K is cut looks for groups by index, which only activation order has.
   if not L.k_full and not self.sorted then
     error(("layer %s: k_full must be true without activation order in groups, found actorder = %s on %d ranks"):format(
@@ -263,7 +264,7 @@ function Method:apply_monolithic(L, x, logits, o)
   self:ready(L, "apply_monolithic")
   mxint4.check(x, L)
   local weights, ids = common.route(L, logits, o, "bf16")
-  return (common.forward(L, x, weights, ids, { inplace = false }, mxint4.products(L)))
+  return (common.forward(L, x, weights, ids, { inplace = false }, self:products(L)))
 end
 
 --- method:experts(L, {format = "standard"|"batched", max_tokens =, dispatchers =}) -> experts object

@@ -5,7 +5,9 @@
 --   matrices     {weight = m} of a linear layer; {w13 = m, w2 = m} of experts; m as gemm.marlin takes it, each tensor here or
 --                on the device
 --   activations  what of a scheme is done to the input before the product (nibble.act), nil: nothing; least: from so many rows
---   scales       {scale =, global =}: its numbers
+--   scales       {w13 = {numbers of expert 0, …} or of all, w2 =}: what nibble.act takes besides, {scale =, global =}
+--   after_w13    on_device's: the router's weight goes on the first product's output, as the system's own products say
+-- refuses = function(method, L) -> msg, code | nil: why a layer that the oracle can't tell from others isn't taken.
 local layout = require "nibble.layout"
 local marlin = require "nibble.marlin"
 local prepare_all = require("nibble.methods.marlin").prepare_all
@@ -117,5 +119,7 @@ M.inc_ark = {
     return form, msg, code
   end,
 }
+
+for name, entry in pairs(require "nibble.methods.device_experts") do M[name] = entry end
 
 return M

@@ -9,6 +9,7 @@ local M = {}
 -- where layers are to run on a device, before the others.
 local list = {
   { name = "marlin_cuda", kind = "linear", device = "cuda", title = "4- and 8-bit integers on a CUDA device, dense" },
+  { name = "marlin_float_cuda", kind = "linear", device = "cuda", title = "FP8 and 4-bit floats on a CUDA device, weight-only, dense" },
   { name = "dequantize_cuda", kind = "linear", device = "cuda", title = "any weights by cuBLASLt on a CUDA device, dense" },
   { name = "awq_marlin", kind = "linear", title = "AWQ on Marlin, dense" },
   { name = "awq", kind = "linear", title = "AWQ without Marlin, dense" },
@@ -93,6 +94,11 @@ end
 function takes.dequantize_cuda(rec, s)
   if s.activations then return nil, "its inputs are quantized" end
   return { scheme = s, format = rec.format }
+end
+
+function takes.marlin_float_cuda(rec, s)
+  if s.type ~= "float" then return nil, "not FP8 or 4-bit floats" end
+  return takes.dequantize_cuda(rec, s)
 end
 
 function takes.inc(rec, s)

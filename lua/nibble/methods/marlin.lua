@@ -92,8 +92,10 @@ function step.repack(m)
   return put(m, "words", layout.marlin.repack(m.words, m.bits, m.a8, m.out.perm))
 end
 
+-- In activation order a rank whose K is cut has the scales of all groups, so that these, not its K, say how many there are.
 function step.scales(m)
-  return put(m, "scales", layout.marlin.permute_scales(m.scales, m.scale_k or m.k, m.group, m.a8))
+  local k = m.g_idx and m.group > 0 and m.scales:size(m.scales.ndim - 1) * m.group or m.k
+  return put(m, "scales", layout.marlin.permute_scales(m.scales, m.scale_k or k, m.group, m.a8))
 end
 
 -- int8 scales, where there is more than one group. (MRL-40)

@@ -112,7 +112,7 @@ function M:process(L)
   local m = forms[c.format].parts(L, c)
   local words, msg, code = m.words:to(self.device)
   if not words then return nil, msg, code end
-  m.words, m.bits, m.group, m.bias, m.scale_k = words, c.bits, c.group, L:get "bias", c.actorder and L.k_full or nil
+  m.words, m.bits, m.group, m.bias = words, c.bits, c.group, L:get "bias"
   local outs
   outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
   words:free()
@@ -130,6 +130,14 @@ end
 --- method:quant() -> nil: linear layers hand no description to other kernels.
 function M.quant() end
 
+--- method:matrix(L) -> the layer's weight as gemm.marlin takes it
+function M:matrix(L)
+  local c = self.config
+  return { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)), words = L:get "words",
+    scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx", k = L.k, n = L.n,
+    group = c.group, dtype = L.dtype, k_full = L.k == L.k_full }
+end
+
 --- method:apply(L, x [, bias [, out]]) -> y [.., n] | nil, msg, code
 -- y = x · Ŵ + bias, as awq_marlin's, in the layer's dtype: x is rounded to it and goes to the device, y comes back in x's
 -- dtype. x on the device: of the layer's dtype, and y stays there (out: a tensor [m, n] to fill). bias: in Marlin's order, on
@@ -137,16 +145,14 @@ function M.quant() end
 function M:apply(L, x, bias, out)
   if L.order_of_words ~= "marlin" then error(("layer %s is not processed yet: call process after loading"):format(L.name), 2) end
   local flat, shape = linear.rows(L, x)
-  local here, c = x:where() == "cpu", self.config
+  local here, m = x:where() == "cpu", self:matrix(L)
   if here then
     local msg, code
     flat, msg, code = linear.rounded(flat, L.dtype):to(self.device)
     if not flat then return nil, msg, code end
   end
-  local y, msg, code = gemm.marlin(flat, { type = (c.zero_point and "uint%d" or "uint%db%d"):format(c.bits, 2 ^ (c.bits - 1)),
-    words = L:get "words", scales = L:get "scales", zeros = L:get "zeros", perm = L:get "perm", sorted_g_idx = L:get "sorted_g_idx",
-    bias = linear.bias(L, bias, true), k = L.k, n = L.n, group = c.group, dtype = L.dtype, k_full = L.k == L.k_full,
-    out = not here and out or nil })
+  m.bias, m.out = linear.bias(L, bias, true), not here and out or nil
+  local y, msg, code = gemm.marlin(flat, m)
   if not y then return nil, msg, code end
   if here then
     y, msg, code = y:to "cpu"

@@ -67,8 +67,11 @@ end
 
 -- The smallest factor that every matrix of the layer allows, their largest scale's, is one factor for all.
 local function finish(m, x)
-  local a8 = m.activations ~= nil
-  local out = { words = layout.marlin.repack_here(x.words, x.bits, { order = "gptq", a8 = a8 }) } -- load made them
+  local a8, out = m.activations ~= nil, {}
+  local words, msg, code = x.words, nil, nil
+  if m.on then words, msg, code = words:to(m.on) end
+  if words then out.words, msg, code = layout.marlin.repack_here(words, x.bits, { order = "gptq", a8 = a8 }) end -- load made them
+  if not out.words then return nil, msg, code end
   local scales = m.kind == "nvfp4" and x.scales:cast(m.dtype) or x.scales
   scales = layout.marlin.permute_scales(scales, x.k, x.group, a8)
   if m.kind == "fp8" then
@@ -105,13 +108,15 @@ end
 -- m: kind "fp8" | "mxfp8" | "nvfp4" | "mxfp4"; weight [N,K] f8_e4m3 or [N,K/2] bytes of two fp4; scale: fp8 f32 of
 -- one element, [N,1], one a shard, or [N/bn, K/bk] with block = {bn, bk}; else [N, K/g] f8_e4m3 or E8M0 bytes;
 -- widths: how many rows each fp8 scale serves (default: equal parts); global: f32 (nvfp4); bias; k_first: the
--- fp8 weight is [K,N]; dtype: "f16" | "bf16", the activations'; activations = "fp8" with mxfp4 only.
+-- fp8 weight is [K,N]; dtype: "f16" | "bf16", the activations'; activations = "fp8" with mxfp4 only. on: a device, where the words are
+-- repacked and stay.
 function M.prepare(m)
   local why = refuse(m)
   if why then return nil, why, "eunsupported" end
   local one = setmetatable({ weight = stacked(m.weight), scale = stacked(m.scale), bias = stacked(m.bias) },
     { __index = m })
-  local out = finish(one, load(one))
+  local out, msg, code = finish(one, load(one))
+  if not out then return nil, msg, code end
   for _, name in ipairs { "words", "scales", "bias" } do
     if out[name] then out[name] = out[name][1] end
   end

@@ -37,7 +37,7 @@ end
 
 local function bytes(words) return words:as("u8", { words:size(1), 4 * words:size(2) }) end
 
--- Zero-points u8 [N,G], one a byte, as bytes of p of them along N, and back.
+-- Zero-points u8 [N,G], one a byte, as bytes of p of them along N.
 local function pack_zeros(zeros, bits)
   if bits == 8 then return zeros end
   local n, groups = zeros:size(1), zeros:size(2)
@@ -51,7 +51,8 @@ local function pack_zeros(zeros, bits)
   return out
 end
 
-local function unpack_zeros(packed, bits)
+--- unpack_zeros(packed u8 [N/p, G], bits) -> zero-points u8 [N,G], one a byte.
+function M.unpack_zeros(packed, bits)
   if bits == 8 then return packed end
   local rows, groups = packed:size(1), packed:size(2)
   local out = tensor.new("u8", { 2 * rows, groups })
@@ -159,7 +160,7 @@ local function product(self, L, w, n, k, bias)
     local words = bits == 4 and codes:as("i32", { n, k / 8 })
     return gemm.packed(rows, {
       n = n, k = k, bits = bits, scales_nk = L:get(w .. "_scales")[e + 1],
-      zeros_nk = L:get(w .. "_qzeros") and unpack_zeros(L:get(w .. "_qzeros")[e + 1], bits) or nil,
+      zeros_nk = L:get(w .. "_qzeros") and M.unpack_zeros(L:get(w .. "_qzeros")[e + 1], bits) or nil,
       bias = bias and L:get(w .. "_bias") and L:get(w .. "_bias")[e + 1] or nil,
       read = function(tile, row)
         if words then layout.ct.unpack(words, bits, tile, row)
@@ -169,13 +170,18 @@ local function product(self, L, w, n, k, bias)
   end
 end
 
+--- method:products(L) -> w13 and w2 for moe.forward. Ranks sum their outputs, so that only rank 0 has w2's bias.
+function M:products(L)
+  return { w13 = product(self, L, "w13", L.s * L.i, L.h, true), w2 = product(self, L, "w2", L.h, L.i, L.rank == 0) }
+end
+
 --- method:apply(L, x, weights, ids [, options]) -> y [T,H] in x's dtype: as awq_marlin_moe's, from bytes. (AWQ-39)
--- Ranks sum their outputs, so that only rank 0 has w2's bias.
 function M:apply(L, x, weights, ids, options)
+  local parts = self:products(L)
   return moe.forward(x, setmetatable({
     ids = ids, weights = weights, experts = L.e, expert_map = L.expert_map, gated = L.gated, activation = L.activation,
     router_weight_on_input = L.options.router_weight_on_input or false,
-    w13 = product(self, L, "w13", L.s * L.i, L.h, true), w2 = product(self, L, "w2", L.h, L.i, L.rank == 0),
+    w13 = parts.w13, w2 = parts.w2,
   }, { __index = options or {} }))
 end
 

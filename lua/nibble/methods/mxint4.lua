@@ -77,7 +77,7 @@ function M.check(x, L)
     { "w13_weight_scale", L:get "w13_weight_scale", "bf16" }, { "w2_weight_packed", L:get "w2_weight_packed", "u8" },
     { "w2_weight_scale", L:get "w2_weight_scale", "bf16" } }
   for _, w in ipairs(wanted) do
-    if w[2]:type() ~= w[3] then
+    if w[2] and w[2]:type() ~= w[3] then
       error(("layer %s: %s must be %s for MXINT4, found %s"):format(L.name, w[1], w[3], w[2]:type()), 3)
     end
   end

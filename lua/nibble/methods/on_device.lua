@@ -6,8 +6,8 @@
 --   processed  as on the CPU, but words that are only repacked are repacked on the device; then methods.device_forms tells what
 --              the processed parameters are, and they become the one form that the device's kernels read: Marlin's words, scales
 --              and zero-points. The parameters on the CPU are given up.
---   applied    gemm.marlin on the device. Activations that the system quantizes are quantized there and taken for what their
---              codes stand for, in a 16-bit product.
+--   applied    gemm.marlin on the device; of experts the system's own apply, whose products are taken there. Activations that the
+--              system quantizes are taken for what their codes stand for, in a 16-bit product.
 --
 -- y is the CPU's apply within the rounding of the device's 16-bit activations: x is rounded to the layer's dtype, and y.
 local act = require "nibble.act"
@@ -18,6 +18,7 @@ local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
 local linear = require "nibble.methods.linear"
 local nffi = require "nibble.ffi"
+local tensor = require "nibble.tensor"
 
 local M = {}
 local Method = {}
@@ -38,7 +39,12 @@ function M.new(name, config, options)
   local base
   base, msg, code = require("nibble.methods." .. name).new(config, options)
   if not base then return nil, msg, code end
-  return setmetatable({ base = base, system = name, device = device.name, sm = device.sm }, Method)
+  local method = setmetatable({ base = base, system = name, device = device.name, sm = device.sm }, Method)
+  if base.products then -- of experts, which its apply asks for
+    local own = base.products
+    base.products = function(_, L) return L.on_device and method:parts(L) or own(base, L) end
+  end
+  return method
 end
 
 -- ---- made, loaded, processed -----------------------------------------------------------------
@@ -51,7 +57,12 @@ function Method:create(L)
     local ok, msg, code = backends.select(query, { change = false })
     if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
   end
-  return self.base:create(L)
+  local ok, msg, code = self.base:create(L)
+  if not ok then return nil, msg, code end
+  local why, kind
+  if forms[self.system].refuses then why, kind = forms[self.system].refuses(self.base, L) end
+  if why then return nil, ("layer %s: %s on %s"):format(L.name, why, self.device), kind end
+  return true
 end
 
 local function unprocessed(L)
@@ -71,7 +82,7 @@ end
 nffi.interpreted(Method.load)
 
 -- The tensors of a matrix in Marlin's form, all of them on the device | nil, msg, code
-local parts = { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias", "global" }
+local parts = { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" }
 local function there(m, device)
   local out = setmetatable({}, { __index = m })
   for _, part in ipairs(parts) do
@@ -100,6 +111,7 @@ function Method:process(L)
   local form
   form, msg, code = forms[self.system].form(self.base, L, self.device)
   if not form then return nil, ("layer %s: %s"):format(L.name, msg), code end
+  form.after_w13 = self.base.products and self.base:products(L).after_w13
   local made = {}
   for which, m in pairs(form.matrices) do
     made[which], msg, code = there(m, self.device)
@@ -138,16 +150,63 @@ local function moved(self, L, x)
   return x
 end
 
+-- What is done to an expert's rows, or a linear layer's, before a product.
+local function quantized(form, x, w, e)
+  local scales = form.scales and form.scales[w] or {}
+  return act.quantize_dequantize(x, form.activations, scales[e + 1] or scales[1])
+end
+
+--- method:parts(L) -> w13, w2 and quantize for moe.forward: products on the device, an expert at a time.
+function Method:parts(L)
+  local form = L.on_device
+  local function product(w)
+    local m = form.matrices[w]
+    return function(e, rows)
+      local x, msg = linear.rounded(rows, L.dtype):to(self.device)
+      local y
+      if x then y, msg = gemm.marlin(x, gemm.marlin_expert(m, e)) end
+      if y then y, msg = y:to "cpu" end
+      return y and y:cast "f32" or error(("layer %s: %s of expert %d: %s"):format(L.name, w, e, msg), 0)
+    end
+  end
+  local function quantize(x, w, e)
+    local out, msg = quantized(form, x, w, e)
+    return out or error(("layer %s: %s"):format(L.name, msg), 0)
+  end
+  return { after_w13 = form.after_w13, w13 = product "w13", w2 = product "w2", quantize = form.activations and quantize or nil }
+end
+
+-- A tensor in the computer's memory.
+local function here(t)
+  if not tensor.on_device(t) then return t end
+  local out, msg = t:to "cpu"
+  return out or error(msg, 0)
+end
+
+-- The system's own apply or apply_monolithic. a, b: the router's weights and ids, or its logits and options.
+local function experts(self, call, L, x, a, b, o)
+  ready(L)
+  if self.base.monolithic ~= (call == "apply_monolithic") then return self.base[call](self.base, L, x, a, b, o) end -- it says why not
+  local y, shared = self.base[call](self.base, L, here(x), here(a), call == "apply" and here(b) or b, o)
+  if not tensor.on_device(x) then return y, shared end
+  return assert(y:to(self.device)), shared
+end
+
+--- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] [, shared]: of experts, as the system's own.
+function Method:apply_monolithic(L, x, logits, o) return experts(self, "apply_monolithic", L, x, logits, o) end
+
 --- method:apply(L, x [, bias [, out]]) -> y [.., n] in x's dtype, where x lies | nil, msg, code
 -- x in the computer's memory, or on the device in the layer's dtype. bias: nil (the layer's own), false (none), or {data =,
--- permuted = true} on the device, in Marlin's order. out: a tensor [m, n] to fill, where x lies on the device.
-function Method:apply(L, x, bias, out)
+-- permuted = true} on the device, in Marlin's order. out: a tensor [m, n] to fill, where x lies on the device. Of experts
+-- apply(L, x, weights, ids [, o]), as the system's own.
+function Method:apply(L, x, bias, out, o)
+  if L.kind == "moe" then return experts(self, "apply", L, x, bias, out, o) end
   local form = ready(L)
   local flat, shape = linear.rows(L, x)
   local there_x, msg, code = moved(self, L, flat)
   if not there_x then return nil, msg, code end
   if form.activations and flat:size(1) >= (form.least or 0) then
-    there_x, msg, code = act.quantize_dequantize(there_x, form.activations, form.scales)
+    there_x, msg, code = quantized(form, there_x, "weight", 0)
     if not there_x then return nil, msg, code end
   end
   local y
@@ -161,6 +220,18 @@ function Method:apply(L, x, bias, out)
     return y:reshape(shape)
   end
   return linear.shaped(y, x, shape, L.n)
+end
+
+--- method:reload(L): the system's own of experts; load all of the checkpoint's tensors, and process the layer again.
+function Method:reload(L)
+  ready(L)
+  self.base:reload(L)
+  L.on_device = nil
+  for which in pairs { w13 = true, w2 = true } do
+    for _, part in ipairs(parts) do
+      if L:param(which .. "_" .. part) and tensor.on_device(L:get(which .. "_" .. part)) then L:replace(which .. "_" .. part, nil) end
+    end
+  end
 end
 
 --- method:finish(L, y [, bias]) -> y: pymllm's, with the layer's bias in its plain order.

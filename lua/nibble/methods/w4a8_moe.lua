@@ -212,6 +212,19 @@ end
 
 -- ---- running --------------------------------------------------------------------------------
 
+--- method:products(L) -> w13 and w2 for moe.forward, out of the packed experts; they quantize their rows.
+function Method:products(L)
+  local function product(w)
+    local packed, n = L:get(w .. "_weight_packed"), L[w .. "_out"]
+    return function(e, rows, room)
+      local y = room(w, rows:size(1), n)
+      must(C.nb_w4a8_gemm(y, rows, packed[e + 1], self.group))
+      return y
+    end
+  end
+  return { w13 = product "w13", w2 = product "w2" }
+end
+
 --- method:experts(L, x, weights, ids [, {router_weight_on_input = false}]) -> y [T,H] of x's dtype
 -- The kernel behind the router. weights f32 [T,k], ids i32 or i64 [T,k]; an id outside 0..E-1 is an error. The weight goes
 -- on the gathered rows instead of the result when it is meant for the input, for any k. (CTM-W4A8-11 to CTM-W4A8-14)
@@ -222,17 +235,9 @@ function Method:experts(L, x, weights, ids, o)
   if ids:type() == "i64" then ids = ids:cast "i32" end
   local on_input = o and o.router_weight_on_input
   if on_input == nil then on_input = L.options.router_weight_on_input end
-  local function product(w)
-    local packed, n = L:get(w .. "_weight_packed"), L[w .. "_out"]
-    return function(e, rows, room)
-      local y = room(w, rows:size(1), n)
-      must(C.nb_w4a8_gemm(y, rows, packed[e + 1], self.group))
-      return y
-    end
-  end
-  local forward = activation_of(M.kind(L.activation), self.switches)
+  local forward, parts = activation_of(M.kind(L.activation), self.switches), self:products(L)
   forward.ids, forward.weights, forward.experts, forward.strict = ids, weights, L.e, true
-  forward.w13, forward.w2 = product "w13", product "w2"
+  forward.w13, forward.w2, forward.quantize = parts.w13, parts.w2, parts.quantize
   forward.router_weight_on_input, forward.any_top = on_input and true or false, true
   return moe.forward(x, forward)
 end

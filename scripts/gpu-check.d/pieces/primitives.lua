@@ -8,7 +8,7 @@ local data = require "data"
 -- The list in cuda/kernels/primitives.cu, each with what its operands are: any bits, or numbers.
 local NUMBERS = { { "float_of_f16", "i32" }, { "float_of_bf16", "i32" }, { "f16_pair", "i32" }, { "bf16_pair", "i32" }, { "mul_rn", "f32" },
   { "fma_rn", "f32" }, { "fma_f16x2", "f16" }, { "fma_bf16x2", "bf16" }, { "lop3, and-or", "i32" }, { "lop3, xor", "i32" },
-  { "pick_bytes", "i32" } }
+  { "pick_bytes", "i32" }, { "count_ones", "i32" }, { "mul_rn, f64", "i32" } }
 
 -- Words that rounding and overflow hang on: f32, and pairs of f16 and bf16; of any bits also what is no number.
 local EDGES = {
@@ -96,6 +96,9 @@ local function correctness()
   end
   add("cp_async16, cp_async16_if, cp_async16_once, ldmatrix_x4, shuffle_xor", "nb_primitive_tile", { grid = 16, block = 32, shared = 512 },
     function(ctx) return data.random("i32", { 16 * 128 }, ctx.seed, "tile"), 16 * 128 end)
+  add("shuffle_from, match_any", "nb_primitive_lanes", { grid = 64, block = 32 }, function(ctx)
+    return data.random("i32", { 64 * 32 }, ctx.seed, "lanes"), 64 * 64
+  end)
   for i, dtype in ipairs { "f16", "bf16" } do
     add("mma_" .. dtype, "nb_primitive_mma", { grid = 16, block = 32 }, function(ctx)
       return whole_numbers(ctx, dtype, 16), 16 * 32 * 8, { i - 1 }

@@ -123,7 +123,8 @@ int nb_device_moe_sum(nb_tensor *y, const nb_tensor *x, const nb_tensor *ids, co
   nb_tensor seen = *x;
   seen.device = 0;
   NB_TRY(nb_expect(&seen, what, -1, 2, NB_SHAPE(nb_tensor_numel(ids), -1)));
-  return sum(y, x, ids, weights, map, (nb_moe_sums){.keys = (int)NB_MIN(experts, INT32_MAX)}, what);
+  return sum(y, x, ids, weights, map, (nb_moe_sums){.keys = (int)NB_MAX(0, NB_MIN(experts, INT32_MAX))},
+             what);
 }
 
 int nb_device_moe_combine(nb_tensor *y, const nb_tensor *x, const nb_tensor *places,

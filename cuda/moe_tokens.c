@@ -83,11 +83,11 @@ int nb_device_moe_route(nb_tensor *experts, nb_tensor *weights, const nb_tensor 
 
 /* ---- pairs by expert --------------------------------------------------------------------- */
 
-/* How many experts a map has on the device, or the kernels hold. */
-static int check_experts(int64_t experts, const char *what) {
-  if (experts <= NB_MOE_ALIGN_EXPERTS) return NB_OK;
-  return nb_fail(NB_EUNSUPPORTED, "%s: %lld experts, expected at most %d on a device", what,
-                 (long long)experts, NB_MOE_ALIGN_EXPERTS);
+/* What the kernels hold: counts of so many experts, and pairs that an int counts with room to spare. */
+static int check_size(int64_t experts, int64_t pairs, const char *what) {
+  if (experts <= NB_MOE_ALIGN_EXPERTS && pairs <= 1 << 30) return NB_OK;
+  return nb_fail(NB_EUNSUPPORTED, "%s: %lld experts and %lld pairs, expected at most %d and 2^30 on a device",
+                 what, (long long)experts, (long long)pairs, NB_MOE_ALIGN_EXPERTS);
 }
 
 /* One block, whose warps have work and room for a count of each expert, and a word. */
@@ -108,7 +108,7 @@ int nb_device_moe_group(nb_tensor *rows, nb_tensor *row_weights, nb_tensor *offs
   NB_TRY(nb_moe_group_check(&seen[ROWS], &seen[ROW_WEIGHTS], &seen[OFFSETS], &seen[IDS], &seen[WEIGHTS],
                             map ? &seen[MAP] : NULL));
   int64_t e = offsets->shape[0] - 1;
-  NB_TRY(check_experts(e, "moe group"));
+  NB_TRY(check_size(e, nb_tensor_numel(ids), "moe group"));
   if (!skip)
     NB_TRY(nb_cuda_notes_new(&notes, d, 1, "nothing can be grouped: an expert outside could not be told"));
   nb_moe_pairs p = {.pairs = (int)nb_tensor_numel(ids),
@@ -138,7 +138,7 @@ int nb_device_moe_align(nb_tensor *sorted, nb_tensor *block_experts, nb_tensor *
   nb_tensor seen[2], to[3];
   NB_TRY(nb_cuda_operands(seen, &d, (const nb_tensor *[]){ids, map}, 2, what));
   NB_TRY(nb_moe_align_check(&seen[0], block, experts, map ? &seen[1] : NULL));
-  NB_TRY(check_experts(experts, what));
+  NB_TRY(check_size(experts, nb_tensor_numel(ids), what));
   int64_t n = nb_tensor_numel(ids), capacity = nb_moe_align_capacity(n, experts, block);
   const result r[] = {{sorted, NB_I32, 1, {capacity}},
                       {block_experts, NB_I32, 1, {NB_CEIL(capacity, block)}},
@@ -222,11 +222,10 @@ int nb_device_moe_dispatch(nb_tensor *batch, nb_tensor *counts, nb_tensor *place
     return nb_fail(NB_EINVAL, "%s: expected a batch [experts, rows, H], found %d dimensions", what,
                    batch->ndim);
   int64_t experts = batch->shape[0], room = batch->shape[1], n = nb_tensor_numel(ids);
-  NB_TRY(check_experts(experts, what));
-  if (n > INT32_MAX || room > INT32_MAX / NB_MAX(experts, 1))
-    return nb_fail(NB_EUNSUPPORTED,
-                   "%s: %lld pairs, and %lld places of each of %lld experts, expected less than 2^31", what,
-                   (long long)n, (long long)room, (long long)experts);
+  NB_TRY(check_size(experts, n, what));
+  if (room > INT32_MAX / NB_MAX(experts, 1))
+    return nb_fail(NB_EUNSUPPORTED, "%s: %lld rows of each of %lld experts are more than 2^31-1", what,
+                   (long long)room, (long long)experts);
   if (room < n)
     NB_TRY(nb_cuda_no_capture(d, "an expert with more rows than there is room for could not be told"));
   const result r[] = {{batch, x->dtype, 3, {experts, room, x->shape[1]}},

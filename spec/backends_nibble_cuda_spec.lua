@@ -45,7 +45,8 @@ describe("the oracle: nibble on CUDA", function()
       why(with(base, { weight = fp8, activation = { type = "float", bits = 8, strategy = "token" } })))
     assert.matches("nvfp4: is not written yet: the product of 4%-bit floats and 4%-bit activations", why(with(base, {
       weight = { type = "float", bits = 4, group = 16 }, activation = { type = "float", bits = 4, group = 16 } })))
-    assert.matches("w4a8_moe: takes weights of int4, found fp8 tensor", why(experts { consumer = "nibble", device = "sm_90", weight = fp8 }))
+    assert.matches("ct_nvfp4_moe: takes weights of nvfp4, found int3", why(experts { consumer = "nibble", device = "sm_90",
+      weight = weight { bits = 3 } }))
     assert.matches("needs SM 80 or above, found SM 75", why(with(base, { device = "sm_75" })))
   end)
 
@@ -234,6 +235,9 @@ describe("the oracle tells the truth:", function()
             local t = o.act and L:get(g)
             for i = 1, t and t:numel() or 0 do t:set(i, math.floor((i - 1) % t:size(2) / config.group)) end
           end
+          for _, g in ipairs { "w13_weight_global_scale", "w2_weight_global_scale" } do
+            if L:get(g) then L:get(g):fill(1) end
+          end
           done, create_msg = method:process(L)
           if not done then return nil, create_msg end
           local x = nb.tensor(o.dtype or "f16", { 1, L.h })
@@ -266,6 +270,17 @@ describe("the oracle tells the truth:", function()
             ask("ct_wna16_moe", { type = "int", bits = 8, symmetric = true, strategy = strategy, group = group, actorder = act and "group" or nil }, more)
           end
         end
+      end
+      local function fp8(strategy, activations, block)
+        return { type = "float", bits = 8, symmetric = true, strategy = strategy, block = block, group = block and block[2], activations = activations }
+      end
+      local token = { type = "float", bits = 8, symmetric = true, dynamic = true, strategy = "token" }
+      local nvfp4 = { type = "float", bits = 4, symmetric = true, strategy = "tensor_group", group = 16 }
+      for _, o in ipairs { {}, { h = 192, i = 64 }, { h = 96 }, { i = 80 }, { i = 100 }, { i = 256, tp = 2 }, { dtype = "f32" } } do
+        for _, s in ipairs { fp8 "tensor", fp8("channel", token), fp8("channel"), fp8("block", nil, { 128, 128 }), fp8("block", nil, { 64, 32 }) } do
+          ask("ct_fp8_moe", s, o)
+        end
+        ask("ct_nvfp4_moe", nvfp4, o)
       end
       print(#wrong == 0 and taken > 30 and layers - taken > 60 and "true" or table.concat(wrong, "\n") ..
         ("\n%d of %d layers, %d are taken"):format(#wrong, layers, taken)) ]])

@@ -129,6 +129,57 @@ describe("experts on the device", function()
   end)
 end)
 
+-- Schemes of float experts.
+local float_schemes = [[
+    local function fp8(strategy, bare, block)
+      local a = { type = "float", bits = 8, symmetric = true, dynamic = true, strategy = "token" }
+      if strategy == "tensor" then a.strategy, a.dynamic = "tensor", false end
+      if strategy == "block" then a.strategy, a.group = "group", 128 end
+      return { type = "float", bits = 8, symmetric = true, strategy = strategy, block = strategy == "block" and (block or { 128, 128 }) or nil,
+        activations = not bare and a or nil }
+    end
+    local function nvfp4(bare)
+      local function elements(dynamic)
+        return { type = "float", bits = 4, symmetric = true, strategy = "tensor_group", group = 16, dynamic = dynamic }
+      end
+      local s = elements()
+      if not bare then s.activations = elements "local" end
+      return s
+    end ]]
+
+describe("float experts on the device", function()
+  it("CTM-FP8-16: FP8 in every kernel's form", function()
+    assert.equal("10 of 10 right", judged("experts", [[
+      { "ct_fp8_moe", fp8("tensor", true), { roundings = 3 } },
+      { "ct_fp8_moe", fp8("channel", true), { roundings = 3, dtype = "bf16", gated = false, activation = "relu2", intermediate = 96 } },
+      { "ct_fp8_moe", fp8("block", true, { 64, 32 }), { roundings = 3, intermediate = 192 } },
+      { "ct_fp8_moe", fp8("channel", true), { roundings = 2 }, { backend = "MARLIN" } },
+      { "ct_fp8_moe", fp8("block", true), { roundings = 2, hidden = 256, dtype = "bf16" }, { backend = "MARLIN" } },
+      { "ct_fp8_moe", fp8 "tensor", { roundings = 16 } },
+      { "ct_fp8_moe", fp8 "channel", { roundings = 16 } },
+      { "ct_fp8_moe", fp8 "block", { roundings = 8, dtype = "bf16" } },
+      { "ct_fp8_moe", fp8 "tensor", { roundings = 16, intermediate = 104 }, { backend = "FLASHINFER_CUTLASS" } },
+      { "ct_fp8_moe", fp8 "tensor", { roundings = 16, intermediate = 104 }, { backend = "FLASHINFER_TRTLLM" } } ]], float_schemes))
+  end)
+
+  it("CTM-NVFP4-18: NVFP4 in every kernel's form", function()
+    assert.equal("8 of 8 right", judged("experts", [[
+      { "ct_nvfp4_moe", nvfp4(true), { roundings = 3, bias = true } },
+      { "ct_nvfp4_moe", nvfp4(true), { roundings = 3, dtype = "bf16", intermediate = 96 } },
+      { "ct_nvfp4_moe", nvfp4(true), { roundings = 3, dtype = "bf16" }, { backend = "MARLIN" } },
+      { "ct_nvfp4_moe", nvfp4(), { roundings = 40 }, { backend = "VLLM_CUTLASS" } },
+      { "ct_nvfp4_moe", nvfp4(), { roundings = 40 }, { backend = "FLASHINFER_CUTLASS" } },
+      { "ct_nvfp4_moe", nvfp4(), { roundings = 40 }, { backend = "FLASHINFER_TRTLLM" } },
+      { "ct_nvfp4_moe", nvfp4(), { roundings = 40 }, { backend = "FLASHINFER_CUTEDSL_BATCHED" } },
+      { "ct_nvfp4_moe", nvfp4(), { roundings = 40 }, { backend = "EMULATION" } } ]], float_schemes))
+  end)
+
+  it("e4m3fnuz, the form of other processors, is refused", function()
+    assert.matches("layer l: NVIDIA's FP8 is e4m3fn: e4m3fnuz is AMD's", run(float_schemes .. [[
+      print(select(2, systems.made("ct_fp8_moe", fp8 "channel", { experts = 2 }, { fnuz = true }, "cuda"))) ]]))
+  end)
+end)
+
 describe("ranks of experts, one after the other on one device,", function()
   it("FWD-13, CTM-WNA16-06, AWQ-32: sum to the whole layer: the intermediate size cut, also amid groups in act-order; an expert map", function()
     assert.equal("6 of 6 right", judged("sharded_experts", [[

@@ -3,9 +3,9 @@
  *
  * One block does it in one launch. Each of its warps takes a run of the pairs, 32 at a time, and has its own count
  * for every expert: first to count, then, when the counts have become places, to put each pair where it belongs. Pairs
- * of one expert among the 32 find their order by a match. What limits it is the chain of these steps, some hundred cycles each: a
- * thousand pairs take a few, a million a tenth of a millisecond, beside products that take hundreds of that. Which counts
- * 32 pairs meet is the data's: beyond 32 experts some lie in one bank. */
+ * of one expert among the 32 find their order by a match. What limits it is the chain of these steps in one processor, one
+ * for each 1024 pairs; the products that follow have far more work to each pair. Which counts 32 pairs meet is the
+ * data's: beyond 32 experts some lie in one bank. */
 #include "../ptx.cuh"
 #include "moe_align.h"
 

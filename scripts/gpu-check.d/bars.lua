@@ -2,8 +2,9 @@
 -- are those of the same run.
 local M = {}
 
--- of: "copy": bytes a second as a share of the copy rate; "TFLOP/s": as they are; else the baseline that the
--- row is so many times as fast as. m: from, to. Without a field every row of the piece is meant.
+-- of: "copy": bytes a second as a share of the copy rate; "W4A16": of those of the integer product of that shape;
+-- "TFLOP/s": as they are; else the baseline that the row is so many times as fast as. m: from, to. Without a field every row
+-- of the piece is meant.
 M.bars = {
   { piece = "product", k = 8192, n = 28672, m = { 1, 16 }, of = "copy", must = 0.80, ambitious = 0.88 },
   { piece = "product", k = 4096, n = 14336, m = { 1, 16 }, of = "copy", must = 0.55, ambitious = 0.70 },
@@ -12,6 +13,7 @@ M.bars = {
   { piece = "product", m = { 4096, 4096 }, of = "torch bf16", must = 0.9 },
   { piece = "product", m = { 4096, 4096 }, of = "TFLOP/s", ambitious = 600 },
   { piece = "product", m = { 1, 128 }, of = "marlin", must = 1.0 },
+  { piece = "nvfp4", of = "W4A16", must = 1.0 },
   { piece = "repack", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "dequantize", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "quantize", of = "copy", must = 0.75, ambitious = 0.85 },
@@ -33,6 +35,14 @@ end
 
 local function found_of(bar, row, rows, copy)
   if bar.of == "copy" then return copy and row.bytes / row.seconds_each / copy, "the copy rate was not measured" end
+  if bar.of == "W4A16" then
+    for _, r in ipairs(rows) do
+      if r.piece == "product" and r.status == "passed" and r.m == row.m and r.n == row.n and r.k == row.k then
+        return row.bytes / row.seconds_each / (r.bytes / r.seconds_each)
+      end
+    end
+    return nil, "the integer product was not measured"
+  end
   if bar.of == "TFLOP/s" then return row.flops / row.seconds_each / 1e12 end
   local other = baseline(rows, bar.of, row)
   return other and other.seconds_each / row.seconds_each, bar.of .. " was not measured here"

@@ -379,6 +379,18 @@ M.group_halves = { stage = 10, says = function() return "the group or a half of 
   end
 end }
 
+-- Experts' blocks of FP8 scales: whole blocks of columns in the hidden size, of rows in this rank's part of the intermediate size.
+M.blocks_divide = { stage = 10, says = function() return "whole blocks" end, check = function(q)
+  local b = q.weight.block
+  if not b then return nil end
+  if q.hidden and q.hidden % b[2] ~= 0 then
+    return ("needs the hidden size of a multiple of the block's %d columns, found %d"):format(b[2], q.hidden)
+  end
+  if q.intermediate and q.intermediate % b[1] ~= 0 then
+    return ("needs the intermediate size of a multiple of the block's %d rows, found %d"):format(b[1], q.intermediate)
+  end
+end }
+
 -- A group must not reach over the edge of a rank's part of K; no padding mends that. actorder = true: in act-order, where
 -- each rank has the scales of all groups, it may. (AWQ-21)
 M.group_in_rank = { stage = 10, says = function() return "no group over the edge of a rank" end, check = function(q, c)

@@ -153,6 +153,13 @@ int nb_device_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, 
 int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v,
                         int64_t heads, int64_t kv_heads, int64_t length, int64_t sliding, double scale);
 
+/* ---- what calibration asks of activations (statistics.c) -----------------------------------
+ * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
+ * tensor of many rows: the stream's workspace). act_extent waits for the device. */
+int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
+int nb_device_act_extent(float lohi[2], const nb_tensor *x);
+int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
  * 0), and then made there, or a tensor there to fill. perm: on the device or in the computer's memory; its elements
@@ -185,18 +192,21 @@ int nb_device_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
 int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
 
 /* ---- products with Marlin's weights (product.c) ----------------------------------------
- * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for integer weights (NB_MARLIN_INT, a8 0) of 4 or 8
- * bits. Everything lies on one device; x, y, scales and bias are f16, or all bf16. y: empty, and then made there with n
- * columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as 0. row_scale: F32 [m,1] there,
- * or NULL; multiplies the rows of x times the weight.
+ * y [m,n] = x [m,k] times the weight + bias, as nb_marlin_gemm, for weights of 4 or 8 bits in the order for 16-bit
+ * activations (a8 0): integers or FP8 under float scales, MXFP8 and MXFP4 under E8M0 bytes, NVFP4 under bytes of
+ * nb_marlin_nvfp4_scales. Everything lies on one device; x, y, float scales and bias are f16, or all bf16. y: empty, and
+ * then made there with n columns, or a tensor there to fill, of an even number of columns. Columns that x lacks count as
+ * 0. row_scale: F32 [m,1] there, or NULL; multiplies the rows of x times the weight.
  * Tensor cores take one group, or groups of 32, 64 or a multiple of 128 rows, also in an activation order with whole
- * groups; others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
+ * groups; under bytes more than one group, of NVFP4 of 16 rows; of FP8 scales that carry 2^8 (f16) or 2^120 (bf16), which
+ * scale_factor takes off. Others are taken a row at a time, slowly. What perm or g_idx has out of range makes NaN.
+ * A code of FP8 that is NaN counts as 480, an E8M0 byte 0 as 0 and 255 as infinity: who loads weights refuses them.
  * Weights are exact; sums are f32, in an order that depends on the device and on m, not on the run; y is rounded once.
  * A stream's workspace: 128 KiB for each of the device's processors, and 257 KiB. An order, or columns that x lacks,
  * take x once more.
  * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
  * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, or with row_scale, the kernels
- * go on. */
+ * go on. Of MXFP8 and MXFP4 in f16 scales may then be too large or small for the weights. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                           const nb_tensor *row_scale);
@@ -212,12 +222,29 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
 int nb_device_fp8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
                        const nb_tensor *w_scales, const nb_tensor *bias);
 
-/* ---- what calibration asks of activations (statistics.c) -----------------------------------
- * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
- * tensor of many rows: the stream's workspace). act_extent waits for the device. */
-int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
-int nb_device_act_extent(float lohi[2], const nb_tensor *x);
-int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+/* ---- products with experts' weights (product_experts.c) --------------------------------- */
+
+/* Pairs of a token and one of its `top` experts, in blocks of one expert each, as nb_device_moe_align leaves them on a
+ * device: sorted i32, `block` places (1 to 64) to a block; block_experts i32, -1: the block is left alone; total i32 [1]. A pair
+ * p has row p / top of x. weights f32 of each pair, or NULL; globals f32 [experts], multiply the products, or NULL. */
+typedef struct nb_moe_blocks {
+  const nb_tensor *sorted, *block_experts, *total, *weights, *globals;
+  int64_t block, top;
+} nb_moe_blocks;
+
+/* y [pairs,n] of x [pairs/top,k]: row p is p's row of x times its expert's weight + bias, all of it times p's weight; rows of
+ * pairs that `sorted` doesn't list stay as they are. w: stacks [experts,...] of what nb_device_marlin_gemm takes, with
+ * whose dtypes, groups, orders, workspace and sums; row_scale F32 [pairs/top,1], or NULL. One launch for all experts, where
+ * orders (which take x once more, a row a pair) don't ask for more; nothing is waited for. Made for blocks of 16, 32
+ * and 64. */
+int nb_device_marlin_moe_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                              const nb_moe_blocks *blocks, const nb_tensor *row_scale);
+/* out [T*top,H] = row t of x [T,H] times weights[t,j] (f32 [T,top]), rounded to x's dtype, f16 or bf16: a router's
+ * weights on the input. */
+int nb_device_moe_weigh(nb_tensor *out, const nb_tensor *x, const nb_tensor *weights);
+/* ids i32 [experts*most, 1] of a batch [experts, most, H] of which counts i32 [experts] rows are valid: e for those of expert e,
+ * -1 for the others. */
+int nb_device_moe_batch_ids(nb_tensor *ids, const nb_tensor *counts, int64_t most);
 
 /* ---- quantization (quantize.c) ------------------------------------------------------ */
 
@@ -243,11 +270,12 @@ int nb_device_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x,
  * group, or a global scale that is 0, NaN or infinite. */
 int nb_device_dequantize(nb_tensor *out, const nb_weight *w, int dtype);
 
-/* out f16|bf16 [k,n], row-major, of integers in Marlin's order on a device (dequantize_marlin.c): what nb_marlin_gemm
- * multiplies with, rounded, rows in the order of x's columns whatever perm; without global and bias, which are the product's.
+/* out f16|bf16 [k,n], row-major, of a weight in Marlin's order on a device (dequantize_marlin.c): what nb_marlin_gemm
+ * multiplies with, of NVFP4 2^-7 of it, which f16 has room for, rounded, rows in the order of x's columns whatever perm; without global and bias, which are the product's.
  * To cuBLASLt, which counts in columns, it is W^T [n,k] with n elements from column to column: y^T = W^T x^T without a
  * transpose. out is filled, or made where it is empty. perm and g_idx: on the device or in the computer's memory, and
- * checked there; perm must have every row once. NB_EUNSUPPORTED: float codes, other scales, the order for 8-bit activations. */
+ * checked there; perm must have every row once. NB_EUNSUPPORTED: weights that
+ * nb_device_marlin_gemm does not take. */
 int nb_device_marlin_dequantize(nb_tensor *out, const nb_marlin_weight *w, int dtype);
 
 /* ---- mixture of experts: tokens (moe_tokens.c) ----------------------------------------

@@ -3,6 +3,7 @@
 #include "blas.h"
 #include "kernels/product.h"
 #include "layout/layout.h"
+#include "product.h"
 
 #include <stdio.h>
 
@@ -12,16 +13,7 @@ enum { LARGE = 256 };  /* rows beyond which it pays to make the weight floats fi
 
 static const char what[] = "marlin gemm";
 
-/* The operands, checked, as the kernels take them. group: rows of a group, or 0 where groups don't divide k. */
-typedef struct product {
-  nb_cuda_device *d;
-  const nb_marlin_weight *w;
-  int dtype, k, n, groups, group;
-  const void *words, *scales, *zeros, *bias, *perm, *g_idx;
-  const float *row_scale;       /* or NULL */
-  int32_t *irregular, *arrived; /* of the stream's workspace, and behind them */
-  void *parts;
-} product;
+typedef nb_cuda_marlin_gemm product;
 
 /* ---- checks (MRL-51) ------------------------------------------------------------------- */
 
@@ -56,7 +48,8 @@ static int check_order(product *p) {
   return place_of(&p->g_idx, p, w->g_idx, "g_idx", NB_I32, 1, NB_SHAPE(p->k));
 }
 
-static int check(product *p, const nb_tensor *x, const nb_marlin_weight *w, const nb_tensor *row_scale) {
+int nb_cuda_marlin_gemm_check(product *p, const nb_tensor *x, const nb_marlin_weight *w,
+                              const nb_tensor *row_scale) {
   const void *at;
   *p = (product){.w = w, .dtype = x->dtype};
   NB_TRY(place_of(&at, p, x, "x", x->dtype, 2, NB_SHAPE(-1, -1)));
@@ -91,8 +84,7 @@ static bool fp8(const nb_marlin_weight *w) {
 /* What FP8 scales are multiplied by for Marlin's kernels, which product_float.cu takes off again. (MRL-48) */
 static double fp8_unit(int dtype) { return dtype == NB_F16 ? 0x1p8 : 0x1p120; }
 
-/* Whether product.cu and product_float.cu take groups of so many rows, under such scales. */
-static bool whole_stages(const product *p) {
+bool nb_cuda_marlin_gemm_whole(const product *p) {
   const nb_marlin_weight *w = p->w;
   if (w->scale == NB_MARLIN_S0E5M3) return p->groups > 1 && p->group == 16;
   if (w->scale == NB_MARLIN_E8M0 && p->groups == 1) return false;
@@ -100,18 +92,26 @@ static bool whole_stages(const product *p) {
   return p->groups == 1 || p->group == 32 || p->group == 64 || (p->group && p->group % 128 == 0);
 }
 
-/* A kernel's name has that of the weight's format. */
-static const char *format(const nb_marlin_weight *w) {
+const char *nb_cuda_marlin_gemm_format(const nb_marlin_weight *w) {
   if (w->code == NB_MARLIN_INT) return w->bits == 4 ? "w4" : "w8";
   if (w->scale == NB_MARLIN_E8M0) return w->bits == 4 ? "mxfp4" : "mxfp8";
   return w->bits == 4 ? "nvfp4" : "fp8";
 }
 
+int nb_cuda_marlin_gemm_stage(const product *p, int blocks) {
+  int rows = p->groups == 1 ? 1 : NB_MAX(1, nb_product_k(blocks) / p->group);
+  return nb_product_stage_bytes(blocks, p->w->bits, rows, p->w->scale == NB_MARLIN_FLOAT ? 2 : 1,
+                                p->zeros && p->groups > 1);
+}
+
+/* What FP8 scales carry their kernels know. */
+float nb_cuda_marlin_gemm_factor(const product *p) {
+  return (float)(p->w->global * (fp8(p->w) ? 1 : p->w->scale_factor));
+}
+
 /* ---- launches ---------------------------------------------------------------------------- */
 
-/* The current stream's workspace: whether a weight's order is irregular; the counts of blocks that arrived, all 0
- * between launches; their parts. */
-static int find_workspace(product *p) {
+int nb_cuda_marlin_gemm_workspace(product *p) {
   nb_device_info info;
   void *at;
   NB_TRY(nb_device_get(&info, p->d->number));
@@ -130,7 +130,7 @@ static int gather(nb_tensor *out, const product *p, const nb_tensor *x) {
   int columns = (int)x->shape[1], k = p->k, group = p->group, threads = NB_PRODUCT_THREADS;
   for (int64_t row = 0; row < x->shape[0]; row += GRID) {
     const void *from = (const uint16_t *)x->data + row * columns, *to = (uint16_t *)out->data + row * p->k;
-    const void *irregular = p->g_idx && whole_stages(p) ? p->irregular : NULL;
+    const void *irregular = p->g_idx && nb_cuda_marlin_gemm_whole(p) ? p->irregular : NULL;
     nb_launch at = {{NB_CEIL(k, threads), (int32_t)NB_MIN((int64_t)GRID, x->shape[0] - row), 1},
                     {threads, 1, 1},
                     nb_product_rows_bytes()};
@@ -147,21 +147,17 @@ static int product_small(const product *p, const void *y, const void *x, const f
   const int blocks = m <= 16   ? 1
                      : m <= 32 ? 2
                                : 4,
-            across = NB_CEIL(m, blocks * 16), bits = p->w->bits, stage_k = nb_product_k(blocks),
-            staged = p->groups == 1 ? 1 : NB_MAX(1, stage_k / p->group);
+            across = NB_CEIL(m, blocks * 16), bits = p->w->bits, stage_k = nb_product_k(blocks);
   char name[48];
-  snprintf(name, sizeof name, "nb_product_%s_%s_m%d", nb_dtype_name(p->dtype), format(p->w), blocks * 16);
+  snprintf(name, sizeof name, "nb_product_%s_%s_m%d", nb_dtype_name(p->dtype),
+           nb_cuda_marlin_gemm_format(p->w), blocks * 16);
   int64_t resident, all = NB_CEIL((int64_t)p->n, COLUMNS) * NB_CEIL((int64_t)p->k, stage_k);
-  nb_launch at = {{1, across, 1},
-                  {NB_PRODUCT_THREADS, 1, 1},
-                  NB_PRODUCT_STAGES * nb_product_stage_bytes(blocks, bits, staged,
-                                                             p->w->scale == NB_MARLIN_FLOAT ? 2 : 1,
-                                                             p->zeros && p->groups > 1)};
+  nb_launch at = {
+      {1, across, 1}, {NB_PRODUCT_THREADS, 1, 1}, NB_PRODUCT_STAGES * nb_cuda_marlin_gemm_stage(p, blocks)};
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
   at.grid[0] = (int32_t)NB_CEIL(all, NB_CEIL(all, NB_MAX(resident / across, 1))); /* no block without work */
   const void *needless = p->g_idx ? p->irregular : NULL;
-  /* What FP8 scales carry their kernels know. */
-  float factor = (float)(p->w->global * (fp8(p->w) ? 1 : p->w->scale_factor));
+  float factor = nb_cuda_marlin_gemm_factor(p);
   return nb_device_launch(p->d->number, name, &at,
                           (void *[]){&x, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
                                      (void *)&p->bias, &row_scale, &y, (void *)&p->parts, (void *)&p->arrived,
@@ -172,7 +168,7 @@ static int product_small(const product *p, const void *y, const void *x, const f
 /* The same a row of the weight at a time, whatever its groups; where product_small can, only what it left. */
 static int product_rows(const product *p, const void *y, const void *x, const float *row_scale, int m,
                         int outputs) {
-  const void *needed = p->g_idx && whole_stages(p) ? p->irregular : NULL;
+  const void *needed = p->g_idx && nb_cuda_marlin_gemm_whole(p) ? p->irregular : NULL;
   nb_launch at = {{p->n / 64, NB_CEIL(m, NB_PRODUCT_ROWS_AT_ONCE), 1},
                   {NB_PRODUCT_THREADS, 1, 1},
                   nb_product_rows_bytes()};
@@ -206,7 +202,7 @@ static int product_rows(const product *p, const void *y, const void *x, const fl
 static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
   int64_t m = x->shape[0], outputs = y->shape[1];
   nb_tensor ordered = {0};
-  int rc = find_workspace(p);
+  int rc = nb_cuda_marlin_gemm_workspace(p);
   if (rc == NB_OK && (p->perm || x->shape[1] < p->k)) {
     rc = gather(&ordered, p, x);
     x = &ordered;
@@ -215,8 +211,8 @@ static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
     const void *to = (uint16_t *)y->data + row * outputs, *from = (const uint16_t *)x->data + row * p->k;
     const float *scale = p->row_scale ? p->row_scale + row : NULL;
     int rows = (int)NB_MIN((int64_t)ROWS, m - row);
-    if (whole_stages(p)) rc = product_small(p, to, from, scale, rows, (int)outputs);
-    if (rc == NB_OK && (p->g_idx || !whole_stages(p)))
+    if (nb_cuda_marlin_gemm_whole(p)) rc = product_small(p, to, from, scale, rows, (int)outputs);
+    if (rc == NB_OK && (p->g_idx || !nb_cuda_marlin_gemm_whole(p)))
       rc = product_rows(p, to, from, scale, rows, (int)outputs);
   }
   nb_tensor_release(&ordered); /* the driver waits for the kernels before it gives memory away */
@@ -234,7 +230,7 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
                           const nb_tensor *row_scale) {
   product p;
   nb_tensor to;
-  NB_TRY(check(&p, x, w, row_scale));
+  NB_TRY(nb_cuda_marlin_gemm_check(&p, x, w, row_scale));
   int64_t m = x->shape[0], outputs = y->ndim == 2 ? y->shape[1] : p.n;
   if (outputs > p.n || outputs % 2)
     return nb_fail(NB_EINVAL, "%s: y has %lld columns for N = %d, expected an even number up to it", what,

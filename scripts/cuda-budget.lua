@@ -1,6 +1,7 @@
 -- cuda-budget: how many instructions a warp issues for each 16x64 tile of weights in a product kernel's main loop,
--- against cuda/budget.lua; experts' kernels have that of one weight's. `luajit scripts/cuda-budget.lua sass|ptx FILE TARGET`;
--- FILE: what `cuobjdump -sass` or `nvcc -ptx` gave; exit status 1 when a kernel takes more, or its loop isn't found.
+-- against cuda/budget.lua; experts' kernels have that of one weight's, where they have none.
+-- `luajit scripts/cuda-budget.lua sass|ptx FILE TARGET`; FILE: what `cuobjdump -sass` or `nvcc -ptx` gave; exit status 1
+-- when a kernel takes more, or its loop isn't found.
 --
 -- The main loop is the shortest one with products on the tensor cores. What it executes for a symmetric weight with
 -- groups of 64 rows or more is counted: a forward branch over a block without products or copies is taken to jump.
@@ -93,7 +94,7 @@ end
 table.sort(names)
 if #names == 0 then error(("cuda-budget: %s has no product's kernel"):format(path), 0) end
 for _, name in ipairs(names) do
-  local code, most = all[name], budget[kind][name:gsub("_experts_", "_")]
+  local code, most = all[name], budget[kind][name] or budget[kind][name:gsub("_experts_", "_")]
   local from, to
   if code then from, to = main_loop(code) end
   local count, products, copies

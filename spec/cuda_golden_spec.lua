@@ -22,6 +22,7 @@ describe("golden, on a device", function()
       "linear_process_weights", "awq_moe_process_weights", "gptq_moe_process_weights", "prepare_fp8_layer_for_marlin" } do
       assert.is_truthy(operations[op], op .. " did not reach the device")
     end
+    assert.is_true(operations["products of floats"] >= 8)
     local names = 0
     for _ in pairs(operations) do names = names + 1 end
     io.stdout:write(("\ngolden on the device: %d cases of %d operations, %d calls there\n"):format(cases, names, calls))

@@ -129,6 +129,46 @@ describe("experts on the device", function()
   end)
 end)
 
+describe("experts on the device: bad input", function()
+  it("experts without tokens, and ids outside, which contribute nothing", function()
+    assert.equal("0\ttrue\t0", run [[
+      local config, o = { bits = 4, group = 64, zero_point = true }, { experts = 3 }
+      local a, A = systems.made("awq_marlin_moe", config, o)
+      local b, B = systems.made("awq_marlin_moe", config, o, nil, "cuda")
+      local x, weights, ids = systems.values("f16", { 3, 128 }), nb.tensor("f32", { 3, 2 }):fill(0.5), nb.tensor("i32", { 3, 2 }, { 1, 1, 1, -1, 99, 3 })
+      local y, z = a:apply(A, x, weights, ids), b:apply(B, x, weights, ids)
+      print(z:rows(3, 3):cast("f32"):stats().absmax, nb.compare(y:cast "f32", z:cast "f32").max_abs <= 2 ^ -10 * y:cast("f32"):stats().absmax,
+        b:apply(B, nb.tensor("f16", { 0, 128 }), nb.tensor("f32", { 0, 2 }), nb.tensor("i32", { 0, 2 })):numel()) ]])
+  end)
+
+  it("another device, another size, no processing, one processing too many, the other way of calling: a sentence each", function()
+    local out = run(schemes .. [[
+      local o, made = { experts = 2 }, systems.made
+      local b, B = made("ct_wna16_moe", int(32), o, nil, "cuda")
+      local x, weights, ids = nb.tensor("f16", { 1, 128 }), nb.tensor("f32", { 1, 2 }), nb.tensor("i32", { 1, 2 })
+      local function says(...) print((select(2, pcall(...)))) end
+      says(b.apply, b, B, x:to "cuda:1", weights, ids)
+      says(b.apply, b, B, x:cast("bf16"):to "cuda", weights, ids)
+      says(b.apply, b, B, nb.tensor("f16", { 1, 64 }), weights, ids)
+      says(b.apply, b, B, x, weights, nb.tensor("i32", { 2, 2 }))
+      says(b.process, b, B)
+      says(b.apply_monolithic, b, B, x, weights)
+      says(b.load, b, B, 0, "w1", {})
+      local L = require("spec.support.experts").layer { e = 2, dtype = "f16" }
+      assert(b:create(L))
+      says(b.apply, b, L, x, weights, ids) ]], { NB_EMU_DEVICES = 2 })
+    local want = { "layer l lies on cuda:0, and its activations on cuda:1", "layer l takes activations of f16 on the device, found bf16", "128",
+      "ids must be i32", "layer l was processed: load it again", "takes routed tokens; call apply", "layer l was processed: load it again",
+      "layer mlp.experts is not processed yet: call process after loading" }
+    local i = 0
+    for line in out:gmatch "[^\n]+" do
+      i = i + 1
+      assert.is_truthy(line:find(want[i], 1, true), line)
+    end
+    assert.equal(#want, i)
+  end)
+end)
+
 -- Schemes of float experts.
 local float_schemes = [[
     local function fp8(strategy, bare, block)
@@ -159,7 +199,7 @@ describe("float experts on the device", function()
       { "ct_fp8_moe", fp8 "channel", { roundings = 16 } },
       { "ct_fp8_moe", fp8 "block", { roundings = 8, dtype = "bf16" } },
       { "ct_fp8_moe", fp8 "tensor", { roundings = 16, intermediate = 104 }, { backend = "FLASHINFER_CUTLASS" } },
-      { "ct_fp8_moe", fp8 "tensor", { roundings = 16, intermediate = 104 }, { backend = "FLASHINFER_TRTLLM" } } ]], float_schemes))
+      { "ct_fp8_moe", fp8 "tensor", { roundings = 32, intermediate = 104 }, { backend = "FLASHINFER_TRTLLM" } } ]], float_schemes))
   end)
 
   it("CTM-NVFP4-18: NVFP4 in every kernel's form", function()

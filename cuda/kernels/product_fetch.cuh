@@ -77,15 +77,16 @@ template <class S> struct fetcher {
 
   global<const uint4> x, words, side; /* this thread's first piece of the next stage */
   uint64_t once;
-  shared<int> x_at; /* of experts: from x to this thread's rows of a block, X_STEP apart; -1: none */
+  shared<int> x_at;                 /* of experts: from x to this thread's rows of a block; -1: none */
   int todo, columns, k_left, block; /* stages; what n and k have left; the block of rows */
   int to, same;                     /* where the next stage goes; stages that need the same scales */
   int side_to, side_step, side_column, side_k; /* 0: none; pieces to the next rows; columns and k before it */
-  int x_back, words_down, words_back, side_back; /* pieces to the next stage and to the next tile */
+  int x_back, words_back, side_back;           /* pieces to the next tile */
 
   /* At a stage of the tiles of all blocks; so many stages are this block's. */
   NB_DEVICE void begin(const job &j, const cut &c, int unit, int stage, int stages, shared<uint4> memory) {
-    if constexpr (EXPERTS) x_at = cast<int>(memory + STAGES * c.pieces) + (int)threadIdx.x / S::X_ROW;
+    if constexpr (EXPERTS)
+      x_at = cast<int>(memory + STAGES * c.pieces) + (int)threadIdx.x / S::X_ROW * X_ROWS;
     once = stream_once();
     todo = stages;
     to = 0;
@@ -94,33 +95,35 @@ template <class S> struct fetcher {
   }
   /* A block of rows at a tile and stage; where its expert is not here, the first one from there on whose is. */
   NB_DEVICE void enter(const job &j, const cut &c, int tile, int stage) {
-    int expert = 0;
     if constexpr (EXPERTS) {
-      while (todo > 0 && (expert = S::ROUTES::owner(j, block)) < 0) {
+      while (todo > 0 && S::ROUTES::owner(j, block) < 0) {
         todo -= (c.tiles - tile) * c.depth - stage;
         tile = stage = 0;
         block++;
       }
       if (todo <= 0) return;
+      __syncwarp(); /* all of a row's threads, which are of one warp, have done with the last block's */
+      const int row = (int)threadIdx.x / S::X_ROW;
+      for (int i = (int)threadIdx.x % S::X_ROW; i < X_ROWS; i += S::X_ROW) {
+        const int y_row = S::ROUTES::row(j, block, row + i * X_STEP);
+        x_at[i] = y_row < 0 ? -1 : S::ROUTES::source(j, y_row) * (j.k / S::X_PIECE);
+      }
+      __syncwarp();
     }
+    go_to(j, c, tile, stage);
+  }
+  /* A tile and stage of the block of rows. */
+  NB_DEVICE void go_to(const job &j, const cut &c, int tile, int stage) {
+    const int expert = S::ROUTES::owner(j, block);
     const int tid = (int)threadIdx.x, k = stage * S::STAGE_K, wide = j.n * S::BITS * S::TILE_K / 128,
               row = tid / S::X_ROW;
     columns = j.n - tile * COLUMNS;
     k_left = j.k - k;
     x = j.x + ((EXPERTS ? 0 : (int64_t)row * (j.k / S::X_PIECE)) + k / S::X_PIECE + tid % S::X_ROW);
     x_back = -c.depth * S::X_ROW;
-    if constexpr (EXPERTS) { /* a row's threads are of one warp */
-      __syncwarp();
-      for (int i = tid % S::X_ROW; i < X_ROWS; i += S::X_ROW) {
-        const int y_row = S::ROUTES::row(j, block, row + i * X_STEP);
-        x_at[i * X_STEP] = y_row < 0 ? -1 : S::ROUTES::source(j, y_row) * (j.k / S::X_PIECE);
-      }
-      __syncwarp();
-    }
     words = j.words + (((int64_t)expert * (j.k / S::TILE_K) + k / S::TILE_K + tid / S::TILE_ROW) * wide +
                        tile * S::TILE_ROW + tid % S::TILE_ROW);
-    words_down = S::STAGE_K / S::TILE_K * wide;
-    words_back = S::TILE_ROW - c.depth * words_down;
+    words_back = S::TILE_ROW - c.depth * (S::STAGE_K / S::TILE_K * wide);
     same = c.same - stage % c.same;
     enter_side(j, c, expert, tile, k);
   }
@@ -144,25 +147,30 @@ template <class S> struct fetcher {
       todo--;
       to = to == (STAGES - 1) * c.pieces ? 0 : to + c.pieces;
       x = x + S::X_ROW;
-      words = words + words_down;
+      words = words + S::STAGE_K / S::TILE_K * (j.n * S::BITS * S::TILE_K / 128);
       if (--same == 0) {
         same = c.same;
         side = side + side_step;
       }
       k_left -= S::STAGE_K;
-      if (k_left <= 0) { /* back to the first row, and across */
-        k_left = j.k;
-        columns -= COLUMNS;
-        x = x + x_back;
-        words = words + words_back;
-        side = side + side_back;
-        if (EXPERTS && columns <= 0) { /* the next block of rows */
-          block++;
-          enter(j, c, 0, 0);
-        }
-      }
+      if (k_left <= 0) next_tile(j, c);
     }
     cp_async_commit();
+  }
+
+  /* Back to the first row, and across, or on to the next block of rows. */
+  NB_DEVICE void next_tile(const job &j, const cut &c) {
+    columns -= COLUMNS;
+    if constexpr (EXPERTS) { /* from the start: registers are dearer */
+      const bool across = columns > 0;
+      if (!across) block++;
+      enter(j, c, across ? (j.n - columns) / COLUMNS : 0, 0);
+    } else {
+      k_left = j.k;
+      x = x + x_back;
+      words = words + words_back;
+      side = side + side_back;
+    }
   }
 
   /* What lies outside of the matrices becomes zeros. */
@@ -176,7 +184,7 @@ template <class S> struct fetcher {
 #pragma unroll
     for (int i = 0; i < X_ROWS; i++)
       if constexpr (EXPERTS) {
-        const int from = x_at[i * X_STEP];
+        const int from = x_at[i];
         cp_async16_if(x_left && from >= 0, x_to + i * THREADS, x + from);
       } else
         cp_async16_if(x_left && i * X_STEP < j.m - row, x_to + i * THREADS,

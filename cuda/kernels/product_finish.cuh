@@ -31,6 +31,10 @@ struct shares {
 struct spot {
   int unit, tile, rows, expert;
 };
+template <class S> NB_DEVICE spot spot_of(const job &j, const cut &c, int unit) {
+  const int block = S::ROUTES::EXPERTS ? unit / c.tiles : 0;
+  return {unit, unit - block * c.tiles, block, S::ROUTES::owner(j, block)};
+}
 
 NB_DEVICE float4 sum(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 NB_DEVICE float4 row4(const float (&s)[4]) { return make_float4(s[0], s[1], s[2], s[3]); }
@@ -104,7 +108,7 @@ template <class S> struct tile_sums {
     const float factor = j.factor * ROUTES::global_scale(j, u.expert);
 #pragma unroll
     for (int b = 0; b < S::WARP_BLOCKS; b++)
-#pragma unroll
+#pragma unroll 1
       for (int i = 0; i < 2; i++) {
         const int row = row_of(j, u, b, i, at);
         if (row < 0) continue;
@@ -116,9 +120,8 @@ template <class S> struct tile_sums {
                     column = u.tile * COLUMNS + at.n * 64 + across * 8 + at.lane % 4 * 2;
           if (column >= j.outputs) continue;
           /* One scale to a column, and bias, lie in this order, two columns to a pair: core/layout/marlin_scales.c */
-          const int64_t pair = (int64_t)u.expert * (j.n / 2) +
-                               (u.tile * COLUMNS + at.n * 64 + across / 4 * 32) / 2 + at.lane % 4 * 4 +
-                               across % 4;
+          const int pair = u.expert * (j.n / 2) + (u.tile * COLUMNS + at.n * 64 + across / 4 * 32) / 2 +
+                           at.lane % 4 * 4 + across % 4;
           float x = (i ? of[b][t].z : of[b][t].x) * times, y = (i ? of[b][t].w : of[b][t].y) * times;
           float low = factor, high = factor;
           if constexpr (S::SCALES_WAIT)

@@ -146,8 +146,8 @@ template <class S> NB_DEVICE void run(job j) {
   ahead.begin(j, c, unit, stage, left, memory);
   for (int i = 0; i < STAGES - 1; i++) ahead.fetch(j, c, memory);
   for (; left > 0; stage = 0, unit++) {
-    const int stages = c.depth - stage < left ? c.depth - stage : left, block = EXPERTS ? unit / c.tiles : 0;
-    const spot u = {unit, unit - block * c.tiles, block, S::ROUTES::owner(j, block)};
+    const int stages = c.depth - stage < left ? c.depth - stage : left;
+    const spot u = spot_of<S>(j, c, unit);
     left -= stages;
     if (EXPERTS && u.expert < 0) continue;
     float sums[S::WARP_BLOCKS][8][4] = {};
@@ -170,8 +170,9 @@ template <class S> NB_DEVICE void run(job j) {
       multiply<S>(j, c, r, sums, minus, cast<const uint4>(memory) + read, at);
       now = now == (STAGES - 1) * c.pieces ? 0 : now + c.pieces;
     }
-    finish<S>(j, s, sums, u, c.one_group, memory + read, at);
-  } /* the groups still under way are empty */
+    finish<S>(j, s, sums, spot_of<S>(j, c, unit), c.one_group, memory + read,
+              at); /* u anew: registers are dear */
+  }                /* the groups still under way are empty */
 }
 
 } // namespace product

@@ -19,8 +19,30 @@ struct job {
   global<const uint8_t> scales;
   global<const uint32_t> words, zeros;
   global<const int32_t> g_idx;
-  int m, n, k, groups, codes, scale, bf16;
+  int n, k, groups, codes, scale, bf16;
   float scale_factor;
+};
+
+/* The rows that a block makes, up to `count`: of y from `first` of m on, or of experts the pairs that `sorted` lists from
+ * there on, of which `top` have a row of x. -1: none. */
+struct lines {
+  global<const int> sorted;
+  int first, count, m, top;
+  NB_DEVICE int y(int r) const {
+    if (r >= count) return -1;
+    const int row = sorted ? sorted[first + r] : first + r;
+    return row >= 0 && row < m ? row : -1;
+  }
+  NB_DEVICE int x(int r) const { return y(r) < 0 ? -1 : y(r) / top; }
+};
+
+/* What y becomes: sums * row_scale, of rows of x, * factor + bias, all of that times weights, of rows of y. */
+struct result {
+  global<const uint16_t> bias;
+  global<const float> row_scale, weights;
+  global<uint16_t> y;
+  int outputs;
+  float factor;
 };
 
 NB_DEVICE float number(uint16_t h, int bf16) { return bf16 ? float_of_bf16(h) : float_of_f16(h); }
@@ -50,8 +72,11 @@ NB_DEVICE void weights(float (&w)[8], const job &j, const uint32_t (&words)[BITS
 }
 
 /* sums: of this lane's rows of k, of columns lane/4 + 8t. */
-template <int BITS> NB_DEVICE void add(float (&sums)[ROWS][8], const job &j, int tile, int first_row) {
+template <int BITS> NB_DEVICE void add(float (&sums)[ROWS][8], const job &j, int tile, const lines &at) {
   const int lane = (int)threadIdx.x % LANES, warp = (int)threadIdx.x / LANES;
+  int rows[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) rows[r] = at.x(r);
   for (int kt = warp; kt < j.k / 16; kt += WARPS) {
     const int64_t from = (((int64_t)kt * (j.n / 64) + tile) * LANES + lane) * BITS;
     uint32_t words[BITS];
@@ -64,8 +89,8 @@ template <int BITS> NB_DEVICE void add(float (&sums)[ROWS][8], const job &j, int
       weights<BITS>(w, j, words, i % 2 * 16 + i / 2 * BITS, k, tile, lane / 4);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
-        if (first_row + r >= j.m) continue;
-        const float x = number(j.x[(int64_t)(first_row + r) * j.k + k], j.bf16);
+        if (rows[r] < 0) continue;
+        const float x = number(j.x[(int64_t)rows[r] * j.k + k], j.bf16);
 #pragma unroll
         for (int t = 0; t < 8; t++) sums[r][t] += x * w[t];
       }
@@ -74,25 +99,58 @@ template <int BITS> NB_DEVICE void add(float (&sums)[ROWS][8], const job &j, int
 }
 
 /* y of 64 columns and ROWS rows: the lanes' sums, of all rows of k, added in one order. */
-NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, global<const uint16_t> bias,
-                      global<const float> row_scale, global<uint16_t> y, int tile, int first_row, int outputs,
-                      float factor) {
+NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, const result &to, int tile,
+                      const lines &at) {
   const int tid = (int)threadIdx.x;
   shared<float> all = cast<float>(shared_words());
 #pragma unroll
   for (int i = 0; i < ROWS * 8; i++) all[i * THREADS + tid] = sums[i / 8][i % 8];
   __syncthreads();
   for (int i = tid; i < ROWS * 64; i += THREADS) {
-    const int row = first_row + i / 64, c = i % 64, column = tile * 64 + c;
-    if (row >= j.m || column >= outputs) continue;
+    const int row = at.y(i / 64), c = i % 64, column = tile * 64 + c;
+    if (row < 0 || column >= to.outputs) continue;
     float sum = 0;
     for (int warp = 0; warp < WARPS;
          warp++) /* four lanes of each have the column; threads take turns with them */
       for (int q = 0; q < 4; q++) sum += all[(i / 8) * THREADS + warp * LANES + c % 8 * 4 + (q + c / 8) % 4];
-    if (row_scale) sum *= row_scale[row];
-    sum *= factor;
-    if (bias) sum += number(bias[tile * 64 + marlin::single_place(c)], j.bf16);
-    y[(int64_t)row * outputs + column] = (uint16_t)(j.bf16 ? bf16_pair(sum, 0) : f16_pair(sum, 0));
+    if (to.row_scale) sum *= to.row_scale[row / at.top];
+    sum *= to.factor;
+    if (to.bias) sum += number(to.bias[tile * 64 + marlin::single_place(c)], j.bf16);
+    if (to.weights) sum *= to.weights[row];
+    to.y[(int64_t)row * to.outputs + column] = (uint16_t)(j.bf16 ? bf16_pair(sum, 0) : f16_pair(sum, 0));
+  }
+}
+
+NB_DEVICE void run(const job &j, const result &to, int bits, const lines &at) {
+  float sums[ROWS][8] = {};
+  const int tile = (int)blockIdx.x;
+  if (bits == 4) add<4>(sums, j, tile, at);
+  else add<8>(sums, j, tile, at);
+  finish(sums, j, to, tile, at);
+}
+
+/* How many of a block's threads found a row i of the weight not of group i / group; for the first of them. */
+NB_DEVICE int irregular_threads(global<const int32_t> g_idx, int k, int group) {
+  shared<uint32_t> found = shared_words();
+  bool other = false;
+  for (int i = (int)threadIdx.x; i < k; i += THREADS) other = other || g_idx[i] != i / group;
+  found[threadIdx.x] = other;
+  __syncthreads();
+  int threads = 0;
+  for (int i = 0; threadIdx.x == 0 && i < THREADS; i++) threads += (int)found[i];
+  return threads;
+}
+
+/* Row `from` of x [.., columns] to row `to` of [.., k]: column perm[i] (i without perm) becomes column i. */
+NB_DEVICE void reorder(global<const uint16_t> from, global<uint16_t> to, global<const int32_t> perm,
+                       int columns, int k) {
+  const int step = (int)gridDim.x * THREADS;
+  for (int i = (int)blockIdx.x * THREADS + (int)threadIdx.x; i < k; i += step) {
+    const int column = perm ? perm[i] : i;
+    uint16_t v = NAN16;
+    if (column >= 0 && column < columns) v = from[column];
+    else if (column >= 0 && column < k) v = 0;
+    to[i] = v;
   }
 }
 
@@ -109,12 +167,9 @@ extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
                     int k, int groups, int outputs, int bits, int codes, int scale, int bf16,
                     float scale_factor, float factor) {
   if (needed && needed[0] == 0) return;
-  const rows::job j = {x, scales, words, zeros, g_idx, m, n, k, groups, codes, scale, bf16, scale_factor};
-  const int tile = (int)blockIdx.x, first_row = (int)blockIdx.y * rows::ROWS;
-  float sums[rows::ROWS][8] = {};
-  if (bits == 4) rows::add<4>(sums, j, tile, first_row);
-  else rows::add<8>(sums, j, tile, first_row);
-  rows::finish(sums, j, bias, row_scale, y, tile, first_row, outputs, factor);
+  rows::run({x, scales, words, zeros, g_idx, n, k, groups, codes, scale, bf16, scale_factor},
+            {bias, row_scale, {}, y, outputs, factor}, bits,
+            {{}, (int)blockIdx.y * rows::ROWS, rows::ROWS, m, 1});
 }
 
 /* x [m,columns] -> to [m,k], a row to blockIdx.y: column perm[i] (i without perm) becomes column i; 0 from `columns` on,
@@ -122,22 +177,88 @@ extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
 extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
     nb_product_gather(global<const uint16_t> x, global<const int32_t> perm, global<const int32_t> g_idx,
                       global<uint16_t> to, global<int> irregular, int columns, int k, int group) {
-  const int row = (int)blockIdx.y, step = (int)gridDim.x * rows::THREADS;
-  for (int i = (int)blockIdx.x * rows::THREADS + (int)threadIdx.x; i < k; i += step) {
-    const int from = perm ? perm[i] : i;
-    uint16_t v = rows::NAN16;
-    if (from >= 0 && from < columns) v = x[(int64_t)row * columns + from];
-    else if (from >= 0 && from < k) v = 0;
-    to[(int64_t)row * k + i] = v;
-  }
+  const int64_t row = blockIdx.y;
+  rows::reorder(x + row * columns, to + row * k, perm, columns, k);
   if (!irregular || blockIdx.x || blockIdx.y) return;
-  shared<uint32_t> found = shared_words();
-  bool other = false;
-  for (int i = (int)threadIdx.x; i < k; i += rows::THREADS) other = other || g_idx[i] != i / group;
-  found[threadIdx.x] = other;
-  __syncthreads();
-  if (threadIdx.x) return;
-  int threads = 0;
-  for (int i = 0; i < rows::THREADS; i++) threads += (int)found[i];
-  irregular[0] = threads;
+  const int threads = rows::irregular_threads(g_idx, k, group);
+  if (threadIdx.x == 0) irregular[0] = threads;
+}
+
+/* The same three of experts, whose blocks of pairs sorted, owners and total tell of (product_routes.cuh). */
+
+/* irregular [experts] of g_idx [experts,k]: a block of threads to each expert. */
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
+    nb_product_experts_orders(global<const int32_t> g_idx, global<int> irregular, int k, int group) {
+  const int threads = rows::irregular_threads(g_idx + (int64_t)blockIdx.x * k, k, group);
+  if (threadIdx.x == 0) irregular[blockIdx.x] = threads;
+}
+
+/* x [pairs/top, columns] -> to [pairs, k]: the pairs of each expert in the order of perm [experts, k] (or null). */
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
+    nb_product_experts_gather(global<const uint16_t> x, global<const int32_t> perm, global<uint16_t> to,
+                              global<const int> sorted, global<const int> owners, global<const int> total,
+                              int block, int most, int top, int experts, int pairs, int columns, int k) {
+  const int used = total[0] < most * block ? total[0] : most * block;
+  for (int place = (int)blockIdx.y; place < used; place += (int)gridDim.y) {
+    const int expert = owners[place / block], pair = sorted[place];
+    if (expert < 0 || expert >= experts || pair < 0 || pair >= pairs) continue;
+    global<const int32_t> order = perm;
+    if (perm) order = perm + (int64_t)expert * k;
+    rows::reorder(x + (int64_t)(pair / top) * columns, to + (int64_t)pair * k, order, columns, k);
+  }
+}
+
+/* As nb_product_experts' arguments (product_loop.cuh), and nb_product_rows'. only: null, or which experts, not 0. gridDim.y
+ * shares blocks, NB_PRODUCT_ROWS_AT_ONCE pairs at a time. */
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS) nb_product_experts_rows(
+    global<const uint16_t> x, global<const uint32_t> words, global<const uint8_t> scales,
+    global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
+    global<const float> row_scale, global<uint16_t> y, global<const int> sorted, global<const int> owners,
+    global<const int> total, global<const int> only, global<const float> weights, global<const float> globals,
+    int block, int most, int top, int experts, int pairs, int n, int k, int groups, int outputs, int bits,
+    int codes, int scale, int scale_bytes, int bf16, float scale_factor, float factor) {
+  const int blocks = total[0] / block < most ? total[0] / block : most,
+            to_block = (block + rows::ROWS - 1) / rows::ROWS;
+  for (int i = (int)blockIdx.y; i < blocks * to_block; i += (int)gridDim.y) {
+    const int at = i / to_block, first = i % to_block * rows::ROWS, e = owners[at];
+    if (e < 0 || e >= experts || (only && only[e] == 0)) continue;
+    rows::job j = {x,
+                   scales + (int64_t)e * groups * n * scale_bytes,
+                   words + (int64_t)e * (k / 16) * (n * bits / 2),
+                   zeros,
+                   g_idx,
+                   n,
+                   k,
+                   groups,
+                   codes,
+                   scale,
+                   bf16,
+                   scale_factor};
+    rows::result to = {bias, row_scale, weights, y, outputs, globals ? factor * globals[e] : factor};
+    if (zeros) j.zeros = zeros + (int64_t)e * groups * (n * bits / 32);
+    if (g_idx) j.g_idx = g_idx + (int64_t)e * k;
+    if (bias) to.bias = bias + (int64_t)e * n;
+    rows::run(j, to, bits, {sorted, at * block + first, block - first, pairs, top});
+    __syncthreads(); /* the sums are read before the next ones come */
+  }
+}
+
+/* x [T,H] -> to [T*top,H]: row t times weights[t*top + j]. */
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
+    nb_moe_weigh(global<const uint16_t> x, global<const float> weights, global<uint16_t> to, int64_t numbers,
+                 int width, int top, int bf16) {
+  for (int64_t i = (int64_t)blockIdx.x * rows::THREADS + (int)threadIdx.x; i < numbers;
+       i += (int64_t)gridDim.x * rows::THREADS) {
+    const int64_t pair = i / width;
+    const float v = rows::number(x[pair / top * width + i % width], bf16) * weights[pair];
+    to[i] = (uint16_t)(bf16 ? bf16_pair(v, 0) : f16_pair(v, 0));
+  }
+}
+
+/* ids [experts * most]: e for the first counts[e] of an expert's rows, -1 for the others. */
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
+    nb_moe_batch_ids(global<const int> counts, global<int> ids, int64_t places, int most) {
+  for (int64_t i = (int64_t)blockIdx.x * rows::THREADS + (int)threadIdx.x; i < places;
+       i += (int64_t)gridDim.x * rows::THREADS)
+    ids[i] = (int)(i % most) < counts[i / most] ? (int)(i / most) : -1;
 }

@@ -103,8 +103,8 @@ end
 --   stride elements from one row of x to the next, where the kernel's differs from k
 -- row_scale: f32 [rows,1], multiplies the rows of x times the weight; without 8-bit activations, which have their own.
 -- A wrong form is an error that names the values. Memory: 3 MiB a thread, and x once more in float32.
--- x on a device (cuda.product): the weight lies there too, an integer one, and its scales and bias have x's dtype, as y
--- does, which is m.out where that is given; nil, msg, code where that is not so.
+-- x on a device (cuda.product): the weight lies there too, without 8-bit activations, and its float scales and bias have
+-- x's dtype, as y does, which is m.out where that is given; nil, msg, code where that is not so.
 function M.marlin(x, m, row_scale)
   local d = describe(m)
   if row_scale and d.a8 == 1 then refuse("%s activations make their own row scales", m.activations) end
@@ -115,6 +115,12 @@ function M.marlin(x, m, row_scale)
   local y = tensor.new("f32", { x:size(1), m.outputs or m.n })
   nffi.must(C.nb_marlin_gemm(y, values, struct(m, d), made or row_scale))
   return y
+end
+
+--- marlin_form(m) -> function() -> nb_marlin_weight of m, wherever its tensors lie, for C; m outlives what it gives.
+function M.marlin_form(m)
+  local d = describe(m)
+  return function() return struct(m, d) end
 end
 
 -- Expert e (0-based) of a stack [E, ...], or what isn't one.

@@ -160,6 +160,8 @@ local function storage(kept)
   end
 end
 
+local function product_of(w) return type(w) == "table" and require("nibble.gemm").marlin_experts(w) or w end
+
 local function check_product(what, e, t, rows, columns)
   if not is_tensor(t) or t:type() ~= "f32" or t.ndim ~= 2 or t:size(1) ~= rows or columns and t:size(2) ~= columns then
     fail(4, "moe.forward: %s of expert %d gave %s, expected f32 [%d, %s]", what, e, is_tensor(t) and text(t) or type(t), rows,
@@ -168,10 +170,10 @@ local function check_product(what, e, t, rows, columns)
 end
 
 -- Runs rows x of local expert e through its two products: f32 [rows, hidden], before any weight.
-local function expert_mlp(o, room, most, e, x, act, gated, after_w13, dtype)
+local function expert_mlp(o, products, room, most, e, x, act, gated, after_w13, dtype)
   local rows, hidden = x:size(1), x:size(2)
   if o.quantize then x = o.quantize(x, "w13", e) end
-  local h, up = o.w13(e, x, room)
+  local h, up = products.w13(e, x, room)
   check_product("w13", e, h, rows)
   if up then check_product("w13's second part", e, up, rows, h:size(2)) end
   if after_w13 then
@@ -185,7 +187,7 @@ local function expert_mlp(o, room, most, e, x, act, gated, after_w13, dtype)
   local a = halved and room("activated", most, h:size(2) / 2):rows(1, rows) or h
   must(C.nb_moe_activation(a, h, up, act))
   if o.quantize then a = o.quantize(a, "w2", e) end
-  local y = o.w2(e, a, room)
+  local y = products.w2(e, a, room)
   check_product("w2", e, y, rows, hidden)
   return y
 end
@@ -198,6 +200,7 @@ end
 --   w13(e, rows, room) -> h            e: 0-based, here; rows f32 [r,H]; h f32 [r, 2I] or [r, I] (ungated), bias inside;
 --                                      or gate and up f32 [r, I] apart, which are then overwritten
 --   w2(e, a, room) -> f32 [r, H]       a f32 [r, I]; bias inside, so that the weight multiplies it too
+--                                      or both are the stacks of Marlin's experts, as gemm.marlin_experts takes them
 --                                      room(name, rows, columns): an f32 matrix to write into, kept from expert to expert
 --   begin(e), done(e)                  called around an expert that has rows
 --   quantize(t, "w13" or "w2", e) -> t before each product: activations of 8 bits (moe.quantizer)
@@ -208,9 +211,13 @@ end
 --                                      and the weighted output of w2. The sum over experts is float32
 --   inplace=false                      y is written over x and returned
 --   chunk=1024, buffer(name, rows, columns)     rows of one expert at a time; storage to use instead of new tensors
+-- x on a device (cuda.experts): f16 or bf16, ids, weights, expert_map and the stacks there too; one launch a stage, and nothing
+-- waits. Then ids outside are always skipped, and quantize, buffer and chunk don't go with it.
 -- Experts run in order, so a row's sum does not depend on threads. (FWD-01 to FWD-04, FWD-07, FWD-10, FWD-14)
 function M.forward(x, o)
+  if tensor.on_device(x) then return require("nibble.cuda.experts").forward(x, o) end
   local dtype, name = check_forward(x, o)
+  local products = { w13 = product_of(o.w13), w2 = product_of(o.w2) }
   local act, gated = act_of(name, o, dtype, 2)
   local tokens, hidden = x:size(1), x:size(2)
   local rows, weights, offsets = M.group(o.ids, o.weights, o.experts, { map = o.expert_map, skip = not o.strict })
@@ -231,7 +238,7 @@ function M.forward(x, o)
       local part, w = rows:rows(at, to), weights:rows(at, to)
       local in_rows = compute.gather(room("rows", most, hidden):rows(1, to - at + 1), x, part)
       if on_input and on_input ~= "after_w13" then compute.scale_rows(in_rows, w, dtype) end
-      local y = expert_mlp(o, room, most, e, in_rows, act, gated, on_input == "after_w13" and w or nil, dtype)
+      local y = expert_mlp(o, products, room, most, e, in_rows, act, gated, on_input == "after_w13" and w or nil, dtype)
       compute.scatter_add(sum, y, part, not on_input and w or nil, dtype)
     end
     if last >= first and o.done then o.done(e) end
@@ -264,6 +271,7 @@ end
 -- o.counts i32 [E]: how many rows of an expert are valid; the others are not read and come out 0. Weights are all 1 and
 -- the sum over a token's experts is the caller's (moe.combine). The rest of o as in moe.forward. (FWD-09)
 function M.batched(x, o)
+  if tensor.on_device(x) then return require("nibble.cuda.experts").batched(x, o) end
   if not is_tensor(x) or x.ndim ~= 3 or not widths[x:type()] then
     fail(2, "moe.batched: x must be an f32, f16 or bf16 tensor [experts, rows, hidden], found %s", is_tensor(x) and text(x) or type(x))
   end

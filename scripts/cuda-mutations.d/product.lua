@@ -29,10 +29,10 @@ return {
     { "bias of other columns", FINISH, "across / 4 * 32", "across / 4 * 16" },
     { "scales of other rows", FINISH, "j.row_scale[ROUTES::source(j, row)]", "j.row_scale[0]" },
     { "scales of the first rows for all", LOOP, "if (j.row_scale) j.row_scale = j.row_scale + before;", "" },
-    { "rows' scales after all", ROWS, "if (row_scale) sum *= row_scale[row];", "" },
+    { "rows' scales after all", ROWS, "if (to.row_scale) sum *= to.row_scale[row / at.top];", "" },
     { "rows beyond m", "cuda/kernels/product_routes.cuh", "r < j.m ? r : -1", "r <= j.m ? r : -1" },
     { "order ignored", ROWS, "perm ? perm[i] : i", "i" },
     { "every order taken for a regular one", ROWS, "other || g_idx[i] != i / group", "other" },
-    { "rows' scales in the other order", ROWS, "j.groups > 1 ? grouped_place", "j.groups < 1 ? grouped_place" },
+    { "rows' scales in the other order", ROWS, "scale_place(column, j.groups > 1", "scale_place(column, j.groups < 1" },
   },
 }

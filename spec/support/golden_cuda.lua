@@ -34,6 +34,43 @@ end
 
 for name in pairs(require "nibble.cuda.repack") do nb.layout.marlin[name] = on_device(nb.layout.marlin[name]) end
 
+-- FP8 and FP4 weights made ready for 16-bit activations are multiplied there too, each expert's, and as the CPU does.
+local float, gemm = require "nibble.methods.marlin_float", require "nibble.gemm"
+local products = 0
+
+local function product(p, m)
+  local bits = m.kind:match "fp8$" and 8 or 4
+  local w = { words = p.words, scales = p.scales, bias = p.bias, global = p.global and p.global:get(1), dtype = m.dtype,
+    type = bits == 8 and "float8_e4m3fn" or "float4_e2m1f", k = p.words:size(1) * 16, n = p.words:size(2) * 2 / bits }
+  local x = nb.tensor(m.dtype, { 3, w.k })
+  for i = 1, x:numel() do x:set(i, math.sin(i * 12.9898)) end
+  local want, moved = gemm.marlin(x, w), setmetatable({}, { __index = w })
+  for _, part in ipairs { "words", "scales", "bias" } do moved[part] = w[part] and there(w[part]) end
+  local y = here(assert(gemm.marlin(there(x), moved))):cast "f32"
+  local most = nb.compare(want, nb.tensor("f32", want:size())).max_abs
+  if not (nb.compare(want, y).max_abs <= most * (m.dtype == "f16" and 2 ^ -11 or 2 ^ -8)) then
+    error(m.kind .. ": the product on the device is not the CPU's", 0)
+  end
+  products = products + 1
+end
+
+local prepare, prepare_moe = float.prepare, float.prepare_moe
+function float.prepare(m)
+  local out, msg, code = prepare(m)
+  if out and not m.activations then product(out, m) end
+  return out, msg, code
+end
+function float.prepare_moe(m)
+  local out, msg, code = prepare_moe(m)
+  for e = 1, out and not m.activations and out.words:size(1) or 0 do
+    local one = { words = out.words[e], scales = out.scales[e], bias = out.bias and out.bias[e] }
+    local globals = out.global and out.global:reshape { out.global:numel() }
+    one.global = globals and globals:rows(math.min(e, globals:numel()), math.min(e, globals:numel()))
+    product(one, m)
+  end
+  return out, msg, code
+end
+
 local ops, by_op, order = golden.operations(), golden.cases()
 for _, op in ipairs(order) do
   local before, cases = calls, 0
@@ -44,3 +81,4 @@ for _, op in ipairs(order) do
   end
   if calls > before then print(("%s|%d|%d"):format(op, cases, calls - before)) end
 end
+print(("products of floats|%d|%d"):format(products, products))

@@ -33,7 +33,7 @@ local function content(name, t, o)
   if name:match "sort_indices" or name:match "_shape" or t:numel() == 0 then return nil end
   if name:match "bias" then return between(dtype, shape, -1, 1) end
   if name:match "global_scale" then return between(dtype, shape, 60, 70) end
-  if name:match "input_scale" then return between(dtype, shape, 0.01, 0.011) end
+  if name:match "input_scale" then return between(dtype, shape, 0.005, 0.02) end
   if dtype == "f8_e4m3" then return between(dtype, shape, name:match "scale" and 0.5 or -100, name:match "scale" and 2 or 100) end
   if name:match "scale" then return between(dtype, shape, o.scale or 0.002, (o.scale or 0.002) * 5) end
   if dtype == "i8" then return filled(t:clone(), function() return math.floor(random() * 16) - 8 end) end

@@ -8,7 +8,7 @@ local takes = { "ungated", "batch_invariance" }
 local groups = { "group", -1, 32, 64, 128 }
 local marlin_shape = { groups, { "multiple", "hidden", 128 }, { "multiple_of_group", "intermediate", least = 64, actorder = true } }
 local elsewhere = "another method reads it"
-local by_one = "an expert at a time"
+local by_one = "an expert at a time where its inputs are quantized"
 local on_device = "nibble.methods.on_device"
 local on_the_cpu = "; with --device cpu nibble computes it"
 
@@ -47,15 +47,15 @@ return {
     {
       name = "nibble MoE on CUDA", kind = "moe", when = { { "platform", "cuda" } }, staged = true,
       rows = {
-        { name = "awq_marlin_moe", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+        { name = "awq_marlin_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "only_layout", "awq", advice = elsewhere }, weight_only, { "bits", 4 }, { "zero_points" }, half, marlin_shape } },
-        { name = "gptq_marlin_moe", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+        { name = "gptq_marlin_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "only_layout", "gptq", advice = elsewhere }, weight_only, { "bits_symmetric", 4, 8 }, half, marlin_shape,
           { "actorder_in_groups" } } },
-        { name = "moe_wna16", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+        { name = "moe_wna16", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "only_layout", "awq", "gptq", advice = elsewhere }, weight_only, { "bits", 4, 8 }, { "no_actorder" }, half,
           { "multiple", "hidden", 64 }, { "multiple", "intermediate", 8 }, { "group_halves" } } },
-        { name = "ct_wna16_moe", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+        { name = "ct_wna16_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "only_layout", "compressed-tensors", advice = elsewhere }, weight_only, { "symmetric" }, { "bits", 4, 8 }, half,
           marlin_shape, { "actorder_in_groups" } } },
         { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, note = by_one, classes = {

@@ -39,11 +39,11 @@ function M.read(_, L, ck)
   return true
 end
 
--- FP8 codes that are NaN, which the device's product would take for 480: how many.
-local function nan_codes(codes)
-  local p, nans = codes:as("u8", codes:size()):ptr(), 0
-  for i = 0, codes:numel() - 1 do
-    if p[i] % 128 == 127 then nans = nans + 1 end
+-- How many of the bytes are NaN, which the product there takes for numbers: of FP8 codes (cut = 128) or E8M0 scales (256).
+local function nans_of(t, cut)
+  local p, nans = t:as("u8", t:size()):ptr(), 0
+  for i = 0, t:numel() - 1 do
+    if p[i] % cut == cut - 1 then nans = nans + 1 end
   end
   return nans
 end
@@ -71,8 +71,8 @@ end
 function M:process(L)
   if L.order_of_words then error(("layer %s was processed: load it again"):format(L.name), 2) end
   local q = L.weight
-  local nans = q.scheme.bits == 8 and nan_codes(q.codes) or 0
-  if nans > 0 then return nil, ("layer %s: %d of its codes are NaN"):format(L.name, nans), "eformat" end
+  local nans = (q.scheme.bits == 8 and nans_of(q.codes, 128) or 0) + (q.scheme.scale_dtype == "e8m0" and nans_of(q.scales, 256) or 0)
+  if nans > 0 then return nil, ("layer %s: %d of its codes or scales are NaN"):format(L.name, nans), "eformat" end
   local m, type = described(q, L.dtype, L:get "bias")
   local out, msg, code = prepare(m)
   if not out then return nil, msg, code end

@@ -6,8 +6,9 @@
 --   processed  as on the CPU, but words that are only repacked are repacked on the device; then methods.device_forms tells what
 --              the processed parameters are, and they become the one form that the device's kernels read: Marlin's words, scales
 --              and zero-points. The parameters on the CPU are given up.
---   applied    gemm.marlin on the device; of experts the system's own apply, whose products are taken there. Activations that the
---              system quantizes are taken for what their codes stand for, in a 16-bit product.
+--   applied    gemm.marlin on the device; of experts the system's own apply, given tensors there and these stacks, so that
+--              moe.forward goes one launch a stage. Activations that the system quantizes are taken for what their codes stand
+--              for, in a 16-bit product; experts whose activations are quantized go one after the other (form.by_one).
 --
 -- y is the CPU's apply within the rounding of the device's 16-bit activations: x is rounded to the layer's dtype, and y.
 local act = require "nibble.act"
@@ -83,8 +84,13 @@ nffi.interpreted(Method.load)
 
 -- The tensors of a matrix in Marlin's form, all of them on the device | nil, msg, code
 local parts = { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" }
-local function there(m, device)
+local function there(m, device, globals)
   local out = setmetatable({}, { __index = m })
+  if globals and type(m.global) == "cdata" and m.global:numel() > 1 then -- of each expert
+    local msg, code
+    out.global, msg, code = m.global:to(device)
+    if not out.global then return nil, msg, code end
+  end
   for _, part in ipairs(parts) do
     local t = m[part]
     if type(t) == "cdata" then
@@ -112,10 +118,19 @@ function Method:process(L)
   form, msg, code = forms[self.system].form(self.base, L, self.device)
   if not form then return nil, ("layer %s: %s"):format(L.name, msg), code end
   form.after_w13 = self.base.products and self.base:products(L).after_w13
+  form.by_one = L.kind == "moe" and form.activations ~= nil
   local made = {}
   for which, m in pairs(form.matrices) do
-    made[which], msg, code = there(m, self.device)
+    made[which], msg, code = there(m, self.device, not form.by_one)
     if not made[which] then return nil, ("layer %s: %s"):format(L.name, msg), code end
+  end
+  if L.expert_map and not form.by_one then
+    form.map = L.expert_map
+    L.expert_map, msg, code = form.map:to(self.device)
+    if not L.expert_map then
+      L.expert_map = form.map
+      return nil, ("layer %s: %s"):format(L.name, msg), code
+    end
   end
   for _, name in ipairs(L:names()) do L:replace(name, nil) end
   for which, m in pairs(made) do
@@ -156,9 +171,10 @@ local function quantized(form, x, w, e)
   return act.quantize_dequantize(x, form.activations, scales[e + 1] or scales[1])
 end
 
---- method:parts(L) -> w13, w2 and quantize for moe.forward: products on the device, an expert at a time.
+--- method:parts(L) -> w13, w2 and quantize for moe.forward: the stacks, or products on the device, an expert at a time.
 function Method:parts(L)
   local form = L.on_device
+  if not form.by_one then return { after_w13 = form.after_w13, w13 = form.matrices.w13, w2 = form.matrices.w2 } end
   local function product(w)
     local m = form.matrices[w]
     return function(e, rows)
@@ -176,20 +192,25 @@ function Method:parts(L)
   return { after_w13 = form.after_w13, w13 = product "w13", w2 = product "w2", quantize = form.activations and quantize or nil }
 end
 
--- A tensor in the computer's memory.
-local function here(t)
-  if not tensor.on_device(t) then return t end
-  local out, msg = t:to "cpu"
-  return out or error(msg, 0)
+-- x where a layer's experts are computed.
+local function placed(self, L, x, where)
+  if where == "cpu" then return x:to "cpu" end
+  return moved(self, L, x)
 end
 
 -- The system's own apply or apply_monolithic. a, b: the router's weights and ids, or its logits and options.
 local function experts(self, call, L, x, a, b, o)
-  ready(L)
+  local form = ready(L)
   if self.base.monolithic ~= (call == "apply_monolithic") then return self.base[call](self.base, L, x, a, b, o) end -- it says why not
-  local y, shared = self.base[call](self.base, L, here(x), here(a), call == "apply" and here(b) or b, o)
-  if not tensor.on_device(x) then return y, shared end
-  return assert(y:to(self.device)), shared
+  local where = form.by_one and "cpu" or self.device
+  local input, msg, code = placed(self, L, x, where)
+  if input then a, msg, code = a:to(where) end
+  if a and call == "apply" then b, msg, code = b:to(where) end
+  if not input or not a or call == "apply" and not b then return nil, msg, code end
+  local y, shared = self.base[call](self.base, L, input, a, b, o)
+  if y:where() ~= x:where() then y, msg, code = y:to(x:where()) end
+  if not y then return nil, msg, code end
+  return linear.rounded(y, x:type()), shared
 end
 
 --- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] [, shared]: of experts, as the system's own.
@@ -226,6 +247,7 @@ end
 function Method:reload(L)
   ready(L)
   self.base:reload(L)
+  L.expert_map = L.on_device.map or L.expert_map
   L.on_device = nil
   for which in pairs { w13 = true, w2 = true } do
     for _, part in ipairs(parts) do

@@ -190,4 +190,4 @@ local function benchmarks(ctx)
   return cases
 end
 
-return { correctness = correctness, benchmarks = benchmarks }
+return { correctness = correctness, benchmarks = benchmarks, weight_of = weight_of, prepared = prepared, column = column }

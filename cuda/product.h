@@ -1,0 +1,29 @@
+/* product.h - what products with Marlin's weights share: product.c, product_experts.c. */
+#ifndef NB_CUDA_PRODUCT_H
+#define NB_CUDA_PRODUCT_H
+#include "device.h"
+
+/* The operands, checked, as the kernels take them. group: rows of a group, or 0 where groups don't divide k. */
+typedef struct nb_cuda_marlin_gemm {
+  nb_cuda_device *d;
+  const nb_marlin_weight *w;
+  int dtype, k, n, groups, group;
+  const void *words, *scales, *zeros, *bias, *perm, *g_idx;
+  const float *row_scale;       /* or NULL */
+  int32_t *irregular, *arrived; /* of the stream's workspace, and behind them */
+  void *parts;
+} nb_cuda_marlin_gemm;
+
+/* nb_device_marlin_gemm's checks of its operands, y apart. */
+int nb_cuda_marlin_gemm_check(nb_cuda_marlin_gemm *p, const nb_tensor *x, const nb_marlin_weight *w,
+                              const nb_tensor *row_scale);
+/* Whether product_loop.cuh's kernels take groups of so many rows, under such scales. */
+bool nb_cuda_marlin_gemm_whole(const nb_cuda_marlin_gemm *p);
+/* What their names have of the weight's format; bytes of a stage of theirs; what their sums are multiplied by. */
+const char *nb_cuda_marlin_gemm_format(const nb_marlin_weight *w);
+int nb_cuda_marlin_gemm_stage(const nb_cuda_marlin_gemm *p, int blocks);
+float nb_cuda_marlin_gemm_factor(const nb_cuda_marlin_gemm *p);
+/* The current stream's workspace: whether a weight's order is irregular; the counts of blocks that arrived, all 0
+ * between launches; their parts. */
+int nb_cuda_marlin_gemm_workspace(nb_cuda_marlin_gemm *p);
+#endif

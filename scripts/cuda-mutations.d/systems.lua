@@ -1,0 +1,22 @@
+-- Bugs in what brings the systems' layers into the device's form.
+local forms, experts = "lua/nibble/methods/device_forms.lua", "lua/nibble/methods/device_experts.lua"
+local device, marlin = "lua/nibble/methods/on_device.lua", "lua/nibble/methods/marlin.lua"
+
+return { spec = "spec/cuda_systems_spec.lua", bugs = {
+  { "zero-points taken as they are", forms,
+    "layout.gptq.unpack_zeros(zeros, method.bits, true, L.n)", "layout.gptq.unpack_zeros(zeros, method.bits, false, L.n)" },
+  { "columns not padded", forms, "if k % 16 ~= 0 or n % 64 ~= 0 then", "if k % 16 ~= 0 then" },
+  { "gate and up padded as one", experts, [[local halves = w == "w13" and L.s or 1]], "local halves = 1" },
+  { "scales of groups permuted as one group's", experts,
+    "rows(m.scales):cast(L.dtype), k, group)", "rows(m.scales):cast(L.dtype), k, -1)" },
+  { "halves stay swapped", experts, [[elseif form == "swapped" and gated then]], [[elseif form == "swapped" and not gated then]] },
+  { "rows shuffled once more", experts,
+    "layout.experts.inverse_order(layout.experts.shuffled_rows(n, gated))", "layout.experts.shuffled_rows(n, gated)" },
+  { "filled up rows taken for up's", experts, "math.floor(r / per) * half + r % per", "r" },
+  { "an input scale for its reciprocal", experts, "kernel.emulated and s:get(e) or 1 / s:get(e)", "s:get(e)" },
+  { "the bias of w2 is left out", experts,
+    [[(w == "w13" or L.rank == 0) and L:get(w .. "_bias") or nil]], [[w == "w13" and L:get(w .. "_bias") or nil]] },
+  { "a cut K has its own groups", marlin, "m.scales:size(m.scales.ndim - 1) * m.group or m.k", "m.k or m.k" },
+  { "inputs are not quantized", device, "quantize = form.activations and quantize or nil", "quantize = nil" },
+  { "the first expert's scale for all", device, "scales[e + 1] or scales[1]", "scales[1]" },
+} }

@@ -206,7 +206,15 @@ int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
  * take x once more.
  * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
  * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, or with row_scale, the kernels
- * go on. Of MXFP8 and MXFP4 in f16 scales may then be too large or small for the weights. */
+ * go on. Of MXFP8 and MXFP4 in f16 scales may then be too large or small for the weights.
+ *
+ * A weight in the order for 8-bit activations (a8; product_a8.c) takes x as codes, and row_scale is their scales, as
+ * nb_device_act_quant_int8 and nb_device_act_quant_fp8 make them: I8 with NB_MARLIN_INT, scales of floats or int16;
+ * F8_E4M3 with NB_MARLIN_FOLDED or NB_MARLIN_E4M3 and scales of floats, or with NB_MARLIN_E2M1 and E8M0 scales. Zero-points
+ * with codes of 4 bits. y and bias are f16 or bf16, as scales of floats are; y where it is made has the 16-bit scales'
+ * dtype, else bias's, else bf16. One group, or groups of 32, 64 or a multiple of 128 rows; no order; x lacks an even number
+ * of columns. Products of integers are exact, as are their sums over up to 64 rows of a group, which are then times its
+ * scale summed in f32; e4m3's are the tensor cores' own (before sm_89 those of f16, which holds them), over as many. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                           const nb_tensor *row_scale);

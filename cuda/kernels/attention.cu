@@ -81,7 +81,7 @@ template <int D, bool BF16> struct kernel {
 
   /* Scores of this warp's queries and the keys: [query g, g + 8][key 8 n + 2t, + 1] of tile n. */
   static NB_DEVICE void scores(float (&sums)[TILES][GROUP][4], const reader &q, const reader &k) {
-#pragma unroll
+#pragma unroll(D > 192 ? 4 : D / 16) /* longer heads: registers */
     for (int step = 0; step < D / 16; step++) {
       uint32_t a[4];
       ldmatrix_x4(a, q.chunk(2 * step));

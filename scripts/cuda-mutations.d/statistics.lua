@@ -15,7 +15,7 @@ return {
     { "subnormal codes as others", KERNEL, "if (a < o.normal)", "if (a < o.normal / 2)" },
     { "the extent of what is not there", KERNEL, "      if (j < count) e.see(v[j]);", "      e.see(v[j] + 1);" },
     { "spans by a row more", KERNEL, "words + me.unit / share * NB_STATISTICS_WORDS;\n  atomic_max(to,",
-      "words + (me.unit + 1) / (share + 1) * NB_STATISTICS_WORDS;\n  atomic_max(to," },
+      "words + me.unit / (share + 1) * NB_STATISTICS_WORDS;\n  atomic_max(to," },
     { "host: words of the call before", HOST, "  return nb_device_zero(&t);", "  return NB_OK;" },
   },
 }

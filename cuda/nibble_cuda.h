@@ -138,11 +138,27 @@ int64_t nb_device_count_nonfinite(const nb_tensor *x);
 int nb_device_add_nonfinite(nb_tensor *count, const nb_tensor *x);
 /* nb_cast between f32, bf16 and f16, bytes of NaN too. */
 int nb_device_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+/* (logits.c) x f32, bf16 or f16, head too; products by cuBLASLt where it is, of operands of different dtypes in f32. Sums in
+ * double. At most 1024x8192 logits of a model exist at once: the stream keeps 32 MiB for them (twice that for two models; with
+ * different dtypes also 8192 rows of the head in f32). targets in the computer's memory are checked there and brought over; of
+ * those on the device one outside of the vocabulary makes NaN. Reads the stop flag. */
+int nb_device_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
+                           const nb_tensor *targets);
+int nb_device_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p,
+                             nb_tensor *top_q, const nb_tensor *x_p, const nb_tensor *head_p,
+                             const nb_tensor *x_q, const nb_tensor *head_q, const nb_tensor *targets);
 /* (attention.c) All four f16 or all bf16, heads of an even number up to 256 (else NB_EUNSUPPORTED). Scores and sums are f32;
  * weights are rounded to the dtype before the product with v. Off the exact value by less than the dtype's rounding of the
  * largest |v|, twice. A NaN or Inf in v may also reach the 63 queries before it. The same bytes in each run. */
 int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v,
                         int64_t heads, int64_t kv_heads, int64_t length, int64_t sliding, double scale);
+
+/* ---- what calibration asks of activations (statistics.c) -----------------------------------
+ * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
+ * tensor of many rows: the stream's workspace). act_extent waits for the device. */
+int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
+int nb_device_act_extent(float lohi[2], const nb_tensor *x);
+int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
 
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
@@ -190,7 +206,15 @@ int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
  * take x once more.
  * More than 256 rows are cuBLASLt's: weights rounded to x's dtype, by panels of 256 MiB at most, which the stream keeps; an
  * order is then checked (NB_EFORMAT), which waits for the device. Without cuBLASLt, or room, or with row_scale, the kernels
- * go on. Of MXFP8 and MXFP4 in f16 scales may then be too large or small for the weights. */
+ * go on. Of MXFP8 and MXFP4 in f16 scales may then be too large or small for the weights.
+ *
+ * A weight in the order for 8-bit activations (a8; product_a8.c) takes x as codes, and row_scale is their scales, as
+ * nb_device_act_quant_int8 and nb_device_act_quant_fp8 make them: I8 with NB_MARLIN_INT, scales of floats or int16;
+ * F8_E4M3 with NB_MARLIN_FOLDED or NB_MARLIN_E4M3 and scales of floats, or with NB_MARLIN_E2M1 and E8M0 scales. Zero-points
+ * with codes of 4 bits. y and bias are f16 or bf16, as scales of floats are; y where it is made has the 16-bit scales'
+ * dtype, else bias's, else bf16. One group, or groups of 32, 64 or a multiple of 128 rows; no order; x lacks an even number
+ * of columns. Products of integers are exact, as are their sums over up to 64 rows of a group, which are then times its
+ * scale summed in f32; e4m3's are the tensor cores' own (before sm_89 those of f16, which holds them), over as many. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                           const nb_tensor *row_scale);

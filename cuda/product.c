@@ -230,6 +230,7 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
                           const nb_tensor *row_scale) {
   product p;
   nb_tensor to;
+  if (w->a8) return nb_cuda_product_a8(y, x, w, row_scale);
   NB_TRY(nb_cuda_marlin_gemm_check(&p, x, w, row_scale));
   int64_t m = x->shape[0], outputs = y->ndim == 2 ? y->shape[1] : p.n;
   if (outputs > p.n || outputs % 2)

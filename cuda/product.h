@@ -26,4 +26,7 @@ float nb_cuda_marlin_gemm_factor(const nb_cuda_marlin_gemm *p);
 /* The current stream's workspace: whether a weight's order is irregular; the counts of blocks that arrived, all 0
  * between launches; their parts. */
 int nb_cuda_marlin_gemm_workspace(nb_cuda_marlin_gemm *p);
+/* nb_device_marlin_gemm of a weight in the order for 8-bit activations (product_a8.c). */
+int nb_cuda_product_a8(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                       const nb_tensor *row_scale);
 #endif

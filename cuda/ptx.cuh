@@ -206,5 +206,41 @@ NB_DEVICE void mma_bf16(float (&sums)[N][4], const uint32_t (&a)[4], const uint3
         : "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
 }
+
+/* The same of bytes, a 16x32 and b 32x8: a word has four neighbours along k, from 4t and from 4t + 16 on, where a pair
+ * had two from 2t and 2t + 8 on. Of whole numbers with signs: exact, modulo 2^32. */
+template <int N>
+NB_DEVICE void mma_s8(int32_t (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+r"(sums[i][0]), "+r"(sums[i][1]), "+r"(sums[i][2]), "+r"(sums[i][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
+}
+/* Of e4m3 numbers, with sums in f32. Before sm_89 by way of f16: k's order is the tensor cores' own affair. */
+template <int N>
+NB_DEVICE void mma_e4m3(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+#if __CUDA_ARCH__ >= 890
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
+#else
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    uint32_t wide_a[4], wide_b[N][2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) wide_a[i] = f16_pair_of_e4m3(a[2 * half + i % 2] >> i / 2 * 16);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) wide_b[n][i] = f16_pair_of_e4m3(b[n][half] >> i * 16);
+    mma_f16(sums, wide_a, wide_b);
+  }
+#endif
+}
 #endif
 #endif

@@ -197,7 +197,7 @@ describe("a mixture's functions on a device", function()
   end)
 
   it("give back what they took, whichever call of the driver fails", function()
-    for _, name in ipairs { "cuMemAlloc_v2", "cuLaunchKernel", "cuModuleGetFunction", "cuMemcpyDtoHAsync_v2" } do
+    for _, call in ipairs { "cuMemAlloc_v2:5", "cuMemAlloc_v2:10", "cuLaunchKernel:9", "cuModuleGetFunction:9", "cuMemcpyDtoHAsync_v2:9" } do
       assert.equal("false 0", run([[
         local ids, x = ids_of(4, 2, 8):to "cuda", tensor("f16", { 4, 16 }, any):to "cuda"
         local weights, live, ok = tensor("f32", { 4, 2 }, any):to "cuda"
@@ -211,7 +211,7 @@ describe("a mixture's functions on a device", function()
           if not ok then break end
         end
         collectgarbage() collectgarbage()
-        io.write(tostring(ok), " ", tonumber(C.nb_live_bytes() - live)) ]], { NB_EMU_FAIL = name .. ":9:1" }), name)
+        io.write(tostring(ok), " ", tonumber(C.nb_live_bytes() - live)) ]], { NB_EMU_FAIL = call .. ":1" }), call)
     end
   end)
 end)

@@ -129,36 +129,52 @@ describe("an emulated primitive", function()
     emulator.free(to)
   end)
 
-  for _, dtype in ipairs(source:match "nb_primitive_mma" and { "f16", "bf16" } or {}) do
-    it("multiplies as the tensor cores do: " .. dtype, function()
-      -- a [16,16], two b [16,8], sums two [16,8], of small whole numbers, and which lane holds what (ptx.cuh).
+  -- Numbers of the tensor cores' products by their place in primitives.cu: how many a word has, one as the word's bits there.
+  local function byte(v) return v % 256 end
+  local function e4m3(v)
+    local t = nb.tensor("f32", { 1 })
+    t:set(1, v)
+    return t:cast("f8_e4m3"):as("u8", { 1 }):ptr()[0]
+  end
+  local mma = { { "f16", 2, function(v) return narrow("f16", v) end }, { "bf16", 2, function(v) return narrow("bf16", v) end },
+                { "s8", 4, byte, whole = true }, { "e4m3", 4, e4m3 } }
+  for place_of_mma, kind in ipairs(source:match "nb_primitive_mma" and mma or {}) do
+    local name, per, bits = unpack(kind)
+    it("multiplies as the tensor cores do: " .. name, function()
+      -- a [16,K], two b [K,8], sums two [16,8], of small whole numbers, and which lane holds what (ptx.cuh).
       local function value(i) return i * 2654435761 % 4294967296 % 17 - 8 end
-      local function a(r, c) return value(r * 16 + c) end
-      local function b(n, r, c) return value(1000 + n * 128 + r * 8 + c) end
+      local function a(r, c) return value(r * 32 + c) end
+      local function b(n, r, c) return value(1000 + n * 256 + r * 8 + c) end
       local function sum(n, r, c) return value(5000 + n * 128 + r * 8 + c) end
-      local function two(x, y) return narrow(dtype, x) + 65536 * narrow(dtype, y) end
+      local function word(of)
+        local w = 0
+        for j = 0, per - 1 do w = w + bits(of(j)) * 2 ^ (32 / per * j) end
+        return w
+      end
       local t, out = nb.tensor("u32", { 32, 16 }), nb.tensor("u32", { 32, 8 })
       for l = 0, 31 do
         local g, q, at = math.floor(l / 4), l % 4, t:ptr() + l * 16
         for i = 0, 3 do
-          local r, c = g + i % 2 * 8, 2 * q + math.floor(i / 2) * 8
-          at[i] = two(a(r, c), a(r, c + 1))
+          at[i] = word(function(j) return a(g + i % 2 * 8, per * q + math.floor(i / 2) * 4 * per + j) end)
         end
         for n = 0, 1 do
-          for i = 0, 1 do at[4 + 2 * n + i] = two(b(n, 2 * q + 8 * i, g), b(n, 2 * q + 8 * i + 1, g)) end
-          for i = 0, 3 do at[8 + 4 * n + i] = bits_of(sum(n, g + math.floor(i / 2) * 8, 2 * q + i % 2)) end
+          for i = 0, 1 do at[4 + 2 * n + i] = word(function(j) return b(n, per * q + 4 * per * i + j, g) end) end
+          for i = 0, 3 do
+            local s = sum(n, g + math.floor(i / 2) * 8, 2 * q + i % 2)
+            at[8 + 4 * n + i] = kind.whole and s % 4294967296 or bits_of(s)
+          end
         end
       end
       local from, to = emulator.memory(t), emulator.memory(out:bytes())
-      assert.is_nil((emulator.run("nb_primitive_mma", {}, from, to, dtype == "bf16" and 1 or 0)))
+      assert.is_nil((emulator.run("nb_primitive_mma", {}, from, to, place_of_mma - 1)))
       emulator.read(to, out)
       for l = 0, 31 do
         for n = 0, 1 do
           for i = 0, 3 do
             local r, c = math.floor(l / 4) + math.floor(i / 2) * 8, 2 * (l % 4) + i % 2
-            local want = sum(n, r, c)
-            for k = 0, 15 do want = want + a(r, k) * b(n, k, c) end
-            assert.equal(want, float_of(out:ptr()[l * 8 + n * 4 + i]))
+            local want, got = sum(n, r, c), out:ptr()[l * 8 + n * 4 + i]
+            for k = 0, 8 * per - 1 do want = want + a(r, k) * b(n, k, c) end
+            assert.equal(want, kind.whole and bit.tobit(got) or float_of(got))
           end
         end
       end

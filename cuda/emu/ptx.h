@@ -242,34 +242,51 @@ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   return emu_fma2<float_of_bf16, bf16_of_float>(a, b, c);
 }
 
+/* The numbers of a word, PER of them: two 16-bit floats, four bytes with signs, four e4m3. */
+template <emu_number NUMBER> struct emu_pairs {
+  static constexpr int PER = 2;
+  typedef float sum;
+  static sum get(uint32_t word, int i) { return NUMBER((uint16_t)(word >> 16 * i)); }
+};
+struct emu_s8 {
+  static constexpr int PER = 4;
+  typedef int32_t sum;
+  static sum get(uint32_t word, int i) { return (int8_t)(word >> 8 * i); }
+};
+struct emu_e4m3 {
+  static constexpr int PER = 4;
+  typedef float sum;
+  static sum get(uint32_t word, int i) {
+    return float_of_f16((uint16_t)f16_pair_of_e4m3(word >> 8 * i & 0xff));
+  }
+};
+
 /* One meeting of the warp for all N products. */
-template <emu_number NUMBER, int N>
-void emu_mma(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+template <class NUMBERS, int N>
+void emu_mma(typename NUMBERS::sum (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+  typedef typename NUMBERS::sum sum;
+  static constexpr int PER = NUMBERS::PER, K = 8 * PER;
   struct lane {
-    float (*sums)[4];
+    sum (*sums)[4];
     const uint32_t *a, (*b)[2];
   } me = {sums, a, b};
   emu_collective("mma", &me, [](void **all, int *) {
-    float left[16][16], right[16][8 * N], out[16][8 * N];
-    auto split = [](uint32_t pair, float &low, float &high) {
-      low = NUMBER((uint16_t)pair);
-      high = NUMBER((uint16_t)(pair >> 16));
-    };
+    sum left[16][K], right[K][8 * N], out[16][8 * N];
     for (int l = 0; l < 32; l++) {
       const lane &of = *(lane *)all[l];
       int g = l / 4, t = l % 4;
-      for (int i = 0; i < 4; i++) {
-        float *at = &left[g + i % 2 * 8][2 * t + i / 2 * 8];
-        split(of.a[i], at[0], at[1]);
-      }
+      for (int i = 0; i < 4; i++)
+        for (int j = 0; j < PER; j++)
+          left[g + i % 2 * 8][PER * t + i / 2 * 4 * PER + j] = NUMBERS::get(of.a[i], j);
       for (int n = 0; n < N; n++) {
         for (int i = 0; i < 2; i++)
-          split(of.b[n][i], right[2 * t + 8 * i][8 * n + g], right[2 * t + 8 * i + 1][8 * n + g]);
+          for (int j = 0; j < PER; j++)
+            right[PER * t + 4 * PER * i + j][8 * n + g] = NUMBERS::get(of.b[n][i], j);
         for (int i = 0; i < 4; i++) out[g + i / 2 * 8][8 * n + 2 * t + i % 2] = of.sums[n][i];
       }
     }
     for (int row = 0; row < 16; row++)
-      for (int k = 0; k < 16; k++)
+      for (int k = 0; k < K; k++)
         for (int n = 0; n < 8 * N; n++) out[row][n] += left[row][k] * right[k][n];
     for (int l = 0; l < 32; l++)
       for (int n = 0; n < N; n++)
@@ -278,10 +295,16 @@ void emu_mma(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N]
   });
 }
 template <int N> void mma_f16(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
-  emu_mma<float_of_f16>(sums, a, b);
+  emu_mma<emu_pairs<float_of_f16>>(sums, a, b);
 }
 template <int N> void mma_bf16(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
-  emu_mma<float_of_bf16>(sums, a, b);
+  emu_mma<emu_pairs<float_of_bf16>>(sums, a, b);
+}
+template <int N> void mma_s8(int32_t (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+  emu_mma<emu_s8>(sums, a, b);
+}
+template <int N> void mma_e4m3(float (&sums)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2]) {
+  emu_mma<emu_e4m3>(sums, a, b);
 }
 
 #endif

@@ -79,18 +79,30 @@ extern "C" __global__ void nb_primitive_lanes(global<const uint32_t> in, global<
   out[2 * at + 1] = match_any(word % 256 / (blockIdx.x % 16 + 1));
 }
 
+/* The products by the tensor cores, by their place in this list. */
+enum { MMA_F16, MMA_BF16, MMA_S8, MMA_E4M3 };
+
 /* A warp to a block: of 16 words of each lane the first 4 are a, the next 4 two b, the others their sums; out: the sums. */
-extern "C" __global__ void nb_primitive_mma(global<const uint32_t> in, global<uint32_t> out, int bf16) {
+extern "C" __global__ void nb_primitive_mma(global<const uint32_t> in, global<uint32_t> out, int which) {
   const int at = (int)(blockIdx.x * 32 + threadIdx.x);
   global<const uint32_t> from = in + at * 16;
   uint32_t a[4], b[2][2];
   float sums[2][4];
+  int32_t whole[2][4];
   for (int i = 0; i < 4; i++) a[i] = from[i];
   for (int i = 0; i < 4; i++) b[i / 2][i % 2] = from[4 + i];
-  for (int i = 0; i < 8; i++) sums[i / 4][i % 4] = float_of_bits(from[8 + i]);
-  if (bf16) mma_bf16<2>(sums, a, b);
-  else mma_f16<2>(sums, a, b);
-  for (int i = 0; i < 8; i++) out[at * 8 + i] = bits_of_float(sums[i / 4][i % 4]);
+  for (int i = 0; i < 8; i++) {
+    whole[i / 4][i % 4] = (int32_t)from[8 + i];
+    sums[i / 4][i % 4] = float_of_bits(from[8 + i]);
+  }
+  switch (which) {
+  case MMA_F16: mma_f16<2>(sums, a, b); break;
+  case MMA_BF16: mma_bf16<2>(sums, a, b); break;
+  case MMA_S8: mma_s8<2>(whole, a, b); break;
+  default: mma_e4m3<2>(sums, a, b);
+  }
+  for (int i = 0; i < 8; i++)
+    out[at * 8 + i] = which == MMA_S8 ? (uint32_t)whole[i / 4][i % 4] : bits_of_float(sums[i / 4][i % 4]);
 }
 
 /* The first threads of the blocks take turns: each adds in[block] to the sum that the one before it left. flag: 0 at

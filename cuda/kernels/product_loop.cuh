@@ -116,14 +116,19 @@ template <class S> NB_DEVICE void take_rows(job &j) {
   constexpr int ROWS = S::M_BLOCKS * 16;
   const int y_block = (int)blockIdx.y, before = y_block * ROWS;
   j.m = j.m - before < ROWS ? j.m - before : ROWS;
-  j.x = j.x + (int64_t)before * (j.k / 8);
+  j.x = j.x + (int64_t)before * (j.k / S::X_PIECE);
   j.y = j.y + (int64_t)before * (j.outputs / 2);
   if (j.row_scale) j.row_scale = j.row_scale + before;
   j.parts = j.parts + (int64_t)y_block * (int)gridDim.x * 2 * S::PART;
   j.arrived = j.arrived + y_block * (int)gridDim.x;
 }
 
-template <class S> NB_DEVICE void run(job j) {
+/* What multiplies a warp's 64 rows of a stage: `multiply`, or product_a8.cu's. */
+template <class S>
+using multiplier = void (*)(const job &, const cut &, const rows &, float (&)[S::WARP_BLOCKS][8][4],
+                            uint32_t (&)[8], shared<const uint4>, const place<S> &);
+
+template <class S, multiplier<S> MULTIPLY = multiply<S>> NB_DEVICE void run(job j) {
   constexpr bool EXPERTS = S::ROUTES::EXPERTS;
   if constexpr (!EXPERTS) take_rows<S>(j);
   const cut c = cut_of<S>(j);
@@ -167,7 +172,7 @@ template <class S> NB_DEVICE void run(job j) {
       __syncthreads(); /* the stage is here for all, and all have left the one that is filled next */
       ahead.fetch(j, c, memory);
       read = now;
-      multiply<S>(j, c, r, sums, minus, cast<const uint4>(memory) + read, at);
+      MULTIPLY(j, c, r, sums, minus, cast<const uint4>(memory) + read, at);
       now = now == (STAGES - 1) * c.pieces ? 0 : now + c.pieces;
     }
     finish<S>(j, s, sums, spot_of<S>(j, c, unit), c.one_group, memory + read,

@@ -28,7 +28,8 @@ struct job {
   global<int> arrived;
   int m, n, k, group, outputs;
   float factor;
-  routes to; /* of experts only */
+  routes to;          /* of experts only */
+  bool whole = false; /* of product_a8.cu: 16-bit scales are whole numbers */
 };
 
 struct plain {

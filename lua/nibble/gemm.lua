@@ -82,12 +82,10 @@ end
 --- marlin_weight(m) -> nb_marlin_weight of m (gemm.marlin's), for C: it has addresses of m's tensors, which m keeps
 function M.marlin_weight(m) return struct(m, describe(m)) end
 
--- The activations as the kernel takes them, one byte each: their values and a scale a token.
+-- The activations as the kernel takes them, one byte each: their codes and a scale a token | nil, msg, code
 local function quantized(x, m)
-  if not m.activations or m.activations == "none" then return x end
   local global = m.activations == "int8" and number(m.global) or nil
-  local q, scales = layout.marlin.quantize_activations(x, m.activations, { global = global })
-  return q:cast "f32", scales
+  return layout.marlin.quantize_activations(x, m.activations, { global = global })
 end
 
 --- marlin(x, m [, row_scale]) -> y f32 [rows, n] = x times the weight m, plus its bias (MRL-51)
@@ -103,17 +101,22 @@ end
 --   stride elements from one row of x to the next, where the kernel's differs from k
 -- row_scale: f32 [rows,1], multiplies the rows of x times the weight; without 8-bit activations, which have their own.
 -- A wrong form is an error that names the values. Memory: 3 MiB a thread, and x once more in float32.
--- x on a device (cuda.product): the weight lies there too, without 8-bit activations, and its float scales and bias have
+-- x on a device (cuda.product): the weight lies there too; 8-bit activations are made there. Scales of floats and bias have
 -- x's dtype, as y does, which is m.out where that is given; nil, msg, code where that is not so.
 function M.marlin(x, m, row_scale)
   local d = describe(m)
   if row_scale and d.a8 == 1 then refuse("%s activations make their own row scales", m.activations) end
-  if ffi.istype(tensor.device_type, x) then
-    return require("nibble.cuda.product").marlin(x, function() return struct(m, d) end, m.n, m.outputs, row_scale, m.out)
+  local values, scales = x, row_scale
+  if d.a8 == 1 then
+    local code
+    values, scales, code = quantized(x, m)
+    if not values then return nil, scales, code end
   end
-  local values, made = quantized(x, m)
+  if ffi.istype(tensor.device_type, x) then
+    return require("nibble.cuda.product").marlin(values, function() return struct(m, d) end, m.n, m.outputs, scales, m.out, x:type())
+  end
   local y = tensor.new("f32", { x:size(1), m.outputs or m.n })
-  nffi.must(C.nb_marlin_gemm(y, values, struct(m, d), made or row_scale))
+  nffi.must(C.nb_marlin_gemm(y, d.a8 == 1 and values:cast "f32" or values, struct(m, d), scales))
   return y
 end
 

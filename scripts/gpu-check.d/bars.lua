@@ -26,6 +26,8 @@ M.bars = {
   { piece = "repack", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "dequantize", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "quantize", of = "copy", must = 0.75, ambitious = 0.85 },
+  { piece = "forward", of = "copy", must = 0.6, ambitious = 0.8 },
+  { piece = "attention", of = "TFLOP/s", must = 150, ambitious = 250 },
 }
 
 local function fits(bar, row)

@@ -38,18 +38,25 @@ local function number_inputs(ctx, name, kind)
   return t, count
 end
 
+-- The tensor cores' products in the order of primitives.cu: numbers in a word, and the dtype of one.
+local MMA = { { "mma_f16", 2, "f16" }, { "mma_bf16", 2, "bf16" }, { "mma_s8", 4, "i8" }, { "mma_e4m3", 4, "f8_e4m3" } }
+
 -- A product's operands as nb_primitive_mma takes them: whole numbers, whose sums are exact in any order.
-local function whole_numbers(ctx, dtype, blocks)
+local function whole_numbers(ctx, name, per, dtype, blocks)
   local n = blocks * 32
-  local codes, t, pair = data.random("u8", { n * 24 }, ctx.seed, "mma " .. dtype), tensor.new("i32", { n * 16 }), tensor.new(dtype, { 2 })
-  local c, word, sum = codes:ptr(), ffi.cast("int32_t *", pair.data), tensor.new("f32", { 1 })
+  local codes, t = data.random("u8", { n * (8 * per + 8) }, ctx.seed, name), tensor.new("i32", { n * 16 })
+  local numbers, sum, c = tensor.new("f32", { per }), tensor.new("f32", { 1 }), codes:ptr()
+  local at = 0
+  local function random(range)
+    at = at + 1
+    return c[at - 1] % range - range / 2
+  end
   for i = 0, n - 1 do
     for j = 0, 7 do
-      pair:set(1, c[i * 24 + 2 * j] % 16 - 8)
-      pair:set(2, c[i * 24 + 2 * j + 1] % 16 - 8)
-      t:ptr()[i * 16 + j] = word[0]
-      sum:set(1, c[i * 24 + 16 + j] - 128)
-      t:ptr()[i * 16 + 8 + j] = ffi.cast("int32_t *", sum.data)[0]
+      for k = 1, per do numbers:set(k, random(dtype == "i8" and 256 or 16)) end
+      t:ptr()[i * 16 + j] = numbers:cast(dtype):as("i32", { 1 }):ptr()[0]
+      sum:set(1, random(256))
+      t:ptr()[i * 16 + 8 + j] = (dtype == "i8" and sum:cast "i32" or sum:as("i32", { 1 })):ptr()[0]
     end
   end
   return t
@@ -99,9 +106,9 @@ local function correctness()
   add("shuffle_from, match_any", "nb_primitive_lanes", { grid = 64, block = 32 }, function(ctx)
     return data.random("i32", { 64 * 32 }, ctx.seed, "lanes"), 64 * 64
   end)
-  for i, dtype in ipairs { "f16", "bf16" } do
-    add("mma_" .. dtype, "nb_primitive_mma", { grid = 16, block = 32 }, function(ctx)
-      return whole_numbers(ctx, dtype, 16), 16 * 32 * 8, { i - 1 }
+  for i, mma in ipairs(MMA) do
+    add(mma[1], "nb_primitive_mma", { grid = 16, block = 32 }, function(ctx)
+      return whole_numbers(ctx, mma[1], mma[2], mma[3], 16), 16 * 32 * 8, { i - 1 }
     end)
   end
   add("load_acquire, add_release", "nb_primitive_turns", { grid = 64, block = 32 }, function(ctx)

@@ -1055,6 +1055,10 @@ int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, one a token [m,1], or one of 128 columns
  * [m, ceil(k/128)], max(|x|,1e-10)/448. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
+/* NVFP4 for the tensor cores: q U8 [m,k/2], the even column in the low nibble; scales F8_E4M3 of 16 columns, as
+ * nb_swizzle_blockscale gives them, [m up to 128, k/16 up to 4]: e4m3(max(|x|)/6 * global), 0 becomes 0.125; what shares its
+ * scale with a NaN or infinity has the scale NaN. global: the layer's, above 0. k a multiple of 16. CTM-NVFP4-13. */
+int nb_act_quant_fp4(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -256,6 +256,8 @@ int nb_cuda_gemm(nb_cuda_device *d, const nb_cuda_product *p) {
   if (!status) {
     doing = "choosing how to make a product";
     status = choose(&choice, handle, d, &c, p, workspace ? WORKSPACE : 0);
+    if (p->w_scales && (status == LT_INVALID_VALUE || status == LT_ARCH_MISMATCH))
+      status = LT_NOT_SUPPORTED; /* what a version lacks of scales has more than one name */
   }
   if (!status) {
     doing = "beginning a product";

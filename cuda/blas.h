@@ -51,9 +51,14 @@ enum {
 /* cublasLtMatmulMatrixScale_t: what an f32 scale, or one of e4m3 (OF_16), serves: the tensor; 16 side by side, in the
  * swizzled order of blocks; a row; 128 of a row; 128 x 128. */
 enum { LT_OF_ALL = 0, LT_OF_16 = 1, LT_OF_ROW = 3, LT_OF_128 = 4, LT_OF_128X128 = 5 };
-enum { LT_EPILOGUE_BIAS = 4 };                            /* cublasLtEpilogue_t */
-enum { LT_MOST_WORKSPACE = 1, LT_ALIGNMENT_A = 5 };       /* of a preference; B, C, D: 6, 7, 8 */
-enum { LT_EXECUTION_FAILED = 13, LT_NOT_SUPPORTED = 15 }; /* cublasStatus_t */
+enum { LT_EPILOGUE_BIAS = 4 };                      /* cublasLtEpilogue_t */
+enum { LT_MOST_WORKSPACE = 1, LT_ALIGNMENT_A = 5 }; /* of a preference; B, C, D: 6, 7, 8 */
+enum {
+  LT_INVALID_VALUE = 7,
+  LT_ARCH_MISMATCH = 8,
+  LT_EXECUTION_FAILED = 13,
+  LT_NOT_SUPPORTED = 15
+}; /* cublasStatus_t */
 
 /* y[m, n] = factor x[m, k] w + bias[n]; w is [n, k] transposed, or where it lies `across` [k, n]. Elements from row to
  * row; dtypes of x and w, y and bias. Of f8_e4m3, and of e2m1 two to a byte, which is u8 here, with their scales. */

@@ -221,7 +221,7 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
 
 /* ---- products of FP8 codes (product_fp8.c) ------------------------------------------------
  * y [m,n] = (x codes times their scales) [m,k] (w codes times theirs) [n,k]^T + bias, all on one device: nb_gemm of what
- * nb_dequantize_float makes of both, but for the order of the f32 sums. x and w f8_e4m3 as nb_act_quant_fp8 and a
+ * nb_dequantize_float makes of both, but for the f32 sums' order, which depends on the device and on m, and of which a GPU's own FP8 product keeps fewer bits. x and w f8_e4m3 as nb_act_quant_fp8 and a
  * checkpoint have them, k a multiple of 16; scales f32: one element, or one a row ([rows] or [rows,1]), or, of groups of 128
  * columns, of x [m, ceil(k/128)] and of w [ceil(n/128), ceil(k/128)], in any pair (CTM-FP8-01). y, which is filled, f32,
  * bf16 or f16; bias [n] as y, or NULL.
@@ -229,6 +229,23 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
  * CUDA 12.9 on), nibble's own kernels' otherwise; both take graphs. NB_EUNSUPPORTED: f8_e4m3fnuz, other k. */
 int nb_device_fp8_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
                        const nb_tensor *w_scales, const nb_tensor *bias);
+/* nb_fp8_requantize of f8_e4m3 (requantize_fp8.c), its bytes; waits for nothing. NB_EUNSUPPORTED: f8_e4m3fnuz, more than 8
+ * shards, or one of a number of bytes that is no multiple of 4. */
+int nb_device_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, const nb_tensor *scales,
+                             const int64_t *widths);
+
+/* ---- products of 4-bit floats (product_fp4.c) -----------------------------------------------
+ * y [m,n] = factor (x codes times their scales) (w codes times theirs)^T + bias, by cuBLASLt: NVFP4 on both sides, codes
+ * U8 [m,k/2] and [n,k/2], the even column in the low nibble, scales of 16 columns as nb_swizzle_blockscale gives them
+ * (CTM-NVFP4-14), whose sign does not count; factor: 1 / (x's global scale * w's). y, which is filled, f32, bf16 or f16; bias
+ * as y, or NULL, not f32. k a multiple of 32, a row of y of 16 bytes. NB_EUNSUPPORTED with what is missing: sm_100 or later,
+ * cuBLASLt 12.8 or later, such a shape; there the weight's codes are multiplied with 16-bit activations.
+ * nb_device_fp4_usable: NB_OK where device and cuBLASLt have it. */
+int nb_device_fp4_usable(int device);
+int nb_device_fp4_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scales, const nb_tensor *w,
+                       const nb_tensor *w_scales, double factor, const nb_tensor *bias);
+/* nb_act_quant_fp4, its bytes; waits for nothing. */
+int nb_device_act_quant_fp4(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 
 /* ---- products with experts' weights (product_experts.c) --------------------------------- */
 

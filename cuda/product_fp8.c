@@ -94,14 +94,26 @@ static int check(product *p, const nb_tensor *y, const nb_tensor *x, const nb_te
 
 /* ---- by nibble's own kernel ------------------------------------------------------------------ */
 
+/* Warps of a block: as many as a processor needs to keep memory busy, if there are few blocks and k goes round. */
+static int warps_of(const product *p, int64_t blocks, int most, int step) {
+  enum { BUSY = 12 }; /* of a processor */
+  int warps = 4;
+  while (warps * 2 <= most && blocks * warps < (int64_t)p->d->info.multiprocessors * BUSY &&
+         warps * step < p->k)
+    warps *= 2;
+  return warps;
+}
+
 static int own(const product *p) {
   const bool groups = p->x.at.along || p->w.at.along;
   const int most = groups ? 32 : 64, rows = p->m <= 8 ? 8 : p->m <= 16 ? 16 : most;
+  const int across = NB_CEIL(p->n, NB_FP8_COLUMNS), down = NB_CEIL(p->m, rows);
+  const int warps =
+      warps_of(p, (int64_t)across * down, nb_fp8_most_warps(rows / 8, groups), rows <= 16 ? 128 : 64);
   int dtype = nb_cuda_kernel_dtype(p->dtype);
   char name[32];
   snprintf(name, sizeof name, "nb_fp8_%sm%d", groups ? "groups_" : "", rows);
-  nb_launch at = {
-      {NB_CEIL(p->n, NB_FP8_COLUMNS), NB_CEIL(p->m, rows), 1}, {NB_FP8_THREADS, 1, 1}, nb_fp8_shared(rows)};
+  nb_launch at = {{across, down, 1}, {warps * 32, 1, 1}, nb_fp8_shared(rows, warps)};
   return nb_device_launch(p->d->number, name, &at,
                           (void *[]){(void *)&p->x.codes, (void *)&p->w.codes, (void *)&p->x.scales,
                                      (void *)&p->w.scales, (void *)&p->bias, (void *)&p->y, (void *)&p->x.at,

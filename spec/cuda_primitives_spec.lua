@@ -69,6 +69,16 @@ local NUMBERS = {
     d.d = x * d.d + -x
     return bit.bxor(d.u[0], d.u[1]) % 4294967296
   end,
+  F16_PAIR_OF_E4M3 = function(a)
+    local r = 0
+    for i = 0, 1 do
+      local code = math.floor(a / 256 ^ i) % 256
+      local e, m = math.floor(code % 128 / 8), code % 8
+      local v = e == 0 and m * 2 ^ -9 or (8 + m) * 2 ^ (e - 10)
+      r = r + (code % 128 == 127 and 0xffff or narrow("f16", v) + (code >= 128 and 32768 or 0)) * 65536 ^ i
+    end
+    return r
+  end,
 }
 
 -- Words: small floats in as many forms as the primitive reads, so that sums are exact; all the others any bits.

@@ -20,14 +20,14 @@ static void requantize_rows(uint8_t *out, const uint8_t *in, int64_t count, floa
   for (int64_t i = 0; i < count; i++) out[i] = table[in[i]];
 }
 
-int nb_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, const nb_tensor *scales,
-                      const int64_t *widths) {
+int nb_fp8_requantize_check(const nb_tensor *out, const nb_tensor *max, const nb_tensor *weight,
+                            const nb_tensor *scales, const int64_t *widths) {
   const char *what = "fp8 requantize";
   int dtype = weight->dtype, d = weight->ndim;
   if (dtype != NB_F8_E4M3 && dtype != NB_F8_E4M3FNUZ)
     return nb_fail(NB_EINVAL, "%s: expected f8_e4m3 or f8_e4m3fnuz, found %s", what, nb_dtype_name(dtype));
   if (d != 3) return nb_expect(weight, what, dtype, 3, NB_SHAPE(-1, -1, -1));
-  int64_t e = weight->shape[0], n = weight->shape[1], k = weight->shape[2], total = 0;
+  int64_t e = weight->shape[0], n = weight->shape[1], total = 0;
   NB_TRY(nb_expect(scales, what, NB_F32, 2, NB_SHAPE(e, -1)));
   int64_t shards = scales->shape[1];
   NB_TRY(nb_expect(max, what, NB_F32, 1, NB_SHAPE(e)));
@@ -39,6 +39,14 @@ int nb_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, c
   if (total != n)
     return nb_fail(NB_EINVAL, "%s: the shards have %lld rows together, the weight has %lld", what,
                    (long long)total, (long long)n);
+  return NB_OK;
+}
+
+int nb_fp8_requantize(nb_tensor *out, nb_tensor *max, const nb_tensor *weight, const nb_tensor *scales,
+                      const int64_t *widths) {
+  NB_TRY(nb_fp8_requantize_check(out, max, weight, scales, widths));
+  const int dtype = weight->dtype;
+  const int64_t e = weight->shape[0], n = weight->shape[1], k = weight->shape[2], shards = scales->shape[1];
   int stopped = 0;
 #pragma omp parallel for schedule(static) num_threads(nb_threads()) \
     reduction(| \

@@ -113,9 +113,12 @@ void nb_marlin_fold_words(uint32_t *to, const uint32_t *in, const uint32_t *z, i
 int nb_marlin_fold_check(const nb_tensor *words, const nb_tensor *zeros, int bits, int64_t *experts,
                          int64_t *k, int64_t *groups, const char *what);
 
-/* What nb_act_quant_int8 and nb_act_quant_fp8 ask of their arguments: for who does the same elsewhere. */
+/* What nb_act_quant_int8, nb_act_quant_fp8, nb_fp8_requantize and nb_act_quant_fp4 ask of their arguments: for who does the same elsewhere. */
 int nb_act_int8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x);
 int nb_act_fp8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x, int mode);
+int nb_fp8_requantize_check(const nb_tensor *out, const nb_tensor *max, const nb_tensor *weight,
+                            const nb_tensor *scales, const int64_t *widths);
+int nb_act_fp4_check(const nb_tensor *q, const nb_tensor *scales, const nb_tensor *x, float global);
 /* Columns that share a scale with NB_ACT_GROUP; the least scale of a mode with one a token or a group. */
 enum { NB_ACT_COLUMNS = 128 };
 float nb_act_fp8_least(int mode);

@@ -17,7 +17,15 @@ enum {
   PICK_BYTES,
   COUNT_ONES,
   MUL_RN_F64,
+  F16_PAIR_OF_E4M3,
 };
+
+/* A NaN of one's own for each of a pair's. */
+NB_DEVICE uint32_t plain_nans(uint32_t pair) {
+  for (int s = 0; s < 32; s += 16)
+    if ((pair >> s & 0x7fff) > 0x7c00) pair |= 0xffffu << s;
+  return pair;
+}
 
 NB_DEVICE uint32_t number(int which, uint32_t a, uint32_t b, uint32_t c) {
   switch (which) {
@@ -38,6 +46,7 @@ NB_DEVICE uint32_t number(int which, uint32_t a, uint32_t b, uint32_t c) {
     const uint64_t r = bits_of_double(mul_rn(x, y) + -x);
     return (uint32_t)r ^ (uint32_t)(r >> 32);
   }
+  case F16_PAIR_OF_E4M3: return plain_nans(f16_pair_of_e4m3(a & 0xffff));
   default: return 0;
   }
 }

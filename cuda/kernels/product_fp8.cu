@@ -8,20 +8,14 @@
  *
  *   lane 4g+t of w: row g (+ 8, 16, 24), bytes 16t to 16t + 15 of 64: in word s the k of step s at 2t, 2t+1, 2t+8, 2t+9
  *
- * What limits it: w's way from memory for few tokens (4 KiB of it a warp under way, 16 bytes a lane, each byte read
+ * What limits it: w's way from memory for few tokens (2 or 4 KiB of it a warp under way, 16 bytes a lane, each byte read
  * once); for many the tensor cores and x's way from the cache, which is read again for each 32 columns. */
 #include "../numbers.cuh"
 #include "product_fp8.h"
 
 namespace fp8 {
 
-enum {
-  LANES = 32,
-  WARPS = NB_FP8_WARPS,
-  COLUMNS = NB_FP8_COLUMNS,
-  THREADS = NB_FP8_THREADS,
-  PITCH = NB_FP8_PITCH
-};
+enum { LANES = 32, COLUMNS = NB_FP8_COLUMNS, PITCH = NB_FP8_PITCH };
 enum { W_ROWS = COLUMNS / 8 }; /* of a lane */
 
 struct job {
@@ -145,12 +139,12 @@ NB_DEVICE void finish(const job &j, const float (&sums)[2][TOKENS][4], int first
       for (int c = 0; c < 4; c++)
         mine[(8 * i + lane % 4 * 2 + c % 2) * PITCH + half * 16 + c / 2 * 8 + lane / 4] = sums[half][i][c];
   __syncthreads();
-  for (int i = tid; i < rows * COLUMNS; i += THREADS) {
+  for (int i = tid; i < rows * COLUMNS; i += (int)blockDim.x) {
     const int row = first_row + i / COLUMNS, column = first_column + i % COLUMNS;
     if (row >= j.m || column >= j.n) continue;
     float sum = 0;
-#pragma unroll
-    for (int warp = 0; warp < WARPS; warp++) sum += all[(warp * rows + i / COLUMNS) * PITCH + i % COLUMNS];
+    for (int warp = 0; warp < (int)blockDim.x / LANES; warp++)
+      sum += all[(warp * rows + i / COLUMNS) * PITCH + i % COLUMNS];
     if (!GROUPS) sum = sum * j.x_scales[scale_place(j.xs, row, 0)] * j.w_scales[scale_place(j.ws, column, 0)];
     if (j.bias) sum += load_float(j.bias, column, j.dtype);
     store_float(j.y, (int64_t)row * j.n + column, sum, j.dtype);
@@ -158,18 +152,18 @@ NB_DEVICE void finish(const job &j, const float (&sums)[2][TOKENS][4], int first
 }
 
 template <int TOKENS, bool GROUPS> NB_DEVICE void run(const job &j) {
-  constexpr int HALVES = TOKENS <= 2 ? 2 : 1, STEP = 4 * HALVES, ROUND = STEP * WARPS;
+  constexpr int HALVES = TOKENS <= 2 ? 2 : 1, STEP = 4 * HALVES;
   const int first_column = (int)blockIdx.x * COLUMNS, first_row = (int)blockIdx.y * 8 * TOKENS,
-            warp = (int)threadIdx.x / LANES;
+            warp = (int)threadIdx.x / LANES, round = STEP * ((int)blockDim.x / LANES);
   const rows<TOKENS> at(j, first_column, first_row);
   float sums[2][TOKENS][4] = {};
   step<TOKENS, HALVES, GROUPS> now, next;
   int first = warp * STEP, piece = first + (int)threadIdx.x % 4;
   next.load(j, at, piece);
 #pragma unroll 1
-  for (; first < j.pieces; first += ROUND) {
+  for (; first < j.pieces; first += round) {
     now = next;
-    piece += ROUND;
+    piece += round;
     next.load(j, at, piece); /* on its way meanwhile */
     now.add(sums);
   }
@@ -180,9 +174,10 @@ template <int TOKENS, bool GROUPS> NB_DEVICE void run(const job &j) {
 
 /* x codes [m,k], w codes [n,k], their scales where xs and ws say, bias [n] or null and y [m,n] of dtype
  * (NB_KERNEL_F32, …). blockIdx.x has 32 columns of y, blockIdx.y 8 TOKENS rows. k is a multiple of 16, which x and w are
- * aligned to. GROUPS: either's scales go along k. Shared memory: nb_fp8_shared(8 TOKENS). */
+ * aligned to. GROUPS: either's scales go along k. A block has nb_fp8_most_warps(TOKENS, GROUPS) warps at most. Shared
+ * memory: nb_fp8_shared(8 TOKENS, warps). */
 #define NB_FP8(NAME, TOKENS, GROUPS) \
-  extern "C" __global__ void __launch_bounds__(NB_FP8_THREADS, nb_fp8_resident(TOKENS, GROUPS)) \
+  extern "C" __global__ void __launch_bounds__(nb_fp8_most_warps(TOKENS, GROUPS) * 32) \
       NAME(global<const uint4> x, global<const uint4> w, global<const float> x_scales, \
            global<const float> w_scales, global<const uint8_t> bias, global<uint8_t> y, nb_fp8_scales xs, \
            nb_fp8_scales ws, int m, int n, int k, int dtype) { \

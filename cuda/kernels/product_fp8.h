@@ -7,8 +7,8 @@
 #define NB_FP8_KNOWN static inline
 #endif
 
-/* Columns of y, and warps, of a block; floats from row to row of a warp's sums in shared memory. */
-enum { NB_FP8_COLUMNS = 32, NB_FP8_WARPS = 4, NB_FP8_THREADS = NB_FP8_WARPS * 32, NB_FP8_PITCH = 36 };
+/* Columns of y of a block; floats from row to row of a warp's sums in shared memory. */
+enum { NB_FP8_COLUMNS = 32, NB_FP8_PITCH = 36 };
 /* Columns of k that share a scale, where they do. */
 enum { NB_FP8_GROUP = 128 };
 
@@ -17,11 +17,11 @@ typedef struct nb_fp8_scales {
   int shift, pitch, along;
 } nb_fp8_scales;
 
-/* Blocks that fit onto a processor, by registers: 65,536 for 128 threads each. tokens: rows of x of a block / 8. */
-NB_FP8_KNOWN int nb_fp8_resident(int tokens, int groups) {
-  return tokens == 1 ? 4 - groups : tokens == 2 ? 3 - groups : 2;
+/* Warps of a block, 4 at least, which share k: so many at most, by registers. tokens: rows of x of a block / 8. */
+NB_FP8_KNOWN int nb_fp8_most_warps(int tokens, int groups) {
+  return tokens == 1 && !groups ? 16 : tokens <= 2 ? 8 : 4;
 }
 /* Bytes of shared memory of a launch for `rows` rows of x to a block. */
-NB_FP8_KNOWN int nb_fp8_shared(int rows) { return NB_FP8_WARPS * rows * NB_FP8_PITCH * 4; }
+NB_FP8_KNOWN int nb_fp8_shared(int rows, int warps) { return warps * rows * NB_FP8_PITCH * 4; }
 
 #endif

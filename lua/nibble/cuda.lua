@@ -4,7 +4,7 @@
 -- is a type of its own, which no function for the computer's memory takes. Its functions are in cuda/.
 local M = {}
 
-for _, piece in ipairs { "devices", "tensors", "launch", "stream", "blas", "dequantize", "quantize", "fp8" } do
+for _, piece in ipairs { "devices", "tensors", "launch", "stream", "blas", "dequantize", "quantize", "fp8", "fp4" } do
   for name, value in pairs(require("nibble.cuda." .. piece)) do M[name] = value end
 end
 

@@ -23,6 +23,8 @@ M.bars = {
   { piece = "experts", m = { 1024, 1024 }, of = "published", seconds = 2.72e-3, must = 1.1 },
   { piece = "experts", m = { 4096, 4096 }, of = "published", seconds = 9.91e-3, must = 1.1 },
   { piece = "nvfp4", of = "W4A16", must = 1.0 },
+  { piece = "fp8", of = "torch fp8", must = 0.95 },
+  { piece = "fp8 rows", of = "torch fp8 rows", must = 0.95 },
   { piece = "repack", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "dequantize", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "quantize", of = "copy", must = 0.75, ambitious = 0.85 },

@@ -97,6 +97,13 @@ def torch_fp8(torch, m, k, n, options):
     return timed(torch, [lambda w=w: torch._scaled_mm(x, w.t(), one, one, out_dtype=torch.bfloat16) for w in weights])
 
 
+def torch_fp8_rows(torch, m, k, n, options):
+    x = torch.randn(m, k, device="cuda").to(torch.float8_e4m3fn)
+    of_x, of_w = torch.ones(m, 1, device="cuda"), torch.ones(1, n, device="cuda")
+    weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16).to(torch.float8_e4m3fn) for _ in range(copies_of(n * k))]
+    return timed(torch, [lambda w=w: torch._scaled_mm(x, w.t(), of_x, of_w, out_dtype=torch.bfloat16) for w in weights])
+
+
 MARLIN_NAMES = ("gptq_marlin_gemm", "marlin_gemm")
 UINT4B8 = 4 << 8 | 8 << 17 | 1 << 50  # vLLM's number of this type: 4 bits, bias 8, NaN as in IEEE 754
 
@@ -158,6 +165,7 @@ BASELINES = {  # and the most tokens that each is for
     "torch bf16": (torch_bf16, 4096),
     "torch int4pack": (torch_int4, 128),
     "torch fp8": (torch_fp8, 4096),
+    "torch fp8 rows": (torch_fp8_rows, 4096),
     "marlin": (marlin, 4096),
 }
 

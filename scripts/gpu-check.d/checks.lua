@@ -103,10 +103,11 @@ local function dot(x, w, k)
   return sum, size, squares
 end
 
---- product{m =, n =, k =, y =, dtype =, row =, column =, bias =, rounded =} -> the greatest difference from float64, as a share
+--- product{m =, n =, k =, y =, dtype =, row =, column =, bias =, rounded =, loose =} -> the greatest difference from float64, as a share
 -- of its bound. Of 12 rows and 24 columns. row(r), column(c): f64 [k] of x and of the weight; y [m,n] of that dtype; bias [n]
 -- or nil. The bound: y is rounded once; sums in f32 of 16 products at a time lose SUM of the sizes of all that they add;
--- rounded: each weight is rounded to dtype before, one way as often as the other: eight deviations of such a sum.
+-- rounded: each weight is rounded to dtype before, one way as often as the other: eight deviations of such a sum;
+-- loose: what the sums may lose of their sizes besides.
 function M.product(p)
   local worst, rows, xs = 0, M.sample(p.m, 12), {}
   for _, row in ipairs(rows) do xs[row] = p.row(row) end
@@ -117,6 +118,7 @@ function M.product(p)
       sum, size = sum + bias, size + math.abs(bias)
       local found = p.y:get(row * p.n + col + 1)
       local bound = math.abs(sum) * ROUNDING[p.dtype] + size * SUM * math.max(1, p.k / 16) + 2 ^ -24
+        + (p.loose or 0) * size
         + (p.rounded and 8 * ROUNDING[p.dtype] * math.sqrt(squares) or 0)
       local share = math.abs(found - sum) / bound
       if not (share <= 1) then error(("y[%d, %d] is %.9g, expected %.9g ± %.3g"):format(row, col, found, sum, bound), 0) end

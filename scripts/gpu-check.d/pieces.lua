@@ -2,7 +2,7 @@
 -- give its cases for these stages.
 local M = {}
 
-local FILES = { "primitives", "repack", "permute", "dequantize", "quantize", "product", "product_float",
+local FILES = { "primitives", "repack", "permute", "dequantize", "quantize", "product", "product_float", "fp8",
   "product_a8", "experts", "blas", "moe_tokens", "forward" }
 
 --- collect("correctness" | "benchmarks", ctx) -> all cases, or with ctx.only those whose name has this pattern

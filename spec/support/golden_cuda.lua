@@ -34,6 +34,13 @@ end
 
 for name in pairs(require "nibble.cuda.repack") do nb.layout.marlin[name] = on_device(nb.layout.marlin[name]) end
 
+-- e4m3fnuz is not for NVIDIA's.
+local fp8 = require "nibble.methods.fp8"
+for _, name in ipairs { "requantize", "requantize_experts" } do
+  local near, far = fp8[name], on_device(fp8[name])
+  fp8[name] = function(weight, ...) return (weight:type() == "f8_e4m3" and far or near)(weight, ...) end
+end
+
 -- FP8 and FP4 weights made ready for 16-bit activations are multiplied there too, each expert's, and as the CPU does.
 local float, gemm = require "nibble.methods.marlin_float", require "nibble.gemm"
 local products = 0

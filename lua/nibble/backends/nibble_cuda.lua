@@ -1,5 +1,5 @@
 -- Consumer nibble on CUDA devices: the kernels in cuda/ and what they check before they run, so that a yes here is a
--- layer that the device takes and a no is its refusal. What is not written yet is a row that refuses, with what to do.
+-- layer that the device takes and a no is its refusal.
 local cuda = { { "platform", "cuda" }, { "capability", min = 80 } }
 local weight_only = { "activations", "none" }
 local half = { "input", "f16", "bf16" }
@@ -10,9 +10,6 @@ local marlin_shape = { groups, { "multiple", "hidden", 128 }, { "multiple_of_gro
 local elsewhere = "another method reads it"
 local by_one = "an expert at a time where each has an input scale of its own"
 local on_device = "nibble.methods.on_device"
-local on_the_cpu = "; with --device cpu nibble computes it"
-
-local function absent(what) return { cuda, { "absent", ("is not written yet: %s%s"):format(what, on_the_cpu) } } end
 
 return {
   name = "nibble",
@@ -40,8 +37,14 @@ return {
         { name = "inc", class = on_device, note = padded, checks = {
           cuda, { "only_layout", "awq", "gptq", advice = elsewhere }, weight_only, { "bits_symmetric", 4 },
           { "no_actorder" }, half, { "group_in_rank" }, { "packs" }, { "packs", "k" } } },
-        { name = "fp8", checks = absent "the product of FP8 weights and FP8 activations" },
-        { name = "nvfp4", checks = absent "the product of 4-bit floats and 4-bit activations" },
+        { name = "fp8_cuda", class = "nibble.methods.fp8_cuda",
+          note = "more than 16 rows: cuBLASLt, by tensor from SM 89 on, by channel, token and block on SM 90", checks = {
+          cuda, { "schemes", { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" }, { "fp8 tensor", "fp8 token" },
+            { "fp8 channel", "fp8 token" }, { "fp8 channel", "fp8 tensor" }, { "fp8 channel", "fp8 tensor static" },
+            { "fp8 block 128x128", "fp8 group 128" } }, { "multiple", "k", 16 } } },
+        { name = "nvfp4_cuda", class = "nibble.methods.nvfp4_cuda", note = "cuBLASLt 12.8 or later", checks = {
+          { { "platform", "cuda" }, { "capability", min = 100 } }, { "package", "cublaslt" }, { "schemes", { "nvfp4", "nvfp4" } },
+          { "multiple", "k", 32 }, { "multiple", "n", 8 } } },
       },
     },
     {

@@ -5,6 +5,7 @@ local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
 local layout = require "nibble.layout"
+local dispatch = require "nibble.dispatch"
 local C, must = nffi.C, nffi.must
 
 local M = {}
@@ -15,10 +16,10 @@ local function max_of(t)
   return max
 end
 
--- weight [E,N,K], scales [E,shards], widths: rows of each shard or nil.
+-- Where the weight lies. weight [E,N,K], scales [E,shards], widths: rows of each shard or nil.
 local function requantize(weight, scales, widths)
-  local out, max = tensor.new(weight:type(), weight:size()), tensor.new("f32", { weight:size(1) })
-  must(C.nb_fp8_requantize(out, max, weight, scales, widths and ffi.new("int64_t[?]", #widths, widths)))
+  local out, max = dispatch.new(weight, weight:type(), weight:size()), dispatch.new(weight, "f32", { weight:size(1) })
+  must(dispatch.call("fp8_requantize", out, max, weight, scales, widths and ffi.new("int64_t[?]", #widths, widths)))
   return out, max
 end
 
@@ -29,7 +30,7 @@ end
 function M.requantize(weight, scales, widths)
   local n, k = weight:size(1), weight:size(2)
   local out, max = requantize(weight:reshape { 1, n, k }, scales:reshape { 1, scales:numel() }, widths)
-  return out:reshape { n, k }, max:get(1)
+  return out:reshape { n, k }, max:to("cpu"):get(1)
 end
 
 --- requantize_experts(weight, scales) -> weight, scales f32 [E]

@@ -9,6 +9,8 @@ local M = {}
 -- where layers are to run on a device, before the others.
 local list = {
   { name = "marlin_cuda", kind = "linear", device = "cuda", title = "4- and 8-bit integers on a CUDA device, dense" },
+  { name = "fp8_cuda", kind = "linear", device = "cuda", title = "FP8 W8A8 on a CUDA device, dense" },
+  { name = "nvfp4_cuda", kind = "linear", device = "cuda", title = "NVFP4 W4A4 on a CUDA device from SM 100 on, dense" },
   { name = "marlin_float_cuda", kind = "linear", device = "cuda", title = "FP8 and 4-bit floats on a CUDA device, weight-only, dense" },
   { name = "dequantize_cuda", kind = "linear", device = "cuda", title = "any weights by cuBLASLt on a CUDA device, dense" },
   { name = "awq_marlin", kind = "linear", title = "AWQ on Marlin, dense" },
@@ -89,6 +91,18 @@ function takes.marlin_cuda(rec, s)
   if zeros and zeros.dtype ~= "i32" then return nil, "its zero-points are not in words" end
   return { format = rec.format, bits = s.bits, group = s.strategy == "group" and s.group or -1, zero_point = not s.symmetric,
     actorder = s.actorder == "group" }
+end
+
+function takes.fp8_cuda(rec, s)
+  local a = s.activations
+  if s.type ~= "float" or s.bits ~= 8 or not a or a.type ~= "float" or a.bits ~= 8 then return nil, "not FP8 W8A8" end
+  return { scheme = s, format = rec.format }
+end
+
+function takes.nvfp4_cuda(rec, s)
+  local a = s.activations
+  if s.type ~= "float" or s.bits ~= 4 or s.group ~= 16 or not a or a.bits ~= 4 then return nil, "not NVFP4 W4A4" end
+  return { scheme = s, format = rec.format }
 end
 
 function takes.dequantize_cuda(rec, s)

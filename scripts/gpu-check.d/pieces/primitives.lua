@@ -8,7 +8,7 @@ local data = require "data"
 -- The list in cuda/kernels/primitives.cu, each with what its operands are: any bits, or numbers.
 local NUMBERS = { { "float_of_f16", "i32" }, { "float_of_bf16", "i32" }, { "f16_pair", "i32" }, { "bf16_pair", "i32" }, { "mul_rn", "f32" },
   { "fma_rn", "f32" }, { "fma_f16x2", "f16" }, { "fma_bf16x2", "bf16" }, { "lop3, and-or", "i32" }, { "lop3, xor", "i32" },
-  { "pick_bytes", "i32" }, { "count_ones", "i32" }, { "mul_rn, f64", "i32" } }
+  { "pick_bytes", "i32" }, { "count_ones", "i32" }, { "mul_rn, f64", "i32" }, { "f16_pair_of_e4m3", "i32" } }
 
 -- Words that rounding and overflow hang on: f32, and pairs of f16 and bf16; of any bits also what is no number.
 local EDGES = {

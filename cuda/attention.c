@@ -64,7 +64,7 @@ int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, 
                           .head_dim = (int32_t)head_dim,
                           .length = (int32_t)length,
                           .sequences = (int32_t)(m / length),
-                          .sliding = (int32_t)(sliding < length ? sliding : 0),
+                          .sliding = (int32_t)(sliding && sliding < length ? sliding : length),
                           .whole = whole && head_dim % 8 == 0,
                           .scale = (float)(scale * 1.4426950408889634)};
   nb_launch at = {{(int32_t)blocks, 1, 1}, {NB_ATTENTION_THREADS, 1, 1}, NB_ATTENTION_SHARED(size)};

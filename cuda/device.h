@@ -8,7 +8,14 @@
 enum { NB_CUDA_DEVICES = 64, NB_CUDA_LEAST_SM = 80 };
 
 /* Who keeps device memory for a stream's work: nb_cuda_workspace. */
-enum { NB_CUDA_FOR_BLAS, NB_CUDA_FOR_PRODUCT, NB_CUDA_FOR_PANELS, NB_CUDA_FOR_SCALES, NB_CUDA_USERS };
+enum {
+  NB_CUDA_FOR_BLAS,
+  NB_CUDA_FOR_PRODUCT,
+  NB_CUDA_FOR_PANELS,
+  NB_CUDA_FOR_SCALES,
+  NB_CUDA_FOR_FORWARD,
+  NB_CUDA_USERS
+};
 
 typedef struct nb_cuda_device {
   const nb_cuda_driver *cu;

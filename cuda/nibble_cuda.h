@@ -138,11 +138,27 @@ int64_t nb_device_count_nonfinite(const nb_tensor *x);
 int nb_device_add_nonfinite(nb_tensor *count, const nb_tensor *x);
 /* nb_cast between f32, bf16 and f16, bytes of NaN too. */
 int nb_device_cast(nb_tensor *dst, const nb_tensor *src, int saturate);
+/* (logits.c) x f32, bf16 or f16, head too; products by cuBLASLt where it is, of operands of different dtypes in f32. Sums in
+ * double. At most 1024x8192 logits of a model exist at once: the stream keeps 32 MiB for them (twice that for two models; with
+ * different dtypes also 8192 rows of the head in f32). targets in the computer's memory are checked there and brought over; of
+ * those on the device one outside of the vocabulary makes NaN. Reads the stop flag. */
+int nb_device_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, const nb_tensor *head,
+                           const nb_tensor *targets);
+int nb_device_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p,
+                             nb_tensor *top_q, const nb_tensor *x_p, const nb_tensor *head_p,
+                             const nb_tensor *x_q, const nb_tensor *head_q, const nb_tensor *targets);
 /* (attention.c) All four f16 or all bf16, heads of an even number up to 256 (else NB_EUNSUPPORTED). Scores and sums are f32;
  * weights are rounded to the dtype before the product with v. Off the exact value by less than the dtype's rounding of the
  * largest |v|, twice. A NaN or Inf in v may also reach the 63 queries before it. The same bytes in each run. */
 int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v,
                         int64_t heads, int64_t kv_heads, int64_t length, int64_t sliding, double scale);
+
+/* ---- what calibration asks of activations (statistics.c) -----------------------------------
+ * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
+ * tensor of many rows: the stream's workspace). act_extent waits for the device. */
+int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
+int nb_device_act_extent(float lohi[2], const nb_tensor *x);
+int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
 
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
@@ -230,6 +246,13 @@ int nb_device_fp4_gemm(nb_tensor *y, const nb_tensor *x, const nb_tensor *x_scal
                        const nb_tensor *w_scales, double factor, const nb_tensor *bias);
 /* nb_act_quant_fp4, its bytes; waits for nothing. */
 int nb_device_act_quant_fp4(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
+
+/* ---- what calibration asks of activations (statistics.c) -----------------------------------
+ * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
+ * tensor of many rows: the stream's workspace). act_extent waits for the device. */
+int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
+int nb_device_act_extent(float lohi[2], const nb_tensor *x);
+int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
 
 /* ---- products with experts' weights (product_experts.c) --------------------------------- */
 

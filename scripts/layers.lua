@@ -21,7 +21,8 @@ local c_uses = {
   ["cuda"] = { "core", "core/compute", "core/layout", "core/quant", "cuda/kernels" },
 }
 -- One quantization method never includes another's header; these headers hold what methods share.
-local quant_shared = { ["groups.h"] = true, ["dequant.h"] = true, ["dequant_float.h"] = true }
+local quant_shared = { ["groups.h"] = true, ["dequant.h"] = true, ["dequant_float.h"] = true,
+  ["act_grid.h"] = true }
 -- System headers that only some files may include.
 local only_in = {
   { pattern = "^l[ua]%w*%.h$", files = { ["core/main.c"] = true }, rule = "core never includes Lua's headers, but for main.c" },

@@ -46,6 +46,99 @@ describe("eval on a device", function()
   it("gives them of quantized models", function()
     local dense, experts = made("any-w4a16", "tiny-llama"), made("any-w4a16", "tiny-moe")
     assert.equal("near marlin_cuda 28 linear", run(("print(near %q)"):format(dense)))
-    assert.matches("^near .*marlin_cuda %d+ linear", run(("print(near %q)"):format(experts)))
+    assert.matches("^near .*ct_wna16_moe 3 moe", run(("print(near %q)"):format(experts)))
+  end)
+
+  it("gives the same losses whether weights stay, are streamed or are given up when there is no room for more", function()
+    local code = ([[
+      local function nll(o)
+        local all = { model = model %q, ids = IDS, context = 24, windows = 2, device = "cuda" }
+        for k, v in pairs(o) do all[k] = v end
+        return assert(nb.eval.run(all)).nll
+      end ]]):format(made("any-w4a16", "tiny-llama"))
+    local kept = run(code .. "print(nll {})")
+    assert.equal(kept, run(code .. "print(nll { cache_bytes = 0 })"))
+    assert.equal(kept, run(code .. "print(nll { cache_bytes = 500000 })"))
+    local crowded = run(code .. "print(nll { cache_bytes = 2 ^ 30 })", { NB_EMU_MEMORY = "5000000" })
+    assert.is_true(math.abs(tonumber(crowded) - tonumber(kept)) < 1e-3, crowded) -- in other batches, whose sums have another order
+  end)
+
+  it("makes batches smaller until there is room, and else says how much there is", function()
+    local code = [[
+      local places = require "nibble.place"
+      getmetatable(assert(places.new())).rows = function() return 1e9 end -- all windows in one batch
+      print(nb.eval.run { model = model "spec/models/parity/llama", ids = nb.tensor("i32", { 24, 8 }):fill(7), device = "cuda" }) ]]
+    local plenty = run(code):match "nll +%S+"
+    assert.is_truthy(plenty)
+    assert.equal(plenty, run(code, { NB_EMU_MEMORY = "200000" }):match "nll +%S+")
+    assert.matches("^nil\tspec/models/parity/llama: .*cuda:0 is out of memory: %d+ bytes were asked for, %d+ of its 40000 are free\tenomem$",
+      (run(code, { NB_EMU_MEMORY = "40000" })))
+  end)
+
+  it("begins again in bf16 where f16 can't hold a value", function()
+    local out = run [[
+      local ck = model "spec/models/tiny-llama"
+      local function scaled(name, factor)
+        return (assert(ck:tensor(name)):cast "f32"):map(function(v) return v * factor end):cast "bf16"
+      end
+      local p = "model.layers.1.mlp."
+      local changed = { [p .. "up_proj.weight"] = 2 ^ 20, [p .. "down_proj.weight"] = 2 ^ -20 }
+      local odd = setmetatable({ tensor = function(_, name)
+        if changed[name] then return scaled(name, changed[name]) end
+        return ck:tensor(name)
+      end }, { __index = function(_, key)
+        local v = ck[key]
+        return type(v) == "function" and function(_, ...) return v(ck, ...) end or v
+      end })
+      local function nll(m, device) return assert(nb.eval.run { model = m, ids = IDS, context = 24, windows = 2, device = device }).nll end
+      local exact, there = nll(odd), nll(odd, "cuda")
+      print(math.abs(exact - nll(ck)) < 1e-5, math.abs(there - exact) < 0.01, there ~= exact)
+    ]]
+    assert.equal("true\ttrue\ttrue", out)
+  end)
+
+  it("compares two models there", function()
+    assert.equal("true\ttrue\ttrue", run(([[
+      local o = { against = model "spec/models/tiny-llama" }
+      local a, b = both(%q, o)
+      print(math.abs(a.kl - b.kl) < 1e-3, math.abs(a.nll_against - b.nll_against) < 1e-3, math.abs(a.top1_agreement - b.top1_agreement) < 0.05)
+    ]]):format(made("any-w4a16", "tiny-llama"))))
+  end)
+
+  it("a device lost midway is one sentence", function()
+    assert.matches("^nil\tspec/models/tiny%-llama: cuda:0 is lost: [^\n]+\teio$", (run [[
+      getmetatable(assert(require("nibble.place").new())).rows = function() return 16 end
+      print(nb.eval.run { model = model "spec/models/tiny-llama", ids = nb.tensor("i32", { 3, 16 }):fill(7), device = "cuda",
+        progress = function() assert(nb.cuda.launch("emu_copy_shifted", { grid = 1, block = 32, nb.tensor("i32", { 32 }):to "cuda",
+          nb.tensor("i32", { 32 }):to "cuda", 1 })) end }) ]]))
+  end)
+
+  it("refuses a device that isn't there", function()
+    local r = command.run("eval spec/models/tiny-llama --device gpu --ids spec/models/eval/test_tokens.safetensors")
+    assert.matches('unknown device "gpu"; known: "cpu", "cuda"', r.err)
+  end)
+end)
+
+describe("calibration on a device", function()
+  it("measures the CPU's ranges and sums, kept or not", function()
+    local out = run [[
+      local calibrate, ck = require "nibble.calibrate", model "spec/models/tiny-llama"
+      local wanted = { ["model.layers.0.self_attn.q_proj"] = true, ["model.layers.3.mlp.down_proj"] = true }
+      local function measured(device)
+        local sums = {}
+        local ranges = assert(calibrate.ranges(ck, wanted, { ids = IDS, length = 24, samples = 1, sums = sums, of = wanted, device = device }))
+        return ranges, sums
+      end
+      local a, a_sums = measured()
+      local b, b_sums = measured "cuda"
+      local worst = 0
+      local function off(x, y) worst = math.max(worst, math.abs(x - y) / math.max(math.abs(x), 1e-3)) end
+      for name in pairs(wanted) do
+        for i = 1, 2 do off(a[name][i], b[name][i]) end
+        for i = 1, a_sums[name]:numel() do off(a_sums[name]:get(i), b_sums[name]:get(i)) end
+      end
+      print(worst < 2e-3, worst)
+    ]]
+    assert.matches("^true", out)
   end)
 end)

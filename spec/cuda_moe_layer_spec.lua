@@ -159,7 +159,6 @@ describe("moe.forward of tensors on a device", function()
       says(far, { weights = nb.tensor("f32", { 5, 1 }):to "cuda" })
       says(far, { w13 = function() end })
       says(far, { strict = true })
-      says(far, { quantize = function() end })
       says(far, { expert_map = nb.tensor("i32", { 4 }) })
       says(far, { dtype = "bf16" })
       says(far, { dtype = "f32", inplace = true })
@@ -171,7 +170,7 @@ describe("moe.forward of tensors on a device", function()
       io.write(tostring(off(moe.forward(far, o):to "cpu", moe.forward(x, more))))]]
     local expected = {
       "x must be an f16 or bf16 tensor %[tokens, hidden%], found f32", "ids must be i32 %[5 tokens, k%] on cuda:0, found i32 %[5x2%] on cpu",
-      "weights must be f32 %[5 tokens, k%]", "w13 must be the stacks of Marlin's experts", "strict", "activations have 16 bits",
+      "weights must be f32 %[5 tokens, k%]", "w13 must be the stacks of Marlin's experts", "strict",
       "expert_map must be i32", "y is f32 or as x, which is f16, found bf16", "cannot be written over an x in f16",
       "only where each token has 1 expert, found 2", "in the computer's memory", "unknown activation", "x has 128 columns for K = 64",
       "words of 4 experts, and the layer has 5", "same",

@@ -146,8 +146,7 @@ static int quantize_tensors(const job *j, float *out, const float *x, int64_t m,
   return NB_OK;
 }
 
-static int check(const job *j, int64_t k) {
-  const nb_act_options *o = j->o;
+static int check(const nb_act_grid *g, const nb_act_options *o, int64_t k) {
   if (o->dtype != NB_F32 && o->dtype != NB_BF16 && o->dtype != NB_F16)
     return nb_fail(NB_EINVAL, "%s: rounded first to %s, expected f32, bf16 or f16", what,
                    nb_dtype_name(o->dtype) ? nb_dtype_name(o->dtype) : "an unknown dtype");
@@ -158,8 +157,7 @@ static int check(const job *j, int64_t k) {
     if (!(o->scale > 0 && o->scale < INFINITY))
       return nb_fail(NB_EFORMAT, "%s: the static scale is %g, expected a finite number above 0", what,
                      (double)o->scale);
-    if (o->zero_point != 0 &&
-        (o->symmetric || !(o->zero_point >= j->grid.min && o->zero_point <= j->grid.max)))
+    if (o->zero_point != 0 && (o->symmetric || !(o->zero_point >= g->min && o->zero_point <= g->max)))
       return nb_fail(NB_EFORMAT, "%s: the zero-point %g does not fit %s integers of %d bits", what,
                      (double)o->zero_point, o->symmetric ? "symmetric" : "asymmetric", o->bits);
     return NB_OK;
@@ -174,14 +172,19 @@ static int check(const job *j, int64_t k) {
   return NB_OK;
 }
 
+int nb_act_fake_quant_check(nb_act_grid *grid, const nb_tensor *out, const nb_tensor *x,
+                            const nb_act_options *o) {
+  NB_TRY(nb_expect(x, what, NB_F32, 2, NB_SHAPE(-1, -1)));
+  NB_TRY(nb_expect(out, what, NB_F32, 2, x->shape));
+  NB_TRY(make_grid(grid, o));
+  return check(grid, o, x->shape[1]);
+}
+
 int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *o) {
   job j = {.o = o, .small = nb_small_of(NB_F8_E4M3), .e4m3 = nb_code_values(NB_F8_E4M3)};
   j.kernels = kernels_here();
-  NB_TRY(nb_expect(x, what, NB_F32, 2, NB_SHAPE(-1, -1)));
-  NB_TRY(nb_expect(out, what, NB_F32, 2, x->shape));
-  NB_TRY(make_grid(&j.grid, o));
+  NB_TRY(nb_act_fake_quant_check(&j.grid, out, x, o));
   int64_t m = x->shape[0], k = x->shape[1];
-  NB_TRY(check(&j, k));
   if (m == 0 || k == 0) return NB_OK;
   float *to = out->data;
   const float *from = x->data;

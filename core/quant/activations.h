@@ -3,16 +3,8 @@
 #ifndef NB_ACTIVATIONS_H
 #define NB_ACTIVATIONS_H
 
+#include "act_grid.h"
 #include "dtype.h"
-
-/* The grid that values are rounded to. */
-typedef struct nb_act_grid {
-  bool is_float;
-  int shift;       /* bits of an f32 mantissa that the element type lacks */
-  uint32_t normal; /* bits of its smallest normal value */
-  float magic;     /* adding it rounds there */
-  float min, max;
-} nb_act_grid;
 
 typedef struct nb_act_kernels {
   /* Bits of the largest magnitude; NaN and infinity above all numbers. */

@@ -27,8 +27,17 @@ template <int D, bool BF16> struct kernel {
   /* Chunks that repeat the banks of a row's: rows take turns with their order. */
   static constexpr int TURNS = CHUNKS % 8 == 0 ? 8 : 4;
 
-  static NB_DEVICE int place(int row, int chunk) {
-    return row * CHUNKS + (chunk ^ (row / (8 / TURNS) & (TURNS - 1)));
+  static NB_DEVICE int turn(int row) { return row / (8 / TURNS) & (TURNS - 1); }
+  static NB_DEVICE int place(int row, int chunk) { return row * CHUNKS + (chunk ^ turn(row)); }
+
+  /* A lane's row of a tile whose rows repeat after a multiple of 8, from chunk `half` on. */
+  struct reader {
+    shared<const uint4> row;
+    int half, turn;
+    NB_DEVICE shared<const uint4> chunk(int c) const { return row + ((c + half) ^ turn); }
+  };
+  static NB_DEVICE reader read(shared<uint4> tile, int row, int half) {
+    return {cast<const uint4>(tile + row * CHUNKS), half, turn(row)};
   }
   static NB_DEVICE uint32_t pair(float lo, float hi) { return BF16 ? bf16_pair(lo, hi) : f16_pair(lo, hi); }
   static NB_DEVICE void multiply(float (&sums)[GROUP][4], const uint32_t (&a)[4],
@@ -45,37 +54,44 @@ template <int D, bool BF16> struct kernel {
   template <int ROWS>
   static NB_DEVICE void fetch(shared<uint4> to, global<const uint16_t> from, int64_t stride, int there,
                               const nb_attention_shape &s) {
+    constexpr int PASS = THREADS / CHUNKS; /* rows at a time; some threads are left over */
+    const int first = (int)(threadIdx.x / CHUNKS), chunk = (int)(threadIdx.x % CHUNKS);
+    const bool inside = chunk * 8 < s.head_dim;
+    from = from + (first * stride + chunk * 8);
+    if (THREADS % CHUNKS && first >= PASS) return;
+    if (s.whole) {
 #pragma unroll
-    for (int i = (int)threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-      const int row = i / CHUNKS, chunk = i % CHUNKS;
-      const bool is = row < there && chunk * 8 < s.head_dim;
-      if (s.whole) {
-        cp_async16_if(is, to + place(row, chunk),
-                      cast<const uint4>(from + (is ? row * stride + chunk * 8 : 0)));
-      } else {
-        uint32_t w[4] = {0, 0, 0, 0};
-        for (int j = 0; j < 4; j++)
-          if (is && chunk * 8 + 2 * j < s.head_dim)
-            w[j] = cast<const uint32_t>(from + (row * stride + chunk * 8))[j];
-        to[place(row, chunk)] = make_uint4(w[0], w[1], w[2], w[3]);
+      for (int j = 0; j < (ROWS + PASS - 1) / PASS; j++) {
+        const int row = first + j * PASS;
+        if (ROWS % PASS == 0 || row < ROWS)
+          cp_async16_if(inside && row < there, to + place(row, chunk),
+                        cast<const uint4>(from + j * PASS * stride));
       }
+      return;
+    }
+#pragma unroll 1
+    for (int row = first; row < ROWS; row += PASS, from = from + PASS * stride) { /* two numbers at a time */
+      uint32_t w[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (row < there && chunk * 8 + 2 * i < s.head_dim) w[i] = cast<const uint32_t>(from)[i];
+      to[place(row, chunk)] = make_uint4(w[0], w[1], w[2], w[3]);
     }
   }
 
   /* Scores of this warp's queries and the keys: [query g, g + 8][key 8 n + 2t, + 1] of tile n. */
-  static NB_DEVICE void scores(float (&sums)[TILES][GROUP][4], shared<const uint4> q, shared<const uint4> k) {
-    const int lane = (int)threadIdx.x % LANES, warp = (int)threadIdx.x / LANES;
-#pragma unroll
+  static NB_DEVICE void scores(float (&sums)[TILES][GROUP][4], const reader &q, const reader &k) {
+#pragma unroll(D > 192 ? 4 : D / 16) /* longer heads: registers */
     for (int step = 0; step < D / 16; step++) {
       uint32_t a[4];
-      ldmatrix_x4(a, q + place(warp * 16 + lane % 16, 2 * step + lane / 16));
+      ldmatrix_x4(a, q.chunk(2 * step));
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
         uint32_t b[GROUP][2];
 #pragma unroll
         for (int p = 0; p < GROUP; p += 2) {
           uint32_t r[4];
-          ldmatrix_x4(r, k + place((n * GROUP + p) * 8 + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+          ldmatrix_x4(r, k.chunk(2 * step) + (n * GROUP + p) * 8 * CHUNKS);
           deal(b, p, r);
         }
         multiply(sums[n], a, b);
@@ -85,8 +101,7 @@ template <int D, bool BF16> struct kernel {
 
   /* sums += weights times values. */
   static NB_DEVICE void weigh(float (&sums)[WIDE][GROUP][4], const float (&weights)[TILES][GROUP][4],
-                              shared<const uint4> v) {
-    const int lane = (int)threadIdx.x % LANES;
+                              const reader &v) {
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++) {
       const float(&low)[4] = weights[step / 2][step % 2 * 2],
@@ -99,7 +114,7 @@ template <int D, bool BF16> struct kernel {
 #pragma unroll
         for (int p = 0; p < GROUP; p += 2) {
           uint32_t r[4];
-          ldmatrix_x4_turned(r, v + place(step * 16 + lane % 16, n * GROUP + p + lane / 16));
+          ldmatrix_x4_turned(r, v.chunk(n * GROUP + p) + step * 16 * CHUNKS);
           deal(b, p, r);
         }
         multiply(sums[n], a, b);
@@ -117,13 +132,20 @@ template <int D, bool BF16> struct kernel {
 #pragma unroll
     for (int n = 0; n < TILES * GROUP; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        float &score = x[n / GROUP][n % GROUP][i];
-        const int row = query + i / 2 * 8, key = first + n * 8 + 2 * t + i % 2;
-        score = mul_rn(score, s.scale);
-        if (masked && (key > row || (s.sliding && key <= row - s.sliding))) score = -INFINITY;
-        most[i / 2] = fmaxf(most[i / 2], score);
-      }
+      for (int i = 0; i < 4; i++) x[n / GROUP][n % GROUP][i] *= s.scale;
+    if (masked) {
+#pragma unroll
+      for (int n = 0; n < TILES * GROUP; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int row = query + i / 2 * 8, key = first + n * 8 + 2 * t + i % 2;
+          if (key > row || key <= row - s.sliding) x[n / GROUP][n % GROUP][i] = -INFINITY;
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < TILES * GROUP; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) most[i / 2] = fmaxf(most[i / 2], x[n / GROUP][n % GROUP][i]);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       most[r] = fmaxf(most[r], float_of_bits(shuffle_xor(bits_of_float(most[r]), 1)));
@@ -148,19 +170,19 @@ template <int D, bool BF16> struct kernel {
   }
 
   static NB_DEVICE void run(operands o, const nb_attention_shape &s) {
-    const int lane = (int)threadIdx.x % LANES, warp = (int)threadIdx.x / LANES;
+    const int lane = (int)(threadIdx.x % LANES), warp = (int)(threadIdx.x / LANES);
     const int blocks = (s.length + QUERIES - 1) / QUERIES, head = (int)blockIdx.x % s.heads;
     const int rest = (int)blockIdx.x / s.heads, sequence = rest % s.sequences;
     const int q0 = (blocks - 1 - rest / s.sequences) * QUERIES,
               end = q0 + QUERIES < s.length ? q0 + QUERIES : s.length;
-    const int begin = s.sliding && q0 >= s.sliding ? (q0 - s.sliding + 1) / KEYS * KEYS : 0;
+    const int begin = q0 >= s.sliding ? (q0 - s.sliding + 1) / KEYS * KEYS : 0;
     const int64_t q_row = (int64_t)s.heads * s.head_dim, k_row = (int64_t)s.kv_heads * s.head_dim;
     const int64_t q_at = ((int64_t)sequence * s.length + q0) * q_row + head * s.head_dim;
     const int64_t k_at = ((int64_t)sequence * s.length) * k_row + head / (s.heads / s.kv_heads) * s.head_dim;
 
     shared<uint4> queries = cast<uint4>(shared_words()), keys = queries + QUERIES * CHUNKS,
                   values = keys + 2 * KEYS * CHUNKS;
-    shared<const uint4> q = cast<const uint4>(queries);
+    const reader q = read(queries, warp * 16 + lane % 16, lane / 16);
     fetch<QUERIES>(queries, o.q + q_at, q_row, end - q0, s);
     fetch<KEYS>(keys, o.k + (k_at + begin * k_row), k_row, end - begin, s);
     fetch<KEYS>(values, o.v + (k_at + begin * k_row), k_row, end - begin, s);
@@ -180,11 +202,11 @@ template <int D, bool BF16> struct kernel {
       cp_async_wait<1>();
       __syncthreads();
       if (first <= mine + 15) { /* else all of it comes after this warp's queries */
-        const bool masked = first + KEYS - 1 > mine || (s.sliding && first <= mine + 15 - s.sliding);
+        const bool masked = first + KEYS - 1 > mine || first <= mine + 15 - s.sliding;
         float x[TILES][GROUP][4] = {};
-        scores(x, q, cast<const uint4>(keys + stage));
+        scores(x, q, read(keys + stage, lane / 16 * 8 + lane % 8, lane / 8 % 2));
         soften(x, sums, top, total, query, first, masked, s);
-        weigh(sums, x, cast<const uint4>(values + stage));
+        weigh(sums, x, read(values + stage, lane % 16, lane / 16));
       }
       __syncthreads(); /* all are done with them before others come */
     }

@@ -14,7 +14,7 @@ enum { NB_ATTENTION_QUERIES = 64, NB_ATTENTION_THREADS = 128 };
 /* The numbers of one call. */
 typedef struct nb_attention_shape {
   int32_t heads, kv_heads, head_dim, length, sequences;
-  int32_t sliding; /* keys that a query sees; 0: all */
+  int32_t sliding; /* keys that a query sees, itself included */
   int32_t whole;   /* heads are whole multiples of 16 bytes, on such places */
   float scale;     /* of scores, times log2(e) */
 } nb_attention_shape;

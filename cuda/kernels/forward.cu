@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(NB_FORWARD_THREADS)
   plain::load(g, cast<const uint8_t>(gate), p.at, p.count, dtype, whole);
   plain::load(u, up, p.at, p.count, dtype, whole);
 #pragma unroll
-  for (int i = 0; i < flat::EIGHT; i++) g[i] = mul_rn(g[i] / (1.0f + plain::exponential(-g[i])), u[i]);
+  for (int i = 0; i < flat::EIGHT; i++) g[i] = mul_rn(g[i] / (1.0f + exp_f(-g[i])), u[i]);
   plain::store(gate, g, p.at, p.count, dtype, whole);
 }
 

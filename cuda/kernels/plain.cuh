@@ -81,7 +81,5 @@ NB_DEVICE void round(float (&v)[EIGHT], int dtype) {
   if (dtype == NB_KERNEL_BF16) round_all<NB_KERNEL_BF16, EIGHT>(v);
   else if (dtype == NB_KERNEL_F16) round_all<NB_KERNEL_F16, EIGHT>(v);
 }
-
-NB_DEVICE float exponential(float x) { return exp_f(x); }
 } // namespace plain
 #endif

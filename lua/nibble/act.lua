@@ -10,6 +10,7 @@
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local tensor = require "nibble.tensor"
+local dispatch = require "nibble.dispatch"
 local C = nffi.C
 
 local M = {}
@@ -102,13 +103,14 @@ end
 -- one element. dtype: x is rounded to "bf16" or "f16" first. span: with strategy tensor and dynamic scales, so
 -- many rows make a tensor (default: all). Activations that nothing here computes, missing scales and columns that
 -- the groups don't divide are errors; a scale that is 0, negative or not finite is nil, msg, "eformat".
+-- x on a device: f32, bf16 or f16, and so is x', there.
 function M.quantize_dequantize(x, activations, o)
   o = o or {}
   local fault = M.fault(activations)
   if fault then error(fault, 2) end
   local options = option_struct(activations, o)
-  local out = o.out or tensor.new("f32", x:size())
-  local rc, msg, code = nffi.check(C.nb_act_fake_quant(out, x, options), true)
+  local out = o.out or dispatch.new(x, tensor.on_device(x) and x:type() or "f32", x:size())
+  local rc, msg, code = nffi.check(dispatch.call("act_fake_quant", out, x, options), true)
   if not rc then return nil, msg, code end
   return out
 end
@@ -117,10 +119,10 @@ end
 
 --- extent(x [, lohi]) -> lohi | nil, msg, code
 -- lohi: float[2], the smallest and largest value of x f32 [m,k] and of what it held (default 0 and 0: 0 always belongs
--- to the range). NaN and infinities are nil, msg.
+-- to the range). NaN and infinities are nil, msg. x on a device, f32, bf16 or f16, is waited for.
 function M.extent(x, lohi)
   lohi = lohi or ffi.new("float[2]", 0, 0)
-  local rc, msg, code = nffi.check(C.nb_act_extent(lohi, x), true)
+  local rc, msg, code = nffi.check(dispatch.call("act_extent", lohi, x), true)
   if not rc then return nil, msg, code end
   return lohi
 end

@@ -160,7 +160,7 @@ local function execute(run, dir)
   if run.parts then run.input_scales, run.importance, code = parts.calibration(run)
   else
     run.input_scales, run.importance, code = calibrate.of_plan(plan, { journal = run.journal, lines = run.journal.lines,
-      progress = steps.calibration_progress(run) })
+      progress = steps.calibration_progress(run), device = run.device })
   end
   if not run.input_scales then return nil, run.importance, code end
   run.writer, msg, code = steps.writer(plan, dir, { resume = run.state == "resume" })
@@ -201,7 +201,7 @@ local function begin(run, merge)
   return nil, msg, code
 end
 
---- execute(plan, dir [, {progress = fn, measure = bool, ahead_bytes =, shard = {i, n}, merge = true}])
+--- execute(plan, dir [, {progress = fn, measure = bool, ahead_bytes =, shard = {i, n}, merge = true, device =}])
 --- -> result | nil, msg, code
 -- Writes the plan's output into dir, resuming an unfinished run of the same plan, and
 -- proves every module. A failure that no second run could mend leaves no folder that
@@ -210,6 +210,7 @@ end
 -- ahead_bytes: output written and not yet proven, default 32 MiB: what a killed run may have to do again.
 -- measure: also the error of every quantized module (on where the recipe's accept needs it).
 -- shard: only the i-th of n shares of the files (convert_parts.run), whose result it gives.
+-- device: "cuda", …: the model that is calibrated runs there (calibrate.ranges).
 -- merge: only gathers what shards wrote; without it a run in dir gathers, too, and does what is left.
 function M.execute(plan, dir, options)
   options = options or {}

@@ -144,7 +144,7 @@ function M.calibration(run)
     journal, msg, code = steps.open_journal(path, plan, dir)
     if journal then
       scales, importance, code = calibrate.of_plan(plan, { journal = journal, lines = journal.lines,
-        progress = steps.calibration_progress(run) })
+        progress = steps.calibration_progress(run), device = run.device })
       local ok = scales
       if scales then ok, msg, code = store(plan, path, scales, importance) else msg = importance end
       if not ok and (steps.hopeless(code) or #journal.lines == 2) then journal:remove() else journal:close() end

@@ -20,7 +20,7 @@ function M.start(plan, dir, options)
   local accept = plan.recipe and plan.recipe.accept or {}
   return { plan = plan, dir = dir, jobs = by_name, todo = plan.jobs, absmax = {}, waiting = {}, waiting_bytes = 0,
            made_count = 0, next_proof = 1, ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {},
-           pool = {}, progress = options.progress, measure = options.measure or accept.sqnr_db ~= nil }
+           pool = {}, progress = options.progress, device = options.device, measure = options.measure or accept.sqnr_db ~= nil }
 end
 
 --- calibrates(plan) -> true | nil, msg, code: whether a plan that needs calibration names its text.

@@ -122,10 +122,15 @@ local function next_batch(s, most)
   local ids = tensor.new("i32", { n * context })
   s.windows:fill(ids, s.done + 1, n)
   local ok, msg, code = run_batch(s, ids, n)
-  -- Where a device has no room for the batch, for a smaller one it may: sums are added to only when all is there.
-  if not ok and code == "enomem" and s.device and n > 1 then
-    for _, model in ipairs { s.model, s.against } do model.place:release() end
-    return next_batch(s, math.floor(n / 2))
+  -- Where a device has no room for the batch, for a smaller one it may, or without weights that stay: sums are added to
+  -- only when all is there.
+  if not ok and code == "enomem" and s.device then
+    local streams = false
+    for _, model in ipairs { s.model, s.against } do
+      model.place:release()
+      streams = n == 1 and model.place:stream() or streams
+    end
+    if n > 1 or streams then return next_batch(s, math.max(1, math.floor(n / 2))) end
   end
   if ok then ok, msg, code = check_losses(s, s.nll, s.model) end
   if ok and s.against then ok, msg, code = check_losses(s, s.nll_against, s.against) end
@@ -168,7 +173,7 @@ local function as_text(r)
   row(rows, "KL divergence", "%.6f", r.kl)
   row(rows, "top-1 agreement", "%.4f", r.top1_agreement)
   if #r.inputs > 0 then rows[#rows + 1] = { "inputs", table.concat(r.inputs, ", ") } end
-  if r.through then rows[#rows + 1] = { "through", table.concat(r.through, ", ") } end
+  if r.through and #r.through > 0 then rows[#rows + 1] = { "through", table.concat(r.through, ", ") } end
   if r.seconds then rows[#rows + 1] = { "time", require("nibble.units").seconds(r.seconds) } end
   return (require("nibble.show").columns(rows, "ll"):gsub("\n$", ""))
 end
@@ -197,10 +202,10 @@ local function result_of(s, bytes)
   return setmetatable(r, result_mt)
 end
 
-local function load_side(ck, activations, through, device, share)
+local function load_side(ck, activations, through, o)
   local place, runner, msg, code
-  if device then
-    place, msg, code = models.place(ck, { device = device, share = share })
+  if o then
+    place, msg, code = models.place(ck, o)
     if not place then return nil, msg, code end
   end
   if through ~= "reference" then
@@ -222,11 +227,11 @@ local function open_sides(o)
   local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {},
     warnings = json.array(), device = o.device ~= "cpu" and o.device or nil }
   local msg, code
-  local share = o.against and 0.5 or 1
-  s.model, msg, code = load_side(o.model, o.activations, o.through or s.device and "auto" or "reference", s.device, share)
+  local there = s.device and { device = s.device, share = o.against and 0.5 or 1, cache_bytes = o.cache_bytes }
+  s.model, msg, code = load_side(o.model, o.activations, o.through or there and "auto" or "reference", there)
   if not s.model then return nil, msg, code end
   if o.against then
-    s.against, msg, code = load_side(o.against, o.activations, "reference", s.device, share)
+    s.against, msg, code = load_side(o.against, o.activations, "reference", there)
     if not s.against then return nil, msg, code end
     if s.against.vocab ~= s.model.vocab then
       return nil, ("%s has a vocabulary of %d, %s one of %d; only models of one vocabulary can be compared"):format(
@@ -262,7 +267,7 @@ function M.judge(accept, result)
 end
 
 --- run{model=, text=|ids=, context=2048, against=nil, activations="stored", through="reference", device=nil, bos=nil, windows=nil,
---    per_token=false, progress=nil} -> result | nil, msg, code
+--    per_token=false, cache_bytes=nil, progress=nil} -> result | nil, msg, code
 -- model, against: opened checkpoints, of any readable format; the KL divergence is
 -- KL(against ‖ model). text: a file, for the model's tokenizer; ids: an i32 tensor,
 -- a .safetensors file with `ids` or `input_ids`, or a text file of ids. 1-D ids are
@@ -273,7 +278,8 @@ end
 -- run by the systems' methods, from the form their kernels read, where one takes them. device: "cuda", …: the models run there,
 -- whole, in 16 bits (f32 where their weights have that); layers run by methods that work there (through = "auto"), or
 -- dequantized ("reference", which is what against does). Weights that don't fit into its memory are streamed through it,
--- and batches are as large as makes that worth it; without room for a batch they are halved (nibble.place).
+-- and batches are as large as makes that worth it; without room for a batch they are halved (nibble.place). cache_bytes: of
+-- weights that stay there (default: 0.7 of the free memory).
 -- progress{done=, total= (windows), tokens=, seconds=}, after each batch.
 -- result: {nll (nats per token), ppl, top1, tokens, windows, context, seconds,
 -- tokens_per_second, bits_per_byte (with text), activations, inputs (what was done to

@@ -78,12 +78,15 @@ function Place:buffer(name, rows, columns, dtype)
   return t:as(dtype, { rows, columns })
 end
 
+--- place:cast(t, dtype) -> a new tensor where t lies.
+function Place.cast(_, t, dtype) return got(t:cast(dtype)) end
+
 --- place:put(t [, dtype]) -> t, which lies in the computer's memory, here; as dtype: f32, bf16 or f16.
 function Place:put(t, dtype)
   if not self.device then return t end
   local there = got(t:to(self.device))
   if not dtype or there:type() == dtype then return there end
-  local cast = there:cast(dtype)
+  local cast = self:cast(there, dtype)
   there:free()
   return cast
 end
@@ -163,6 +166,13 @@ function Place:done(name)
     if ok then self.coming = result elseif not is_full(result) then error(result, 0) end
   end
   e.free() -- for which the driver waits until its products are done
+end
+
+--- place:stream() -> whether weights stayed: they are given up, and from now on all are streamed.
+function Place:stream()
+  local some = next(self.kept) ~= nil
+  drop_kept(self)
+  return some
 end
 
 --- place:forget(dtype): gives everything up; from now on activations and weights have this dtype.

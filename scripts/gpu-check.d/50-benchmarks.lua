@@ -39,7 +39,7 @@ end
 
 return {
   title = "speeds",
-  seconds = 120, emulated_seconds = 30,
+  seconds = 160, emulated_seconds = 30,
   python = "benchmarks",
   cases = function(ctx)
     local list = { not ctx.once and timing.copy_case() or nil }

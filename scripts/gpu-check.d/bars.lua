@@ -6,7 +6,10 @@ local M = {}
 -- "TFLOP/s": as they are; "published": as many times as fast as others told, in `seconds`, of an H100 and the layer that the
 -- experts' benchmark has; else the baseline that the row is so many times as fast as. m: from, to. Without a field every row
 -- of the piece is meant.
+-- of: "copy": bytes a second as a share of the copy rate; "TFLOP/s", "tokens/s": as they are; else the baseline that the
+-- row is so many times as fast as. m: from, to. Without a field every row of the piece is meant.
 M.bars = {
+  { piece = "models", of = "tokens/s", must = 20000 },
   { piece = "product", k = 8192, n = 28672, m = { 1, 16 }, of = "copy", must = 0.80, ambitious = 0.88 },
   { piece = "product", k = 4096, n = 14336, m = { 1, 16 }, of = "copy", must = 0.55, ambitious = 0.70 },
   { piece = "product", m = { 64, 64 }, of = "torch bf16", must = 1.2, ambitious = 1.5 },
@@ -28,6 +31,8 @@ M.bars = {
   { piece = "repack", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "dequantize", of = "copy", must = 0.75, ambitious = 0.85 },
   { piece = "quantize", of = "copy", must = 0.75, ambitious = 0.85 },
+  { piece = "forward", of = "copy", must = 0.6, ambitious = 0.8 },
+  { piece = "attention", of = "TFLOP/s", must = 150, ambitious = 250 },
 }
 
 local function fits(bar, row)
@@ -53,6 +58,7 @@ local function found_of(bar, row, rows, copy)
     end
     return nil, "the integer product was not measured"
   end
+  if bar.of == "tokens/s" then return row.rate end
   if bar.of == "TFLOP/s" then return row.flops / row.seconds_each / 1e12 end
   local other = baseline(rows, bar.of, row)
   return other and other.seconds_each / row.seconds_each, bar.of .. " was not measured here"

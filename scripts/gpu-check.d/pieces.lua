@@ -2,8 +2,11 @@
 -- give its cases for these stages.
 local M = {}
 
-local FILES = { "primitives", "repack", "permute", "dequantize", "quantize", "product", "product_float", "fp8", "product_a8", "experts",
-                "blas", "moe_tokens" }
+local FILES = { "primitives", "repack", "permute", "dequantize", "quantize", "product", "product_float", "fp8",
+  "product_a8", "experts", "blas", "moe_tokens", "forward" }
+
+-- Whole models last: they take longest.
+FILES[#FILES + 1] = "models"
 
 --- collect("correctness" | "benchmarks", ctx) -> all cases, or with ctx.only those whose name has this pattern
 function M.collect(what, ctx)

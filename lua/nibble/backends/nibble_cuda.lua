@@ -8,7 +8,7 @@ local takes = { "ungated", "batch_invariance" }
 local groups = { "group", -1, 32, 64, 128 }
 local marlin_shape = { groups, { "multiple", "hidden", 128 }, { "multiple_of_group", "intermediate", least = 64, actorder = true } }
 local elsewhere = "another method reads it"
-local by_one = "an expert at a time where its inputs are quantized"
+local by_one = "an expert at a time where each has an input scale of its own"
 local on_device = "nibble.methods.on_device"
 
 return {
@@ -61,12 +61,12 @@ return {
         { name = "ct_wna16_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "only_layout", "compressed-tensors", advice = elsewhere }, weight_only, { "symmetric" }, { "bits", 4, 8 }, half,
           marlin_shape, { "actorder_in_groups" } } },
-        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, note = by_one, classes = {
+        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, classes = {
           { class = on_device, monolithic = true, checks = {
             cuda, { "weights", "int4" }, { "activations", "int8 token" }, { "output", "f16", "bf16" }, { "no_expert_parallel" },
             { "activation_fn", "silu", "swigluoai", "swiglustep" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 2 },
             { "group_divides", "hidden" }, { "group_divides", "intermediate" } } } } },
-        { name = "ct_fp8_moe", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+        { name = "ct_fp8_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "none" }, { "fp8 tensor", "fp8 tensor static" },
             { "fp8 tensor", "fp8 tensor" }, { "fp8 channel", "none" }, { "fp8 channel", "fp8 token" }, { "fp8 block", "any" } },
           { "multiple", "hidden", 64 }, { "blocks_divide" } } },

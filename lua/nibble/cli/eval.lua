@@ -16,7 +16,7 @@ local M = {
       doc = "reference (default): dequantized weights; auto, or a system's method such as awq_marlin: "
       .. "layers run from the form its kernels read" },
     { "--device", "NAME", words = function() return { "cpu", "cuda" } end,
-      doc = "cpu (default), or cuda, cuda:1 …: dense layers that nibble's kernels take run there, in 16 bits" },
+      doc = "cpu (default), or cuda, cuda:1 …: the models run there, whole, in 16 bits; weights that don't fit are streamed" },
     { "--against", "MODEL", doc = "the model to compare with" },
     { "--json", doc = "one JSON document" },
   },

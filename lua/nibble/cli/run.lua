@@ -18,6 +18,8 @@ local M = {
     { "--set", "k=v", many = true, doc = "changes a field of the recipe (--set group=64)" },
     { "--shard", "i/n", doc = "only the output's files i, i+n, i+2n ..." },
     { "--merge", doc = "only gathers what shards wrote" },
+    { "--device", "NAME", words = function() return { "cpu", "cuda" } end,
+      doc = "where the model runs when it calibrates: cpu (default), or cuda, cuda:1 …" },
     { "--json", doc = "the result as one JSON document" },
     unpack(slurm.options),
   },
@@ -30,6 +32,10 @@ local function command(values)
   for _, set in ipairs(values.set or {}) do
     words[#words + 1] = "--set"
     words[#words + 1] = set
+  end
+  if values.device then
+    words[#words + 1] = "--device"
+    words[#words + 1] = values.device
   end
   return words
 end
@@ -59,6 +65,7 @@ end
 function M.run(values)
   local shard = common.shard(values)
   slurm.check_options(values)
+  if values.device then require("nibble.cuda").number_of(values.device, 0) end
   local plan = common.planned(values)
   if values.engine == "slurm" then
     local status = on_slurm(values, plan)
@@ -66,7 +73,7 @@ function M.run(values)
     values.merge = true -- it finds the output complete
   end
   local result = assert(common.with_progress(function(report)
-    return plan:run(values.out, { progress = report, shard = shard, merge = values.merge })
+    return plan:run(values.out, { progress = report, shard = shard, merge = values.merge, device = values.device })
   end))
   return common.finished(result, values)
 end

@@ -75,7 +75,6 @@ local function check(x, o)
     if words:size(1) ~= o.experts then refuse(4, "%s has words of %d experts, and the layer has %d", name, words:size(1), o.experts) end
   end
   if o.strict then refuse(4, "strict: ids on a device are not looked at; those outside contribute nothing") end
-  if o.quantize then refuse(4, "quantize: on a device activations have 16 bits") end
   if o.expert_map and not there(o.expert_map) then
     refuse(4, "expert_map must be i32 [experts everywhere] on %s, found %s", x:where(), describe(o.expert_map))
   end
@@ -105,7 +104,8 @@ local function with(blocks, changes) return setmetatable(changes, { __index = bl
 --- experts.forward(x, o) -> y [T, H]: moe.forward where x lies on a device
 -- x f16 or bf16; ids, weights and expert_map there too; w13 and w2: the stacks that gemm.marlin_experts takes, on the device.
 -- y in x's dtype, or with dtype = "f32" in that. Ids outside contribute nothing. What w13 gives, the activation and w2's
--- weighted output are x's dtype; the sum is float32, in the order of experts.
+-- weighted output are x's dtype; the sum is float32, in the order of experts. quantize(t, "w13" or "w2") -> t there: of all
+-- experts' rows at once.
 function M.forward(x, o)
   local dtype, moe = check(x, o), require "nibble.moe"
   local tokens, hidden = x:size(1), x:size(2)
@@ -116,8 +116,10 @@ function M.forward(x, o)
   if on_input and on_input ~= "after_w13" then
     from, first.top = made(x, C.nb_device_moe_weigh, x, o.weights), 1
   end
+  if o.quantize then from = o.quantize(from, "w13") end
   local h = assert(M.gemm(from, o.w13, first))
   local a = moe.activation(o.activation or "silu", h, { limit = o.limit, alpha = o.alpha, beta = o.beta, dtype = x:type() })
+  if o.quantize then a = o.quantize(a, "w2") end
   local y = assert(M.gemm(a, o.w2, with(blocks, { top = 1, weights = not on_input and o.weights or nil })))
   must(dispatch.there(C.nb_device_moe_sum, out, y, o.ids, nil, o.expert_map, o.experts))
   return out

@@ -8,11 +8,12 @@
 --              and zero-points. The parameters on the CPU are given up.
 --   applied    gemm.marlin on the device; of experts the system's own apply, given tensors there and these stacks, so that
 --              moe.forward goes one launch a stage. Activations that the system quantizes are taken for what their codes stand
---              for, in a 16-bit product; experts whose activations are quantized go one after the other (form.by_one).
+--              for, in a 16-bit product; experts with an input scale each go one after the other (form.by_one).
 --
 -- y is the CPU's apply within the rounding of the device's 16-bit activations: x is rounded to the layer's dtype, and y.
 local act = require "nibble.act"
 local backends = require "nibble.backends"
+local compute = require "nibble.compute"
 local cuda = require "nibble.cuda"
 local forms = require "nibble.methods.device_forms"
 local gemm = require "nibble.gemm"
@@ -118,7 +119,8 @@ function Method:process(L)
   form, msg, code = forms[self.system].form(self.base, L, self.device)
   if not form then return nil, ("layer %s: %s"):format(L.name, msg), code end
   form.after_w13 = self.base.products and self.base:products(L).after_w13
-  form.by_one = L.kind == "moe" and form.activations ~= nil
+  form.by_one = form.scales ~= nil and (#(form.scales.w13 or {}) > 1 or #(form.scales.w2 or {}) > 1)
+    or self.base.compat ~= nil and self.base.compat.router_weight_twice
   local made = {}
   for which, m in pairs(form.matrices) do
     made[which], msg, code = there(m, self.device, not form.by_one)
@@ -174,7 +176,15 @@ end
 --- method:parts(L) -> w13, w2 and quantize for moe.forward: the stacks, or products on the device, an expert at a time.
 function Method:parts(L)
   local form = L.on_device
-  if not form.by_one then return { after_w13 = form.after_w13, w13 = form.matrices.w13, w2 = form.matrices.w2 } end
+  local function quantize(x, w, e)
+    local out, msg = quantized(form, x, w, e or 0)
+    return out or error(("layer %s: %s"):format(L.name, msg), 0)
+  end
+  local parts_of = { after_w13 = form.after_w13, quantize = form.activations and quantize or nil }
+  if not form.by_one then
+    parts_of.w13, parts_of.w2 = form.matrices.w13, form.matrices.w2
+    return parts_of
+  end
   local function product(w)
     local m = form.matrices[w]
     return function(e, rows)
@@ -185,11 +195,8 @@ function Method:parts(L)
       return y and y:cast "f32" or error(("layer %s: %s of expert %d: %s"):format(L.name, w, e, msg), 0)
     end
   end
-  local function quantize(x, w, e)
-    local out, msg = quantized(form, x, w, e)
-    return out or error(("layer %s: %s"):format(L.name, msg), 0)
-  end
-  return { after_w13 = form.after_w13, w13 = product "w13", w2 = product "w2", quantize = form.activations and quantize or nil }
+  parts_of.w13, parts_of.w2 = product "w13", product "w2"
+  return parts_of
 end
 
 -- x where a layer's experts are computed.
@@ -208,9 +215,11 @@ local function experts(self, call, L, x, a, b, o)
   if a and call == "apply" then b, msg, code = b:to(where) end
   if not input or not a or call == "apply" and not b then return nil, msg, code end
   local y, shared = self.base[call](self.base, L, input, a, b, o)
+  local over = y == input -- x was to be written over
   if y:where() ~= x:where() then y, msg, code = y:to(x:where()) end
   if not y then return nil, msg, code end
-  return linear.rounded(y, x:type()), shared
+  y = linear.rounded(y, x:type())
+  return over and x:where() == "cpu" and input ~= x and compute.copy(x, y) or y, shared
 end
 
 --- method:apply_monolithic(L, x, logits [, o]) -> y [T,H] [, shared]: of experts, as the system's own.

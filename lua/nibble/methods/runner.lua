@@ -137,10 +137,13 @@ end
 local function in_dtype(self, name, L, x, f)
   if not tensor.on_device(x) then return f(x) end
   local given = x:type()
-  local y, msg, code = f(given == L.dtype and x or x:cast(L.dtype))
+  local y, msg, code
+  if given ~= L.dtype then x, msg, code = x:cast(L.dtype) end
+  if x then y, msg, code = f(x) end
   self.place:done(name)
-  if not y then return nil, msg, code end
-  return y:type() == given and y or y:cast(given)
+  if not x or not y then return nil, msg, code end
+  if y:type() == given then return y end
+  return y:cast(given)
 end
 
 --- runner:outputs(name) -> the outputs of the linear module `name`, which a method runs.

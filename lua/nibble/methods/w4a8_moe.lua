@@ -236,7 +236,7 @@ function Method:experts(L, x, weights, ids, o)
   local on_input = o and o.router_weight_on_input
   if on_input == nil then on_input = L.options.router_weight_on_input end
   local forward, parts = activation_of(M.kind(L.activation), self.switches), self:products(L)
-  forward.ids, forward.weights, forward.experts, forward.strict = ids, weights, L.e, true
+  forward.ids, forward.weights, forward.experts, forward.strict = ids, weights, L.e, not tensor.on_device(x)
   forward.w13, forward.w2, forward.quantize = parts.w13, parts.w2, parts.quantize
   forward.router_weight_on_input, forward.any_top = on_input and true or false, true
   return moe.forward(x, forward)

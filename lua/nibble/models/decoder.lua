@@ -134,7 +134,7 @@ function Model:angles(length)
   return self.cosines, self.sines
 end
 
--- Runs body; a weights.fail inside becomes nil, msg, code.
+-- Runs body; a weights.fail inside becomes nil, msg, code, and so does what a device can't do any more.
 local function guarded(body, ...)
   local ok, result = pcall(body, ...)
   if ok then return result end
@@ -142,6 +142,8 @@ local function guarded(body, ...)
   if type(result) == "string" and result:find "out of memory" then
     return nil, result:match "cuda:%d+ is out of memory.*" or result:match "out of memory.*", "enomem"
   end
+  local lost = type(result) == "string" and result:match "cuda:%d+ is lost.*"
+  if lost then return nil, lost, "eio" end
   error(result, 0)
 end
 
@@ -229,24 +231,11 @@ function Model:head() return guarded(output_layer, self) end
 --- model:check_head() -> true | nil, msg, code: whether the output layer is there.
 function Model:check_head() return self.place:run(guarded, with_head, self, function() return true end) end
 
--- What scores logits here, where the device can't yet.
-local function scoring(name, place, ...)
-  local there = pcall(function() return nffi.C["nb_device_logits_" .. name] end)
-  local args = { ... }
-  for i, t in ipairs(args) do
-    if not there and t:where() ~= "cpu" then
-      t = home(t)[1]
-      args[i] = i < #args and compute.widen(t) or t
-    elseif there and i == #args then args[i] = place:put(t) end
-  end
-  return compute[name](unpack(args))
-end
-
 --- model:score(x, targets) -> {nll f64 [m], top i32 [m]} | nil, msg, code: compute.score of model:hidden's x.
 -- targets and the results lie in the computer's memory.
 function Model:score(x, targets)
   return self.place:run(guarded, with_head, self, function(head)
-    return home(scoring("score", self.place, x, head, targets))
+    return home(compute.score(x, head, self.place:put(targets)))
   end)
 end
 
@@ -256,7 +245,7 @@ function Model:compare(x, other, x_other, targets)
   self.place:after(other.place)
   return self.place:run(guarded, with_head, self, function(head)
     return with_head(other, function(head_other)
-      return home(scoring("compare", self.place, x, head, x_other, head_other, targets))
+      return home(compute.compare(x, head, x_other, head_other, self.place:put(targets)))
     end)
   end)
 end

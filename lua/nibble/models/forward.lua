@@ -27,11 +27,14 @@ function Forward:by_method(name)
   return runner ~= nil and runner:takes(name)
 end
 
+-- Whether b is a view of a's memory.
+local function same_memory(a, b) return tensor.on_device(a) and tensor.on_device(b) and a.t.data == b.t.data end
+
 -- y = module `name` of x by its method; y nil: a new tensor.
 function Forward:through(y, x, name)
   local out, msg, code = self.model.runner:linear(name, x, y)
   if not out then fail(("%s: %s"):format(name, msg), code) end
-  return y and y ~= out and compute.copy(y, out) or out
+  return y and not same_memory(y, out) and compute.copy(y, out) or out
 end
 
 --- f:inputs(x, names [, span]) -> array of tensors, one a name: x as each of the modules sees it, quantized and
@@ -97,6 +100,19 @@ function Forward:residual()
   self.sum = nil
 end
 
+-- out = attention of q, k and v. A device's takes 16 bits: of f32 activations f16, for a moment.
+local function attend(f, q, k, v, o)
+  local rows, columns = f.m, f.c.heads * f.c.head_dim
+  if not f.place.device or f.place.dtype ~= "f32" then
+    return compute.attention(f:buffer("attention", rows, columns), q, k, v, o)
+  end
+  local out, brief = f:buffer("attention", rows, columns, "f16"), {}
+  for i, t in ipairs { q, k, v } do brief[i] = f.place:cast(t, "f16") end
+  compute.attention(out, brief[1], brief[2], brief[3], o)
+  for _, t in ipairs(brief) do t:free() end
+  return f.place:cast(out, "f32")
+end
+
 --- f:attention(prefix, {qkv_bias=, o_bias=, qk_norm=, sliding=}): h = attention(h)
 -- Modules q_proj, k_proj, v_proj, o_proj (and q_norm, k_norm, over each head) under
 -- prefix. Biases are used where the checkpoint has them; qkv_bias, o_bias: it must.
@@ -115,7 +131,7 @@ function Forward:attention(prefix, o)
   local cosines, sines = self.model:angles(self.length)
   compute.rope(q, cosines, sines, c.head_dim, self.length)
   compute.rope(k, cosines, sines, c.head_dim, self.length)
-  local out = compute.attention(self:buffer("attention", self.m, q_size), q, k, v,
+  local out = attend(self, q, k, v,
     { heads = c.heads, kv_heads = c.kv_heads, length = self.length, sliding = o.sliding })
   self:linear(self.h, self:inputs(out, { name[4] }, self.length)[1], name[4], c.hidden, q_size, o.o_bias)
 end

@@ -153,13 +153,6 @@ int nb_device_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, 
 int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v,
                         int64_t heads, int64_t kv_heads, int64_t length, int64_t sliding, double scale);
 
-/* ---- what calibration asks of activations (statistics.c) -----------------------------------
- * As nibble.h's, the same bytes, with x f32, bf16 or f16; out of its own such dtype, to which results are rounded (scales from a
- * tensor of many rows: the stream's workspace). act_extent waits for the device. */
-int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
-int nb_device_act_extent(float lohi[2], const nb_tensor *x);
-int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
-
 /* ---- weights into Marlin's order (repack.c) -------------------------------------------
  * As nb_marlin_repack and nb_marlin_awq_repack, with words on a device; all experts in one launch. out: empty (all
  * 0), and then made there, or a tensor there to fill. perm: on the device or in the computer's memory; its elements

@@ -63,6 +63,9 @@ describe("a product kernel of experts", function()
       exact { experts = 2, tokens = 9, top = 3, block = 16, k = 256, n = 128, group = 128, weights = true, ignore = ignore,
               map = map_of { -1, 1, -1, 0, -1 }, grids = { 1, 2, 9 }, orders = EVERY }
     end
+    -- A block that begins amid a stranger's tile and goes on with one that is here.
+    exact { experts = 2, tokens = 6, top = 2, block = 16, k = 256, n = 128, group = 128, ignore = false, map = map_of { 1, -1, 0 },
+            grids = { 2 } }
     exact { experts = 2, tokens = 4, top = 2, block = 16, k = 128, n = 64, group = 128, ignore = false, map = map_of { -1, -1, -1 } }
     exact { experts = 4, tokens = 2, top = 2, block = 16, k = 128, n = 64, group = -1,
             ids = nb.tensor("i32", { 2, 2 }, { 3, -1, 4, 0 }) }

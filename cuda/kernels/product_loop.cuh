@@ -128,7 +128,7 @@ template <class S>
 using multiplier = void (*)(const job &, const cut &, const rows &, float (&)[S::WARP_BLOCKS][8][4],
                             uint32_t (&)[8], shared<const uint4>, const place<S> &);
 
-template <class S, multiplier<S> MULTIPLY = multiply<S>> NB_DEVICE void run(job j) {
+template <class S, multiplier<S> MULTIPLY> NB_DEVICE void run(job j) {
   constexpr bool EXPERTS = S::ROUTES::EXPERTS;
   if constexpr (!EXPERTS) take_rows<S>(j);
   const cut c = cut_of<S>(j);
@@ -199,22 +199,22 @@ template <class S, multiplier<S> MULTIPLY = multiply<S>> NB_DEVICE void run(job 
           int n, int k, int group, int outputs, float factor) { \
     if (needless && needless[0]) return; \
     typedef product::shape<CODES, SCALES, M_BLOCKS> shape; \
-    product::run<shape>({x, \
-                         words, \
-                         scales, \
-                         zeros, \
-                         bias, \
-                         row_scale, \
-                         y, \
-                         parts, \
-                         arrived, \
-                         m, \
-                         n, \
-                         k, \
-                         group, \
-                         outputs, \
-                         factor * shape::FACTOR, \
-                         {}}); \
+    product::run<shape, product::multiply<shape>>({x, \
+                                                   words, \
+                                                   scales, \
+                                                   zeros, \
+                                                   bias, \
+                                                   row_scale, \
+                                                   y, \
+                                                   parts, \
+                                                   arrived, \
+                                                   m, \
+                                                   n, \
+                                                   k, \
+                                                   group, \
+                                                   outputs, \
+                                                   factor * shape::FACTOR, \
+                                                   {}}); \
   }
 
 /* The same of experts: words [experts, k/16, n*BITS/2] and so on, and the rest as product_routes.cuh has it: x
@@ -231,22 +231,23 @@ template <class S, multiplier<S> MULTIPLY = multiply<S>> NB_DEVICE void run(job 
           global<const float> weights, global<const float> globals, int block, int most, int top, \
           int experts, int pairs, int n, int k, int group, int outputs, float factor) { \
     typedef product::shape<CODES, SCALES, M_BLOCKS, product::experts> shape; \
-    product::run<shape>({x, \
-                         words, \
-                         scales, \
-                         zeros, \
-                         bias, \
-                         row_scale, \
-                         y, \
-                         parts, \
-                         arrived, \
-                         pairs, \
-                         n, \
-                         k, \
-                         group, \
-                         outputs, \
-                         factor * shape::FACTOR, \
-                         {sorted, owners, total, skip, weights, globals, block, most, top, experts}}); \
+    product::run<shape, product::multiply<shape>>( \
+        {x, \
+         words, \
+         scales, \
+         zeros, \
+         bias, \
+         row_scale, \
+         y, \
+         parts, \
+         arrived, \
+         pairs, \
+         n, \
+         k, \
+         group, \
+         outputs, \
+         factor * shape::FACTOR, \
+         {sorted, owners, total, skip, weights, globals, block, most, top, experts}}); \
   }
 
 /* One of these for 16, 32 and 64 rows to a block. */

@@ -51,6 +51,10 @@ describe("logits on a device are the processor's", function()
       for _, id in ipairs { 11, 4000, 8191, 8192, 16399 } do compute.copy(head:rows(id + 1, id + 1), head:rows(1, 1):fill(3)) end
       local x = forward.random("f32", { 2, 4 }, 1)
       compute.zero(x:rows(1, 1)):set({ 1, 1 }, 1)
+      x:rows(2, 2):fill(0.5)
+      for id, v in pairs { [9000] = 3.5, [16390] = 4 } do -- larger ones in later blocks
+        for j = 1, 4 do head:set({ id + 1, j }, j == 1 and 3 or v) end
+      end
       check("ties", x, head, nb.tensor("i32", { 2 }, { 16399, 8191 }))
       check("compared", x, head, nb.tensor("i32", { 2 }, { 8192, 0 }), forward.random("f32", { 2, 4 }, 5), head) ]])
   end)

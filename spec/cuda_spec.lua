@@ -171,7 +171,7 @@ describe("cuda: in the session", function()
       for name in pairs(require("nibble.repl.reflect").metatable_of(d).__methods) do names[#names + 1] = name end
       table.sort(names)
       print(table.concat(names, " ")) ]]
-    assert.equal("24\nas bytes free numel quantize reshape rows show size to type where", out)
+    assert.equal("24\nas bytes cast free numel quantize reshape rows show size to type where", out)
   end)
 
   it("names, bytes and memory tell where tensors lie, before a driver is begun and after", function()

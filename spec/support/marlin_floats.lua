@@ -57,10 +57,11 @@ function M.case(o)
   local global = o.kind == "nvfp4" and 0.125 or 1
   local real, to = scale:type() == "u8" and nb.tensor("f32", { n, groups }) or scale:cast "f32", o.w:ptr()
   if scale:type() == "u8" then awq.each(real, function(i) return 2 ^ (scale:get(i) - 127) end) end
+  local factor = real:ptr()
   for i = 0, n * k - 1 do
-    to[i] = to[i] * real:ptr()[math.floor(i / k) * groups + math.floor(i % k * groups / k)] * global
+    to[i] = to[i] * factor[math.floor(i / k) * groups + math.floor(i % k * groups / k)] * global
   end
-  o.scale = scale
+  o.scale, o.real = scale, real
   o.p = assert(prepare { kind = o.kind, weight = o.weight, scale = scale, dtype = o.dtype, bias = o.bias,
     global = o.kind == "nvfp4" and nb.tensor("f32", { 1 }, { global }) or nil,
     block = o.kind == "fp8" and o.group ~= -1 and { 1, o.group } or nil })

@@ -160,7 +160,7 @@ NB_DEVICE void reorder(global<const uint16_t> from, global<uint16_t> to, global<
  * scale_factor, and: g_idx [k], the group of each row of the weight, or null: row i is of group i / (k / groups); an
  * entry outside of the groups makes NaN. x [m,k]. needed: null, or 0: then nothing is done. A block makes 64 columns
  * of NB_PRODUCT_ROWS_AT_ONCE rows. */
-extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, 2)
     nb_product_rows(global<const uint16_t> x, global<const uint32_t> words, global<const uint8_t> scales,
                     global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
                     global<const float> row_scale, global<uint16_t> y, global<const int> needed, int m, int n,
@@ -209,8 +209,8 @@ extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
 }
 
 /* As nb_product_experts' arguments (product_loop.cuh), and nb_product_rows'. only: null, or which experts, not 0. gridDim.y
- * shares blocks, NB_PRODUCT_ROWS_AT_ONCE pairs at a time. */
-extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS) nb_product_experts_rows(
+ * shares blocks, NB_PRODUCT_ROWS_AT_ONCE pairs at a time. Two to a processor: for more the compiler would spill. */
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, 2) nb_product_experts_rows(
     global<const uint16_t> x, global<const uint32_t> words, global<const uint8_t> scales,
     global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
     global<const float> row_scale, global<uint16_t> y, global<const int> sorted, global<const int> owners,

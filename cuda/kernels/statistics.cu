@@ -154,7 +154,8 @@ extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS)
 
 /* out = x quantized and dequantized again: `units` of `width` numbers with a scale each, or (words) one for `share` units, whose
  * extents are known. out may be x. */
-extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS)
+/* Four of them to a processor: for more the compiler would spill. */
+extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS, 4)
     nb_statistics_quantize(global<uint8_t> out, global<const uint8_t> x, global<const uint32_t> words,
                            int64_t units, int width, int64_t share,
                            const __grid_constant__ nb_statistics_quant o, int out_dtype, int x_dtype,

@@ -1,6 +1,5 @@
 -- methods.activations_cuda: what dense layers on a CUDA device whose input is quantized too have in common (fp8_cuda,
 -- nvfp4_cuda): the weight comes from any format, the input may lie on the device or not, and so does the output.
-local backends = require "nibble.backends"
 local cuda = require "nibble.cuda"
 local formats = require "nibble.formats"
 local linear = require "nibble.methods.linear"
@@ -30,17 +29,7 @@ function M.class(name)
 end
 
 --- method:create(L) -> true | nil, msg, code: what is refused, the oracle says why.
-function Method:create(L)
-  if L.tp > 1 then
-    return nil, ("layer %s: %s takes whole layers, found one of %d ranks"):format(L.name, self.name, L.tp), "eunsupported"
-  end
-  local weight = setmetatable({ format = self.config.format }, { __index = self.config.scheme })
-  local ok, msg, code = backends.select({ consumer = "nibble", kind = "linear", device = self.device, backend = self.name,
-    name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full }, { change = false })
-  if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  linear.register_bias(L)
-  return true
-end
+Method.create = linear.create_on_device
 
 --- method:read(L, ck) -> true | nil, msg, code: the layer's weight, stored in whatever format, to the device.
 function Method:read(L, ck)
@@ -81,8 +70,7 @@ function Method:apply(L, x)
   y, msg, code = self:product(L, there, dtype, bias)
   if y and here then y, msg, code = y:to "cpu" end
   if not y then return nil, msg, code end
-  shape[#shape + 1] = L.n
-  return (here and linear.rounded(y, x:type()) or y):reshape(shape)
+  return linear.shaped(y, x, shape, L.n)
 end
 
 return M

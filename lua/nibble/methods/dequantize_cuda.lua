@@ -1,6 +1,5 @@
 -- methods.dequantize_cuda: dense layers of any scheme on a CUDA device whose product nibble has no kernel for: their
 -- codes lie there, become floats of the layer's dtype at every call, and cuBLASLt multiplies (weight-only).
-local backends = require "nibble.backends"
 local cuda = require "nibble.cuda"
 local formats = require "nibble.formats"
 local linear = require "nibble.methods.linear"
@@ -20,15 +19,7 @@ function M.new(config, options)
 end
 
 --- method:create(L) -> true | nil, msg, code: what is refused, the oracle says why.
-function M:create(L)
-  if L.tp > 1 then return nil, ("layer %s: %s takes whole layers, found one of %d ranks"):format(L.name, M.name, L.tp), "eunsupported" end
-  local weight = setmetatable({ format = self.config.format }, { __index = self.config.scheme })
-  local ok, msg, code = backends.select({ consumer = "nibble", kind = "linear", device = "sm_" .. self.sm, backend = M.name,
-    name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full }, { change = false })
-  if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  linear.register_bias(L)
-  return true
-end
+M.create = linear.create_on_device
 
 --- method:read(L, ck) -> true | nil, msg, code: the layer's weight, stored in whatever format, to the device.
 function M:read(L, ck)

@@ -1,5 +1,6 @@
 -- methods.linear: what the linear methods share: rows in, outputs out, the bias with
 -- its tag, sizes of groups on a rank.
+local backends = require "nibble.backends"
 local tensor = require "nibble.tensor"
 
 local M = {}
@@ -28,6 +29,20 @@ end
 --- register_bias(L): the parameter "bias" [n], where the layer has one.
 function M.register_bias(L)
   if L.bias then L:register("bias", { dtype = L.dtype, shape = { L.n }, output_dim = 0 }) end
+end
+
+--- create_on_device(method, L) -> true | nil, msg, code: create of methods that read a whole layer's weight from any format
+-- method: its name, sm (90) and config {scheme =, format =}. What nibble's table of the oracle refuses is refused here.
+function M.create_on_device(method, L)
+  if L.tp > 1 then
+    return nil, ("layer %s: %s takes whole layers, found one of %d ranks"):format(L.name, method.name, L.tp), "eunsupported"
+  end
+  local weight = setmetatable({ format = method.config.format }, { __index = method.config.scheme })
+  local ok, msg, code = backends.select({ consumer = "nibble", kind = "linear", device = "sm_" .. method.sm, backend = method.name,
+    name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full }, { change = false })
+  if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
+  M.register_bias(L)
+  return true
 end
 
 --- bias(L, given, permuted) -> tensor | nil

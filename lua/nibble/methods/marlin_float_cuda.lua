@@ -1,7 +1,6 @@
 -- methods.marlin_float_cuda: dense layers of FP8, MXFP8, MXFP4 and NVFP4 weights with 16-bit activations on a CUDA device,
 -- whatever format stores them: put into Marlin's form after loading (methods.marlin_float), which pads what its tiles don't
 -- divide, and multiplied there as methods.marlin_cuda does (SYSTEMS MRL-48, CTM-NVFP4-15, CTM-FP8-17).
-local backends = require "nibble.backends"
 local formats = require "nibble.formats"
 local linear = require "nibble.methods.linear"
 local marlin_cuda = require "nibble.methods.marlin_cuda"
@@ -21,15 +20,7 @@ function M.new(config, options)
 end
 
 --- method:create(L) -> true | nil, msg, code: what is refused, the oracle says why.
-function M:create(L)
-  if L.tp > 1 then return nil, ("layer %s: %s takes whole layers, found one of %d ranks"):format(L.name, M.name, L.tp), "eunsupported" end
-  local weight = setmetatable({ format = self.config.format }, { __index = self.config.scheme })
-  local ok, msg, code = backends.select({ consumer = "nibble", kind = "linear", device = "sm_" .. self.sm, backend = M.name,
-    name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full }, { change = false })
-  if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  linear.register_bias(L)
-  return true
-end
+M.create = linear.create_on_device
 
 --- method:read(L, ck) -> true | nil, msg, code: the layer's weight, stored in whatever format.
 function M.read(_, L, ck)

@@ -84,6 +84,8 @@ int nb_cuda_resident(int64_t *blocks, const nb_cuda_device *d, int to_processor,
  * scales by the second. */
 int nb_cuda_marlin_kind(const nb_marlin_weight *w, const char *what);
 int nb_cuda_marlin_scales(const nb_marlin_weight *w, const char *what);
+/* Its size alone; k is to be a multiple of tile_k. */
+int nb_cuda_marlin_sizes(const nb_marlin_weight *w, int tile_k, const char *what);
 /* What its codes and its scales are: NB_CODES_* and NB_KERNEL_*. */
 int nb_cuda_marlin_codes(const nb_marlin_weight *w);
 int nb_cuda_marlin_scale(const nb_marlin_weight *w);

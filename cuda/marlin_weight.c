@@ -5,6 +5,19 @@
 
 enum { TILE_K = 16, TILE_N = 64 };
 
+int nb_cuda_marlin_sizes(const nb_marlin_weight *w, int tile_k, const char *what) {
+  if (w->k % tile_k || w->k <= 0)
+    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of %d", what, (long long)w->k, tile_k);
+  if (w->n % TILE_N || w->n <= 0)
+    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of %d", what, (long long)w->n, TILE_N);
+  /* Kernels count 16-byte pieces of words in 32 bits, and tiles of 128 columns, of two blocks of rows. */
+  if (w->k > INT32_MAX || w->n > (int64_t)NB_PRODUCT_MOST_TILES / 2 * NB_PRODUCT_COLUMNS ||
+      w->k / 16 * (w->n * w->bits / 8) > INT32_MAX / 2)
+    return nb_fail(NB_EUNSUPPORTED, "%s: a weight of K = %lld and N = %lld is more than a launch can count",
+                   what, (long long)w->k, (long long)w->n);
+  return NB_OK;
+}
+
 int nb_cuda_marlin_kind(const nb_marlin_weight *w, const char *what) {
   bool floats = w->code == NB_MARLIN_E4M3 || w->code == NB_MARLIN_E2M1,
        known = w->code == NB_MARLIN_INT    ? w->scale == NB_MARLIN_FLOAT
@@ -21,16 +34,7 @@ int nb_cuda_marlin_kind(const nb_marlin_weight *w, const char *what) {
     return nb_fail(NB_EINVAL, "%s: bits must be 4 or 8, found %d", what, w->bits);
   if (floats && (w->code == NB_MARLIN_E4M3) != (w->bits == 8))
     return nb_fail(NB_EINVAL, "%s: codes of kind %d cannot have %d bits", what, w->code, w->bits);
-  if (w->k % TILE_K || w->k <= 0)
-    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of %d", what, (long long)w->k, TILE_K);
-  if (w->n % TILE_N || w->n <= 0)
-    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of %d", what, (long long)w->n, TILE_N);
-  /* Kernels count 16-byte pieces of words in 32 bits, and tiles of 128 columns, of two blocks of rows. */
-  if (w->k > INT32_MAX || w->n > (int64_t)NB_PRODUCT_MOST_TILES / 2 * NB_PRODUCT_COLUMNS ||
-      w->k / 16 * (w->n * w->bits / 8) > INT32_MAX / 2)
-    return nb_fail(NB_EUNSUPPORTED, "%s: a weight of K = %lld and N = %lld is more than a launch can count",
-                   what, (long long)w->k, (long long)w->n);
-  return NB_OK;
+  return nb_cuda_marlin_sizes(w, TILE_K, what);
 }
 
 int nb_cuda_marlin_scales(const nb_marlin_weight *w, const char *what) {

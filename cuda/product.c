@@ -19,15 +19,22 @@ typedef nb_cuda_marlin_gemm product;
 
 static bool empty(const nb_tensor *t) { return !t || nb_tensor_numel(t) == 0; }
 
-/* Where a tensor lies, which must be of this dtype (-1: words) and shape. */
-static int place_of(const void **at, product *p, const nb_tensor *t, const char *name, int dtype, int ndim,
-                    const int64_t *shape) {
+int nb_cuda_marlin_gemm_place(const void **at, product *p, const nb_tensor *t, const char *name, int dtype,
+                              int ndim, const int64_t *shape) {
   nb_tensor seen;
   char text[64];
   snprintf(text, sizeof text, "%s: %s", what, name);
   NB_TRY(nb_cuda_operand(&seen, &p->d, t, text));
   *at = t->data;
-  return dtype < 0 ? nb_expect_words(&seen, text, ndim, shape) : nb_expect(&seen, text, dtype, ndim, shape);
+  if (dtype == -1) return nb_expect_words(&seen, text, ndim, shape);
+  return nb_expect(&seen, text, dtype == -2 ? t->dtype : dtype, ndim, shape);
+}
+
+int nb_cuda_marlin_gemm_outputs(int64_t *outputs, const nb_tensor *y, int n, const char *asks) {
+  *outputs = y->ndim == 2 ? y->shape[1] : n;
+  if (*outputs <= n && *outputs % 2 == 0) return NB_OK;
+  return nb_fail(NB_EINVAL, "%s: y has %lld columns for N = %d, expected an even number up to it", asks,
+                 (long long)*outputs, n);
 }
 
 /* An order of rows and their groups, which only the kernels look at: what is out of range makes NaN. */
@@ -44,35 +51,38 @@ static int check_order(product *p) {
   if (w->k_full && p->groups <= 1)
     return nb_fail(NB_EINVAL, "%s: an activation order over the full K needs more than one group, found %d",
                    what, p->groups);
-  NB_TRY(place_of(&p->perm, p, w->perm, "perm", NB_I32, 1, NB_SHAPE(p->k)));
-  return place_of(&p->g_idx, p, w->g_idx, "g_idx", NB_I32, 1, NB_SHAPE(p->k));
+  NB_TRY(nb_cuda_marlin_gemm_place(&p->perm, p, w->perm, "perm", NB_I32, 1, NB_SHAPE(p->k)));
+  return nb_cuda_marlin_gemm_place(&p->g_idx, p, w->g_idx, "g_idx", NB_I32, 1, NB_SHAPE(p->k));
 }
 
 int nb_cuda_marlin_gemm_check(product *p, const nb_tensor *x, const nb_marlin_weight *w,
                               const nb_tensor *row_scale) {
   const void *at;
   *p = (product){.w = w, .dtype = x->dtype};
-  NB_TRY(place_of(&at, p, x, "x", x->dtype, 2, NB_SHAPE(-1, -1)));
+  NB_TRY(nb_cuda_marlin_gemm_place(&at, p, x, "x", x->dtype, 2, NB_SHAPE(-1, -1)));
   if (x->dtype != NB_F16 && x->dtype != NB_BF16)
     return nb_fail(NB_EINVAL, "%s: on a device x is f16 or bf16, found %s", what, nb_dtype_name(x->dtype));
   NB_TRY(nb_cuda_marlin_kind(w, what));
   p->k = (int)w->k, p->n = (int)w->n;
   if (x->shape[1] > p->k)
     return nb_fail(NB_EINVAL, "%s: x has %lld columns for K = %d", what, (long long)x->shape[1], p->k);
-  NB_TRY(place_of(&p->words, p, w->words, "words", -1, 2, NB_SHAPE(w->k / 16, w->n * w->bits / 2)));
+  NB_TRY(nb_cuda_marlin_gemm_place(&p->words, p, w->words, "words", -1, 2,
+                                   NB_SHAPE(w->k / 16, w->n * w->bits / 2)));
   NB_TRY(nb_cuda_marlin_scales(w, what));
-  NB_TRY(place_of(&p->scales, p, w->scales, "scales",
-                  w->scale == NB_MARLIN_FLOAT ? p->dtype : w->scales->dtype, 2, NB_SHAPE(-1, p->n)));
+  NB_TRY(nb_cuda_marlin_gemm_place(&p->scales, p, w->scales, "scales",
+                                   w->scale == NB_MARLIN_FLOAT ? p->dtype : w->scales->dtype, 2,
+                                   NB_SHAPE(-1, p->n)));
   int64_t groups = w->scales->shape[0];
   if (groups < 1 || groups > w->k)
     return nb_fail(NB_EINVAL, "%s: K = %d cannot have %lld groups of scales", what, p->k, (long long)groups);
   p->groups = (int)groups;
   p->group = p->k % p->groups ? 0 : p->k / p->groups;
   if (w->zeros && w->code == NB_MARLIN_INT)
-    NB_TRY(place_of(&p->zeros, p, w->zeros, "zero-points", -1, 2, NB_SHAPE(groups, w->n * w->bits / 32)));
-  if (w->bias) NB_TRY(place_of(&p->bias, p, w->bias, "bias", p->dtype, 1, NB_SHAPE(p->n)));
+    NB_TRY(nb_cuda_marlin_gemm_place(&p->zeros, p, w->zeros, "zero-points", -1, 2,
+                                     NB_SHAPE(groups, w->n * w->bits / 32)));
+  if (w->bias) NB_TRY(nb_cuda_marlin_gemm_place(&p->bias, p, w->bias, "bias", p->dtype, 1, NB_SHAPE(p->n)));
   if (row_scale) {
-    NB_TRY(place_of(&at, p, row_scale, "row scales", NB_F32, 2, NB_SHAPE(x->shape[0], 1)));
+    NB_TRY(nb_cuda_marlin_gemm_place(&at, p, row_scale, "row scales", NB_F32, 2, NB_SHAPE(x->shape[0], 1)));
     p->row_scale = at;
   }
   return check_order(p);
@@ -124,30 +134,33 @@ int nb_cuda_marlin_gemm_workspace(product *p) {
   return NB_OK;
 }
 
-/* x [m,columns] as [m,k] in the order of the weight's rows; looks at the order where only then it is known. */
-static int gather(nb_tensor *out, const product *p, const nb_tensor *x) {
-  NB_TRY(nb_cuda_tensor(out, p->d, p->dtype, 2, NB_SHAPE(x->shape[0], p->k)));
-  int columns = (int)x->shape[1], k = p->k, group = p->group, threads = NB_PRODUCT_THREADS;
-  for (int64_t row = 0; row < x->shape[0]; row += GRID) {
-    const void *from = (const uint16_t *)x->data + row * columns, *to = (uint16_t *)out->data + row * p->k;
-    const void *irregular = p->g_idx && nb_cuda_marlin_gemm_whole(p) ? p->irregular : NULL;
-    nb_launch at = {{NB_CEIL(k, threads), (int32_t)NB_MIN((int64_t)GRID, x->shape[0] - row), 1},
+int nb_cuda_marlin_gemm_gather(void *out, const product *p, const void *from, int64_t m, int columns, int k,
+                               int32_t *irregular) {
+  int threads = NB_PRODUCT_THREADS;
+  for (int64_t row = 0; row < m; row += GRID) {
+    const void *x = (const uint16_t *)from + row * columns, *to = (uint16_t *)out + row * k;
+    nb_launch at = {{NB_CEIL(k, threads), (int32_t)NB_MIN((int64_t)GRID, m - row), 1},
                     {threads, 1, 1},
                     nb_product_rows_bytes()};
-    NB_TRY(nb_device_launch(
-        p->d->number, "nb_product_gather", &at,
-        (void *[]){&from, (void *)&p->perm, (void *)&p->g_idx, &to, &irregular, &columns, &k, &group}));
+    NB_TRY(nb_device_launch(p->d->number, "nb_product_gather", &at,
+                            (void *[]){&x, (void *)&p->perm, (void *)&p->g_idx, &to, &irregular, &columns, &k,
+                                       (void *)&p->group}));
   }
   return NB_OK;
+}
+
+/* x [m,columns] as [m,k] in the order of the weight's rows; looks at the order where only then it is known. */
+static int gather(nb_tensor *out, const product *p, const nb_tensor *x) {
+  int32_t *irregular = p->g_idx && nb_cuda_marlin_gemm_whole(p) ? p->irregular : NULL;
+  NB_TRY(nb_cuda_tensor(out, p->d, p->dtype, 2, NB_SHAPE(x->shape[0], p->k)));
+  return nb_cuda_marlin_gemm_gather(out->data, p, x->data, x->shape[0], (int)x->shape[1], p->k, irregular);
 }
 
 /* y [m,outputs] = x [m,k] W for m up to ROWS by tensor cores; nothing where the weight's order is irregular. */
 static int product_small(const product *p, const void *y, const void *x, const float *row_scale, int m,
                          int outputs) {
-  const int blocks = m <= 16   ? 1
-                     : m <= 32 ? 2
-                               : 4,
-            across = NB_CEIL(m, blocks * 16), bits = p->w->bits, stage_k = nb_product_k(blocks);
+  const int blocks = nb_cuda_marlin_gemm_blocks(m), across = NB_CEIL(m, blocks * 16), bits = p->w->bits,
+            stage_k = nb_product_k(blocks);
   char name[48];
   snprintf(name, sizeof name, "nb_product_%s_%s_m%d", nb_dtype_name(p->dtype),
            nb_cuda_marlin_gemm_format(p->w), blocks * 16);
@@ -232,10 +245,8 @@ int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weig
   nb_tensor to;
   if (w->a8) return nb_cuda_product_a8(y, x, w, row_scale);
   NB_TRY(nb_cuda_marlin_gemm_check(&p, x, w, row_scale));
-  int64_t m = x->shape[0], outputs = y->ndim == 2 ? y->shape[1] : p.n;
-  if (outputs > p.n || outputs % 2)
-    return nb_fail(NB_EINVAL, "%s: y has %lld columns for N = %d, expected an even number up to it", what,
-                   (long long)outputs, p.n);
+  int64_t m = x->shape[0], outputs;
+  NB_TRY(nb_cuda_marlin_gemm_outputs(&outputs, y, p.n, what));
   NB_TRY(nb_cuda_result(&to, y, p.d, x->dtype, 2, NB_SHAPE(m, outputs), "marlin gemm: y"));
   int rc = NB_OK;
   if (m && outputs)

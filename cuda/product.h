@@ -1,4 +1,4 @@
-/* product.h - what products with Marlin's weights share: product.c, product_experts.c. */
+/* product.h - what products with Marlin's weights share: product.c, product_experts.c, product_a8.c. */
 #ifndef NB_CUDA_PRODUCT_H
 #define NB_CUDA_PRODUCT_H
 #include "device.h"
@@ -13,6 +13,18 @@ typedef struct nb_cuda_marlin_gemm {
   int32_t *irregular, *arrived; /* of the stream's workspace, and behind them */
   void *parts;
 } nb_cuda_marlin_gemm;
+
+/* Where an operand of theirs lies, which must be of this dtype (-1: words, -2: any) and shape. */
+int nb_cuda_marlin_gemm_place(const void **at, nb_cuda_marlin_gemm *p, const nb_tensor *t, const char *name,
+                              int dtype, int ndim, const int64_t *shape);
+/* How many columns y has, or is to have: an even number up to n. */
+int nb_cuda_marlin_gemm_outputs(int64_t *outputs, const nb_tensor *y, int n, const char *what);
+/* Blocks of 16 rows that a block of threads takes where there are so many rows. */
+static inline int nb_cuda_marlin_gemm_blocks(int64_t rows) { return rows <= 16 ? 1 : rows <= 32 ? 2 : 4; }
+/* out [m,k] of from [m,columns], of numbers of 2 bytes, in the order of p's weight's rows; columns that there are not are 0.
+ * irregular: where it is noted that p's order is not by groups, or NULL. */
+int nb_cuda_marlin_gemm_gather(void *out, const nb_cuda_marlin_gemm *p, const void *from, int64_t m,
+                               int columns, int k, int32_t *irregular);
 
 /* nb_device_marlin_gemm's checks of its operands, y apart. */
 int nb_cuda_marlin_gemm_check(nb_cuda_marlin_gemm *p, const nb_tensor *x, const nb_marlin_weight *w,

@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-enum { COLUMNS = NB_PRODUCT_COLUMNS, MOST_TILES = NB_PRODUCT_MOST_TILES, GRID = 65535 };
+enum { COLUMNS = NB_PRODUCT_COLUMNS };
 
 static const char what[] = "marlin gemm";
 
@@ -26,37 +26,20 @@ static const kind kinds[] = {
     {NB_MARLIN_E2M1, 4, NB_F8_E4M3, NB_MARLIN_E8M0, 0, "e2m1", "e2m1 numbers", 0x1p6},
 };
 
-/* The operands, checked, as the kernels take them. */
-typedef struct product {
-  nb_cuda_device *d;
-  const nb_marlin_weight *w;
-  const kind *kind;
-  int dtype, k, n, groups, group; /* of y */
-  const void *words, *scales, *zeros, *bias;
-  const float *row_scale; /* or NULL */
-} product;
+typedef nb_cuda_marlin_gemm product; /* dtype: of y */
 
 /* ---- checks (MRL-47, MRL-51) ----------------------------------------------------------- */
 
 static bool empty(const nb_tensor *t) { return !t || nb_tensor_numel(t) == 0; }
 
-/* Where a tensor lies, which must be of this dtype (-1: words, -2: any) and shape. */
-static int place_of(const void **at, product *p, const nb_tensor *t, const char *name, int dtype, int ndim,
-                    const int64_t *shape) {
-  nb_tensor seen;
-  char text[64];
-  snprintf(text, sizeof text, "%s: %s", what, name);
-  NB_TRY(nb_cuda_operand(&seen, &p->d, t, text));
-  *at = t->data;
-  if (dtype == -1) return nb_expect_words(&seen, text, ndim, shape);
-  return nb_expect(&seen, text, dtype == -2 ? t->dtype : dtype, ndim, shape);
+static const kind *kind_of(const nb_marlin_weight *w) {
+  for (int i = 0; i < (int)(sizeof kinds / sizeof *kinds); i++)
+    if (kinds[i].code == w->code && kinds[i].bits == w->bits) return &kinds[i];
+  return NULL;
 }
 
-static int check_kind(product *p, const nb_tensor *x) {
-  const nb_marlin_weight *w = p->w;
-  for (int i = 0; i < (int)(sizeof kinds / sizeof *kinds); i++)
-    if (kinds[i].code == w->code && kinds[i].bits == w->bits) p->kind = &kinds[i];
-  const kind *of = p->kind;
+static int check_kind(const nb_marlin_weight *w, const nb_tensor *x) {
+  const kind *of = kind_of(w);
   bool int16 = of && of->x == NB_I8 && w->scale == NB_MARLIN_INT16;
   if (!of || (w->scale != of->scale && !int16))
     return nb_fail(
@@ -72,16 +55,7 @@ static int check_kind(product *p, const nb_tensor *x) {
     return nb_fail(NB_EUNSUPPORTED, "%s: %s have no zero-points with 8-bit activations", what, of->codes);
   if (!empty(w->perm) || !empty(w->g_idx))
     return nb_fail(NB_EINVAL, "%s: an activation order cannot be combined with 8-bit activations", what);
-  if (w->k % 32 || w->k <= 0)
-    return nb_fail(NB_EINVAL, "%s: K = %lld is not a multiple of 32", what, (long long)w->k);
-  if (w->n % 64 || w->n <= 0)
-    return nb_fail(NB_EINVAL, "%s: N = %lld is not a multiple of 64", what, (long long)w->n);
-  /* Kernels count 16-byte pieces of words in 32 bits, and tiles of 128 columns. */
-  if (w->k > INT32_MAX || w->n > (int64_t)MOST_TILES / 2 * COLUMNS ||
-      w->k / 16 * (w->n * w->bits / 8) > INT32_MAX / 2)
-    return nb_fail(NB_EUNSUPPORTED, "%s: a weight of K = %lld and N = %lld is more than a launch can count",
-                   what, (long long)w->k, (long long)w->n);
-  return NB_OK;
+  return nb_cuda_marlin_sizes(w, 32, what);
 }
 
 /* y's dtype, which nothing says where it is made, scales are bytes and there is no bias. */
@@ -111,25 +85,29 @@ static int check(product *p, const nb_tensor *y, const nb_tensor *x, const nb_ma
                  const nb_tensor *row_scale) {
   const void *at;
   *p = (product){.w = w, .dtype = dtype_of(y, w)};
-  NB_TRY(place_of(&at, p, x, "x", -2, 2, NB_SHAPE(-1, -1)));
-  NB_TRY(check_kind(p, x));
+  NB_TRY(nb_cuda_marlin_gemm_place(&at, p, x, "x", -2, 2, NB_SHAPE(-1, -1)));
+  NB_TRY(check_kind(w, x));
   p->k = (int)w->k, p->n = (int)w->n;
   if (p->dtype != NB_F16 && p->dtype != NB_BF16)
     return nb_fail(NB_EINVAL, "%s: on a device y is f16 or bf16, found %s", what, nb_dtype_name(p->dtype));
   if (x->shape[1] > p->k || (x->shape[1] < p->k && x->shape[1] % 2))
     return nb_fail(NB_EINVAL, "%s: x has %lld columns for K = %d, expected as many or an even number of less",
                    what, (long long)x->shape[1], p->k);
-  NB_TRY(place_of(&p->words, p, w->words, "words", -1, 2, NB_SHAPE(w->k / 16, w->n * w->bits / 2)));
-  int scales = w->scale == NB_MARLIN_FLOAT ? p->dtype : -2, bits = p->kind->scale == NB_MARLIN_E8M0 ? 8 : 16;
-  NB_TRY(place_of(&p->scales, p, w->scales, "scales", scales, 2, NB_SHAPE(-1, p->n)));
+  NB_TRY(nb_cuda_marlin_gemm_place(&p->words, p, w->words, "words", -1, 2,
+                                   NB_SHAPE(w->k / 16, w->n * w->bits / 2)));
+  int scales = w->scale == NB_MARLIN_FLOAT ? p->dtype : -2,
+      bits = kind_of(p->w)->scale == NB_MARLIN_E8M0 ? 8 : 16;
+  NB_TRY(nb_cuda_marlin_gemm_place(&p->scales, p, w->scales, "scales", scales, 2, NB_SHAPE(-1, p->n)));
   if (nb_dtype_bits(w->scales->dtype) != bits)
     return nb_fail(NB_EINVAL, "%s: scales of this weight cannot be %s", what,
                    nb_dtype_name(w->scales->dtype));
   NB_TRY(check_groups(p));
-  if (w->zeros) NB_TRY(place_of(&p->zeros, p, w->zeros, "zero-points", -1, 2, NB_SHAPE(p->groups, w->n / 8)));
-  if (w->bias) NB_TRY(place_of(&p->bias, p, w->bias, "bias", p->dtype, 1, NB_SHAPE(p->n)));
+  if (w->zeros)
+    NB_TRY(nb_cuda_marlin_gemm_place(&p->zeros, p, w->zeros, "zero-points", -1, 2,
+                                     NB_SHAPE(p->groups, w->n / 8)));
+  if (w->bias) NB_TRY(nb_cuda_marlin_gemm_place(&p->bias, p, w->bias, "bias", p->dtype, 1, NB_SHAPE(p->n)));
   if (!row_scale) return NB_OK;
-  NB_TRY(place_of(&at, p, row_scale, "row scales", NB_F32, 2, NB_SHAPE(x->shape[0], 1)));
+  NB_TRY(nb_cuda_marlin_gemm_place(&at, p, row_scale, "row scales", NB_F32, 2, NB_SHAPE(x->shape[0], 1)));
   p->row_scale = at;
   return NB_OK;
 }
@@ -139,39 +117,25 @@ static int check(product *p, const nb_tensor *y, const nb_tensor *x, const nb_ma
 /* x [m,columns] with columns of 0 up to k, two at a time. */
 static int widen(nb_tensor *out, const product *p, const nb_tensor *x) {
   NB_TRY(nb_cuda_tensor(out, p->d, x->dtype, 2, NB_SHAPE(x->shape[0], p->k)));
-  int columns = (int)x->shape[1] / 2, k = p->k / 2, threads = NB_PRODUCT_THREADS;
-  for (int64_t row = 0; row < x->shape[0]; row += GRID) {
-    const void *from = (const char *)x->data + row * x->shape[1], *to = (char *)out->data + row * p->k,
-               *none = NULL;
-    nb_launch at = {{NB_CEIL(k, threads), (int32_t)NB_MIN((int64_t)GRID, x->shape[0] - row), 1},
-                    {threads, 1, 1},
-                    nb_product_rows_bytes()};
-    NB_TRY(nb_device_launch(p->d->number, "nb_product_gather", &at,
-                            (void *[]){&from, &none, &none, &to, &none, &columns, &k, &k}));
-  }
-  return NB_OK;
+  return nb_cuda_marlin_gemm_gather(out->data, p, x->data, x->shape[0], (int)x->shape[1] / 2, p->k / 2, NULL);
 }
 
 /* y = x W of all rows, as many in a launch as blocks that are there at once take: for each the workspace has room. */
 static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
   int64_t m = x->shape[0], resident, columns = y->shape[1], tiles = NB_CEIL((int64_t)p->n, COLUMNS);
-  const int blocks = m <= 16   ? 1
-                     : m <= 32 ? 2
-                               : 4,
-            bits = p->w->bits, stage_k = nb_product_k(blocks), staged = NB_MAX(1, stage_k / p->group),
-            scale_bytes = p->kind->scale == NB_MARLIN_E8M0 ? 1 : 2;
+  const kind *of = kind_of(p->w);
+  const int blocks = nb_cuda_marlin_gemm_blocks(m), bits = p->w->bits, stage_k = nb_product_k(blocks),
+            staged = NB_MAX(1, stage_k / p->group), scale_bytes = of->scale == NB_MARLIN_E8M0 ? 1 : 2;
   nb_launch at = {{1, 1, 1},
                   {NB_PRODUCT_THREADS, 1, 1},
                   NB_PRODUCT_STAGES *
                       nb_product_a8_stage_bytes(blocks, bits, staged, scale_bytes, p->zeros != NULL)};
   char name[48];
-  snprintf(name, sizeof name, "nb_product_a8_%s_%s_m%d", nb_dtype_name(p->dtype), p->kind->kernel,
-           16 * blocks);
-  nb_cuda_marlin_gemm room = {.d = p->d};
-  NB_TRY(nb_cuda_marlin_gemm_workspace(&room));
+  snprintf(name, sizeof name, "nb_product_a8_%s_%s_m%d", nb_dtype_name(p->dtype), of->kernel, 16 * blocks);
+  NB_TRY(nb_cuda_marlin_gemm_workspace(p));
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
   int64_t all = tiles * NB_CEIL((int64_t)p->k, stage_k), rows = 16 * blocks * resident;
-  float factor = (float)(p->w->scale_factor * p->w->global * p->kind->unit);
+  float factor = (float)(p->w->scale_factor * p->w->global * of->unit);
   int whole = p->w->scale == NB_MARLIN_INT16, outputs = (int)columns;
   for (int64_t row = 0; row < m; row += rows) {
     int now = (int)NB_MIN(rows, m - row);
@@ -182,8 +146,8 @@ static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
     const float *row_scale = p->row_scale ? p->row_scale + row : NULL;
     NB_TRY(nb_device_launch(p->d->number, name, &at,
                             (void *[]){&from, (void *)&p->words, (void *)&p->scales, (void *)&p->zeros,
-                                       (void *)&p->bias, &row_scale, &to, &room.parts, &room.arrived, &now,
-                                       &p->n, &p->k, &p->group, &outputs, &whole, &factor}));
+                                       (void *)&p->bias, &row_scale, &to, &p->parts, &p->arrived, &now, &p->n,
+                                       &p->k, &p->group, &outputs, &whole, &factor}));
   }
   return NB_OK;
 }
@@ -193,10 +157,8 @@ int nb_cuda_product_a8(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight 
   product p;
   nb_tensor to, widened = {0};
   NB_TRY(check(&p, y, x, w, row_scale));
-  int64_t outputs = y->ndim == 2 ? y->shape[1] : p.n;
-  if (outputs > p.n || outputs % 2)
-    return nb_fail(NB_EINVAL, "%s: y has %lld columns for N = %d, expected an even number up to it", what,
-                   (long long)outputs, p.n);
+  int64_t outputs;
+  NB_TRY(nb_cuda_marlin_gemm_outputs(&outputs, y, p.n, what));
   NB_TRY(nb_cuda_result(&to, y, p.d, p.dtype, 2, NB_SHAPE(x->shape[0], outputs), "marlin gemm: y"));
   int rc = NB_OK;
   if (x->shape[0] && outputs) {

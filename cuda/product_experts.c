@@ -131,7 +131,7 @@ static int gather(nb_tensor *out, experts *e) {
 
 static int by_tensor_cores(experts *e, int outputs) {
   nb_cuda_marlin_gemm *p = &e->p;
-  int block = (int)e->blocks->block, bits = p->w->bits, blocks = block <= 16 ? 1 : block <= 32 ? 2 : 4;
+  int block = (int)e->blocks->block, bits = p->w->bits, blocks = nb_cuda_marlin_gemm_blocks(block);
   char name[48];
   snprintf(name, sizeof name, "nb_product_experts_%s_%s_m%d", nb_dtype_name(p->dtype),
            nb_cuda_marlin_gemm_format(p->w), blocks * 16);
@@ -237,10 +237,8 @@ int nb_device_marlin_moe_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_
   experts e;
   nb_tensor to;
   NB_TRY(check(&e, x, w, blocks, row_scale));
-  int64_t outputs = y->ndim == 2 ? y->shape[1] : e.p.n;
-  if (outputs > e.p.n || outputs % 2)
-    return nb_fail(NB_EINVAL, "%s: y has %lld columns for N = %d, expected an even number up to it", what,
-                   (long long)outputs, e.p.n);
+  int64_t outputs;
+  NB_TRY(nb_cuda_marlin_gemm_outputs(&outputs, y, e.p.n, what));
   NB_TRY(nb_cuda_result(&to, y, e.p.d, x->dtype, 2, NB_SHAPE(e.pairs, outputs), "marlin moe gemm: y"));
   e.y = to.data;
   int rc = NB_OK;

@@ -8,7 +8,7 @@ return {
     { "rows of y by their width of x", BLAS, "type_of(p->out), n, m, p->y_pitch", "type_of(p->out), n, m, p->x_pitch" },
     { "y as x's dtype", BLAS, "type_of(p->out), n, m", "type_of(p->in), n, m" },
     { "bias forgotten", BLAS, "&epilogue, sizeof epilogue)", "&transposed, sizeof transposed)" },
-    { "bf16 for f16", BLAS, "dtype == NB_F16 ? LT_F16 : LT_BF16", "dtype == NB_F16 ? LT_BF16 : LT_F16" },
+    { "bf16 for f16", BLAS, "case NB_F16: return LT_F16;", "case NB_F16: return LT_BF16;" },
     { "alignments not told", BLAS, "for (int i = 0; i < 4 && !status; i++)", "for (int i = 0; i < 0 && !status; i++)" },
     { "x's alignment for w", BLAS, "&alignments[NB_MIN(i, 2)]", "&alignments[0]" },
     { "a way of another shape", BLAS, "memcmp(&kept[i].shape, &s, sizeof s) == 0", "kept[i].shape.m == s.m" },

@@ -1,6 +1,7 @@
 -- Bugs for the dequantize kernels and what launches them.
 local NUMBERS, ROWS = "cuda/kernels/dequantize.cuh", "cuda/kernels/dequantize.cu"
 local WORDS, MARLIN = "cuda/kernels/dequantize_words.cu", "cuda/kernels/dequantize_marlin.cu"
+local ORDER = "cuda/kernels/marlin_order.cuh"
 local SIZES, HOST, HOST_MARLIN = "cuda/kernels/dequantize.h", "cuda/dequantize.c", "cuda/dequantize_marlin.c"
 
 return {
@@ -31,8 +32,8 @@ return {
     { "words: AWQ's columns in their plain order", WORDS, "(d / 2 + d % 2 * (PF / 2)) * BITS", "d * BITS" },
     { "words: the other half of a word", WORDS, "return piece * PIECE % PF * BITS;", "return 0;" },
     { "words: shared memory too small", SIZES, "rows / together * NB_DEQUANTIZE_PAD", "0 * together" },
-    { "marlin: scales of groups in the order of columns", MARLIN, "8 * i + q : q / 4", "8 * q + i : q / 4" },
-    { "marlin: one scale a column in the order of groups", MARLIN, "q / 4 * 32 + 8 * (i / 2) + 2 * (q % 4) + i % 2", "8 * i + q" },
+    { "marlin: scales of groups in the order of columns", ORDER, "return c % 8 * 8 + c / 8;", "return c;" },
+    { "marlin: one scale a column in the order of groups", ORDER, "grouped_place(c) : single_place(c)", "grouped_place(c) : grouped_place(c)" },
     { "marlin: odd octets forgotten", MARLIN, "word[i] >>= q % 2 * 8;", "word[i] >>= 0;" },
     { "marlin: rows 8 and 9 taken for 2 and 3", MARLIN, "c / 2 * 8;", "c / 2 * 2;" },
     { "marlin: rows in the kernel's order", MARLIN, "w.perm ? (int)w.perm[row] : row", "row" },

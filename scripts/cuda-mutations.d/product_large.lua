@@ -18,7 +18,7 @@ return {
     { "the first columns in every panel", MARLIN, "nt = w.job.first / TILE_COLUMNS + t % across", "nt = t % across" },
     { "a panel's rows as far apart as the weight's", MARLIN, "(to * w.job.columns + t % across", "(to * w.job.n + t % across" },
     { "fails where the kernels could go on", PRODUCT, "rc == NB_EUNSUPPORTED || rc == NB_ENOMEM ?", "rc == NB_ENOMEM ?" },
-    { "an order is looked at amid a graph", PRODUCT, "p->perm && p->d->capture ?", "0 ?" },
+    { "an order is looked at amid a graph", PRODUCT, "(p->perm && p->d->capture)", "0" },
     { "one row too early", PRODUCT, "m > LARGE ", "m >= LARGE " },
   },
 }

@@ -7,7 +7,7 @@ return {
     { "launched on the default stream", LAUNCH, "nb_cuda_stream(d), arguments", "NULL, arguments" },
     { "no wait after a copy", MEMORY, "code ? code : d->cu->cuStreamSynchronize(stream)", "code" },
     { "copies on the default stream", MEMORY, "void *stream = nb_cuda_stream(d);", "void *stream = NULL;" },
-    { "cleared on the default stream", MEMORY, "(size_t)bytes, nb_cuda_stream(d))", "(size_t)bytes, NULL)" },
+    { "cleared on the default stream", MEMORY, "address(out), 0, (size_t)bytes, nb_cuda_stream(d))", "address(out), 0, (size_t)bytes, NULL)" },
     { "after: the wait forgotten", STREAM, "d->cu->cuStreamWaitEvent(s->handle, event, 0);", "0;" },
     { "after: recorded in the wrong stream", STREAM, "cuEventRecord(event, other->handle)", "cuEventRecord(event, s->handle)" },
     { "times before they came", STREAM, "int code = d->cu->cuEventSynchronize(to->event);", "int code = 0;" },

@@ -190,9 +190,8 @@ void emu_count_warp(emu_block &b, int warp) {
       const emu_touch &t = lane[l].touches[next[l]++];
       if (!t.bytes) continue;
       if (t.space == EMU_GLOBAL) (t.write ? emu.counts.global_written : emu.counts.global_read) += t.bytes;
-      if (!count || (t.space == together[0]->space && t.bytes == together[0]->bytes &&
-                     t.write == together[0]->write))
-        together[count++] = &t;
+      const emu_touch &kind = count ? *together[0] : t;
+      if (t.space == kind.space && t.bytes == kind.bytes && t.write == kind.write) together[count++] = &t;
     }
     if (!count) continue;
     if (together[0]->space == EMU_GLOBAL) emu.counts.global_sectors += sectors(together, count);

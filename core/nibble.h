@@ -688,7 +688,8 @@ int nb_scales_multiply(nb_tensor *out, const nb_tensor *scales, double factor);
 int nb_marlin_nvfp4_scales(nb_tensor *out, const nb_tensor *scales, double factor);
 /* The power of two that such bf16 scales can be raised by (1 for f16). */
 int nb_marlin_nvfp4_factor(double *factor, const nb_tensor *scales);
-/* MX block scales (8 bits, already permuted): columns 0 2 1 3 of each 4; with a8 in place and raised by 6. */
+/* MX block scales (8 bits, already permuted): columns 0 2 1 3 of each 4; with a8 in place and raised
+ * by 6, at most to 254. */
 int nb_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8);
 /* Block scales [m,k] or [e,m,k] of 8 or 16 bits, padded to 128 x 4 with 0, in tensor-core
  * order, and back (out: without the padding). CTM-NVFP4-14. */

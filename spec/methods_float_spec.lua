@@ -58,12 +58,15 @@ describe("marlin_float", function()
     assert.equal(moe.global:get(1), moe.global:get(2))
   end)
 
-  it("MX scales: reordered, or raised by 6 for fp8 activations, never past 255", function()
+  it("MX scales: reordered, or raised by 6 for fp8 activations, never to 255, which is NaN", function()
     local s = nb.tensor("u8", { 1, 4 }, { 10, 20, 30, 40 })
     assert.same({ 10, 30, 20, 40 }, layout.marlin.mx_scales(s):totable())
     assert.same({ 16, 26, 36, 46 }, layout.marlin.mx_scales(s, true):totable())
-    s:set(3, 250)
-    assert.error_matches(function() layout.marlin.mx_scales(s, true) end, "scale 2^123 at position 3 is too large")
+    s:set(3, 248)
+    assert.equal(2 ^ 127, layout.marlin.mx_scales(s, true):as("f8_e8m0", { 4 }):cast("f32"):get(3))
+    s:set(3, 249)
+    assert.error_matches(function() layout.marlin.mx_scales(s, true) end,
+      "scale 2^122 at position 3 is too large for fp8 activations: at most 2^121 is possible")
     assert.error_matches(function() layout.marlin.mx_scales(nb.tensor("u8", { 1, 6 })) end,
       "N = 6 is not a multiple of 4")
   end)

@@ -275,10 +275,10 @@ int nb_marlin_mx_scales(nb_tensor *out, const nb_tensor *scales, int a8) {
       to[i] = s[i / 4 * 4 + order[i % 4]];
       continue;
     }
-    if (s[i] > 249)
+    if (s[i] > 248) /* 255 is NaN */
       return nb_fail(
           NB_EINVAL,
-          "%s: scale 2^%d at position %lld is too large for fp8 activations: at most 2^122 is possible", what,
+          "%s: scale 2^%d at position %lld is too large for fp8 activations: at most 2^121 is possible", what,
           s[i] - 127, (long long)i + 1);
     to[i] = (uint8_t)(s[i] + 6);
   }

@@ -89,16 +89,16 @@ extern "C" __global__ void __launch_bounds__(NB_NUMERIC_THREADS, NB_NUMERIC_BLOC
 }
 
 /* MX scales, one to a byte, four to a word: columns 0 2 1 3 of each four; with a8 in place and 6 more, of which one that
- * is above 255 then sets *wrong, which was 0. */
+ * is above 254 then sets *wrong, which was 0. */
 extern "C" __global__ void __launch_bounds__(NB_NUMERIC_THREADS, NB_NUMERIC_BLOCKS)
     nb_marlin_mx(global<const uint32_t> from, global<uint32_t> to, int64_t words, int a8, global<int> wrong) {
   using namespace numeric_kernels;
   if (!a8) return each_word(from, to, words, [](uint32_t w) { return interleaved(w); });
   bool beyond = false;
   each_word(from, to, words, [&](uint32_t w) {
-    uint32_t even = (w & 0x00ff00ffu) + 0x00060006u, odd = (w >> 8 & 0x00ff00ffu) + 0x00060006u;
+    uint32_t even = (w & 0x00ff00ffu) + 0x00070007u, odd = (w >> 8 & 0x00ff00ffu) + 0x00070007u;
     beyond |= ((even | odd) & 0x01000100u) != 0;
-    return (even & 0x00ff00ffu) | (odd & 0x00ff00ffu) << 8;
+    return w + 0x06060606u;
   });
   if (beyond) wrong[0] = 1;
 }

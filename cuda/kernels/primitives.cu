@@ -18,6 +18,10 @@ enum {
   COUNT_ONES,
   MUL_RN_F64,
   F16_PAIR_OF_E4M3,
+  PICK_SIGNS,
+  MAX_S16X2,
+  MAX_U16X2,
+  EXP2_NEAR,
 };
 
 /* A NaN of one's own for each of a pair's. */
@@ -47,6 +51,10 @@ NB_DEVICE uint32_t number(int which, uint32_t a, uint32_t b, uint32_t c) {
     return (uint32_t)r ^ (uint32_t)(r >> 32);
   }
   case F16_PAIR_OF_E4M3: return plain_nans(f16_pair_of_e4m3(a & 0xffff));
+  case PICK_SIGNS: return pick_signs(a, b, c & 0xffff);
+  case MAX_S16X2: return max_s16x2(a, b);
+  case MAX_U16X2: return max_u16x2(a, b);
+  case EXP2_NEAR: return bits_of_float(exp2_near(float_of_bits(a) * 64)); /* near, not to the bit */
   default: return 0;
   }
 }
@@ -59,8 +67,8 @@ extern "C" __global__ void nb_primitive_numbers(global<const uint32_t> in, globa
 }
 
 /* A warp to a block: 32 rows of 16 bytes come to shared memory by the kinds of cp_async, a group of each kind, but for
- * row 31, which stays zero; they go out as ldmatrix deals them, word r of lane l to out[128 block + 4 l + r],
- * after a shuffle with the lane that differs in bits 1 and 8. */
+ * row 31, which stays zero; they go out as ldmatrix deals them, word r of lane l to out[256 block + 8 l + r],
+ * after a shuffle with the lane that differs in bits 1 and 8, behind those four as it deals them turned. */
 extern "C" __global__ void nb_primitive_tile(global<const uint32_t> in, global<uint32_t> out) {
   const int lane = (int)threadIdx.x;
   global<const uint32_t> from = in + (blockIdx.x * 128 + lane * 4);
@@ -74,18 +82,25 @@ extern "C" __global__ void nb_primitive_tile(global<const uint32_t> in, global<u
   cp_async_wait<1>();
   cp_async_wait<0>();
   __syncwarp();
-  uint32_t r[4];
+  uint32_t r[4], turned[4];
   ldmatrix_x4(r, cast<const uint4>(tile) + lane);
-  for (int i = 0; i < 4; i++) out[blockIdx.x * 128 + 4 * lane + i] = shuffle_xor(r[i], 9);
+  ldmatrix_x4_turned(turned, cast<const uint4>(tile) + lane);
+  for (int i = 0; i < 4; i++) {
+    out[blockIdx.x * 256 + 8 * lane + i] = shuffle_xor(r[i], 9);
+    out[blockIdx.x * 256 + 8 * lane + 4 + i] = turned[i];
+  }
 }
 
-/* A warp to a block: each lane's word from the lane that its low bits name, and which lanes gave the same eight bits as
- * it: two words a lane. */
+/* A warp to a block: each lane's word from the lane that its low bits name, which lanes gave the same eight bits as
+ * it, and the two words of a double from the lane that differs in bits 2 and 16: four words a lane. */
 extern "C" __global__ void nb_primitive_lanes(global<const uint32_t> in, global<uint32_t> out) {
   const int at = (int)(blockIdx.x * 32 + threadIdx.x);
   const uint32_t word = in[at];
-  out[2 * at] = shuffle_from(word, (int)(word % 32));
-  out[2 * at + 1] = match_any(word % 256 / (blockIdx.x % 16 + 1));
+  const uint64_t both = bits_of_double(shuffle_xor_f64(double_of_bits((uint64_t)~word << 32 | word), 18));
+  out[4 * at] = shuffle_from(word, (int)(word % 32));
+  out[4 * at + 1] = match_any(word % 256 / (blockIdx.x % 16 + 1));
+  out[4 * at + 2] = (uint32_t)both;
+  out[4 * at + 3] = (uint32_t)(both >> 32);
 }
 
 /* The products by the tensor cores, by their place in this list. */
@@ -125,8 +140,8 @@ extern "C" __global__ void nb_primitive_turns(global<const uint32_t> in, global<
   add_release(flag, 1);
 }
 
-/* The last block to arrive gives the largest of what all left in `parts`, lane by lane, and of a word of each, by
- * atomic_max, behind them: 128 words and one. parts: a float4 for each thread; count: 0 at first. */
+/* The last block to arrive gives the largest of what all left in `parts`, lane by lane; behind them, by atomic_max, the
+ * largest of a word of each and of 40 bits: 128 words, two and two. parts: a float4 for each thread; count: 0 at first. */
 extern "C" __global__ void nb_primitive_last(global<const uint32_t> in, global<uint32_t> out,
                                              global<float4> parts, global<int> count) {
   const int lane = (int)threadIdx.x, at = (int)(blockIdx.x * 32) + lane;
@@ -134,6 +149,7 @@ extern "C" __global__ void nb_primitive_last(global<const uint32_t> in, global<u
   parts[at] = make_float4(float_of_bits(in[at * 4]), float_of_bits(in[at * 4 + 1]),
                           float_of_bits(in[at * 4 + 2]), float_of_bits(in[at * 4 + 3]));
   atomic_max(out + 128, in[at * 4] & 0x7fffffff);
+  atomic_max(cast<uint64_t>(out + 130), (uint64_t)(in[at * 4] & 0xff) << 32 | in[at * 4 + 1]);
   __syncthreads();
   if (lane == 0) turn[0] = (uint32_t)add_in_turn(count, 1);
   __syncthreads();

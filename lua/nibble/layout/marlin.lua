@@ -212,7 +212,7 @@ end
 
 --- layout.marlin.mx_scales(scales [, a8]) -> scales, same shape and dtype
 -- MX block scales (E8M0 bytes, already permuted): columns 0 2 1 3 of each 4; with a8 left in place and raised
--- by 6, fp4's exponent in fp8, which must not pass 255.
+-- by 6, fp4's exponent in fp8, at most to 254: 255 is NaN.
 function M.mx_scales(scales, a8)
   local out = like(scales)
   return check(C.nb_marlin_mx_scales(out, scales, flag(a8)), out)

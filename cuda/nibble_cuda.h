@@ -246,6 +246,7 @@ int nb_device_act_quant_fp4(nb_tensor *q, nb_tensor *scales, const nb_tensor *x,
 int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
 int nb_device_act_extent(float lohi[2], const nb_tensor *x);
 int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+int nb_device_act_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *x, const nb_act_options *options);
 
 /* ---- products with experts' weights (product_experts.c) --------------------------------- */
 

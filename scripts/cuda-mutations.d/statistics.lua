@@ -16,6 +16,11 @@ return {
     { "the extent of what is not there", KERNEL, "      if (j < count) e.see(v[j]);", "      e.see(v[j] + 1);" },
     { "spans by a row more", KERNEL, "words + me.unit / share * NB_STATISTICS_WORDS;\n  atomic_max(to,",
       "words + me.unit / (share + 1) * NB_STATISTICS_WORDS;\n  atomic_max(to," },
+    { "a NaN that is lost in its code", KERNEL, "is_number ? s.by : float_of_bits(0x7fc00000u)", "s.by" },
+    { "codes of what is not there", KERNEL, "if (!whole && j < count) codes", "if (!whole) codes" },
+    { "codes with their sign's bits", KERNEL, "(uint32_t)(int)v & 0xffu", "(uint32_t)(int)v" },
+    { "a row's own scale where it is the tensor's", KERNEL, "e = {from[0], from[1], from[2]};", "" },
+    { "scales by every lane's row", KERNEL, "scales[me.unit] = is_number", "scales[me.unit / 2] = is_number" },
     { "host: words of the call before", HOST, "  return nb_device_zero(&t);", "  return NB_OK;" },
   },
 }

@@ -125,26 +125,29 @@ cuda-check:
 RUN := NIBBLE_BUILD=$(abspath $(BUILD)) $(if $(filter off,$(JIT)),NIBBLE_JIT=off) $(if $(SAN),LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)" \
        ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1)
 
+# Builds with all cores, unless -j says otherwise.
+BUILT = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
+
 test: setup
-	@$(MAKE) --no-print-directory $(if $(SAN),asan) all $(BUILD)/libcuemu.so
+	@$(BUILT) $(if $(SAN),asan) all $(BUILD)/libcuemu.so
 	@$(RUN) scripts/test $(SPEC)
 
 test-all:
 	@scripts/bootstrap all
-	@$(MAKE) --no-print-directory $(if $(SAN),asan) all $(BUILD)/libcuemu.so
+	@$(BUILT) $(if $(SAN),asan) all $(BUILD)/libcuemu.so
 	@$(RUN) scripts/test --run=all $(SPEC)
 
 demo: setup
-	@$(MAKE) --no-print-directory all
+	@$(BUILT) all
 	@scripts/demo $(BUILD)
 
 demo-sweep: setup
-	@$(MAKE) --no-print-directory all
+	@$(BUILT) all
 	@scripts/demo-sweep $(BUILD)
 
 demo-slurm:
 	@scripts/bootstrap all
-	@$(MAKE) --no-print-directory all
+	@$(BUILT) all
 	@scripts/demo-slurm $(BUILD)
 
 lint: setup
@@ -152,16 +155,16 @@ lint: setup
 
 # Which spec shows which requirement; BREAK=1 breaks the code and asks that they notice.
 coverage-systems: setup
-	@$(if $(BREAK),$(MAKE) --no-print-directory all >/dev/null)
+	@$(if $(BREAK),$(BUILT) all >/dev/null)
 	@NIBBLE_BUILD=$(abspath $(BUILD)) luajit scripts/coverage-systems.lua \
 	  $(if $(BREAK),--break $(if $(filter-out 1,$(BREAK)),'$(BREAK)'))
 
 docs: setup
-	@$(MAKE) --no-print-directory all
+	@$(BUILT) all
 	@$(BUILD)/nibble scripts/docs.lua
 
 bench: setup
-	@$(MAKE) --no-print-directory all
+	@$(BUILT) all
 	@scripts/bench $(BUILD)
 
 install: all

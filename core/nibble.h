@@ -1058,7 +1058,8 @@ enum { NB_ACT_STATIC = 0, NB_ACT_TENSOR = 1, NB_ACT_TOKEN = 2, NB_ACT_GROUP = 3 
 /* x [m,k] f16, bf16 or f32 -> q I8 [m,k], scales F32 [m,1] = max(|x|,1e-10)/127*global. MRL-45. */
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global);
 /* q F8_E4M3 [m,k]. mode: one given scale, one of the tensor, one a token [m,1], or one of 128 columns
- * [m, ceil(k/128)], max(|x|,1e-10)/448. */
+ * [m, ceil(k/128)], max(|x|,1e-10)/448. NaN has NaN's code. Of both functions: what shares a scale that is made here with a
+ * NaN or infinity has the scale NaN. */
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode);
 /* NVFP4 for the tensor cores: q U8 [m,k/2], the even column in the low nibble; scales F8_E4M3 of 16 columns, as
  * nb_swizzle_blockscale gives them, [m up to 128, k/16 up to 4]: e4m3(max(|x|)/6 * global), 0 becomes 0.125; what shares its

@@ -92,11 +92,11 @@ static int launch_blocks(const char *kind, const nb_tensor *w, const nb_quantize
 }
 
 /* The largest values of w into two words of the device; see nb_quantize_span. */
-static int launch_span(const nb_tensor *w, void *range, int signs, int skip_nan) {
+static int launch_span(const nb_tensor *w, void *range, int signs) {
   int64_t numel = nb_tensor_numel(w);
   int vectors = aligned(w, 16);
   const void *from = w->data;
-  void *arguments[] = {&from, &range, &numel, &vectors, &signs, &skip_nan};
+  void *arguments[] = {&from, &range, &numel, &vectors, &signs};
   return launch("span", w, NB_CEIL(numel, NB_QUANTIZE_VECTOR * NB_QUANTIZE_THREADS), NB_QUANTIZE_THREADS,
                 arguments);
 }
@@ -123,7 +123,7 @@ static int launch_rtn(nb_tensor *codes, const nb_tensor *scales, const nb_tensor
                              .whole = q->per_tensor,
                              .scales = q->n};
   void *failed = noted->data, *range = (char *)noted->data + offsetof(notes, range);
-  if (q->per_tensor) NB_TRY(launch_span(w, range, 1, 0));
+  if (q->per_tensor) NB_TRY(launch_span(w, range, 1));
   const void *from = w->data, *to = codes->data, *s = scales->data, *z = zeros ? zeros->data : NULL;
   void *arguments[] = {&b, &options, &from, &to, &s, &z, &range, &failed};
   return launch_blocks("rtn", w, &b, arguments);
@@ -192,7 +192,7 @@ int nb_device_absmax(float *out, const nb_tensor *w) {
   *out = 0;
   if (nb_tensor_numel(w) == 0) return NB_OK;
   NB_TRY(notes_new(&noted, w->device));
-  int rc = launch_span(w, (char *)noted.data + offsetof(notes, range), 0, 0);
+  int rc = launch_span(w, (char *)noted.data + offsetof(notes, range), 0);
   if (rc == NB_OK) rc = nb_cuda_notes_read(&found, &noted);
   nb_tensor_release(&noted);
   if (rc < 0) return rc;
@@ -231,7 +231,7 @@ static int launch_act_scale(nb_tensor *scale, const nb_tensor *x) {
   int finish = 0;
   void *s = scale->data, *arguments[] = {&s, &finish};
   NB_TRY(nb_device_launch(x->device, "nb_quantize_act_scale", &one, arguments));
-  if (nb_tensor_numel(x)) NB_TRY(launch_span(x, s, 0, 1));
+  if (nb_tensor_numel(x)) NB_TRY(launch_span(x, s, 0));
   finish = 1;
   return nb_device_launch(x->device, "nb_quantize_act_scale", &one, arguments);
 }

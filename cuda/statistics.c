@@ -167,3 +167,60 @@ int nb_device_act_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor 
                 (void *[]){&codes->data, &scales->data, (void *)&x->data, &words, &m, &across, &share, &q,
                            &x_dtype, &lanes, &whole});
 }
+
+/* ---- of experts ---------------------------------------------------------------------------- */
+
+static const char what_pairs[] = "experts' activations";
+
+/* out = x's rows for the pairs of ids, all checked. */
+static int quantize_pairs(nb_cuda_device *d, nb_tensor *out, const nb_tensor *x, const nb_tensor *ids,
+                          const nb_tensor *map, const nb_tensor *scales, nb_statistics_pairs p, int64_t width,
+                          const nb_act_options *o, const nb_act_grid *grid) {
+  nb_statistics_quant q = options_of(o, grid);
+  int64_t units = out->shape[0] * p.each;
+  int across = (int)width, dtype = nb_cuda_kernel_dtype(x->dtype), lanes = lanes_for(width),
+      whole = whole_of(x, width) && whole_of(out, width);
+  void *words = NULL, *from = x->data, *of = map ? map->data : NULL, *own = scales ? scales->data : NULL;
+  if (o->dynamic && o->group == 0) {
+    NB_TRY(words_of(&words, d, p.experts));
+    NB_TRY(launch(d, "nb_statistics_pair_extents", units, lanes,
+                  (void *[]){&words, &from, (void *)&ids->data, &of, &units, &across, &p, &dtype, &q.dtype,
+                             &lanes, &whole}));
+  }
+  return launch(d, "nb_statistics_pair_quantize", units, lanes,
+                (void *[]){&out->data, &from, &words, (void *)&ids->data, &of, &own, &units, &across, &p, &q,
+                           &dtype, &dtype, &lanes, &whole});
+}
+
+int nb_device_moe_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *map,
+                             const nb_tensor *scales, int64_t experts, const nb_act_options *o) {
+  nb_cuda_device *d = NULL;
+  nb_tensor seen, to;
+  nb_act_grid grid;
+  NB_TRY(take(&d, &seen, x, what_pairs));
+  NB_TRY(nb_act_fake_quant_check(&grid, &seen, &seen, o));
+  int64_t pairs = nb_tensor_numel(ids), tokens = x->shape[0], k = x->shape[1],
+          width = o->group > 0 ? o->group : k;
+  NB_TRY(nb_cuda_expect(ids, "experts' activations: ids", x->device, NB_I32, ids->ndim, ids->shape));
+  if (map) NB_TRY(nb_cuda_expect(map, "experts' activations: map", x->device, NB_I32, 1, NB_SHAPE(-1)));
+  if (scales)
+    NB_TRY(nb_cuda_expect(scales, "experts' activations: scales", x->device, NB_F32, 1, NB_SHAPE(experts)));
+  if (tokens ? pairs % tokens != 0 : pairs > 0)
+    return nb_fail(NB_EINVAL, "%s: %lld ids for %lld tokens, expected as many for each", what_pairs,
+                   (long long)pairs, (long long)tokens);
+  if (experts < 1 || experts > INT32_MAX || pairs > INT32_MAX || k > INT32_MAX)
+    return nb_fail(NB_EUNSUPPORTED,
+                   "%s: %lld experts, %lld pairs and rows of %lld are more than a launch can count",
+                   what_pairs, (long long)experts, (long long)pairs, (long long)k);
+  NB_TRY(nb_cuda_result(&to, out, d, x->dtype, 2, NB_SHAPE(pairs, k), "experts' activations: out"));
+  int rc = NB_OK;
+  if (pairs && k && to.data == x->data) rc = nb_fail(NB_EINVAL, "%s: cannot be done in place", what_pairs);
+  else if (pairs && k)
+    rc = quantize_pairs(d, &to, x, ids, map, scales,
+                        (nb_statistics_pairs){.each = (int)(k / width),
+                                              .top = (int)(pairs / tokens),
+                                              .entries = map ? (int)map->shape[0] : 0,
+                                              .experts = (int)experts},
+                        width, o, &grid);
+  return nb_cuda_finish(out, &to, rc);
+}

@@ -148,6 +148,25 @@ describe("activations", function()
     assert.error_matches(function() marlin.quantize_activations(x, "int4") end, 'become int8 or fp8, found "int4"')
     assert.error_matches(function() marlin.quantize_activations(nb.tensor("i32", { 1, 1 }), "int8") end, "found i32")
   end)
+
+  it("MRL-45: NaN and infinity make a scale NaN that they share, and NaN its own code under a given one", function()
+    for _, odd in ipairs { 0 / 0, 1 / 0, -1 / 0 } do
+      for _, dtype in ipairs { "f32", "f16", "bf16" } do
+        local x = nb.tensor("f32", { 2, 3 }, { 1, odd, 2, 3, 4, 5 }):cast(dtype)
+        for _, how in ipairs { { "int8" }, { "fp8" }, { "fp8", { group = 128 } }, { "fp8", { per_tensor = true } } } do
+          local _, s = marlin.quantize_activations(x, how[1], how[2])
+          assert.is_true(s:get(1) ~= s:get(1))
+          assert.is_true(s:numel() == 1 or s:get(2) == s:get(2))
+        end
+        local q = marlin.quantize_activations(x, "fp8", { scale = nb.tensor("f32", { 1 }, { 1 }) }):as "u8"
+        assert.equal(odd ~= odd and 0x7f or odd > 0 and 0x7e or 0xfe, q:get(2))
+        assert.equal(0x38, q:get(1))
+      end
+    end
+    -- a scale of 0, which a tensor of zeros has, hides no zeros
+    local zeros = marlin.quantize_activations(nb.tensor("f32", { 1, 2 }), "fp8", { per_tensor = true })
+    assert.same({ 0x7e, 0x7e }, zeros:as("u8"):totable())
+  end)
 end)
 
 describe("scale folding", function()

@@ -40,17 +40,21 @@ int nb_act_fp8_check(const nb_tensor *q, const nb_tensor *scales, const nb_tenso
                  (long long)nb_tensor_numel(scales), nb_dtype_name(scales->dtype));
 }
 
+/* NaN where one of them is not finite: then so is the scale that they share, as nb_act_fake_quant has it. */
 static float absmax(const nb_tensor *x, int64_t from, int64_t to) {
-  float max = 0;
-  for (int64_t i = from; i < to; i++) max = fmaxf(max, fabsf(load(x, i)));
-  return max;
+  uint32_t most = 0;
+  for (int64_t i = from; i < to; i++) most = NB_MAX(most, nb_f32_bits(load(x, i)) & 0x7fffffffu);
+  return nb_f32_from_bits(most < 0x7f800000u ? most : 0x7fc00000u);
 }
+
+/* a, or b where a is smaller; NaN stays. */
+static float at_least(float a, float b) { return a < b ? b : a; }
 
 int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float global) {
   NB_TRY(nb_act_int8_check(q, scales, x));
   int64_t m = x->shape[0], k = x->shape[1];
   for (int64_t r = 0; r < m; r++) {
-    float max = fmaxf(absmax(x, r * k, (r + 1) * k), 1e-10f), up = 127.0f / max;
+    float max = at_least(absmax(x, r * k, (r + 1) * k), 1e-10f), up = 127.0f / max;
     ((float *)scales->data)[r] = max / 127.0f * global;
     for (int64_t i = r * k; i < (r + 1) * k; i++) {
       float v = fmaxf(-127.0f, fminf(roundf(load(x, i) * up), 127.0f));
@@ -62,9 +66,10 @@ int nb_act_quant_int8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, float
 
 float nb_act_fp8_least(int mode) { return mode == NB_ACT_TOKEN ? 1.0f / (448.0f * 512.0f) : 1e-10f / 448.0f; }
 
-/* NaN becomes 448, as in the kernels' fminf/fmaxf. */
-static uint8_t to_e4m3(float f) {
-  return nb_f32_to_small(fmaxf(-448.0f, fminf(f, 448.0f)), nb_small_of(NB_F8_E4M3));
+/* The code of scaled = x over its scale; NaN of an x that is, and not where a scale of 0 makes it. */
+static uint8_t to_e4m3(float x, float scaled) {
+  if (isnan(x)) return 0x7f;
+  return nb_f32_to_small(fmaxf(-448.0f, fminf(scaled, 448.0f)), nb_small_of(NB_F8_E4M3));
 }
 
 int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mode) {
@@ -78,13 +83,13 @@ int nb_act_quant_fp8(nb_tensor *q, nb_tensor *scales, const nb_tensor *x, int mo
     for (int64_t r = 0; r < m; r++)
       for (int64_t g = 0; g < groups; g++, s++) {
         const int64_t from = r * k + g * columns, end = r * k + NB_MIN((g + 1) * columns, k);
-        *s = fmaxf(absmax(x, from, end) / 448.0f, least);
-        for (int64_t i = from; i < end; i++) to[i] = to_e4m3(load(x, i) / *s);
+        *s = at_least(absmax(x, from, end) / 448.0f, least);
+        for (int64_t i = from; i < end; i++) to[i] = to_e4m3(load(x, i), load(x, i) / *s);
       }
     return NB_OK;
   }
   if (mode == NB_ACT_TENSOR) s[0] = absmax(x, 0, m * k) / 448.0f;
   float up = 1.0f / s[0];
-  for (int64_t i = 0; i < m * k; i++) to[i] = to_e4m3(load(x, i) * up);
+  for (int64_t i = 0; i < m * k; i++) to[i] = to_e4m3(load(x, i), load(x, i) * up);
   return NB_OK;
 }

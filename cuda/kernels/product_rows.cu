@@ -47,66 +47,57 @@ struct result {
 
 NB_DEVICE float number(uint16_t h, int bf16) { return bf16 ? float_of_bf16(h) : float_of_f16(h); }
 
-/* Eight weights of row k: of columns c + 8t of the tile's 64. words: this lane's of the tile; slot: of the row. */
+/* The weight of row k and column c + 8t of the tile's 64, out of its word. slot: bits before the row's codes there. */
 template <int BITS>
-NB_DEVICE void weights(float (&w)[8], const job &j, const uint32_t (&words)[BITS], int slot, int k, int tile,
-                       int c) {
+NB_DEVICE float weight(const job &j, uint32_t word, int slot, int k, int tile, int c, int t) {
   constexpr uint32_t MASK = (1u << BITS) - 1;
   const int g = j.g_idx ? j.g_idx[k] : (int)(k / (j.k / j.groups));
-  const bool known = g >= 0 && g < j.groups;
-#pragma unroll
-  for (int t = 0; t < 8; t++) {
-    const uint32_t code = (BITS == 4 ? words[t / 2] >> t % 2 * 8 : words[t]) >> slot & MASK;
-    const int column = c + 8 * t, place = marlin::scale_place(column, j.groups > 1, j.scale);
-    uint32_t zero = 1u << (BITS - 1);
-    if (known && j.zeros) {
-      const int word = BITS == 4 ? c : c * 2 + t / 4,
-                shift = t % 2 * 16 + (BITS == 4 ? t / 2 * 4 : t % 4 / 2 * 8);
-      zero = j.zeros[(int64_t)g * (j.n * BITS / 32) + tile * (2 * BITS) + word] >> shift & MASK;
-    }
-    const float scale =
-        known ? marlin::scale_at(j.scales, (int64_t)g * j.n + tile * 64 + place, j.scale) * j.scale_factor
-              : float_of_bits(0x7fffffffu);
-    w[t] = marlin::value(code, j.codes, dequantize::whole(zero)) * scale;
+  if (g < 0 || g >= j.groups) return float_of_bits(0x7fffffffu);
+  const uint32_t code = word >> (BITS == 4 ? slot + t % 2 * 8 : slot) & MASK;
+  uint32_t zero = 1u << (BITS - 1);
+  if (j.zeros) {
+    const int at = BITS == 4 ? c : c * 2 + t / 4,
+              shift = t % 2 * 16 + (BITS == 4 ? t / 2 * 4 : t % 4 / 2 * 8);
+    zero = j.zeros[(int64_t)g * (j.n * BITS / 32) + tile * (2 * BITS) + at] >> shift & MASK;
   }
+  const int place = marlin::scale_place(c + 8 * t, j.groups > 1, j.scale);
+  const float scale = marlin::scale_at(j.scales, (int64_t)g * j.n + tile * 64 + place, j.scale);
+  return marlin::value(code, j.codes, dequantize::whole(zero)) * (scale * j.scale_factor);
 }
 
-/* sums: of this lane's rows of k, of columns lane/4 + 8t. */
-template <int BITS> NB_DEVICE void add(float (&sums)[ROWS][8], const job &j, int tile, const lines &at) {
+/* Where a thread's sum of row r and column lane/4 + 8t lies, in shared memory: sums in registers would need loops that
+ * unroll, for which the compiler takes minutes. */
+NB_DEVICE int sum_at(int r, int t) { return (r * 8 + t) * THREADS + (int)threadIdx.x; }
+
+/* The sums: of this lane's rows of k. */
+template <int BITS> NB_DEVICE void add(const job &j, int tile, const lines &at) {
   const int lane = (int)threadIdx.x % LANES, warp = (int)threadIdx.x / LANES;
-  int rows[ROWS];
-#pragma unroll
-  for (int r = 0; r < ROWS; r++) rows[r] = at.x(r);
+  const shared<float> all = cast<float>(shared_words());
+  for (int i = 0; i < ROWS * 8; i++) all[sum_at(i / 8, i % 8)] = 0;
   for (int kt = warp; kt < j.k / 16; kt += WARPS) {
     const int64_t from = (((int64_t)kt * (j.n / 64) + tile) * LANES + lane) * BITS;
-    uint32_t words[BITS];
-#pragma unroll
-    for (int i = 0; i < BITS; i++) words[i] = j.words[from + i];
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < 4; i++) { /* rows 2t, 2t + 1, 2t + 8, 2t + 9 of the 16 */
       const int k = kt * 16 + lane % 4 * 2 + i % 2 + i / 2 * 8;
-      float w[8];
-      weights<BITS>(w, j, words, i % 2 * 16 + i / 2 * BITS, k, tile, lane / 4);
+      float x[ROWS];
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        if (rows[r] < 0) continue;
-        const float x = number(j.x[(int64_t)rows[r] * j.k + k], j.bf16);
+      for (int r = 0; r < ROWS; r++) x[r] = at.x(r) < 0 ? 0 : number(j.x[(int64_t)at.x(r) * j.k + k], j.bf16);
+#pragma unroll 1
+      for (int t = 0; t < 8; t++) {
+        const float w = weight<BITS>(j, j.words[from + (BITS == 4 ? t / 2 : t)], i % 2 * 16 + i / 2 * BITS, k,
+                                     tile, lane / 4, t);
 #pragma unroll
-        for (int t = 0; t < 8; t++) sums[r][t] += x * w[t];
+        for (int r = 0; r < ROWS; r++) all[sum_at(r, t)] = all[sum_at(r, t)] + x[r] * w;
       }
     }
   }
 }
 
 /* y of 64 columns and ROWS rows: the lanes' sums, of all rows of k, added in one order. */
-NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, const result &to, int tile,
-                      const lines &at) {
-  const int tid = (int)threadIdx.x;
-  shared<float> all = cast<float>(shared_words());
-#pragma unroll
-  for (int i = 0; i < ROWS * 8; i++) all[i * THREADS + tid] = sums[i / 8][i % 8];
+NB_DEVICE void finish(const job &j, const result &to, int tile, const lines &at) {
+  const shared<float> all = cast<float>(shared_words());
   __syncthreads();
-  for (int i = tid; i < ROWS * 64; i += THREADS) {
+  for (int i = (int)threadIdx.x; i < ROWS * 64; i += THREADS) {
     const int row = at.y(i / 64), c = i % 64, column = tile * 64 + c;
     if (row < 0 || column >= to.outputs) continue;
     float sum = 0;
@@ -122,11 +113,10 @@ NB_DEVICE void finish(const float (&sums)[ROWS][8], const job &j, const result &
 }
 
 NB_DEVICE void run(const job &j, const result &to, int bits, const lines &at) {
-  float sums[ROWS][8] = {};
   const int tile = (int)blockIdx.x;
-  if (bits == 4) add<4>(sums, j, tile, at);
-  else add<8>(sums, j, tile, at);
-  finish(sums, j, to, tile, at);
+  if (bits == 4) add<4>(j, tile, at);
+  else add<8>(j, tile, at);
+  finish(j, to, tile, at);
 }
 
 /* How many of a block's threads found a row i of the weight not of group i / group; for the first of them. */
@@ -159,8 +149,8 @@ NB_DEVICE void reorder(global<const uint16_t> from, global<uint16_t> to, global<
 /* As nb_product's arguments (product_loop.cuh) with codes of NB_CODES_* and scales of NB_KERNEL_*, which are multiplied by
  * scale_factor, and: g_idx [k], the group of each row of the weight, or null: row i is of group i / (k / groups); an
  * entry outside of the groups makes NaN. x [m,k]. needed: null, or 0: then nothing is done. A block makes 64 columns
- * of NB_PRODUCT_ROWS_AT_ONCE rows. */
-extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, 2)
+ * of NB_PRODUCT_ROWS_AT_ONCE rows. Eight blocks to a processor: for more the compiler would spill. */
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, 8)
     nb_product_rows(global<const uint16_t> x, global<const uint32_t> words, global<const uint8_t> scales,
                     global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
                     global<const float> row_scale, global<uint16_t> y, global<const int> needed, int m, int n,
@@ -209,8 +199,8 @@ extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS)
 }
 
 /* As nb_product_experts' arguments (product_loop.cuh), and nb_product_rows'. only: null, or which experts, not 0. gridDim.y
- * shares blocks, NB_PRODUCT_ROWS_AT_ONCE pairs at a time. Two to a processor: for more the compiler would spill. */
-extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, 2) nb_product_experts_rows(
+ * shares blocks, NB_PRODUCT_ROWS_AT_ONCE pairs at a time. */
+extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, 8) nb_product_experts_rows(
     global<const uint16_t> x, global<const uint32_t> words, global<const uint8_t> scales,
     global<const uint32_t> zeros, global<const int32_t> g_idx, global<const uint16_t> bias,
     global<const float> row_scale, global<uint16_t> y, global<const int> sorted, global<const int> owners,

@@ -61,7 +61,6 @@ NB_DEVICE bool grid_in_dtype(rtn_grid &g, float pos, float neg, const nb_quantiz
 }
 
 template <int DTYPE> struct rtn {
-  static constexpr bool SKIP_NAN = false;
   typedef rtn_grid grid;
   const nb_quantize_rtn &o;
   global<uint8_t> scales, zeros;
@@ -140,14 +139,14 @@ RTN_KERNEL(nb_quantize_rtn_bf16, NB_KERNEL_BF16)
 RTN_KERNEL(nb_quantize_rtn_f16, NB_KERNEL_F16)
 
 /* Looks at `count` weights: range[0] and [1], 0 before, become the largest positive one's bits and the most negative
- * one's magnitude, or without signs range[0] alone the larger of them; with skip_nan NaN is nothing. */
-template <int DTYPE, bool SKIP_NAN>
+ * one's magnitude, or without signs range[0] alone the larger of them. */
+template <int DTYPE>
 NB_DEVICE void span_of(global<const uint8_t> w, global<uint32_t> range, int64_t count, int vectors,
                        int signs) {
   constexpr int HELD = eight<DTYPE>::HELD;
   const int64_t threads = (int64_t)gridDim.x * blockDim.x,
                 me = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  look<DTYPE, SKIP_NAN> all;
+  look<DTYPE> all;
   for (int64_t at = me * VECTOR; at < count; at += threads * VECTOR * HELD) {
     eight<DTYPE> held[HELD];
 #pragma unroll
@@ -167,10 +166,8 @@ NB_DEVICE void span_of(global<const uint8_t> w, global<uint32_t> range, int64_t 
 
 #define SPAN_KERNEL(name, dtype) \
   extern "C" __global__ void __launch_bounds__(NB_QUANTIZE_THREADS, 4) \
-      name(global<const uint8_t> w, global<uint32_t> range, int64_t count, int vectors, int signs, \
-           int skip_nan) { \
-    if (skip_nan) span_of<dtype, true>(w, range, count, vectors, signs); \
-    else span_of<dtype, false>(w, range, count, vectors, signs); \
+      name(global<const uint8_t> w, global<uint32_t> range, int64_t count, int vectors, int signs) { \
+    span_of<dtype>(w, range, count, vectors, signs); \
   }
 SPAN_KERNEL(nb_quantize_span_f32, NB_KERNEL_F32)
 SPAN_KERNEL(nb_quantize_span_bf16, NB_KERNEL_BF16)

@@ -59,15 +59,14 @@ struct span {
 };
 
 /* The same of a thread's vectors, in the weights' own bits: of 16 a pair at a time. */
-template <int DTYPE, bool SKIP_NAN> struct look {
+template <int DTYPE> struct look {
   uint32_t pos = 0, neg = 0;
 
   NB_DEVICE void at(const eight<DTYPE> &v) {
-    if (DTYPE == NB_KERNEL_F32 || SKIP_NAN) {
+    if (DTYPE == NB_KERNEL_F32) {
 #pragma unroll
       for (int i = 0; i < VECTOR; i++) {
-        const float x = v[i];
-        const uint32_t bits = SKIP_NAN && x != x ? 0 : bits_of_float(x);
+        const uint32_t bits = bits_of_float(v[i]);
         pos = (uint32_t)larger((int)pos, (int)bits);
         neg = larger(neg, bits);
       }
@@ -80,7 +79,7 @@ template <int DTYPE, bool SKIP_NAN> struct look {
     }
   }
   NB_DEVICE span seen() const {
-    if (DTYPE == NB_KERNEL_F32 || SKIP_NAN) return {pos, neg};
+    if (DTYPE == NB_KERNEL_F32) return {pos, neg};
     const uint32_t p = larger(pos & 0xffffu, pos >> 16), n = larger(neg & 0xffffu, neg >> 16);
     /* NaN as float32 has it, which conversions may change; the sign stays. */
     const float above = float_of_half((uint16_t)p, DTYPE),
@@ -168,7 +167,7 @@ template <int WAY> NB_DEVICE void store(global<uint8_t> codes, const piece &p, u
   else cast<uint64_t>(codes)[p.at >> 3] = eight_codes;
 }
 
-/* METHOD: SKIP_NAN; grid, what codes are found with, its scale a divisor; make(grid, i, span, stores), false where block i
+/* METHOD: grid, what codes are found with, its scale a divisor; make(grid, i, span, stores), false where block i
  * can't be quantized: the one lane that stores leaves the scale; codes<QUICK>(grid, weights), QUICK where scale.quick is
  * known to be true. Blocks with a slow scale are read again, so that its long way is compiled only once. */
 template <int DTYPE, int WAY, class METHOD>
@@ -181,7 +180,7 @@ NB_DEVICE void go(const nb_quantize_blocks &b, global<const uint8_t> w, global<u
     const int i = first + me.index;
     const block of = block_of<WAY>(b, i);
     eight<DTYPE> held[HELD], more;
-    look<DTYPE, METHOD::SKIP_NAN> all;
+    look<DTYPE> all;
 #pragma unroll
     for (int j = 0; j < HELD; j++) {
       const int v = me.lane + j * me.lanes;

@@ -8,7 +8,6 @@ struct float_grid {
 };
 
 template <int DTYPE, bool E2M1> struct onto {
-  static constexpr bool SKIP_NAN = false;
   typedef float_grid grid;
   const nb_quantize_float &o;
   global<uint8_t> scales;

@@ -51,7 +51,7 @@ NB_DEVICE extent extent_of(extent e, int lanes) {
 struct scale {
   float by, zero;
 };
-NB_DEVICE float symmetric_scale(uint32_t absmax, const nb_statistics_quant &o) {
+NB_DEVICE float symmetric_scale(uint32_t absmax, const nb_statistics_quant &o, float global) {
   if (absmax >= 0x7f800000u) return float_of_bits(0x7fc00000u); /* all that shares the scale is NaN */
   if (o.scale_dtype == NB_KERNEL_E8M0) {
     const int e = (int)((absmax + 0x00200000u) >> 23) - (o.bits == 4 ? 2 : 8);
@@ -59,13 +59,13 @@ NB_DEVICE float symmetric_scale(uint32_t absmax, const nb_statistics_quant &o) {
   }
   const float s = float_of_bits(absmax) / ((o.max - o.min) / 2);
   if (o.scale_dtype == NB_KERNEL_E4M3) {
-    const float e = e4m3_to_f32(e4m3_of(mul_rn(o.global, s)));
-    return (e == 0 ? 0.125f : e) / o.global;
+    const float e = e4m3_to_f32(e4m3_of(mul_rn(global, s)));
+    return (e == 0 ? 0.125f : e) / global;
   }
   return s == 0 ? 0x1p-23f : s;
 }
-NB_DEVICE scale scale_of(const extent &e, const nb_statistics_quant &o) {
-  if (o.symmetric) return {symmetric_scale(e.absmax, o), 0};
+NB_DEVICE scale scale_of(const extent &e, const nb_statistics_quant &o, float global) {
+  if (o.symmetric) return {symmetric_scale(e.absmax, o, global), 0};
   /* 0 belongs to the range. */
   const float lo = float_of_order(~larger(e.low, 0x7fffffffu)),
               hi = float_of_order(larger(e.high, 0x80000000u));
@@ -117,6 +117,82 @@ NB_DEVICE extent look(global<const uint8_t> x, int64_t first, int width, const t
   }
   return e;
 }
+
+/* Which unit of x a unit of out is made of; whose extent or numbers are its own, -1: it is left out; its static scale and its
+ * global scale. Rows as they are, `share` units to an extent: */
+struct plain_rows {
+  int64_t share;
+  NB_DEVICE int64_t source(int64_t unit) const { return unit; }
+  NB_DEVICE int64_t owner(int64_t unit) const { return unit / share; }
+  NB_DEVICE float static_scale(int64_t, const nb_statistics_quant &o) const { return o.scale; }
+  NB_DEVICE float global_scale(int64_t, const nb_statistics_quant &o) const { return o.global; }
+};
+/* Rows of pairs of a token and one of its experts, `each` units to a row. */
+struct pair_rows {
+  global<const int> ids, map;
+  global<const float> scales;
+  nb_statistics_pairs o;
+
+  NB_DEVICE int64_t source(int64_t unit) const { return unit / o.each / o.top * o.each + unit % o.each; }
+  NB_DEVICE int64_t owner(int64_t unit) const {
+    int e = ids[unit / o.each];
+    if (map) e = e >= 0 && e < o.entries ? map[e] : -1;
+    return e >= 0 && e < o.experts ? e : -1;
+  }
+  NB_DEVICE float static_scale(int64_t e, const nb_statistics_quant &q) const {
+    return scales ? scales[e] : q.scale;
+  }
+  NB_DEVICE float global_scale(int64_t e, const nb_statistics_quant &q) const {
+    return scales ? scales[e] : q.global;
+  }
+};
+
+template <class ROWS>
+NB_DEVICE void extents(const ROWS &rows, global<uint32_t> words, global<const uint8_t> x, int64_t units,
+                       int width, int x_dtype, int rounding, int lanes, int whole) {
+  const team me = team_of(lanes);
+  const int64_t owner = me.unit < units ? rows.owner(me.unit) : -1;
+  extent e = {0, 0, 0};
+  if (owner >= 0) e = look(x, rows.source(me.unit) * width, width, me, lanes, x_dtype, rounding, whole);
+  e = extent_of(e, lanes);
+  if (me.lane || owner < 0) return;
+  global<uint32_t> to = words + owner * NB_STATISTICS_WORDS;
+  atomic_max(to, e.absmax);
+  atomic_max(to + 1, e.high);
+  atomic_max(to + 2, e.low);
+}
+
+template <class ROWS>
+NB_DEVICE void quantize(const ROWS &rows, global<uint8_t> out, global<const uint8_t> x,
+                        global<const uint32_t> words, int64_t units, int width, const nb_statistics_quant &o,
+                        int out_dtype, int x_dtype, int lanes, int whole) {
+  const team me = team_of(lanes);
+  const int64_t owner = me.unit < units ? rows.owner(me.unit) : -1;
+  const bool here = owner >= 0;
+  const int64_t first = here ? rows.source(me.unit) * width : 0, to = me.unit * width;
+  scale s = {0, o.zero};
+  if (here && !o.dynamic) s.by = rows.static_scale(owner, o);
+  if (o.dynamic && words) {
+    if (here) {
+      global<const uint32_t> from = words + owner * NB_STATISTICS_WORDS;
+      s = scale_of({from[0], from[1], from[2]}, o, rows.global_scale(owner, o));
+    }
+  } else if (o.dynamic) {
+    extent e = {0, 0, 0};
+    if (here) e = look(x, first, width, me, lanes, x_dtype, o.dtype, whole);
+    e = extent_of(e, lanes);
+    if (here) s = scale_of(e, o, rows.global_scale(owner, o));
+  }
+  for (int i = me.lane * EIGHT; here && i < width; i += lanes * EIGHT) {
+    const int count = smaller((int)EIGHT, width - i);
+    float v[EIGHT];
+    plain::load<true>(v, x, first + i, count, x_dtype, whole);
+    plain::round(v, o.dtype);
+#pragma unroll
+    for (int j = 0; j < EIGHT; j++) v[j] = mul_rn(rounded(v[j], s, o), s.by);
+    plain::store(out, v, to + i, count, out_dtype, whole);
+  }
+}
 } // namespace statistics
 
 /* sums[c] += x[r][c]^2, rows in order, in double. A thread to a column. */
@@ -146,15 +222,7 @@ extern "C" __global__ void __launch_bounds__(NB_STATISTICS_COLUMNS)
 extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS)
     nb_statistics_extents(global<uint32_t> words, global<const uint8_t> x, int64_t units, int width,
                           int64_t share, int x_dtype, int rounding, int lanes, int whole) {
-  const statistics::team me = statistics::team_of(lanes);
-  statistics::extent e = {0, 0, 0};
-  if (me.unit < units) e = statistics::look(x, me.unit * width, width, me, lanes, x_dtype, rounding, whole);
-  e = statistics::extent_of(e, lanes);
-  if (me.lane || me.unit >= units) return;
-  global<uint32_t> to = words + me.unit / share * NB_STATISTICS_WORDS;
-  atomic_max(to, e.absmax);
-  atomic_max(to + 1, e.high);
-  atomic_max(to + 2, e.low);
+  statistics::extents(statistics::plain_rows{share}, words, x, units, width, x_dtype, rounding, lanes, whole);
 }
 
 /* out = x quantized and dequantized again: `units` of `width` numbers with a scale each, or (words) one for `share` units, whose
@@ -165,30 +233,28 @@ extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS, 4)
                            int64_t units, int width, int64_t share,
                            const __grid_constant__ nb_statistics_quant o, int out_dtype, int x_dtype,
                            int lanes, int whole) {
-  using statistics::EIGHT;
-  const statistics::team me = statistics::team_of(lanes);
-  const bool here = me.unit < units;
-  const int64_t first = me.unit * width;
-  statistics::scale s = {o.scale, o.zero};
-  if (o.dynamic && words) {
-    if (here) {
-      global<const uint32_t> from = words + me.unit / share * NB_STATISTICS_WORDS;
-      s = statistics::scale_of({from[0], from[1], from[2]}, o);
-    }
-  } else if (o.dynamic) {
-    statistics::extent e = {0, 0, 0};
-    if (here) e = statistics::look(x, first, width, me, lanes, x_dtype, o.dtype, whole);
-    s = statistics::scale_of(statistics::extent_of(e, lanes), o);
-  }
-  for (int i = me.lane * EIGHT; here && i < width; i += lanes * EIGHT) {
-    const int count = smaller((int)EIGHT, width - i);
-    float v[EIGHT];
-    plain::load<true>(v, x, first + i, count, x_dtype, whole);
-    plain::round(v, o.dtype);
-#pragma unroll
-    for (int j = 0; j < EIGHT; j++) v[j] = mul_rn(statistics::rounded(v[j], s, o), s.by);
-    plain::store(out, v, first + i, count, out_dtype, whole);
-  }
+  statistics::quantize(statistics::plain_rows{share}, out, x, words, units, width, o, out_dtype, x_dtype,
+                       lanes, whole);
+}
+
+/* The same of pairs of a token and one of its experts: `each` units to a pair's row, of its token's in x; extents, static scales
+ * and global scales are an expert's. Rows of pairs without an expert here stay as they are. */
+extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS)
+    nb_statistics_pair_extents(global<uint32_t> words, global<const uint8_t> x, global<const int> ids,
+                               global<const int> map, int64_t units, int width,
+                               const __grid_constant__ nb_statistics_pairs p, int x_dtype, int rounding,
+                               int lanes, int whole) {
+  statistics::extents(statistics::pair_rows{ids, map, {}, p}, words, x, units, width, x_dtype, rounding,
+                      lanes, whole);
+}
+extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS, 4)
+    nb_statistics_pair_quantize(global<uint8_t> out, global<const uint8_t> x, global<const uint32_t> words,
+                                global<const int> ids, global<const int> map, global<const float> scales,
+                                int64_t units, int width, const __grid_constant__ nb_statistics_pairs p,
+                                const __grid_constant__ nb_statistics_quant o, int out_dtype, int x_dtype,
+                                int lanes, int whole) {
+  statistics::quantize(statistics::pair_rows{ids, map, scales, p}, out, x, words, units, width, o, out_dtype,
+                       x_dtype, lanes, whole);
 }
 
 /* codes, one byte a number, and scales of m rows of k numbers: a scale each, or (words) one for `share` rows, whose extents are
@@ -211,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS, 4)
     global<const uint32_t> from = words + me.unit / share * NB_STATISTICS_WORDS;
     e = {from[0], from[1], from[2]};
   }
-  if (o.dynamic) s = statistics::scale_of(e, o);
+  if (o.dynamic) s = statistics::scale_of(e, o, o.global);
   if (me.lane == 0) scales[me.unit] = is_number ? s.by : float_of_bits(0x7fc00000u);
   for (int i = me.lane * EIGHT; i < k; i += lanes * EIGHT) {
     const int count = smaller((int)EIGHT, k - i);

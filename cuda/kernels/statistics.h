@@ -16,6 +16,11 @@ typedef struct nb_statistics_quant {
   float scale, zero, global;
 } nb_statistics_quant;
 
+/* Rows of pairs: units to a row, experts to a token, entries of the map, experts here. */
+typedef struct nb_statistics_pairs {
+  int32_t each, top, entries, experts;
+} nb_statistics_pairs;
+
 /* Words of what a tensor's scale is made of, 0 before: kernels/statistics.cu. */
 enum { NB_STATISTICS_WORDS = 3 };
 /* Bytes of shared memory. */

@@ -130,6 +130,29 @@ function M.quantize(x, activations, o)
   return codes, scales
 end
 
+--- by_expert(activations [, scales]) -> whether an expert's rows are quantized apart from the others': scales, numbers or a
+-- tensor, has more than one, or each has its own dynamic scale of a tensor.
+function M.by_expert(a, scales)
+  local count = scales and (type(scales) == "table" and #scales or scales:numel()) or 0
+  return count > 1 or a.strategy == "tensor" and a.dynamic == true
+end
+
+--- quantize_pairs(x, activations, {ids =, experts =, map = nil, scales = nil, zero_point =, dtype =}) -> x' [pairs,k] there | nil,
+-- msg, code
+-- Of x [T,k] on a device, its rows for pairs of a token and one of its experts, row p / top for p: quantize_dequantize of all of an
+-- expert's rows, with the expert's own scale (static) or global scale (NVFP4): scales f32 [experts] there. ids i32 [T,top], of the
+-- map's experts or of those here; rows of pairs whose expert isn't here are 0. Waits for nothing.
+function M.quantize_pairs(x, activations, o)
+  local fault = M.fault(activations)
+  if fault then error(fault, 2) end
+  local one = o.scales and 1 or nil -- scales instead
+  local options = option_struct(activations, setmetatable({ scale = one, global = one }, { __index = o }))
+  local out = dispatch.new(x, x:type(), { o.ids:numel(), x:size(2) })
+  local rc, msg, code = nffi.check(dispatch.there(C.nb_device_moe_fake_quant, out, x, o.ids, o.map, o.scales, o.experts, options), true)
+  if not rc then return nil, msg, code end
+  return out
+end
+
 -- ---- calibration -------------------------------------------------------------------------
 
 --- extent(x [, lohi]) -> lohi | nil, msg, code

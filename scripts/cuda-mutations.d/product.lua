@@ -33,6 +33,6 @@ return {
     { "rows beyond m", "cuda/kernels/product_routes.cuh", "r < j.m ? r : -1", "r <= j.m ? r : -1" },
     { "order ignored", ROWS, "perm ? perm[i] : i", "i" },
     { "every order taken for a regular one", ROWS, "other || g_idx[i] != i / group", "other" },
-    { "rows' scales in the other order", ROWS, "scale_place(column, j.groups > 1", "scale_place(column, j.groups < 1" },
+    { "rows' scales in the other order", ROWS, "scale_place(c + 8 * t, j.groups > 1", "scale_place(c + 8 * t, j.groups < 1" },
   },
 }

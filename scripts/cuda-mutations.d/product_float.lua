@@ -23,7 +23,7 @@ return {
     { "weights not raised", SHAPE, "CODES::UNIT > 0x1p64f && !SCALES::OF_WEIGHTS", "CODES::UNIT > 0x1p127f && !SCALES::OF_WEIGHTS" },
     { "scales of bytes take two", SHAPE, "SCALE_ROW = COLUMNS * SCALES::BYTES / PIECE", "SCALE_ROW = COLUMNS * 2 / PIECE" },
     { "bytes in the order of 16-bit scales", ORDER, "? byte_place(place)", "? place" },
-    { "rows' scales without their factor", ROWS, "j.scale) * j.scale_factor", "j.scale)" },
+    { "rows' scales without their factor", ROWS, "(scale * j.scale_factor)", "scale" },
     { "one group of bytes to the tensor cores", HOST,
       "w->scale == NB_MARLIN_E8M0 && p->groups == 1", "w->scale == NB_MARLIN_E8M0 && p->groups == 0" },
     { "NVFP4's unit", "cuda/dequantize_marlin.c", "? 0x1p-7 : 1", "? 0x1p-6 : 1" },

@@ -2,7 +2,7 @@
 local KERNEL, HOST = "cuda/kernels/statistics.cu", "cuda/statistics.c"
 
 return {
-  spec = "spec/cuda_statistics_spec.lua",
+  spec = "spec/cuda_statistics_spec.lua spec/cuda_experts_float_spec.lua",
   bugs = {
     { "rows beyond the last", KERNEL, "      if (r + i >= m) continue;\n", "" },
     { "sums begin anew", KERNEL, "double sum = sums[c];", "double sum = 0;" },
@@ -14,13 +14,21 @@ return {
     { "halves round up", KERNEL, "(unit / 2 - 1) + (a >> o.shift & 1)", "unit / 2" },
     { "subnormal codes as others", KERNEL, "if (a < o.normal)", "if (a < o.normal / 2)" },
     { "the extent of what is not there", KERNEL, "      if (j < count) e.see(v[j]);", "      e.see(v[j] + 1);" },
-    { "spans by a row more", KERNEL, "words + me.unit / share * NB_STATISTICS_WORDS;\n  atomic_max(to,",
-      "words + me.unit / (share + 1) * NB_STATISTICS_WORDS;\n  atomic_max(to," },
     { "a NaN that is lost in its code", KERNEL, "is_number ? s.by : float_of_bits(0x7fc00000u)", "s.by" },
     { "codes of what is not there", KERNEL, "if (!whole && j < count) codes", "if (!whole) codes" },
     { "codes with their sign's bits", KERNEL, "(uint32_t)(int)v & 0xffu", "(uint32_t)(int)v" },
     { "a row's own scale where it is the tensor's", KERNEL, "e = {from[0], from[1], from[2]};", "" },
     { "scales by every lane's row", KERNEL, "scales[me.unit] = is_number", "scales[me.unit / 2] = is_number" },
+    { "spans by a row more", KERNEL, "return unit / share; }", "return unit / (share + 1); }" },
+    { "experts: a row of the pair's number", KERNEL,
+      "unit / o.each / o.top * o.each + unit % o.each", "unit / o.each * o.each + unit % o.each" },
+    { "experts: the first group of each row", KERNEL, "/ o.top * o.each + unit % o.each", "/ o.top * o.each" },
+    { "experts: the map is not looked at", KERNEL, "    if (map) e = e >= 0 && e < o.entries ? map[e] : -1;\n", "" },
+    { "experts: ids beyond the map", KERNEL, "e >= 0 && e < o.entries ? map[e] : -1", "e >= 0 ? map[e < o.entries ? e : 0] : -1" },
+    { "experts: all have the first one's scale", KERNEL, "scales ? scales[e] : q.global", "scales ? scales[0] : q.global" },
+    { "experts: all have the first one's static scale", KERNEL, "scales ? scales[e] : q.scale", "scales ? scales[0] : q.scale" },
+    { "experts: the extents of all together", KERNEL,
+      "words + owner * NB_STATISTICS_WORDS;\n  atomic_max(to, e", "words;\n  atomic_max(to, e" },
     { "host: words of the call before", HOST, "  return nb_device_zero(&t);", "  return NB_OK;" },
   },
 }

@@ -9,7 +9,7 @@ local M = {}
 -- where layers are to run on a device, before the others.
 local list = {
   { name = "marlin_cuda", kind = "linear", device = "cuda", title = "4- and 8-bit integers on a CUDA device, dense" },
-  { name = "marlin_a8_cuda", kind = "linear", device = "cuda", title = "integers and MXFP4 with int8 or FP8 activations on a CUDA device, dense" },
+  { name = "marlin_a8_cuda", kind = "linear", device = "cuda", title = "integers and MXFP4 with 8-bit inputs on a CUDA device, dense" },
   { name = "fp8_cuda", kind = "linear", device = "cuda", title = "FP8 W8A8 on a CUDA device, dense" },
   { name = "nvfp4_cuda", kind = "linear", device = "cuda", title = "NVFP4 W4A4 on a CUDA device from SM 100 on, dense" },
   { name = "marlin_float_cuda", kind = "linear", device = "cuda", title = "FP8 and 4-bit floats on a CUDA device, weight-only, dense" },

@@ -36,7 +36,8 @@ end
 -- ---- options -------------------------------------------------------------------
 
 local flags = { emu = true, table = true, small = true, once = true }
-local valued = { out = true, continue = true, stages = true, baselines = true, seed = true, revision = true, child = true, results = true, only = true }
+local valued = { out = true, continue = true, stages = true, baselines = true, seed = true, revision = true, child = true,
+                 results = true, only = true }
 local options = {}
 do
   local i = 1
@@ -48,8 +49,8 @@ do
       options[name] = value or fail("--%s needs a value", name)
     elseif options.child and tonumber(arg[i]) then options.from = tonumber(arg[i])
     else
-      fail("unknown option %s; known: --emu --out FILE --continue FILE --stages a,b --baselines DIR --seed N --revision REV --only PATTERN --small "
-        .. "--table", arg[i])
+      fail("unknown option %s; known: --emu --out FILE --continue FILE --stages a,b --baselines DIR --seed N --revision REV "
+        .. "--only PATTERN --small --table", arg[i])
     end
     i = i + 1
   end
@@ -210,7 +211,8 @@ local function run_stage(file)
     local python = stage.python and not ctx.emulated
     local cut = serve(tools.child(ctx, file.name), python and stage.python_seconds or 0)
     if python then
-      local others = serve({ "python3", here .. "baselines.py", stage.python, unpack(ctx.baselines and { "--dir", ctx.baselines } or {}) }, 0)
+      local from = ctx.baselines and { "--dir", ctx.baselines } or {}
+      local others = serve({ "python3", here .. "baselines.py", stage.python, unpack(from) }, 0)
       cut = cut or others
     end
     if stage.finish then stage.finish(ctx, rows) end

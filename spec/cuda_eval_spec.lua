@@ -1,11 +1,12 @@
 -- cuda_eval: models on a device, whole: the losses of the CPU, from weights that stay there or are streamed; calibration;
 -- what is said when it cannot be.
-local checkpoint = require "nibble.checkpoint"
 local command = require "spec.support.command"
 local files = require "spec.support.files"
+local small_models = require "spec.support.small_models"
 local standin = require "spec.support.standin"
 
 local root, dense, experts
+local first_layers, quantized = small_models.first_layers, small_models.quantized
 
 local run = standin.with [[
   local IDS = "spec/models/eval/test_tokens.safetensors"
@@ -27,28 +28,10 @@ local run = standin.with [[
   end
 ]]
 
--- The first layers of a model of spec/models: what all of them would show, in less time.
-local function first_layers(model, layers)
-  local from, to = "spec/models/" .. model, root .. "/" .. model
-  os.execute(("mkdir %s && ln -s $PWD/%s/*.safetensors %s"):format(to, from, to))
-  files.write(to .. "/config.json", (files.read(from .. "/config.json"):gsub('("num_hidden_layers": )%d', "%1" .. layers)))
-  return to
-end
-
--- It in 4 bits; made once.
-local function quantized(model)
-  local dir = model .. "-w4a16"
-  if not checkpoint.exists(dir) then
-    local r = command.run { "run", "any-w4a16", model, "--out", dir }
-    assert.equal(0, r.status, r.err)
-  end
-  return dir
-end
-
 describe("eval on a device", function()
   setup(function()
     root = files.temporary()
-    dense, experts = first_layers("tiny-llama", 2), first_layers("tiny-moe", 1)
+    dense, experts = first_layers(root, "tiny-llama", 2), first_layers(root, "tiny-moe", 1)
   end)
   teardown(function() files.remove(root) end)
 

@@ -24,6 +24,13 @@ return {
           cuda, { "kind_of_weight", "int" }, weight_only, { "bits", 4, 8 }, { "layout", "awq", "gptq", "compressed-tensors" },
           { "strategy", "group", "channel" }, { "input", "f16", "bf16" },
           { "actorder_in_groups" }, { "group_in_rank", actorder = true }, { "multiple", "k", 16 }, { "multiple", "n", 64 } } },
+        { name = "marlin_a8_cuda", class = "nibble.methods.marlin_a8_cuda", note = padded, checks = {
+          cuda, { "schemes", { "int8", "int8 token" }, { "int8", "int8 tensor static" }, { "int4", "int8 token" },
+            { "int4", "int8 tensor static" }, { "int4", "int4 token" }, { "int4 asym", "int8 token" },
+            { "int4 asym", "int8 tensor static" }, { "int4", "fp8 token" }, { "int4", "fp8 tensor static" }, { "mxfp4", "fp8 token" },
+            { "mxfp4", "fp8 tensor static" } },
+          { "symmetric_activations" }, { "strategy", "group", "channel", "tensor" }, { "no_actorder" }, { "output", "f16", "bf16" },
+          { "group_tiles" }, { "group_in_rank" }, { "multiple", "k", 8 }, { "multiple", "n", 8 } } },
         { name = "marlin_float_cuda", class = "nibble.methods.marlin_float_cuda", note = padded, checks = {
           cuda, { "kind_of_weight", "float" }, weight_only, { "bits", 4, 8 }, { "decodes" }, half, { "multiple", "k", 8 },
           { "multiple", "n", 2 } } },

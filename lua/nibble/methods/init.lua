@@ -9,6 +9,7 @@ local M = {}
 -- where layers are to run on a device, before the others.
 local list = {
   { name = "marlin_cuda", kind = "linear", device = "cuda", title = "4- and 8-bit integers on a CUDA device, dense" },
+  { name = "marlin_a8_cuda", kind = "linear", device = "cuda", title = "integers and MXFP4 with 8-bit inputs on a CUDA device, dense" },
   { name = "fp8_cuda", kind = "linear", device = "cuda", title = "FP8 W8A8 on a CUDA device, dense" },
   { name = "nvfp4_cuda", kind = "linear", device = "cuda", title = "NVFP4 W4A4 on a CUDA device from SM 100 on, dense" },
   { name = "marlin_float_cuda", kind = "linear", device = "cuda", title = "FP8 and 4-bit floats on a CUDA device, weight-only, dense" },
@@ -91,6 +92,14 @@ function takes.marlin_cuda(rec, s)
   if zeros and zeros.dtype ~= "i32" then return nil, "its zero-points are not in words" end
   return { format = rec.format, bits = s.bits, group = s.strategy == "group" and s.group or -1, zero_point = not s.symmetric,
     actorder = s.actorder == "group" }
+end
+
+function takes.marlin_a8_cuda(rec, s)
+  local a = s.activations
+  if not a then return nil, "its inputs are not quantized" end
+  if a.symmetric == false then return nil, "its inputs have zero-points" end
+  if a.strategy == "tensor" and a.dynamic then return nil, "its inputs have one scale for a whole sequence" end
+  return { scheme = s, format = rec.format }
 end
 
 function takes.fp8_cuda(rec, s)

@@ -1,10 +1,12 @@
-/* moe_rows.c - a mixture's rows on a device: activations, sums over a token's experts, batches; kernels/moe_act.cu,
- * moe_rows.cu and nb_moe_place, launched. The checks and the sentences are the CPU's where it has such a function. */
+/* moe_rows.c - a mixture's rows on a device: activations, sums over a token's experts, batches, weights on the input;
+ * kernels/moe_act.cu, moe_rows.cu, nb_moe_place and two of product_rows.cu, launched. The checks and the sentences are
+ * the CPU's where it has such a function. */
 #include "device.h"
 
 #include "compute/moe.h"
 
 #include "kernels/moe_rows.h"
+#include "kernels/product.h"
 
 _Static_assert((int)NB_KERNEL_SILU == NB_MOE_SILU && (int)NB_KERNEL_SWIGLUOAI == NB_MOE_SWIGLUOAI &&
                    (int)NB_KERNEL_SILU_NO_MUL == NB_MOE_SILU_NO_MUL &&
@@ -136,4 +138,51 @@ int nb_device_moe_combine(nb_tensor *y, const nb_tensor *x, const nb_tensor *pla
   int64_t rows = x->shape[0] * x->shape[1];
   return sum(y, x, places, weights, NULL, (nb_moe_sums){.keys = (int)NB_MIN(rows, INT32_MAX), .placed = 1},
              what);
+}
+
+int nb_device_moe_weigh(nb_tensor *out, const nb_tensor *x, const nb_tensor *weights) {
+  static const char asks[] = "moe weigh";
+  enum { BLOCKS = 4096 };
+  nb_cuda_device *d = NULL;
+  nb_tensor seen, to;
+  NB_TRY(nb_cuda_operand_at(&seen, &d, x, 2, asks));
+  if (x->ndim != 2 || (x->dtype != NB_F16 && x->dtype != NB_BF16))
+    return nb_fail(NB_EINVAL, "%s: x must be f16 or bf16 [tokens, hidden], found %s", asks,
+                   nb_dtype_name(x->dtype));
+  NB_TRY(nb_cuda_expect(weights, "moe weigh: weights", x->device, NB_F32, 2, NB_SHAPE(x->shape[0], -1)));
+  int64_t top64 = weights->shape[1], pairs = x->shape[0] * top64, numbers = pairs * x->shape[1];
+  if (top64 > 1 << 20 || x->shape[1] > INT32_MAX)
+    return nb_fail(NB_EUNSUPPORTED, "%s: %lld experts to a token of %lld numbers", asks, (long long)top64,
+                   (long long)x->shape[1]);
+  NB_TRY(nb_cuda_result(&to, out, d, x->dtype, 2, NB_SHAPE(pairs, x->shape[1]), "moe weigh: out"));
+  int width = (int)x->shape[1], top = (int)top64, bf16 = x->dtype == NB_BF16, rc = NB_OK;
+  nb_launch at = {{(int32_t)NB_MIN(NB_CEIL(numbers, (int64_t)NB_PRODUCT_THREADS), (int64_t)BLOCKS), 1, 1},
+                  {NB_PRODUCT_THREADS, 1, 1},
+                  0};
+  if (numbers)
+    rc = nb_device_launch(
+        d->number, "nb_moe_weigh", &at,
+        (void *[]){(void *)&x->data, (void *)&weights->data, &to.data, &numbers, &width, &top, &bf16});
+  return nb_cuda_finish(out, &to, rc);
+}
+
+int nb_device_moe_batch_ids(nb_tensor *ids, const nb_tensor *counts, int64_t most) {
+  static const char asks[] = "moe batch";
+  enum { BLOCKS = 4096 };
+  nb_cuda_device *d = NULL;
+  nb_tensor seen, to;
+  NB_TRY(nb_cuda_operand_at(&seen, &d, counts, 4, asks));
+  NB_TRY(nb_cuda_expect(counts, "moe batch: counts", counts->device, NB_I32, 1, NB_SHAPE(-1)));
+  if (most < 0 || most > INT32_MAX)
+    return nb_fail(NB_EINVAL, "%s: room for %lld rows, expected 0 to 2^31-1", asks, (long long)most);
+  int64_t places = counts->shape[0] * most;
+  NB_TRY(nb_cuda_result(&to, ids, d, NB_I32, 2, NB_SHAPE(places, 1), "moe batch: ids"));
+  int width = (int)most, rc = NB_OK;
+  nb_launch at = {{(int32_t)NB_MIN(NB_CEIL(places, (int64_t)NB_PRODUCT_THREADS), (int64_t)BLOCKS), 1, 1},
+                  {NB_PRODUCT_THREADS, 1, 1},
+                  0};
+  if (places)
+    rc = nb_device_launch(d->number, "nb_moe_batch_ids", &at,
+                          (void *[]){(void *)&counts->data, &to.data, &places, &width});
+  return nb_cuda_finish(ids, &to, rc);
 }

@@ -254,7 +254,7 @@ int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_op
 int nb_device_moe_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_tensor *ids, const nb_tensor *map,
                              const nb_tensor *scales, int64_t experts, const nb_act_options *options);
 
-/* ---- products with experts' weights (product_experts.c) --------------------------------- */
+/* ---- products with experts' weights (product_experts.c; weights on the input, batches: moe_rows.c) ---- */
 
 /* Pairs of a token and one of its `top` experts, in blocks of one expert each, as nb_device_moe_align leaves them on a
  * device: sorted i32, `block` places (1 to 64) to a block; block_experts i32, -1: the block is left alone; total i32 [1]. A pair
@@ -266,9 +266,10 @@ typedef struct nb_moe_blocks {
 
 /* y [pairs,n] of x [pairs/top,k]: row p is p's row of x times its expert's weight + bias, all of it times p's weight; rows of
  * pairs that `sorted` doesn't list stay as they are. w: stacks [experts,...] of what nb_device_marlin_gemm takes, with
- * whose dtypes, groups, orders, workspace and sums; row_scale F32 [pairs/top,1], or NULL. One launch for all experts, where
- * orders (which take x once more, a row a pair) don't ask for more; nothing is waited for. Made for blocks of 16, 32
- * and 64. */
+ * whose dtypes, groups, orders, workspace and sums, x as codes for 8-bit activations too; row_scale F32 [pairs/top,1],
+ * or NULL. y where it is made for codes has the dtype that it says, else as nb_device_marlin_gemm's. One launch for all
+ * experts, where orders (which take x once more, a row a pair) don't ask for more; nothing is waited for. Made for blocks
+ * of 16, 32 and 64. */
 int nb_device_marlin_moe_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                               const nb_moe_blocks *blocks, const nb_tensor *row_scale);
 /* out [T*top,H] = row t of x [T,H] times weights[t,j] (f32 [T,top]), rounded to x's dtype, f16 or bf16: a router's

@@ -96,6 +96,7 @@ static double fp8_unit(int dtype) { return dtype == NB_F16 ? 0x1p8 : 0x1p120; }
 
 bool nb_cuda_marlin_gemm_whole(const product *p) {
   const nb_marlin_weight *w = p->w;
+  if (w->a8) return true;
   if (w->scale == NB_MARLIN_S0E5M3) return p->groups > 1 && p->group == 16;
   if (w->scale == NB_MARLIN_E8M0 && p->groups == 1) return false;
   if (fp8(w) && w->scale_factor * fp8_unit(p->dtype) != 1) return false;
@@ -103,12 +104,14 @@ bool nb_cuda_marlin_gemm_whole(const product *p) {
 }
 
 const char *nb_cuda_marlin_gemm_format(const nb_marlin_weight *w) {
+  if (w->a8) return nb_cuda_product_a8_format(w);
   if (w->code == NB_MARLIN_INT) return w->bits == 4 ? "w4" : "w8";
   if (w->scale == NB_MARLIN_E8M0) return w->bits == 4 ? "mxfp4" : "mxfp8";
   return w->bits == 4 ? "nvfp4" : "fp8";
 }
 
 int nb_cuda_marlin_gemm_stage(const product *p, int blocks) {
+  if (p->w->a8) return nb_cuda_product_a8_stage(p, blocks);
   int rows = p->groups == 1 ? 1 : NB_MAX(1, nb_product_k(blocks) / p->group);
   return nb_product_stage_bytes(blocks, p->w->bits, rows, p->w->scale == NB_MARLIN_FLOAT ? 2 : 1,
                                 p->zeros && p->groups > 1);
@@ -116,6 +119,7 @@ int nb_cuda_marlin_gemm_stage(const product *p, int blocks) {
 
 /* What FP8 scales carry their kernels know. */
 float nb_cuda_marlin_gemm_factor(const product *p) {
+  if (p->w->a8) return nb_cuda_product_a8_factor(p);
   return (float)(p->w->global * (fp8(p->w) ? 1 : p->w->scale_factor));
 }
 
@@ -147,6 +151,13 @@ int nb_cuda_marlin_gemm_gather(void *out, const product *p, const void *from, in
                                        (void *)&p->group}));
   }
   return NB_OK;
+}
+
+int nb_cuda_marlin_gemm_widen(nb_tensor *out, const product *p, const nb_tensor *x) {
+  int at_once = (int)(16 / nb_dtype_bits(x->dtype)); /* numbers in 2 bytes */
+  NB_TRY(nb_cuda_tensor(out, p->d, x->dtype, 2, NB_SHAPE(x->shape[0], p->k)));
+  return nb_cuda_marlin_gemm_gather(out->data, p, x->data, x->shape[0], (int)x->shape[1] / at_once,
+                                    p->k / at_once, NULL);
 }
 
 /* x [m,columns] as [m,k] in the order of the weight's rows; looks at the order where only then it is known. */

@@ -25,6 +25,8 @@ static inline int nb_cuda_marlin_gemm_blocks(int64_t rows) { return rows <= 16 ?
  * irregular: where it is noted that p's order is not by groups, or NULL. */
 int nb_cuda_marlin_gemm_gather(void *out, const nb_cuda_marlin_gemm *p, const void *from, int64_t m,
                                int columns, int k, int32_t *irregular);
+/* out [m,k] of x [m,columns], of 1 or 2 bytes (then columns are even), with columns of 0 up to k. */
+int nb_cuda_marlin_gemm_widen(nb_tensor *out, const nb_cuda_marlin_gemm *p, const nb_tensor *x);
 
 /* nb_device_marlin_gemm's checks of its operands, y apart. */
 int nb_cuda_marlin_gemm_check(nb_cuda_marlin_gemm *p, const nb_tensor *x, const nb_marlin_weight *w,
@@ -38,7 +40,13 @@ float nb_cuda_marlin_gemm_factor(const nb_cuda_marlin_gemm *p);
 /* The current stream's workspace: whether a weight's order is irregular; the counts of blocks that arrived, all 0
  * between launches; their parts. */
 int nb_cuda_marlin_gemm_workspace(nb_cuda_marlin_gemm *p);
-/* nb_device_marlin_gemm of a weight in the order for 8-bit activations (product_a8.c). */
+/* Of a weight in the order for 8-bit activations (product_a8.c): checks, y's dtype being p's afterwards, and the like;
+ * nb_device_marlin_gemm. */
+int nb_cuda_product_a8_check(nb_cuda_marlin_gemm *p, const nb_tensor *y, const nb_tensor *x,
+                             const nb_marlin_weight *w, const nb_tensor *row_scale);
+const char *nb_cuda_product_a8_format(const nb_marlin_weight *w);
+int nb_cuda_product_a8_stage(const nb_cuda_marlin_gemm *p, int blocks);
+float nb_cuda_product_a8_factor(const nb_cuda_marlin_gemm *p);
 int nb_cuda_product_a8(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                        const nb_tensor *row_scale);
 #endif

@@ -1,5 +1,6 @@
 /* product_a8.c - y = x W on a device for x of one byte a number and W in Marlin's order for such: kernels/product_a8.cu
- * launched for as many rows of x as its workspace has room for. */
+ * launched for as many rows of x as its workspace has room for; and what experts' products (product_experts.c) ask of
+ * such weights. */
 #include "kernels/product_a8.h"
 #include "layout/layout.h"
 #include "product.h"
@@ -58,9 +59,9 @@ static int check_kind(const nb_marlin_weight *w, const nb_tensor *x) {
   return nb_cuda_marlin_sizes(w, 32, what);
 }
 
-/* y's dtype, which nothing says where it is made, scales are bytes and there is no bias. */
+/* y's dtype; where it is made and doesn't say, scales', bias's, or bf16. */
 static int dtype_of(const nb_tensor *y, const nb_marlin_weight *w) {
-  if (y->data || y->buf) return y->dtype;
+  if (y->data || y->buf || y->dtype == NB_F16 || y->dtype == NB_BF16) return y->dtype;
   if (w->scale == NB_MARLIN_FLOAT || w->scale == NB_MARLIN_INT16) return w->scales->dtype;
   return w->bias ? w->bias->dtype : NB_BF16;
 }
@@ -81,8 +82,8 @@ static int check_groups(product *p) {
       what, p->group);
 }
 
-static int check(product *p, const nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
-                 const nb_tensor *row_scale) {
+int nb_cuda_product_a8_check(product *p, const nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                             const nb_tensor *row_scale) {
   const void *at;
   *p = (product){.w = w, .dtype = dtype_of(y, w)};
   NB_TRY(nb_cuda_marlin_gemm_place(&at, p, x, "x", -2, 2, NB_SHAPE(-1, -1)));
@@ -112,30 +113,33 @@ static int check(product *p, const nb_tensor *y, const nb_tensor *x, const nb_ma
   return NB_OK;
 }
 
-/* ---- launches ---------------------------------------------------------------------------- */
+const char *nb_cuda_product_a8_format(const nb_marlin_weight *w) { return kind_of(w)->kernel; }
 
-/* x [m,columns] with columns of 0 up to k, two at a time. */
-static int widen(nb_tensor *out, const product *p, const nb_tensor *x) {
-  NB_TRY(nb_cuda_tensor(out, p->d, x->dtype, 2, NB_SHAPE(x->shape[0], p->k)));
-  return nb_cuda_marlin_gemm_gather(out->data, p, x->data, x->shape[0], (int)x->shape[1] / 2, p->k / 2, NULL);
+int nb_cuda_product_a8_stage(const product *p, int blocks) {
+  int groups = NB_MAX(1, nb_product_k(blocks) / p->group),
+      scale_bytes = p->w->scale == NB_MARLIN_E8M0 ? 1 : 2;
+  return nb_product_a8_stage_bytes(blocks, p->w->bits, groups, scale_bytes, p->zeros != NULL);
 }
+
+float nb_cuda_product_a8_factor(const product *p) {
+  return (float)(p->w->scale_factor * p->w->global * kind_of(p->w)->unit);
+}
+
+/* ---- launches ---------------------------------------------------------------------------- */
 
 /* y = x W of all rows, as many in a launch as blocks that are there at once take: for each the workspace has room. */
 static int multiply(product *p, const nb_tensor *y, const nb_tensor *x) {
   int64_t m = x->shape[0], resident, columns = y->shape[1], tiles = NB_CEIL((int64_t)p->n, COLUMNS);
-  const kind *of = kind_of(p->w);
-  const int blocks = nb_cuda_marlin_gemm_blocks(m), bits = p->w->bits, stage_k = nb_product_k(blocks),
-            staged = NB_MAX(1, stage_k / p->group), scale_bytes = of->scale == NB_MARLIN_E8M0 ? 1 : 2;
-  nb_launch at = {{1, 1, 1},
-                  {NB_PRODUCT_THREADS, 1, 1},
-                  NB_PRODUCT_STAGES *
-                      nb_product_a8_stage_bytes(blocks, bits, staged, scale_bytes, p->zeros != NULL)};
+  const int blocks = nb_cuda_marlin_gemm_blocks(m), bits = p->w->bits, stage_k = nb_product_k(blocks);
+  nb_launch at = {
+      {1, 1, 1}, {NB_PRODUCT_THREADS, 1, 1}, NB_PRODUCT_STAGES * nb_cuda_product_a8_stage(p, blocks)};
   char name[48];
-  snprintf(name, sizeof name, "nb_product_a8_%s_%s_m%d", nb_dtype_name(p->dtype), of->kernel, 16 * blocks);
+  snprintf(name, sizeof name, "nb_product_a8_%s_%s_m%d", nb_dtype_name(p->dtype),
+           nb_cuda_product_a8_format(p->w), 16 * blocks);
   NB_TRY(nb_cuda_marlin_gemm_workspace(p));
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
   int64_t all = tiles * NB_CEIL((int64_t)p->k, stage_k), rows = 16 * blocks * resident;
-  float factor = (float)(p->w->scale_factor * p->w->global * of->unit);
+  float factor = nb_cuda_product_a8_factor(p);
   int whole = p->w->scale == NB_MARLIN_INT16, outputs = (int)columns;
   for (int64_t row = 0; row < m; row += rows) {
     int now = (int)NB_MIN(rows, m - row);
@@ -156,13 +160,13 @@ int nb_cuda_product_a8(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight 
                        const nb_tensor *row_scale) {
   product p;
   nb_tensor to, widened = {0};
-  NB_TRY(check(&p, y, x, w, row_scale));
+  NB_TRY(nb_cuda_product_a8_check(&p, y, x, w, row_scale));
   int64_t outputs;
   NB_TRY(nb_cuda_marlin_gemm_outputs(&outputs, y, p.n, what));
   NB_TRY(nb_cuda_result(&to, y, p.d, p.dtype, 2, NB_SHAPE(x->shape[0], outputs), "marlin gemm: y"));
   int rc = NB_OK;
   if (x->shape[0] && outputs) {
-    if (x->shape[1] < p.k) rc = widen(&widened, &p, x);
+    if (x->shape[1] < p.k) rc = nb_cuda_marlin_gemm_widen(&widened, &p, x);
     if (rc == NB_OK) rc = multiply(&p, &to, widened.data ? &widened : x);
     nb_tensor_release(&widened); /* the driver waits for the kernels before it gives memory away */
   }

@@ -1,6 +1,6 @@
 /* product_experts.c - y = x W on a device for pairs of a token and one of its experts, W being its expert's: all experts
- * by one launch of kernels/product.cu, over the blocks of pairs that nb_device_moe_align made; kernels/product_rows.cu
- * brings x into the order of each expert's rows, and takes what product.cu can't. */
+ * by one launch of kernels/product_experts*.cu, over the blocks of pairs that nb_device_moe_align made;
+ * kernels/product_rows.cu brings x into the order of each expert's rows, and takes what those can't. */
 #include "kernels/product.h"
 #include "product.h"
 
@@ -75,8 +75,8 @@ static int check_blocks(experts *e, const nb_tensor *x) {
   return NB_OK;
 }
 
-static int check(experts *e, const nb_tensor *x, const nb_marlin_weight *w, const nb_moe_blocks *blocks,
-                 const nb_tensor *row_scale) {
+static int check(experts *e, const nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
+                 const nb_moe_blocks *blocks, const nb_tensor *row_scale) {
   nb_tensor parts[6];
   nb_marlin_weight first = *w;
   int64_t count = w->words && w->words->ndim == 3 ? w->words->shape[0] : 0;
@@ -92,7 +92,8 @@ static int check(experts *e, const nb_tensor *x, const nb_marlin_weight *w, cons
   NB_TRY(first_of(&first.bias, &parts[5], w->bias, count, "bias"));
   if (!first.words || !first.scales)
     return nb_fail(NB_EINVAL, "%s: expected words and scales, found none", what);
-  NB_TRY(nb_cuda_marlin_gemm_check(&e->p, x, &first, row_scale));
+  NB_TRY(w->a8 ? nb_cuda_product_a8_check(&e->p, y, x, &first, row_scale)
+               : nb_cuda_marlin_gemm_check(&e->p, x, &first, row_scale));
   e->p.w = w;
   NB_TRY(check_blocks(e, x));
   if (e->p.row_scale && e->p.perm && blocks->top > 1)
@@ -125,7 +126,7 @@ static int gather(nb_tensor *out, experts *e) {
   NB_TRY(nb_device_launch(e->p.d->number, "nb_product_experts_gather", &at,
                           (void *[]){&e->x, (void *)&e->p.perm, &out->data, &e->sorted, &e->owners, &e->total,
                                      &block, &e->most, &e->top, &e->count, &e->pairs, &e->columns, &e->p.k}));
-  e->x = out->data, e->top = 1, e->columns = e->p.k;
+  e->x = out->data, e->top = 1;
   return NB_OK;
 }
 
@@ -133,8 +134,8 @@ static int by_tensor_cores(experts *e, int outputs) {
   nb_cuda_marlin_gemm *p = &e->p;
   int block = (int)e->blocks->block, bits = p->w->bits, blocks = nb_cuda_marlin_gemm_blocks(block);
   char name[48];
-  snprintf(name, sizeof name, "nb_product_experts_%s_%s_m%d", nb_dtype_name(p->dtype),
-           nb_cuda_marlin_gemm_format(p->w), blocks * 16);
+  snprintf(name, sizeof name, "nb_product_experts_%s%s_%s_m%d", p->w->a8 ? "a8_" : "",
+           nb_dtype_name(p->dtype), nb_cuda_marlin_gemm_format(p->w), blocks * 16);
   nb_launch at = {{1, 1, 1},
                   {NB_PRODUCT_THREADS, 1, 1},
                   NB_PRODUCT_STAGES * nb_cuda_marlin_gemm_stage(p, blocks) +
@@ -145,6 +146,7 @@ static int by_tensor_cores(experts *e, int outputs) {
   NB_TRY(nb_cuda_resident(&resident, p->d, nb_product_resident(blocks, bits), at.shared_bytes));
   at.grid[0] = (int32_t)NB_MIN(resident, all);
   const void *skip = e->irregular.data;
+  int whole = p->w->scale == NB_MARLIN_INT16; /* which only kernels for 8-bit activations ask */
   float factor = nb_cuda_marlin_gemm_factor(p);
   return nb_device_launch(p->d->number, name, &at,
                           (void *[]){(void *)&e->x,
@@ -171,7 +173,8 @@ static int by_tensor_cores(experts *e, int outputs) {
                                      (void *)&p->k,
                                      (void *)&p->group,
                                      &outputs,
-                                     &factor});
+                                     &factor,
+                                     &whole});
 }
 
 /* A row of the weight at a time, whatever its groups; where tensor cores can, only the experts that they left. */
@@ -220,11 +223,19 @@ static int by_rows(const experts *e, int outputs) {
                                      &factor});
 }
 
-static int multiply(experts *e, int outputs) {
+/* x [tokens,columns] with columns of 0 up to k. */
+static int widen(nb_tensor *out, experts *e, const nb_tensor *x) {
+  NB_TRY(nb_cuda_marlin_gemm_widen(out, &e->p, x));
+  e->x = out->data;
+  return NB_OK;
+}
+
+static int multiply(experts *e, const nb_tensor *x, int outputs) {
   nb_tensor ordered = {0};
   bool whole = nb_cuda_marlin_gemm_whole(&e->p);
   int rc = e->p.g_idx && whole ? find_irregular(e) : NB_OK;
-  if (rc == NB_OK && (e->p.perm || e->columns < e->p.k)) rc = gather(&ordered, e);
+  if (rc == NB_OK && e->p.perm) rc = gather(&ordered, e);
+  else if (rc == NB_OK && e->columns < e->p.k) rc = widen(&ordered, e, x);
   if (rc == NB_OK && whole) rc = by_tensor_cores(e, outputs);
   if (rc == NB_OK && (e->p.g_idx || !whole)) rc = by_rows(e, outputs);
   nb_tensor_release(&ordered); /* the driver waits for the kernels before it gives memory away */
@@ -236,61 +247,14 @@ int nb_device_marlin_moe_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_
                               const nb_moe_blocks *blocks, const nb_tensor *row_scale) {
   experts e;
   nb_tensor to;
-  NB_TRY(check(&e, x, w, blocks, row_scale));
+  NB_TRY(check(&e, y, x, w, blocks, row_scale));
   int64_t outputs;
   NB_TRY(nb_cuda_marlin_gemm_outputs(&outputs, y, e.p.n, what));
-  NB_TRY(nb_cuda_result(&to, y, e.p.d, x->dtype, 2, NB_SHAPE(e.pairs, outputs), "marlin moe gemm: y"));
+  NB_TRY(nb_cuda_result(&to, y, e.p.d, e.p.dtype, 2, NB_SHAPE(e.pairs, outputs), "marlin moe gemm: y"));
   e.y = to.data;
   int rc = NB_OK;
   if (e.pairs && outputs && e.most)
     rc = to.data == x->data ? nb_fail(NB_EINVAL, "%s: cannot be done in place", what)
-                            : multiply(&e, (int)outputs);
+                            : multiply(&e, x, (int)outputs);
   return nb_cuda_finish(y, &to, rc);
-}
-
-int nb_device_moe_weigh(nb_tensor *out, const nb_tensor *x, const nb_tensor *weights) {
-  static const char asks[] = "moe weigh";
-  enum { BLOCKS = 4096 };
-  nb_cuda_device *d = NULL;
-  nb_tensor seen, to;
-  NB_TRY(nb_cuda_operand_at(&seen, &d, x, 2, asks));
-  if (x->ndim != 2 || (x->dtype != NB_F16 && x->dtype != NB_BF16))
-    return nb_fail(NB_EINVAL, "%s: x must be f16 or bf16 [tokens, hidden], found %s", asks,
-                   nb_dtype_name(x->dtype));
-  NB_TRY(nb_cuda_expect(weights, "moe weigh: weights", x->device, NB_F32, 2, NB_SHAPE(x->shape[0], -1)));
-  int64_t top64 = weights->shape[1], pairs = x->shape[0] * top64, numbers = pairs * x->shape[1];
-  if (top64 > 1 << 20 || x->shape[1] > INT32_MAX)
-    return nb_fail(NB_EUNSUPPORTED, "%s: %lld experts to a token of %lld numbers", asks, (long long)top64,
-                   (long long)x->shape[1]);
-  NB_TRY(nb_cuda_result(&to, out, d, x->dtype, 2, NB_SHAPE(pairs, x->shape[1]), "moe weigh: out"));
-  int width = (int)x->shape[1], top = (int)top64, bf16 = x->dtype == NB_BF16, rc = NB_OK;
-  nb_launch at = {{(int32_t)NB_MIN(NB_CEIL(numbers, (int64_t)NB_PRODUCT_THREADS), (int64_t)BLOCKS), 1, 1},
-                  {NB_PRODUCT_THREADS, 1, 1},
-                  0};
-  if (numbers)
-    rc = nb_device_launch(
-        d->number, "nb_moe_weigh", &at,
-        (void *[]){(void *)&x->data, (void *)&weights->data, &to.data, &numbers, &width, &top, &bf16});
-  return nb_cuda_finish(out, &to, rc);
-}
-
-int nb_device_moe_batch_ids(nb_tensor *ids, const nb_tensor *counts, int64_t most) {
-  static const char asks[] = "moe batch";
-  enum { BLOCKS = 4096 };
-  nb_cuda_device *d = NULL;
-  nb_tensor seen, to;
-  NB_TRY(nb_cuda_operand_at(&seen, &d, counts, 4, asks));
-  NB_TRY(nb_cuda_expect(counts, "moe batch: counts", counts->device, NB_I32, 1, NB_SHAPE(-1)));
-  if (most < 0 || most > INT32_MAX)
-    return nb_fail(NB_EINVAL, "%s: room for %lld rows, expected 0 to 2^31-1", asks, (long long)most);
-  int64_t places = counts->shape[0] * most;
-  NB_TRY(nb_cuda_result(&to, ids, d, NB_I32, 2, NB_SHAPE(places, 1), "moe batch: ids"));
-  int width = (int)most, rc = NB_OK;
-  nb_launch at = {{(int32_t)NB_MIN(NB_CEIL(places, (int64_t)NB_PRODUCT_THREADS), (int64_t)BLOCKS), 1, 1},
-                  {NB_PRODUCT_THREADS, 1, 1},
-                  0};
-  if (places)
-    rc = nb_device_launch(d->number, "nb_moe_batch_ids", &at,
-                          (void *[]){(void *)&counts->data, &to.data, &places, &width});
-  return nb_cuda_finish(ids, &to, rc);
 }

@@ -2,9 +2,11 @@
 -- what is said when it cannot be.
 local command = require "spec.support.command"
 local files = require "spec.support.files"
+local small_models = require "spec.support.small_models"
 local standin = require "spec.support.standin"
 
-local root
+local root, dense, experts
+local first_layers, quantized = small_models.first_layers, small_models.quantized
 
 local run = standin.with [[
   local IDS = "spec/models/eval/test_tokens.safetensors"
@@ -12,7 +14,7 @@ local run = standin.with [[
   -- both(path, options) -> what eval.run gives on the CPU and on the device.
   local function both(path, o)
     local function once(device)
-      local all = { model = model(path), ids = IDS, context = 24, windows = 2, device = device }
+      local all = { model = model(path), ids = IDS, context = 12, windows = 2, device = device }
       for k, v in pairs(o or {}) do all[k] = v end
       return assert(nb.eval.run(all))
     end
@@ -26,40 +28,33 @@ local run = standin.with [[
   end
 ]]
 
-local function made(recipe, model, more)
-  local dir = root .. "/" .. recipe .. "-" .. model
-  local words = { "run", recipe, "spec/models/" .. model, "--out", dir, unpack(more or {}) }
-  local r = command.run(words)
-  assert.equal(0, r.status, r.err)
-  return dir
-end
-
 describe("eval on a device", function()
-  setup(function() root = files.temporary() end)
+  setup(function()
+    root = files.temporary()
+    dense, experts = first_layers(root, "tiny-llama", 2), first_layers(root, "tiny-moe", 1)
+  end)
   teardown(function() files.remove(root) end)
 
   it("gives the CPU's losses within 0.001: float models, dense and of experts", function()
-    assert.equal("near ", run 'print(near "spec/models/tiny-llama")')
-    assert.equal("near reference 3 moe", run 'print(near "spec/models/tiny-moe")')
+    assert.equal("near \nnear reference 1 moe", run(("print(near %q) print(near %q)"):format(dense, experts)))
   end)
 
   it("gives them of quantized models", function()
-    local dense, experts = made("any-w4a16", "tiny-llama"), made("any-w4a16", "tiny-moe")
-    assert.equal("near marlin_cuda 28 linear", run(("print(near %q)"):format(dense)))
-    assert.matches("^near .*ct_wna16_moe 3 moe", run(("print(near %q)"):format(experts)))
+    local out = run(("print(near %q) print(near %q)"):format(quantized(dense), quantized(experts)))
+    assert.matches("^near marlin_cuda 14 linear\nnear .*ct_wna16_moe 1 moe", out)
   end)
 
   it("gives the same losses whether weights stay, are streamed or are given up when there is no room for more", function()
     local code = ([[
       local function nll(o)
-        local all = { model = model %q, ids = IDS, context = 24, windows = 2, device = "cuda" }
+        local all = { model = model %q, ids = IDS, context = 12, windows = 2, device = "cuda" }
         for k, v in pairs(o) do all[k] = v end
         return assert(nb.eval.run(all)).nll
-      end ]]):format(made("any-w4a16", "tiny-llama"))
+      end ]]):format(quantized(dense))
     local kept = run(code .. "print(nll {})")
     assert.equal(kept, run(code .. "print(nll { cache_bytes = 0 })"))
     assert.equal(kept, run(code .. "print(nll { cache_bytes = 500000 })"))
-    local crowded = run(code .. "print(nll { cache_bytes = 2 ^ 30 })", { NB_EMU_MEMORY = "5000000" })
+    local crowded = run(code .. "print(nll { cache_bytes = 2 ^ 30 })", { NB_EMU_MEMORY = "3500000" })
     assert.is_true(math.abs(tonumber(crowded) - tonumber(kept)) < 1e-3, crowded) -- in other batches, whose sums have another order
   end)
 
@@ -76,8 +71,8 @@ describe("eval on a device", function()
   end)
 
   it("begins again in bf16 where f16 can't hold a value", function()
-    local out = run [[
-      local ck = model "spec/models/tiny-llama"
+    local out = run(([[
+      local ck = model %q
       local function scaled(name, factor)
         return (assert(ck:tensor(name)):cast "f32"):map(function(v) return v * factor end):cast "bf16"
       end
@@ -90,27 +85,26 @@ describe("eval on a device", function()
         local v = ck[key]
         return type(v) == "function" and function(_, ...) return v(ck, ...) end or v
       end })
-      local function nll(m, device) return assert(nb.eval.run { model = m, ids = IDS, context = 24, windows = 2, device = device }).nll end
+      local function nll(m, device) return assert(nb.eval.run { model = m, ids = IDS, context = 12, windows = 2, device = device }).nll end
       local exact, there = nll(odd), nll(odd, "cuda")
       print(math.abs(exact - nll(ck)) < 1e-5, math.abs(there - exact) < 0.01, there ~= exact)
-    ]]
+    ]]):format(dense))
     assert.equal("true\ttrue\ttrue", out)
   end)
 
   it("compares two models there", function()
     assert.equal("true\ttrue\ttrue", run(([[
-      local o = { against = model "spec/models/tiny-llama" }
-      local a, b = both(%q, o)
+      local a, b = both(%q, { against = model %q })
       print(math.abs(a.kl - b.kl) < 1e-3, math.abs(a.nll_against - b.nll_against) < 1e-3, math.abs(a.top1_agreement - b.top1_agreement) < 0.05)
-    ]]):format(made("any-w4a16", "tiny-llama"))))
+    ]]):format(quantized(dense), dense)))
   end)
 
   it("a device lost midway is one sentence", function()
-    assert.matches("^nil\tspec/models/tiny%-llama: cuda:0 is lost: [^\n]+\teio$", (run [[
+    assert.matches("^nil\t[^\n]+/tiny%-llama: cuda:0 is lost: [^\n]+\teio$", (run(([[
       getmetatable(assert(require("nibble.place").new())).rows = function() return 16 end
-      print(nb.eval.run { model = model "spec/models/tiny-llama", ids = nb.tensor("i32", { 3, 16 }):fill(7), device = "cuda",
+      print(nb.eval.run { model = model %q, ids = nb.tensor("i32", { 3, 16 }):fill(7), device = "cuda",
         progress = function() assert(nb.cuda.launch("emu_copy_shifted", { grid = 1, block = 32, nb.tensor("i32", { 32 }):to "cuda",
-          nb.tensor("i32", { 32 }):to "cuda", 1 })) end }) ]]))
+          nb.tensor("i32", { 32 }):to "cuda", 1 })) end }) ]]):format(dense))))
   end)
 
   it("refuses a device that isn't there", function()
@@ -126,7 +120,7 @@ describe("calibration on a device", function()
       local wanted = { ["model.layers.0.self_attn.q_proj"] = true, ["model.layers.3.mlp.down_proj"] = true }
       local function measured(device)
         local sums = {}
-        local ranges = assert(calibrate.ranges(ck, wanted, { ids = IDS, length = 24, samples = 1, sums = sums, of = wanted, device = device }))
+        local ranges = assert(calibrate.ranges(ck, wanted, { ids = IDS, length = 12, samples = 1, sums = sums, of = wanted, device = device }))
         return ranges, sums
       end
       local a, a_sums = measured()

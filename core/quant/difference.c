@@ -19,7 +19,7 @@ float nb_segment_portable(nb_segment_sums *sums, float *a, float *b, int64_t n) 
 }
 
 /* Codes of a window: they stay in the second-level cache. */
-enum { WINDOW = 1 << 18, WIDE_ROWS = 128, MOST_ROWS = 512 };
+enum { WINDOW = 1 << 18, WIDE_ROWS = 256, MOST_ROWS = 512 };
 
 /* One of the two weights, as its rows are decoded. */
 typedef struct side {
@@ -34,7 +34,8 @@ typedef struct side {
 
 /* What a thread works with, and the largest difference that it has seen. */
 typedef struct scratch {
-  void *tile[2]; /* a window's codes: bytes, or (4 bits) words along the rows */
+  void *tile[2];   /* a window's codes: bytes, or (4 bits) words along the rows */
+  uint32_t *words; /* a window of words that lie along n, as they come from the file */
   float *scale;
   int32_t *zero;
   double *row_error;
@@ -50,8 +51,18 @@ typedef struct window {
 
 /* ---- decoding -------------------------------------------------------------------- */
 
+/* A window of words, whole runs one after another: turning them where they lie takes a line of each run at a time,
+ * which memory answers at a third of its speed. */
+static void fetch(uint32_t *to, const uint32_t *from, int64_t runs, int64_t ld, int64_t words) {
+  enum { AHEAD = 8, LINE = 16 };
+  for (int64_t r = 0; r < runs; r++, from += ld, to += words) {
+    for (int64_t i = 0; i < words; i += LINE) __builtin_prefetch(from + AHEAD * ld + i);
+    memcpy(to, from, (size_t)words * sizeof *to);
+  }
+}
+
 /* Into the tile: 4-bit words along n become words along the rows, others bytes. */
-static int unpack(const side *s, void *tile, const window *at) {
+static int unpack(const side *s, scratch *x, void *tile, const window *at) {
   const nb_weight *w = s->w;
   uint32_t *words = w->values->data;
   int64_t width = w->values->shape[1], first = at->column * w->bits / 32;
@@ -59,13 +70,19 @@ static int unpack(const side *s, void *tile, const window *at) {
   if (s->nibbles || awq) {
     if (w->packing != NB_PACKING_GPTQ && !awq) return NB_OK; /* as they lie in the file */
     nb_tensor out, part;
-    int64_t columns = s->nibbles ? NB_CEIL(at->columns, 8) : at->columns;
+    int64_t columns = s->nibbles ? NB_CEIL(at->columns, 8) : at->columns, runs = awq ? at->columns : columns;
     NB_TRY(nb_shape_set(&out, s->nibbles ? NB_I32 : NB_U8, 2, NB_SHAPE(at->rows, columns), what));
-    NB_TRY(nb_shape_set(&part, NB_I32, 2, NB_SHAPE(awq ? at->columns : columns, width), what));
     out.data = tile;
-    part.data = words + (awq ? at->column : first) * width;
-    if (!s->nibbles) return nb_awq_unpack(&out, &part, w->bits, at->row);
-    return nb_repack_rows(&out, &part, awq ? NB_AWQ_TO_CT : NB_GPTQ_TO_CT, at->row);
+    words += (awq ? at->column : first) * width;
+    if (!s->nibbles) {
+      NB_TRY(nb_shape_set(&part, NB_I32, 2, NB_SHAPE(runs, width), what));
+      part.data = words;
+      return nb_awq_unpack(&out, &part, w->bits, at->row);
+    }
+    NB_TRY(nb_shape_set(&part, NB_I32, 2, NB_SHAPE(runs, awq ? NB_CEIL(at->rows, 8) : at->rows), what));
+    part.data = x->words;
+    fetch(x->words, words + (awq ? at->row / 8 : at->row), runs, width, part.shape[1]);
+    return nb_repack_rows(&out, &part, awq ? NB_AWQ_TO_CT : NB_GPTQ_TO_CT, 0);
   }
   return nb_plane_unpack(
       &(nb_plane){.words = words + (along_n ? first * width + at->row : at->row * width + first),
@@ -97,8 +114,12 @@ static void load_groups(const side *s, scratch *x, int64_t r, int64_t g0, int64_
   for (int64_t i = 1; s->single && i < g1 - g0; i++) x->scale[i] = x->scale[0];
   if (s->divisor != 0)
     for (int64_t i = 0; i < g1 - g0; i++) x->scale[i] /= s->divisor;
-  for (int64_t i = 0; w->bits && i < g1 - g0; i++)
-    x->zero[i] = w->zeros ? ((const uint8_t *)w->zeros->data)[s->single ? 0 : at + i] : 1 << (w->bits - 1);
+  if (!w->bits) return;
+  const uint8_t *zeros = w->zeros ? (const uint8_t *)w->zeros->data + at : NULL;
+  if (zeros && !s->single)
+    for (int64_t i = 0; i < g1 - g0; i++) x->zero[i] = zeros[i];
+  else
+    for (int64_t i = 0; i < g1 - g0; i++) x->zero[i] = zeros ? *zeros : 1 << (w->bits - 1);
 }
 
 /* Whole groups together, a group that the segment cuts by itself. */
@@ -282,7 +303,7 @@ static int compare_strip(nb_comparison *c, const side *sides, scratch *x, int64_
     if (nb_stop_requested()) return NB_EINTR;
     at.columns = NB_MIN(columns, sides->w->k - at.column);
     for (int i = 0; i < 2; i++)
-      if (sides[i].packed) NB_TRY(unpack(&sides[i], x->tile[i], &at));
+      if (sides[i].packed) NB_TRY(unpack(&sides[i], x, x->tile[i], &at));
     for (int64_t r = row; r < row + rows; r++) compare_row(c, sides, x, &at, r);
   }
   c->a2 += x->sums.a2;
@@ -361,6 +382,7 @@ static int side_of(side *s, const nb_weight *w) {
 static void scratch_free(scratch *x) {
   free(x->tile[0]);
   free(x->tile[1]);
+  free(x->words);
   free(x->scale);
   free(x->zero);
   free(x->row_error);
@@ -375,6 +397,7 @@ static bool scratch_make(scratch *x, const side *sides) {
   bool ok = x->scale && x->zero && x->row_error;
   for (int i = 0; ok && i < 2; i++)
     if (sides[i].packed) ok = (x->tile[i] = nb_alloc(WINDOW, 1)) != NULL;
+  if (ok && (sides[0].packed || sides[1].packed)) ok = (x->words = nb_alloc(WINDOW, 1)) != NULL;
   if (!ok) scratch_free(x);
   return ok;
 }

@@ -20,11 +20,14 @@ namespace {
 /* 4 processors with two blocks each; more than a kernel may count on. */
 enum { RESIDENT = 8, STACK = 64 << 10, MAX_THREADS = 1024, MAX_SHARED = 232448, MAX_IDLE = 100000 };
 
+/* The memory of blocks and stacks stays for the launches that follow. */
 struct launch_state {
   emu_stack scheduler;
   const std::function<void()> *body;
-  std::vector<emu_block> blocks;
+  emu_block blocks[RESIDENT];
+  int places; /* blocks in use */
   std::unique_ptr<char[]> stacks;
+  size_t stack_count;
   unsigned random;
   bool failed;
 };
@@ -87,7 +90,7 @@ dim3 index_of(uint64_t i, dim3 size) {
 
 /* The nth block to start, in this place. */
 void start(int place, uint64_t nth, uint64_t blocks, size_t shared) {
-  emu_block &b = launch.blocks[(size_t)place];
+  emu_block &b = launch.blocks[place];
   b.live = true;
   b.index = index_of(order() == 1 ? blocks - 1 - nth : nth, emu.grid);
   b.running = b.threads;
@@ -138,7 +141,7 @@ bool run_warp(emu_block &b, int warp, int slices) {
 
 /* One round over all warps: whether anything ran. */
 bool run_round() {
-  int per_block = launch.blocks[0].threads / 32, warps = per_block * (int)launch.blocks.size();
+  int per_block = launch.blocks[0].threads / 32, warps = per_block * launch.places;
   bool ran = false;
   for (emu_block &b : launch.blocks)
     for (emu_fiber &f : b.fibers)
@@ -147,7 +150,7 @@ bool run_round() {
     int w = k, slices = 1 << 30;
     if (order() == 1) w = warps - 1 - k;
     if (order() > 1) w = (int)random_below((unsigned)warps), slices = 1 + (int)random_below(7);
-    emu_block &b = launch.blocks[(size_t)(w / per_block)];
+    emu_block &b = launch.blocks[w / per_block];
     if (b.live && run_warp(b, w % per_block, slices)) ran = true;
   }
   /* A random round may have met only those that wait. */
@@ -175,14 +178,18 @@ void fail_stuck() {
 void run_blocks(size_t shared) {
   uint64_t blocks = (uint64_t)emu.grid.x * emu.grid.y * emu.grid.z, started = 0;
   size_t threads = (size_t)emu.block.x * emu.block.y * emu.block.z;
-  size_t places = blocks < RESIDENT ? (size_t)blocks : (size_t)RESIDENT;
-  launch.stacks.reset(new char[places * threads * STACK]);
-  launch.blocks.assign(places, emu_block{});
-  for (emu_block &b : launch.blocks) b.threads = (int)threads;
+  launch.places = blocks < RESIDENT ? (int)blocks : (int)RESIDENT;
+  size_t stacks = (size_t)launch.places * threads;
+  if (stacks > launch.stack_count) {
+    launch.stack_count = 0;
+    launch.stacks.reset(new char[stacks * STACK]);
+    launch.stack_count = stacks;
+  }
+  for (emu_block &b : launch.blocks) b.live = false, b.threads = (int)threads;
   for (bool live = true; live && !launch.failed;) {
     live = false;
-    for (size_t i = 0; i < places; i++) {
-      if (!launch.blocks[i].live && started < blocks) start((int)i, started++, blocks, shared);
+    for (int i = 0; i < launch.places; i++) {
+      if (!launch.blocks[i].live && started < blocks) start(i, started++, blocks, shared);
       live |= launch.blocks[i].live;
     }
     if (live && !run_round()) fail_stuck();
@@ -268,8 +275,6 @@ void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, const st
   } catch (const std::bad_alloc &) {
     refuse("cannot be emulated: no memory for %u threads a block", block.x * block.y * block.z);
   }
-  launch.blocks.clear();
-  launch.stacks.reset();
 }
 
 const char *emu_error(void) { return has_failure ? failure : nullptr; }

@@ -149,27 +149,27 @@ void emu_copy_wait(int newest) {
 
 /* Shared memory has 32 banks of 4 bytes and serves 128 bytes at a time: wavefronts beyond
  * the first, in each phase of as many lanes as ask for 128 bytes. */
-static int64_t bank_conflicts(const std::vector<emu_touch> &lanes) {
+static int64_t bank_conflicts(const emu_touch *const *lanes, size_t count) {
   int64_t extra = 0;
-  size_t bytes = std::max<size_t>(lanes[0].bytes, 4), phase = 128 / bytes;
-  for (size_t first = 0; first < lanes.size(); first += phase) {
-    std::vector<uintptr_t> words;
-    for (size_t l = first; l < std::min(first + phase, lanes.size()); l++)
-      for (size_t i = 0; i < bytes / 4; i++) words.push_back(lanes[l].address / 4 + i);
-    std::sort(words.begin(), words.end());
-    words.erase(std::unique(words.begin(), words.end()), words.end());
+  size_t bytes = std::max<size_t>(lanes[0]->bytes, 4), phase = 128 / bytes;
+  for (size_t first = 0; first < count; first += phase) {
+    uintptr_t words[32], *end = words;
+    for (size_t l = first; l < std::min(first + phase, count); l++)
+      for (size_t i = 0; i < bytes / 4; i++) *end++ = lanes[l]->address / 4 + i;
+    std::sort(words, end);
+    end = std::unique(words, end);
     int in_bank[32] = {0}, worst = 1;
-    for (uintptr_t w : words) worst = std::max(worst, ++in_bank[w % 32]);
+    for (uintptr_t *w = words; w < end; w++) worst = std::max(worst, ++in_bank[*w % 32]);
     extra += worst - 1;
   }
   return extra;
 }
 
-static int64_t sectors(const std::vector<emu_touch> &lanes) {
-  std::vector<uintptr_t> all;
-  for (const emu_touch &t : lanes) all.push_back(t.address / 32);
-  std::sort(all.begin(), all.end());
-  return std::unique(all.begin(), all.end()) - all.begin();
+static int64_t sectors(const emu_touch *const *lanes, size_t count) {
+  uintptr_t all[32];
+  for (size_t l = 0; l < count; l++) all[l] = lanes[l]->address / 32;
+  std::sort(all, all + count);
+  return std::unique(all, all + count) - all;
 }
 
 void emu_count_warp(emu_block &b, int warp) {
@@ -182,20 +182,20 @@ void emu_count_warp(emu_block &b, int warp) {
           (!first || lane[l].touches[next[l]].committed < first->committed))
         first = &lane[l].touches[next[l]];
     if (!first) break;
-    std::vector<emu_touch> together;
+    const emu_touch *together[32];
+    size_t count = 0;
     for (int l = 0; l < 32; l++) {
       if (next[l] >= lane[l].touches.size() || lane[l].touches[next[l]].committed != first->committed)
         continue;
       const emu_touch &t = lane[l].touches[next[l]++];
       if (!t.bytes) continue;
       if (t.space == EMU_GLOBAL) (t.write ? emu.counts.global_written : emu.counts.global_read) += t.bytes;
-      if (together.empty() ||
-          (t.space == together[0].space && t.bytes == together[0].bytes && t.write == together[0].write))
-        together.push_back(t);
+      const emu_touch &kind = count ? *together[0] : t;
+      if (t.space == kind.space && t.bytes == kind.bytes && t.write == kind.write) together[count++] = &t;
     }
-    if (together.empty()) continue;
-    if (together[0].space == EMU_GLOBAL) emu.counts.global_sectors += sectors(together);
-    else emu.counts.bank_conflicts += bank_conflicts(together);
+    if (!count) continue;
+    if (together[0]->space == EMU_GLOBAL) emu.counts.global_sectors += sectors(together, count);
+    else emu.counts.bank_conflicts += bank_conflicts(together, count);
   }
   for (int l = 0; l < 32; l++) lane[l].touches.clear();
 }

@@ -1,4 +1,4 @@
-/* product_a8.h - what who launches the kernels of product_a8.cu must know besides product.h: for C and C++. */
+/* product_a8.h - what who launches the kernels of product_a8.cuh must know besides product.h: for C and C++. */
 #ifndef NB_PRODUCT_A8_H
 #define NB_PRODUCT_A8_H
 #include "product.h"

@@ -123,7 +123,7 @@ template <class S> NB_DEVICE void take_rows(job &j) {
   j.arrived = j.arrived + y_block * (int)gridDim.x;
 }
 
-/* What multiplies a warp's 64 rows of a stage: `multiply`, or product_a8.cu's. */
+/* What multiplies a warp's 64 rows of a stage: `multiply`, or product_a8.cuh's. */
 template <class S>
 using multiplier = void (*)(const job &, const cut &, const rows &, float (&)[S::WARP_BLOCKS][8][4],
                             uint32_t (&)[8], shared<const uint4>, const place<S> &);

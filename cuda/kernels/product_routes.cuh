@@ -29,7 +29,7 @@ struct job {
   int m, n, k, group, outputs;
   float factor;
   routes to;          /* of experts only */
-  bool whole = false; /* of product_a8.cu: 16-bit scales are whole numbers */
+  bool whole = false; /* of product_a8.cuh: 16-bit scales are whole numbers */
 };
 
 struct plain {

@@ -82,8 +82,9 @@ end
 --- marlin_weight(m) -> nb_marlin_weight of m (gemm.marlin's), for C: it has addresses of m's tensors, which m keeps
 function M.marlin_weight(m) return struct(m, describe(m)) end
 
--- The activations as the kernel takes them, one byte each: their codes and a scale a token | nil, msg, code
-local function quantized(x, m)
+--- codes(x, m) -> codes [rows,k], scales f32 [rows,1]: activations as the kernel of m takes them where m.activations says 8 bits
+-- x f32, f16 or bf16, where it lies. | nil, msg, code
+function M.codes(x, m)
   local global = m.activations == "int8" and number(m.global) or nil
   return layout.marlin.quantize_activations(x, m.activations, { global = global })
 end
@@ -109,7 +110,7 @@ function M.marlin(x, m, row_scale)
   local values, scales = x, row_scale
   if d.a8 == 1 then
     local code
-    values, scales, code = quantized(x, m)
+    values, scales, code = M.codes(x, m)
     if not values then return nil, scales, code end
   end
   if ffi.istype(tensor.device_type, x) then

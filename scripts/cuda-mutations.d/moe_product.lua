@@ -28,6 +28,6 @@ return {
     { "all orders looked at as one", ROWS, "g_idx + (int64_t)blockIdx.x * k, k, group", "g_idx, k, group" },
     { "pairs of the next block's expert", ROWS, "{sorted, at * block + first, block - first, pairs, top}",
       "{sorted, at * block + first, block, pairs, top}" },
-    { "gathered rows counted as tokens'", HOST, "e->top = 1, e->columns = e->p.k", "e->columns = e->p.k" },
+    { "gathered rows counted as tokens'", HOST, "e->x = out->data, e->top = 1;", "e->x = out->data;" },
   },
 }

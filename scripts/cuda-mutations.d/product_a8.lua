@@ -1,5 +1,5 @@
 -- Bugs for the product kernels of 8-bit activations.
-local LOOP, CODES, FETCH = "cuda/kernels/product_a8.cu", "cuda/kernels/product_a8_codes.cuh", "cuda/kernels/product_fetch.cuh"
+local LOOP, CODES, FETCH = "cuda/kernels/product_a8.cuh", "cuda/kernels/product_a8_codes.cuh", "cuda/kernels/product_fetch.cuh"
 local HOST, SIZES = "cuda/product_a8.c", "cuda/kernels/product_a8.h"
 
 return {

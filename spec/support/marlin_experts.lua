@@ -5,6 +5,7 @@ local nb = require "nibble"
 local awq = require "spec.support.awq"
 local emulator = require "spec.support.emulator"
 local product = require "spec.support.marlin_product"
+local a8 = require "spec.support.product_a8"
 local moe = nb.moe
 
 local M = {}
@@ -40,13 +41,15 @@ end
 
 --- case{experts =, tokens =, top =, block =, weights = false, map =, ignore =, ids =, and marlin_product.case's, of each
 -- expert; g_idx a list of them} -> the same table with x [tokens,k], p (stacks as gemm.marlin_experts takes them), one (each
--- expert's case), ids, sorted, owners, total, weights (or nil)
+-- expert's case), ids, sorted, owners, total, weights (or nil). kind = one of product_a8's: of 8-bit activations, x codes with
+-- row_scale f32 [tokens,1] (or nil), and weight(t) as product_a8.case's.
 function M.case(o)
   o.dtype, o.bits, o.one = o.dtype or "f16", o.bits or 4, {}
   local parts = { words = {}, scales = {}, zeros = {}, bias = {}, perm = {}, sorted_g_idx = {} }
   for e = 1, o.experts do
-    local c = product.case { m = 1, k = o.k, n = o.n, group = o.group, dtype = o.dtype, bits = o.bits, zeros = o.zeros,
-                             bias = o.bias, exact = o.exact, g_idx = o.g_idx and o.g_idx[e] }
+    local c = (o.kind and a8 or product).case { m = o.kind and o.tokens or 1, k = o.k, n = o.n, group = o.group, dtype = o.dtype,
+      bits = o.bits, zeros = o.zeros, bias = o.bias, exact = o.exact, g_idx = o.g_idx and o.g_idx[e], kind = o.kind, int16 = o.int16,
+      row_scale = o.row_scale }
     o.one[e] = c
     for name, list in pairs(parts) do list[e] = c.p[name] end
   end
@@ -54,7 +57,11 @@ function M.case(o)
   for name, list in pairs(parts) do o.p[name] = M.stacked(list) or nil end
   if not o.bias then o.p.bias = nil end
   local exact = o.exact ~= false
-  o.x = exact and awq.whole({ o.tokens, o.k }, o.dtype) or awq.floats(o.dtype, { o.tokens, o.k }, -1, 1)
+  if o.kind then
+    local first = o.one[1]
+    o.x, o.row_scale, o.group, o.bits, o.weight = first.x, first.row_scale or nil, first.group, first.bits, first.weight
+    for _, one in ipairs(o.one) do one.x, one.row_scale = o.x, o.row_scale end
+  else o.x = exact and awq.whole({ o.tokens, o.k }, o.dtype) or awq.floats(o.dtype, { o.tokens, o.k }, -1, 1) end
   o.ids = o.ids or M.ids(o.tokens, o.top, o.map and o.map:numel() or o.experts)
   o.weights = o.weights and (exact and awq.powers or awq.floats)("f32", { o.tokens, o.top }, 0.25, 1) or nil
   o.sorted, o.owners, o.total = moe.align(o.ids, o.block, o.map and o.map:numel() or o.experts, { map = o.map, ignore = o.ignore })
@@ -76,8 +83,8 @@ function M.exact(c, before)
     local e = M.owner(c, pair)
     if e then
       local one = c.one[e]
-      all[e] = all[e] or nb.compute.gemm(nb.tensor("f32", { c.tokens, c.n }), c.x:cast "f32", one.q:dequantize "f32",
-        one.bias and one.bias:cast "f32")
+      all[e] = all[e] or c.kind and a8.reference(one) or nb.compute.gemm(nb.tensor("f32", { c.tokens, c.n }), c.x:cast "f32",
+        one.q:dequantize "f32", one.bias and one.bias:cast "f32")
       local from, w = all[e]:ptr() + math.floor(pair / c.top) * c.n, c.weights and c.weights:get(pair + 1) or 1
       for i = 0, c.n - 1 do wide:ptr()[i] = from[i] * w end
       ffi.copy(ffi.cast("char *", y.data) + pair * c.n * 2, wide:cast(c.dtype).data, c.n * 2)
@@ -98,7 +105,8 @@ function M.run(c, grid)
   local blocks, p, y = c.block <= 16 and 1 or c.block <= 32 and 2 or 4, c.p, M.poisoned(c)
   local k_stage, one = blocks <= 2 and 128 or 64, p.scales:size(2) == 1
   local rows = one and 1 or math.max(1, k_stage / c.group)
-  local stage = 16 * blocks * k_stage * 2 + k_stage * COLUMNS * c.bits / 8 + rows * COLUMNS * (2 + (c.zeros and not one and c.bits / 8 or 0))
+  local stage = c.kind and a8.stage_bytes(c, blocks)
+    or 16 * blocks * k_stage * 2 + k_stage * COLUMNS * c.bits / 8 + rows * COLUMNS * (2 + (c.zeros and not one and c.bits / 8 or 0))
   local memory = {}
   local function there(t)
     if not t then return false end
@@ -107,12 +115,14 @@ function M.run(c, grid)
   end
   local d_y, none = there(y), nb.tensor("i32", { grid })
   local parts, arrived = there(grid * 2 * 16 * blocks * COLUMNS * 4), there(none)
-  local wrong, counts = emulator.run(("nb_product_experts_%s_w%d_m%d"):format(c.dtype, c.bits, blocks * 16),
+  local name = c.kind and ("a8_%s_%s"):format(c.dtype, c.kind) or ("%s_w%d"):format(c.dtype, c.bits)
+  local whole = c.kind and { c.int16 and 1 or 0 } or {}
+  local wrong, counts = emulator.run(("nb_product_experts_%s_m%d"):format(name, blocks * 16),
     { grid = grid, block = THREADS, shared = STAGES * stage + 64 * blocks },
-    there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), false, d_y, parts, arrived, there(c.sorted),
+    there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), there(c.row_scale), d_y, parts, arrived, there(c.sorted),
     there(c.owners), there(nb.tensor("i32", { 1 }, { c.total })), there(c.skip), there(c.weights), there(c.globals), c.block,
     math.floor(c.sorted:numel() / c.block), c.top, c.experts, c.tokens * c.top, c.n, c.k, c.group == -1 and c.k or c.group, c.n,
-    ffi.new("float", 1))
+    ffi.new("float", 1), unpack(whole))
   emulator.read(d_y, y)
   local left = emulator.read(arrived, nb.tensor("i32", { grid }))
   for _, at in ipairs(memory) do emulator.free(at) end

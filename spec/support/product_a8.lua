@@ -41,7 +41,7 @@ end
 
 --- case{kind =, dtype = "f16", m =, k =, n =, group =, zeros = false, bias = false, exact = true, int16 = false, outputs =} ->
 -- the same table with x (codes), row_scale f32 [m,1], p (the weight's tensors in Marlin's order) and weight(t), its
--- nb_marlin_weight of the tensors in t.
+-- nb_marlin_weight of the tensors in t; type and activations as gemm.marlin takes them.
 -- exact: small codes and powers of two, so that every sum is exact and there is one right answer.
 function M.case(o)
   local kind = M.kinds[o.kind]
@@ -107,16 +107,20 @@ end
 
 local function blocks_of(m) return m <= 16 and 1 or m <= 32 and 2 or 4 end
 
+--- stage_bytes(c, blocks) -> bytes of a stage, as product_a8.h has them
+function M.stage_bytes(c, blocks)
+  local kind, stage_k, g = M.kinds[c.kind], blocks <= 2 and 128 or 64, c.group == -1 and c.k or c.group
+  return 16 * blocks * stage_k * (blocks == 2 and 2 or 1) + stage_k * COLUMNS * c.bits / 8
+    + math.max(1, math.floor(stage_k / g)) * COLUMNS * ((kind.group and 1 or 2) + (c.zeros and c.bits / 8 or 0))
+end
+
 --- tiles(c) -> how many (tile, stage) pairs there are
 function M.tiles(c) return math.ceil(c.n / COLUMNS) * math.ceil(c.k / (blocks_of(c.m) <= 2 and 128 or 64)) end
 
 --- run(c, grid) -> y, counts | nil, what the emulator says is wrong
 -- Memory that a kernel may write holds rubbish before; its counts of blocks that arrived must be zero again.
 function M.run(c, grid)
-  local blocks, p, kind = blocks_of(c.m), c.p, M.kinds[c.kind]
-  local stage_k, g = blocks <= 2 and 128 or 64, c.group == -1 and c.k or c.group
-  local stage = 16 * blocks * stage_k * (blocks == 2 and 2 or 1) + stage_k * COLUMNS * c.bits / 8
-    + math.max(1, math.floor(stage_k / g)) * COLUMNS * ((kind.group and 1 or 2) + (c.zeros and c.bits / 8 or 0))
+  local blocks, p, g = blocks_of(c.m), c.p, c.group == -1 and c.k or c.group
   local across = math.ceil(c.m / (16 * blocks))
   local y = nb.tensor(c.dtype, { c.m, c.outputs or c.n })
   local memory = {}
@@ -129,7 +133,7 @@ function M.run(c, grid)
   local parts, arrived = there(all * 2 * 16 * blocks * COLUMNS * 4), there(nb.tensor("i32", { all }))
   ffi.fill(d_y, y:bytes(), 0xa5)
   local wrong, counts = emulator.run(("nb_product_a8_%s_%s_m%d"):format(c.dtype, c.kind, blocks * 16),
-    { grid = grid, across = across, block = THREADS, shared = STAGES * stage },
+    { grid = grid, across = across, block = THREADS, shared = STAGES * M.stage_bytes(c, blocks) },
     there(c.x), there(p.words), there(p.scales), there(p.zeros), there(p.bias), there(c.row_scale), d_y, parts, arrived, c.m, c.n, c.k,
     g, c.outputs or c.n, c.int16 and 1 or 0, ffi.new("float", 1))
   emulator.read(d_y, y)

@@ -78,7 +78,8 @@ return {
           cuda, { "output", "f16", "bf16" }, { "weights", "nvfp4" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 16 } } },
         { name = "marlin_float_moe_cuda", format = "standard", takes = takes, checks = {
           cuda, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "any" }, { "fp8 channel", "any" }, { "fp8 block", "any" },
-            { "mxfp8", "any" }, { "mxfp4", "any" }, { "nvfp4", "any" } }, { "multiple", "hidden", 64 }, { "blocks_divide" }, { "scales_in_rank" } },
+            { "mxfp8", "any" }, { "mxfp4", "any" }, { "nvfp4", "any" } }, { "multiple", "hidden", 64 }, { "blocks_divide" },
+            { "scales_in_rank" } },
           classes = { { class = "nibble.methods.marlin_float_moe_cuda", note = padded, checks = { weight_only } },
             { class = "nibble.methods.marlin_float_moe_cuda", name = "inputs rounded to their codes", note = rounded } } },
       },

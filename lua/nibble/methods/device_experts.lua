@@ -195,8 +195,9 @@ M.w4a8_moe = {
 local function floats(L, device, kind, group, parts)
   local out, i = {}, marlin_float.filled(L.i, group)
   for _, w in ipairs { "w13", "w2" } do
-    local m, msg, code = parts(w), nil, nil
+    local m = parts(w)
     m.kind, m.dtype, m.on, m.halves = kind, L.dtype, device, w == "w13" and L.s or 1
+    local msg, code
     out[w], msg, code = marlin_float.stack(m, w == "w13" and L.s * i or L.h, w == "w13" and L.h or i, group)
     if not out[w] then return nil, msg, code end
   end

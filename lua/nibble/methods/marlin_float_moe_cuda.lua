@@ -117,7 +117,8 @@ end
 
 -- Gate and up as one stack, or nil where numbers of the whole differ.
 local function joined(gate, up)
-  if gate.global and not gate.global:equal(up.global) or not same_inputs(gate, up) or (gate.bias == nil) ~= (up.bias == nil) then return nil end
+  if gate.global and not gate.global:equal(up.global) or not same_inputs(gate, up) then return nil end
+  if (gate.bias == nil) ~= (up.bias == nil) then return nil end
   local out = setmetatable({}, { __index = gate })
   for _, part in ipairs { "weight", "scale", "bias" } do
     local t = gate[part]

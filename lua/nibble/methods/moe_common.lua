@@ -241,8 +241,8 @@ local function activation_of(L)
 end
 
 --- forward(L, x, weights, ids, o, parts) -> y [T,H] [, shared]
--- parts: w13, w2, quantize as moe.forward takes them (on a device w3 too); after_w13: the router's weight goes on the first product's output
--- as in Marlin's kernel. o: router_weight_on_input, inplace (both also in L.options; the layer's disable_inplace
+-- parts: w13, w2, quantize as moe.forward takes them (on a device w3 too); after_w13: the router's weight goes on the first product's
+-- output as in Marlin's kernel. o: router_weight_on_input, inplace (both also in L.options; the layer's disable_inplace
 -- wins), shared_input. L.options.shared_experts, a function, is called with shared_input or x, and its result is
 -- returned second.
 function M.forward(L, x, weights, ids, o, parts)

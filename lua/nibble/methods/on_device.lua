@@ -115,7 +115,7 @@ local function scales_there(form, device)
   local own = {}
   for w, list in pairs(form.scales or {}) do
     if #list > 1 then
-      local t, msg, code = tensor.new("f32", { #list }), nil, nil
+      local t = tensor.new("f32", { #list })
       for e, s in ipairs(list) do
         local value = s.global or s.scale
         if not (value > 0 and value < math.huge) then
@@ -123,6 +123,7 @@ local function scales_there(form, device)
         end
         t:set(e, value)
       end
+      local msg, code
       own[w], msg, code = t:to(device)
       if not own[w] then return nil, msg, code end
     end

@@ -891,6 +891,10 @@ typedef struct nb_act_options {
  *   out   = (round(clamp(x / scale + zero)) - zero) * scale
  * NaN and infinities of x come out as NaN, in all that shares their scale. */
 int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+/* codes [m,k], i8 or f8_e4m3, and scales f32 [m,1] of which nb_act_fake_quant's values are the products: for
+ * kernels that multiply codes. Symmetric, group -1 or 0, floats of 8 bits (NB_EUNSUPPORTED). What
+ * would be NaN has a scale of NaN; a static scale is each row's, or NaN where the row has one. */
+int nb_act_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *x, const nb_act_options *options);
 /* lohi[0] becomes the smallest of itself and x's values (f32), lohi[1] the largest. NB_EFORMAT:
  * NaN or an infinity in x. */
 int nb_act_extent(float lohi[2], const nb_tensor *x);

@@ -246,6 +246,8 @@ int nb_device_act_quant_fp4(nb_tensor *q, nb_tensor *scales, const nb_tensor *x,
 int nb_device_column_squares(nb_tensor *sums, const nb_tensor *x);
 int nb_device_act_extent(float lohi[2], const nb_tensor *x);
 int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *options);
+int nb_device_act_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *x,
+                           const nb_act_options *options);
 
 /* out [pairs,k] of x [T,k]: row p is row p / top of x, as nb_device_act_fake_quant makes it, top being the ids i32 for a token;
  * but static scales, or NVFP4's global ones, are those of p's expert: scales f32 [experts], above 0 and finite, or NULL; and a

@@ -143,6 +143,31 @@ int nb_device_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_op
                            &x_dtype, &lanes, &whole});
 }
 
+int nb_device_act_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *x, const nb_act_options *o) {
+  nb_cuda_device *d = NULL;
+  nb_tensor seen, to, factors;
+  nb_act_grid grid;
+  NB_TRY(take(&d, &seen, x, what));
+  NB_TRY(nb_cuda_operand_at(&to, &d, codes, 1, what));
+  NB_TRY(nb_cuda_operand_at(&factors, &d, scales, 4, what));
+  NB_TRY(nb_act_quantize_check(&grid, &to, &factors, &seen, o));
+  int64_t m = x->shape[0], k = x->shape[1], share = o->span > 0 ? o->span : m;
+  if (m == 0 || k == 0) return NB_OK;
+  if (k > INT32_MAX)
+    return nb_fail(NB_EUNSUPPORTED, "%s: rows of %lld are longer than 2^31-1", what, (long long)k);
+  nb_statistics_quant q = options_of(o, &grid);
+  void *words = NULL;
+  if (o->dynamic && o->group == 0) {
+    NB_TRY(words_of(&words, d, NB_CEIL(m, share)));
+    NB_TRY(launch_extents(d, words, x, m, k, share, q.dtype));
+  }
+  int across = (int)k, x_dtype = nb_cuda_kernel_dtype(x->dtype), lanes = lanes_for(k),
+      whole = whole_of(x, k) && (uintptr_t)codes->data % 8 == 0;
+  return launch(d, "nb_statistics_codes", m, lanes,
+                (void *[]){&codes->data, &scales->data, (void *)&x->data, &words, &m, &across, &share, &q,
+                           &x_dtype, &lanes, &whole});
+}
+
 /* ---- of experts ---------------------------------------------------------------------------- */
 
 static const char what_pairs[] = "experts' activations";

@@ -255,6 +255,35 @@ describe("act.quantize_dequantize", function()
     assert.matches("the zero%-point 128 does not fit asymmetric integers of 8 bits", msg)
   end)
 
+  it("MRL-45: gives codes too, whose products with their rows' scales are the same values", function()
+    local function values(codes, scales)
+      local out = codes:cast "f32"
+      for i = 1, out:numel() do out:set(i, f32(out:get(i) * scales:get(math.floor((i - 1) / 96) + 1))) end
+      return out
+    end
+    for _, i in ipairs { 1, 3, 4, 6, 7, 8, 9 } do
+      for _, o in ipairs { {}, { span = 3 }, { dtype = "bf16" } } do
+        local a, x = forms[i][2], random(7, 96, i)
+        for key, v in pairs(forms[i][3] or {}) do o[key] = v end
+        local codes, scales = act.quantize(x, a, o)
+        assert.equal(a.type == "int" and "i8" or "f8_e4m3", codes:type())
+        assert_same(assert(act.quantize_dequantize(x, a, o)), values(codes, scales))
+        x:set(100, 0 / 0)
+        codes, scales = act.quantize(x, a, o)
+        local want, found = assert(act.quantize_dequantize(x, a, o)), values(codes, scales)
+        for j = 1, 96 do assert.is_true(want:get(j) == found:get(j) or want:get(j) ~= want:get(j) and found:get(j) ~= found:get(j)) end
+        assert.is_true(scales:get(2) ~= scales:get(2))
+      end
+    end
+    for _, i in ipairs { 2, 10, 11, 12, 13 } do
+      local codes, msg, code = act.quantize(random(2, 96, 1), forms[i][2], forms[i][3])
+      assert.is_nil(codes)
+      assert.matches("codes are integers or f8_e4m3 without zero%-points, and a scale a row or a tensor; found", msg)
+      assert.equal("eunsupported", code)
+    end
+    assert.equal(0, assert(act.quantize(nb.tensor("f32", { 0, 16 }), forms[1][2])):numel())
+  end)
+
   it("takes no rows, and says when no memory is left", function()
     assert.equal(0, assert(act.quantize_dequantize(nb.tensor("f32", { 0, 16 }), forms[1][2])):numel())
     local x, out = random(4, 64, 2), nb.tensor("f32", { 4, 64 })

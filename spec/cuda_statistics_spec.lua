@@ -100,6 +100,41 @@ describe("on a device, in the processor's bytes:", function()
   end)
 end)
 
+describe("codes of activations on a device", function()
+  it("are the processor's, and their scales: by token, tensor, sequences, given; of rows in any size; NaN in its row's scale", function()
+    assert.equal("", statistics [[
+      local function codes(name, x, o)
+        local t = { x = x, q = nb.tensor(o.is_float == 1 and "f8_e4m3" or "i8", x:size()), s = nb.tensor("f32", { x:size(1), 1 }) }
+        local wrong = forward.same(t, { "q", "s" }, function(r) nffi.must(dispatch.call("act_quantize", r.q, r.s, r.x, options(o))) end)
+        if wrong then print(name, wrong) end
+      end
+      local forms = { token = {}, tensor = { group = 0 }, sequences = { group = 0, span = 2 }, static = { dynamic = 0, scale = 0.037 },
+        four = { bits = 4 }, rounded = { dtype = C.NB_F16 } }
+      for name, o in pairs(forms) do
+        for is_float = 0, name == "four" and 0 or 1 do
+          o.is_float = is_float
+          for _, shape in ipairs { { 5, 48 }, { 3, 35 }, { 2, 1100 } } do
+            local x = forward.random("f32", shape, 3, forward.EDGES)
+            codes(name .. shape[2], x, o)
+            x:set({ 2, 7 }, 0 / 0)
+            codes(name .. " NaN", x, o)
+          end
+        end
+      end
+      for _, dtype in ipairs { "bf16", "f16" } do codes(dtype, forward.random(dtype, { 4, 64 }, 4, forward.EDGES), { is_float = 0 }) end ]])
+  end)
+
+  it("go where the tensors lie; others than a product of codes takes are refused", function()
+    assert.equal("i8 cuda:0 f32 true\nactivations: codes are integers or f8_e4m3 without zero-points, and a scale a row or a tensor; found integers "
+      .. "of 8 bits, symmetric, groups of 8", statistics [[
+      local x, a = forward.random("f16", { 4, 32 }, 1), { type = "int", bits = 8, strategy = "token", dynamic = true }
+      local q, s = nb.act.quantize(x:to "cuda", a)
+      print(q:type() .. " " .. q:where() .. " " .. s:type() .. " " .. tostring(q:to("cpu"):equal((nb.act.quantize(x:cast "f32", a)))))
+      a.strategy, a.group = "group", 8
+      print((select(2, nb.act.quantize(x:to "cuda", a)))) ]])
+  end)
+end)
+
 describe("activations on a device", function()
   it("go where the tensors lie: act's functions", function()
     assert.equal("cuda:0 f16 true", statistics [[

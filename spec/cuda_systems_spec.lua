@@ -16,8 +16,8 @@ local function judged(kind, cases, before)
 end
 
 describe("a linear layer on the device", function()
-  it("AWQ-26, AWQ-39, MRL-57, INC-14, INC-17: gives what each system's own apply gives", function()
-    assert.equal("16 of 16 right", judged("linear", [[
+  it("AWQ-26, AWQ-39, MRL-57, INC-14, INC-17, INC-18: gives what each system's own apply gives", function()
+    assert.equal("18 of 18 right", judged("linear", [[
       { "awq", { bits = 4, group = 32, zero_point = true }, {} },
       { "awq", { bits = 8, group = -1, zero_point = true }, { dtype = "bf16" } },
       { "awq", { bits = 4, group = 48, zero_point = true }, { k = 96, n = 72, dtype = "bf16", bias = false } },
@@ -31,6 +31,8 @@ describe("a linear layer on the device", function()
       { "pymllm", { bits = 4, group = -1, zero_point = false }, { bias = false } },
       { "inc", { bits = 4, group = 32, sym = true, is_awq = true }, {} },
       { "inc", { bits = 4, group = -1, sym = true, is_awq = false }, { dtype = "bf16", k = 72, n = 200 } },
+      { "inc", { bits = 4, group = 32, sym = true, is_awq = true }, { rows = 512, k = 96, n = 72 }, { backend = "w4a8" } },
+      { "inc", { bits = 4, group = 64, sym = true }, { rows = 40, k = 128, n = 64, bias = false }, { backend = "w4a8" } },
       { "inc_ark", { bits = 4, group = 32, sym = true, is_awq = true }, {}, systems.ark(true) },
       { "inc_ark", { bits = 8, group = 64, sym = false, is_awq = true }, { dtype = "bf16", n = 72 }, systems.ark(true) },
       { "inc_ark", { bits = 4, group = 32, sym = false, is_awq = false }, {}, systems.ark(false) } ]]))

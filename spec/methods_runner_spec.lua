@@ -113,7 +113,8 @@ describe("eval through the methods", function()
     local none, msg = runner.new(quantized("ct4", {}), { through = "marlin" })
     assert.is_nil(none)
     assert.truthy(msg:find('unknown method "marlin"', 1, true))
-    assert.same({ "marlin_cuda", "fp8_cuda", "nvfp4_cuda", "marlin_float_cuda", "dequantize_cuda", "awq_marlin", "awq", "pymllm", "inc" },
+    assert.same({ "marlin_cuda", "marlin_a8_cuda", "fp8_cuda", "nvfp4_cuda", "marlin_float_cuda", "dequantize_cuda", "awq_marlin", "awq",
+      "pymllm", "inc" },
       methods.names "linear")
   end)
 end)

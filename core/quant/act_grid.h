@@ -16,5 +16,8 @@ typedef struct nb_act_grid {
 /* All that nb_act_fake_quant checks of its arguments, and the grid. */
 int nb_act_fake_quant_check(nb_act_grid *grid, const nb_tensor *out, const nb_tensor *x,
                             const nb_act_options *o);
+/* Likewise of nb_act_quantize's. */
+int nb_act_quantize_check(nb_act_grid *grid, const nb_tensor *codes, const nb_tensor *scales,
+                          const nb_tensor *x, const nb_act_options *o);
 
 #endif

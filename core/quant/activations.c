@@ -205,6 +205,58 @@ int nb_act_fake_quant(nb_tensor *out, const nb_tensor *x, const nb_act_options *
   return NB_OK;
 }
 
+/* ---- codes ---------------------------------------------------------------------- */
+
+int nb_act_quantize_check(nb_act_grid *grid, const nb_tensor *codes, const nb_tensor *scales,
+                          const nb_tensor *x, const nb_act_options *o) {
+  nb_tensor floats = *x;
+  NB_TRY(nb_act_fake_quant_check(grid, &floats, x, o));
+  if (o->group > 0 || !o->symmetric || (o->is_float && o->bits != 8))
+    return nb_fail(NB_EUNSUPPORTED,
+                   "%s: codes are integers or f8_e4m3 without zero-points, and a scale a row or a tensor; "
+                   "found %s of %d bits, %ssymmetric, groups of %lld",
+                   what, o->is_float ? "floats" : "integers", o->bits, o->symmetric ? "" : "not ",
+                   (long long)o->group);
+  NB_TRY(nb_expect(codes, what, o->is_float ? NB_F8_E4M3 : NB_I8, 2, x->shape));
+  return nb_expect(scales, what, NB_F32, 2, NB_SHAPE(x->shape[0], 1));
+}
+
+/* A row's codes as floats in x, then as bytes. NaN, which makes the row's scale one: 0. */
+static void quantize_row(const job *j, void *codes, float *x, int64_t n, float scale) {
+  for (int64_t i = 0; i < n; i++) x[i] /= scale;
+  j->kernels->apply(x, x, n, 1, 0, &j->grid);
+  for (int64_t i = 0; i < n; i++)
+    if (j->o->is_float) ((uint8_t *)codes)[i] = nb_f32_to_small(x[i] == x[i] ? x[i] : 0, j->small);
+    else ((int8_t *)codes)[i] = (int8_t)(x[i] == x[i] ? x[i] : 0);
+}
+
+int nb_act_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *x, const nb_act_options *o) {
+  job j = {.o = o, .kernels = kernels_here(), .small = nb_small_of(NB_F8_E4M3)};
+  NB_TRY(nb_act_quantize_check(&j.grid, codes, scales, x, o));
+  int64_t m = x->shape[0], k = x->shape[1], span = o->group < 0 ? 1 : o->span > 0 ? o->span : m;
+  if (m == 0 || k == 0) return NB_OK;
+  float *values = nb_alloc(m * k, sizeof *values);
+  if (!values) return NB_ENOMEM;
+  memcpy(values, x->data, (size_t)(m * k) * sizeof *values);
+  if (o->dtype != NB_F32) round_row(values, values, m * k, o->dtype);
+#pragma omp parallel for schedule(static) num_threads(nb_threads()) if (m * k > 16384)
+  for (int64_t first = 0; first < m; first += span) {
+    const int64_t end = NB_MIN(m, first + span);
+    extent all = {0};
+    float scale = o->scale, zero;
+    for (int64_t r = first; r < end; r++) widen(&all, &j, values + r * k, k);
+    if (o->dynamic) scale_of(&scale, &zero, &j, &all);
+    for (int64_t r = first; r < end; r++) {
+      extent e = {0};
+      widen(&e, &j, values + r * k, k);
+      ((float *)scales->data)[r] = e.absmax > 0x7f800000u ? NAN : scale;
+      quantize_row(&j, (uint8_t *)codes->data + r * k, values + r * k, k, scale);
+    }
+  }
+  free(values);
+  return NB_OK;
+}
+
 int nb_act_extent(float lohi[2], const nb_tensor *x) {
   NB_TRY(nb_expect(x, what, NB_F32, 2, NB_SHAPE(-1, -1)));
   int64_t m = x->shape[0], k = x->shape[1];

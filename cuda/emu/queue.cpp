@@ -73,8 +73,7 @@ bool ready(const Point &p) {
   return std::all_of(p->after.begin(), p->after.end(), [](const Point &q) { return q->done; });
 }
 
-// Does everything in `wanted`, which holds all that its members come after.
-int finish(std::set<Point> wanted) {
+void run_all(std::set<Point> &wanted) {
   while (!wanted.empty()) {
     const Point *next = nullptr;
     for (const Point &p : wanted)
@@ -87,6 +86,12 @@ int finish(std::set<Point> wanted) {
     p->after.clear();
     p->work = nullptr;
   }
+}
+
+// Does everything in `wanted`, which holds all that its members come after.
+int finish(std::set<Point> wanted) {
+  if (wanted.size() > 1) open_memory([&] { run_all(wanted); }); // once for all of it
+  else run_all(wanted);
   auto &pending = here().pending;
   pending.erase(std::remove_if(pending.begin(), pending.end(), [](const Point &p) { return p->done; }),
                 pending.end());

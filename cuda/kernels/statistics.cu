@@ -76,16 +76,21 @@ NB_DEVICE scale scale_of(const extent &e, const nb_statistics_quant &o, float gl
   return {s == 0 ? 0x1p-23f : s, z != z ? 0 : (float)(int)rintf(inside)};
 }
 
-NB_DEVICE float quantized(float x, scale s, const nb_statistics_quant &o) {
+/* The value on the grid, less the zero-point. */
+NB_DEVICE float rounded(float x, scale s, const nb_statistics_quant &o) {
   float v = x / s.by + s.zero;
   v = v < o.min ? o.min : v;
   v = v > o.max ? o.max : v;
-  if (!o.is_float) return mul_rn(rintf(v) - s.zero, s.by);
+  if (!o.is_float) return rintf(v) - s.zero;
   const uint32_t u = bits_of_float(v), a = u & 0x7fffffffu, unit = 1u << o.shift;
   uint32_t r = (a + (unit / 2 - 1) + (a >> o.shift & 1)) & ~(unit - 1);
   if (a < o.normal) r = bits_of_float(float_of_bits(a) + o.magic - o.magic);
   if (a > 0x7f800000u) r = a;
-  return mul_rn(float_of_bits((u & 0x80000000u) | r), s.by);
+  return float_of_bits((u & 0x80000000u) | r);
+}
+NB_DEVICE uint32_t code_of(float v, bool is_float) {
+  if (v != v) return 0;
+  return is_float ? e4m3_of(v) : (uint32_t)(int)v & 0xffu;
 }
 
 /* Where this thread's team stands: its unit, of `width` numbers side by side, and the thread's place in it. */
@@ -184,7 +189,7 @@ NB_DEVICE void quantize(const ROWS &rows, global<uint8_t> out, global<const uint
     plain::load<true>(v, x, first + i, count, x_dtype, whole);
     plain::round(v, o.dtype);
 #pragma unroll
-    for (int j = 0; j < EIGHT; j++) v[j] = quantized(v[j], s, o);
+    for (int j = 0; j < EIGHT; j++) v[j] = mul_rn(rounded(v[j], s, o), s.by);
     plain::store(out, v, to + i, count, out_dtype, whole);
   }
 }
@@ -250,4 +255,42 @@ extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS, 4)
                                 int lanes, int whole) {
   statistics::quantize(statistics::pair_rows{ids, map, scales, p}, out, x, words, units, width, o, out_dtype,
                        x_dtype, lanes, whole);
+}
+
+/* codes, one byte a number, and scales of m rows of k numbers: a scale each, or (words) one for `share` rows, whose extents are
+ * known. */
+extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS, 4)
+    nb_statistics_codes(global<uint8_t> codes, global<float> scales, global<const uint8_t> x,
+                        global<const uint32_t> words, int64_t m, int k, int64_t share,
+                        const __grid_constant__ nb_statistics_quant o, int x_dtype, int lanes, int whole) {
+  using statistics::EIGHT;
+  const statistics::team me = statistics::team_of(lanes);
+  const bool here = me.unit < m;
+  const int64_t first = me.unit * k;
+  statistics::scale s = {o.scale, 0};
+  statistics::extent e = {0, 0, 0};
+  if (here) e = statistics::look(x, first, k, me, lanes, x_dtype, o.dtype, whole);
+  e = statistics::extent_of(e, lanes);
+  const bool is_number = e.absmax <= 0x7f800000u;
+  if (!here) return;
+  if (words) {
+    global<const uint32_t> from = words + me.unit / share * NB_STATISTICS_WORDS;
+    e = {from[0], from[1], from[2]};
+  }
+  if (o.dynamic) s = statistics::scale_of(e, o, o.global);
+  if (me.lane == 0) scales[me.unit] = is_number ? s.by : float_of_bits(0x7fc00000u);
+  for (int i = me.lane * EIGHT; i < k; i += lanes * EIGHT) {
+    const int count = smaller((int)EIGHT, k - i);
+    float v[EIGHT];
+    uint32_t low = 0, high = 0;
+    plain::load<true>(v, x, first + i, count, x_dtype, whole);
+    plain::round(v, o.dtype);
+#pragma unroll
+    for (int j = 0; j < EIGHT; j++) {
+      const uint32_t code = statistics::code_of(statistics::rounded(v[j], s, o), o.is_float);
+      (j < 4 ? low : high) |= code << j % 4 * 8;
+      if (!whole && j < count) codes[first + i + j] = (uint8_t)code;
+    }
+    if (whole) cast<uint2>(codes)[(first + i) / 8] = make_uint2(low, high);
+  }
 }

@@ -115,6 +115,21 @@ function M.quantize_dequantize(x, activations, o)
   return out
 end
 
+--- quantize(x, activations [, {scale=, dtype=, span=}]) -> codes i8|f8_e4m3 [m,k], scales f32 [m,1] | nil, msg, code
+-- The codes whose products with their row's scale quantize_dequantize gives: symmetric integers and 8-bit floats, by token or
+-- tensor; others are nil, msg, "eunsupported". What would be NaN there has a scale of NaN. x and the options as there.
+function M.quantize(x, activations, o)
+  o = o or {}
+  local fault = M.fault(activations)
+  if fault then error(fault, 2) end
+  local options = option_struct(activations, o)
+  local codes = dispatch.new(x, activations.type == "float" and "f8_e4m3" or "i8", x:size())
+  local scales = dispatch.new(x, "f32", { x:size(1), 1 })
+  local rc, msg, code = nffi.check(dispatch.call("act_quantize", codes, scales, x, options), true)
+  if not rc then return nil, msg, code end
+  return codes, scales
+end
+
 --- by_expert(activations [, scales]) -> whether an expert's rows are quantized apart from the others': scales, numbers or a
 -- tensor, has more than one, or each has its own dynamic scale of a tensor.
 function M.by_expert(a, scales)

@@ -28,7 +28,8 @@ local function exponent(m, table, what)
   return table[m.dtype] or refuse("%s weights need dtype f16 or bf16, found %s", what, tostring(m.dtype))
 end
 
-local function describe(m)
+-- codes: x is codes already, which no check of MRL-47 is about: nibble's kernels take more pairs than Marlin's.
+local function describe(m, codes)
   local kind, type = kinds[m.type], scalars.types[m.type]
   if not kind then
     refuse("weights are uint4, uint8, uint4b8, uint8b128, float8_e4m3fn or float4_e2m1f, found %s", tostring(m.type))
@@ -44,7 +45,7 @@ local function describe(m)
   local a8 = m.activations and m.activations ~= "none"
   local ok, msg = scalars.check_pair(m.type, m.activations, m.moe)
   local mx = m.scales:type() == "u8" or m.scales:type() == "f8_e8m0"
-  if not ok and not (mx and m.type == "float4_e2m1f" and m.activations == "fp8") then refuse("%s", msg) end
+  if not ok and not codes and not (mx and m.type == "float4_e2m1f" and m.activations == "fp8") then refuse("%s", msg) end
   local scale, factor, global = C.NB_MARLIN_FLOAT, 1, number(m.global) or 1
   if mx then
     scale = C.NB_MARLIN_E8M0
@@ -59,6 +60,7 @@ local function describe(m)
   elseif m.activations == "int8" and m.global then
     scale, global = C.NB_MARLIN_INT16, 1 -- the token's scale has it
   end
+  factor = factor * (m.scale_factor or 1)
   return { bits = type.bits, a8 = a8 and 1 or 0, code = kind, scale = scale, scale_factor = factor, global = global,
            k_full = m.k_full == false and 0 or 1 }
 end
@@ -89,6 +91,8 @@ function M.codes(x, m)
   return layout.marlin.quantize_activations(x, m.activations, { global = global })
 end
 
+local codes_of = { int8 = "i8", fp8 = "f8_e4m3" }
+
 --- marlin(x, m [, row_scale]) -> y f32 [rows, n] = x times the weight m, plus its bias (MRL-51)
 -- x: [rows,k] f32, f16 or bf16; fewer columns count as zeros. m, one matrix after its processing (methods.marlin's):
 --   type   "uint4" | "uint8" (with zeros), "uint4b8" | "uint8b128", "float8_e4m3fn", "float4_e2m1f"
@@ -96,25 +100,31 @@ end
 --   zeros  i32 [G, n/pf]; bias [n], permuted; perm, sorted_g_idx i32 [k] (activation order, both; [0] means none)
 --   k, n   of the words; outputs: how many of the n columns y has (default n: MRL-08 pads)
 --   global number or f32 tensor: of int8 scales (MRL-40) or NVFP4 (MRL-48)
---   activations nil | "int8" | "fp8": x is quantized, a scale a token (MRL-45); words in the 8-bit tile layout
+--   activations nil | "int8" | "fp8": x is quantized, a scale a token (MRL-45); words in the 8-bit tile layout. Or x is their
+--          codes already, i8 or f8_e4m3, and row_scale their scales (act.quantize)
+--   scale_factor number: the scales are so many times those stored (default 1)
 --   dtype  "f16" | "bf16" of the activations, for FP8 and NVFP4 weights; k_full = false: K is cut (row-parallel)
 --   moe    true for an expert's: uint4 weights take 8-bit activations there only (MRL-47)
 --   stride elements from one row of x to the next, where the kernel's differs from k
 -- row_scale: f32 [rows,1], multiplies the rows of x times the weight; without 8-bit activations, which have their own.
 -- A wrong form is an error that names the values. Memory: 3 MiB a thread, and x once more in float32.
 -- x on a device (cuda.product): the weight lies there too; 8-bit activations are made there. Scales of floats and bias have
--- x's dtype, as y does, which is m.out where that is given; nil, msg, code where that is not so.
+-- x's dtype, as y does, which is m.out where that is given; nil, msg, code where that is not so. Of codes y has m.dtype.
 function M.marlin(x, m, row_scale)
-  local d = describe(m)
-  if row_scale and d.a8 == 1 then refuse("%s activations make their own row scales", m.activations) end
+  local codes = codes_of[m.activations] == x:type()
+  local d = describe(m, codes)
+  if codes ~= (row_scale ~= nil) and d.a8 == 1 then
+    refuse(codes and "codes of %s activations need their row scales" or "%s activations make their own row scales", m.activations)
+  end
   local values, scales = x, row_scale
-  if d.a8 == 1 then
+  if d.a8 == 1 and not codes then
     local code
     values, scales, code = M.codes(x, m)
     if not values then return nil, scales, code end
   end
   if ffi.istype(tensor.device_type, x) then
-    return require("nibble.cuda.product").marlin(values, function() return struct(m, d) end, m.n, m.outputs, scales, m.out, x:type())
+    return require("nibble.cuda.product").marlin(values, function() return struct(m, d) end, m.n, m.outputs, scales, m.out,
+      codes and m.dtype or x:type())
   end
   local y = tensor.new("f32", { x:size(1), m.outputs or m.n })
   nffi.must(C.nb_marlin_gemm(y, d.a8 == 1 and values:cast "f32" or values, struct(m, d), scales))

@@ -24,6 +24,13 @@ return {
           cuda, { "kind_of_weight", "int" }, weight_only, { "bits", 4, 8 }, { "layout", "awq", "gptq", "compressed-tensors" },
           { "strategy", "group", "channel" }, { "input", "f16", "bf16" },
           { "actorder_in_groups" }, { "group_in_rank", actorder = true }, { "multiple", "k", 16 }, { "multiple", "n", 64 } } },
+        { name = "marlin_a8_cuda", class = "nibble.methods.marlin_a8_cuda", note = padded, checks = {
+          cuda, { "schemes", { "int8", "int8 token" }, { "int8", "int8 tensor static" }, { "int4", "int8 token" },
+            { "int4", "int8 tensor static" }, { "int4", "int4 token" }, { "int4 asym", "int8 token" },
+            { "int4 asym", "int8 tensor static" }, { "int4", "fp8 token" }, { "int4", "fp8 tensor static" }, { "mxfp4", "fp8 token" },
+            { "mxfp4", "fp8 tensor static" } },
+          { "symmetric_activations" }, { "strategy", "group", "channel", "tensor" }, { "no_actorder" }, { "output", "f16", "bf16" },
+          { "group_tiles" }, { "group_in_rank" }, { "multiple", "k", 8 }, { "multiple", "n", 8 } } },
         { name = "fp8_cuda", class = "nibble.methods.fp8_cuda",
           note = "more than 16 rows: cuBLASLt, by tensor from SM 89 on, by channel, token and block on SM 90", checks = {
           cuda, { "schemes", { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" }, { "fp8 tensor", "fp8 token" },

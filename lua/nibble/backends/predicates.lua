@@ -217,6 +217,10 @@ M.activations_of = { stage = 4, says = function(c) return ("%s%d activations"):f
   end
 end }
 
+M.symmetric_activations = { stage = 4, says = function() return "activations without zero-points" end, check = function(q)
+  if q.activation and q.activation.symmetric == false then return "takes no activations with zero-points" end
+end }
+
 M.wide_input = { stage = 4, says = function() return "16-bit input" end, check = function(q)
   if q.given_input == "int8" or q.given_input == "fp8" then
     return ("takes no 8-bit activations with %s weights, found %s"):format(q.weight.key, q.given_input)
@@ -269,6 +273,13 @@ M.group_multiple = { stage = 4, says = function(c) return ("groups of a multiple
   check = function(q, c)
   local g = q.weight.group
   if g ~= -1 and g % c[2] ~= 0 then return ("takes groups of a multiple of %d, found %d"):format(c[2], g) end
+end }
+
+-- What 64 rows of a tile divide into, or are divided by.
+M.group_tiles = { stage = 4, says = function() return "groups of 32, 64 or a multiple of 128, or one" end, check = function(q)
+  local g = q.weight.group
+  if g == -1 or g == 32 or g == 64 or g % 128 == 0 or q.k and g >= q.k then return nil end
+  return ("takes groups of 32, 64 or a multiple of 128 rows, or one, found %d"):format(g)
 end }
 
 -- ---- parallel config, routing (stages 5 to 9) ---------------------------------------------

@@ -4,13 +4,15 @@
 -- device before the layer is processed, because all that is done to them there is repacking}; a form is
 --   matrices     {weight = m} of a linear layer; {w13 = m, w2 = m} of experts; m as gemm.marlin takes it, each tensor here or
 --                on the device
---   activations  what of a scheme is done to the input before the product (nibble.act), nil: nothing; least: from so many rows
+--   matrices.narrow, least  of a linear layer: from so many rows on its weight for int8 inputs, in Marlin's order for those
+--   activations  of experts: what of a scheme is done to the input before a product (nibble.act), nil: nothing
 --   scales       {w13 = {numbers of expert 0, …} or of all, w2 =}: what nibble.act takes besides, {scale =, global =}
 --   after_w13    on_device's: the router's weight goes on the first product's output, as the system's own products say
 -- refuses = function(method, L) -> msg, code | nil: why a layer that the oracle can't tell from others isn't taken.
 local layout = require "nibble.layout"
 local marlin = require "nibble.marlin"
 local prepare_all = require("nibble.methods.marlin").prepare_all
+local W4A8_TOKENS = require("nibble.methods.inc").W4A8_TOKENS
 
 local M = {}
 
@@ -23,7 +25,7 @@ local function of_words(m, device)
   local k, n = m.words:size(d - 1), m.words:size(d)
   if m.order == "awq" then n = n * pf else k = k * pf end
   local steps = { "act_order", "device", "repack", "scales", "zeros", "bias" }
-  if k % 16 ~= 0 or n % 64 ~= 0 then table.insert(steps, 1, "pad") end
+  if k % (m.activations and 32 or 16) ~= 0 or n % 64 ~= 0 then table.insert(steps, 1, "pad") end
   m.on = device
   local outs, msg, code = prepare_all({ m }, steps)
   if not outs then return nil, msg, code end
@@ -31,7 +33,7 @@ local function of_words(m, device)
   local words = out.words
   out.k, out.n = words:size(words.ndim - 1) * 16, words:size(words.ndim) * 2 / m.bits
   out.type = (m.zeros and "uint%d" or "uint%db%d"):format(m.bits, 2 ^ (m.bits - 1))
-  out.group, out.dtype = m.group, m.dtype
+  out.group, out.dtype, out.activations = m.group, m.dtype, m.activations
   return out
 end
 
@@ -71,7 +73,9 @@ M.awq_marlin = {
     return L.order_of_words == nil and n == L.n and k == L.k and (L.kernel == "marlin" or L.kernel == "awq_marlin") and { "qweight" } or {}
   end,
   form = function(method, L, device)
-    if method.activations then return nil, "Marlin's 8-bit activations are for comparison on the CPU only", "eunsupported" end
+    if method.activations then -- made for comparison only, and its product fails on the CPU too (SYSTEMS C-11)
+      return nil, ("%s activations need uint4b8 weights, found uint4"):format(method.activations), "eunsupported"
+    end
     if L.order_of_words == "marlin" then return linear_as_it_is(L, "uint4", method.config.group, L:get "bias") end
     local zeros = layout.ct.unpack_zeros(L:get "qzeros", 4, L.n)
     return linear_of(L, { words = L:get "qweight", order = "gptq", bits = 4, group = method.config.group, scales = L:get "scales",
@@ -88,17 +92,27 @@ M.pymllm = {
   end,
 }
 
-local int8_tokens = { type = "int", bits = 8, symmetric = true, strategy = "token", dynamic = true }
-
+-- With the backend w4a8 the words lie there twice, for inputs of 16 bits and of 8. (INC-18)
 M.inc = {
   query = function(method, L)
     return linear_query(method.is_awq_packed and "awq" or "gptq", method.bits, method.group, not method.sym, L)
   end,
+  refuses = function(method, L)
+    local g = method.group
+    if method.options.backend ~= "w4a8" or g == 32 or g == 64 or g % 128 == 0 or g >= L.k then return nil end
+    return ("products of int8 inputs take groups of 32, 64 or a multiple of 128 rows, found %d"):format(g), "eunsupported"
+  end,
   form = function(method, L, device)
-    local form, msg, code = linear_of(L, { words = layout.ct_to_gptq(L:get "qweight"), order = "gptq", bits = 4, group = method.group,
-      scales = L:get "scales" }, device)
-    if form and method.options.backend == "w4a8" then form.activations, form.least = int8_tokens, 512 end
-    return form, msg, code
+    local function words()
+      return { words = layout.ct_to_gptq(L:get "qweight"), order = "gptq", bits = 4, group = method.group, scales = L:get "scales" }
+    end
+    local form, msg, code = linear_of(L, words(), device)
+    if not form or method.options.backend ~= "w4a8" then return form, msg, code end
+    local m = words()
+    m.activations, m.dtype = "int8", L.dtype
+    form.matrices.narrow, msg, code = of_words(m, device)
+    form.least = W4A8_TOKENS
+    return form.matrices.narrow and form, msg, code
   end,
 }
 

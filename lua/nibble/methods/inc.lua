@@ -13,7 +13,7 @@ local M = { name = "inc_xpu", monolithic = false, min_capability = 0 }
 M.__index = M
 
 -- From so many tokens on w4a8 quantizes the activations. (INC-18)
-local W4A8_TOKENS = 512
+M.W4A8_TOKENS = 512
 
 --- refuse(self, L, text, …) -> nil, msg, "eunsupported": names layer, backend, bits, sym and group. (INC-20)
 function M.refuse(self, L, text, ...)
@@ -126,7 +126,7 @@ function M.quant() end
 function M:apply(L, x, bias)
   if not L.steps then error(("layer %s is not processed yet: call process after loading"):format(L.name), 2) end
   local flat, shape = linear.rows(L, x)
-  if self.options.backend == "w4a8" and flat:size(1) >= W4A8_TOKENS then
+  if self.options.backend == "w4a8" and flat:size(1) >= M.W4A8_TOKENS then
     local q, scales = layout.marlin.quantize_activations(flat, "int8")
     flat = compute.scale_rows(q:cast "f32", scales:reshape { scales:numel() })
   end

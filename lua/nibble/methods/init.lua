@@ -9,6 +9,7 @@ local M = {}
 -- where layers are to run on a device.
 local list = {
   { name = "marlin_cuda", kind = "linear", device = "cuda", title = "4- and 8-bit integers on a CUDA device, dense" },
+  { name = "marlin_a8_cuda", kind = "linear", device = "cuda", title = "integers and MXFP4 with 8-bit inputs on a CUDA device, dense" },
   { name = "fp8_cuda", kind = "linear", device = "cuda", title = "FP8 W8A8 on a CUDA device, dense" },
   { name = "nvfp4_cuda", kind = "linear", device = "cuda", title = "NVFP4 W4A4 on a CUDA device from SM 100 on, dense" },
   { name = "marlin_float_cuda", kind = "linear", device = "cuda", title = "FP8 and 4-bit floats on a CUDA device, 16-bit products, dense" },
@@ -94,6 +95,14 @@ function takes.marlin_cuda(rec, s)
     actorder = s.actorder == "group" }
 end
 
+function takes.marlin_a8_cuda(rec, s)
+  local a = s.activations
+  if not a then return nil, "its inputs are not quantized" end
+  if a.symmetric == false then return nil, "its inputs have zero-points" end
+  if a.strategy == "tensor" and a.dynamic then return nil, "its inputs have one scale for a whole sequence" end
+  return { scheme = s, format = rec.format }
+end
+
 function takes.fp8_cuda(rec, s)
   local a = s.activations
   if s.type ~= "float" or s.bits ~= 8 or not a or a.type ~= "float" or a.bits ~= 8 then return nil, "not FP8 W8A8" end
@@ -111,11 +120,16 @@ function takes.dequantize_cuda(rec, s)
   return { scheme = s, format = rec.format }
 end
 
-function takes.marlin_float_cuda(rec, s)
+function takes.marlin_float_moe_cuda(rec, s)
   if s.type ~= "float" then return nil, "not FP8 or 4-bit floats" end
   return { scheme = s, format = rec.format }
 end
-takes.marlin_float_moe_cuda = takes.marlin_float_cuda
+
+function takes.marlin_float_cuda(rec, s)
+  local a = s.activations
+  if a and a.strategy == "tensor" and a.dynamic then return nil, "its inputs have one scale for a whole sequence" end
+  return takes.marlin_float_moe_cuda(rec, s)
+end
 
 function takes.inc(rec, s)
   if not s.symmetric then return nil, "not symmetric" end

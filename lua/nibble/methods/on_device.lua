@@ -8,8 +8,8 @@
 --              and zero-points. The parameters on the CPU are given up.
 --   applied    gemm.marlin on the device; of experts the system's own apply, given tensors there and these stacks, so that
 --              moe.forward goes one launch a stage. Activations that the system quantizes are taken for what their codes stand
---              for, in a 16-bit product, also where each expert has an input scale of its own. (form.by_one: experts go one after
---              the other, where a switch of nibble.compat asks for what kernels don't do.)
+--              for, in a 16-bit product, also where each expert has an input scale of its own; but of linear layers, whose codes
+--              are multiplied. (form.by_one: experts go one after the other, where a switch of nibble.compat asks for it.)
 --
 -- y is the CPU's apply within the rounding of the device's 16-bit activations: x is rounded to the layer's dtype, and y.
 local act = require "nibble.act"
@@ -198,7 +198,7 @@ local function moved(self, L, x)
   return x
 end
 
--- What is done to rows of a linear layer, or of expert e, before a product.
+-- What is done to an expert's rows before a product.
 local function quantized(form, x, w, e)
   local scales = form.scales and form.scales[w] or {}
   return act.quantize_dequantize(x, form.activations, scales[e + 1] or scales[1])
@@ -273,13 +273,10 @@ function Method:apply(L, x, bias, out, o)
   local flat, shape = linear.rows(L, x)
   local there_x, msg, code = moved(self, L, flat)
   if not there_x then return nil, msg, code end
-  if form.activations and flat:size(1) >= (form.least or 0) then
-    there_x, msg, code = quantized(form, there_x, "weight", 0)
-    if not there_x then return nil, msg, code end
-  end
   local y
+  local narrow = form.matrices.narrow and flat:size(1) >= form.least
   local w = setmetatable({ bias = linear.bias(L, bias, true), outputs = L.n,
-    out = x:where() ~= "cpu" and out or nil }, { __index = form.matrices.weight })
+    out = x:where() ~= "cpu" and out or nil }, { __index = narrow and form.matrices.narrow or form.matrices.weight })
   y, msg, code = gemm.marlin(there_x, w)
   if y and x:where() == "cpu" then y, msg, code = y:to "cpu" end
   if not y then return nil, msg, code end

@@ -10,6 +10,7 @@ local marlin_shape = { groups, { "multiple", "hidden", 128 }, { "multiple_of_gro
 local elsewhere = "another method reads it"
 local rounded = "no product here takes such inputs (tensor cores multiply 4-bit floats from SM 100 on): they are quantized, and what their "
   .. "codes stand for goes in 16 bits through the weight-only product"
+local codes = "int8 products of one group, or groups of 32, 64 or a multiple of 128 rows; else 16-bit ones of what the codes stand for"
 local on_device = "nibble.methods.on_device"
 
 return {
@@ -72,7 +73,7 @@ return {
         { name = "ct_wna16_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "only_layout", "compressed-tensors", advice = elsewhere }, weight_only, { "symmetric" }, { "bits", 4, 8 }, half,
           marlin_shape, { "actorder_in_groups" } } },
-        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, classes = {
+        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, note = codes, classes = {
           { class = on_device, monolithic = true, checks = {
             cuda, { "weights", "int4" }, { "activations", "int8 token" }, { "output", "f16", "bf16" }, { "no_expert_parallel" },
             { "activation_fn", "silu", "swigluoai", "swiglustep" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 2 },

@@ -7,9 +7,10 @@
 --              the processed parameters are, and they become the one form that the device's kernels read: Marlin's words, scales
 --              and zero-points. The parameters on the CPU are given up.
 --   applied    gemm.marlin on the device; of experts the system's own apply, given tensors there and these stacks, so that
---              moe.forward goes one launch a stage. Activations that the system quantizes are taken for what their codes stand
---              for, in a 16-bit product, also where each expert has an input scale of its own; but of linear layers, whose codes
---              are multiplied. (form.by_one: experts go one after the other, where a switch of nibble.compat asks for it.)
+--              moe.forward goes one launch a stage. Activations that the system quantizes are codes of 8 bits there (a matrix's
+--              activations), or taken for what their codes stand for in a 16-bit product (form.activations), also where each
+--              expert has an input scale of its own. (form.by_one: experts go one after the other, where a switch of
+--              nibble.compat asks for it.)
 --
 -- y is the CPU's apply within the rounding of the device's 16-bit activations: x is rounded to the layer's dtype, and y.
 local act = require "nibble.act"

@@ -42,6 +42,8 @@ describe("eval on a device", function()
   it("gives them of quantized models", function()
     local out = run(("print(near %q) print(near %q)"):format(quantized(dense), quantized(experts)))
     assert.matches("^near marlin_cuda 14 linear\nnear .*ct_wna16_moe 1 moe", out)
+    out = run(("print(near %q)"):format(quantized(experts, "any-mxfp4a16"))) -- experts that no system's method takes
+    assert.equal("near marlin_float_cuda 4 linear, marlin_float_moe_cuda 1 moe", out)
   end)
 
   it("gives the same losses whether weights stay, are streamed or are given up when there is no room for more", function()

@@ -69,7 +69,7 @@ local function a8(kind, format, target, ...)
 end
 a8("sass", "int4", "", 97, 119, 114)
 a8("sass", "int8", "", 72, 98, 92)
-a8("sass", "folded4", "", 148, 191, 182)
+a8("sass", "folded4", "", 154, 191, 182)
 a8("sass", "folded4", " sm_80", 361, 460, 451)
 a8("sass", "e4m3", "", 98, 141, 133)
 a8("sass", "e4m3", " sm_80", 306, 408, 406)

@@ -86,7 +86,8 @@ local function narrow_product(p, m)
   local moe, d = p.words.ndim == 3, p.words.ndim
   local w = { type = m.type, words = p.words, scales = p.scales, zeros = p.zeros, bias = p.bias, global = p.global,
     k = p.words:size(d - 1) * 16, n = p.words:size(d) * 2 / m.bits, dtype = p.scales:type(), activations = m.activations, moe = moe }
-  local x, moved, want, y = nb.tensor(w.dtype, { 6, w.k }), setmetatable({}, { __index = w }), nil, nil
+  local x, moved = nb.tensor(w.dtype, { 6, w.k }), setmetatable({}, { __index = w })
+  local want, y
   for i = 1, x:numel() do x:set(i, math.sin(i * 12.9898)) end
   for _, part in ipairs { "words", "scales", "zeros", "bias" } do moved[part] = w[part] and there(w[part]) end
   if moe then

@@ -4,7 +4,7 @@
 -- A stage is a file scripts/gpu-check.d/NN-name.lua that returns {title =, seconds =, emulated_seconds =} (its time) and
 --   cases(ctx) -> array of {name, run = function(ctx) -> row}, each run in a child process, or
 --   run(ctx, add): in this process; add(row) for each thing found; returns {status =, why =} where "skipped" or "failed"
---   python = "what": baselines.py's cases of that name after its own
+--   python = "what": baselines.py's cases of that name after its own, which leave it python_seconds of the time
 --   finish(ctx, rows): after its cases, in this process: changes rows
 -- A row has name and status "passed", "failed" or "skipped" (with why); the rest is its own. A stage's status may also be
 -- "cut": its time was over, what it found until then stands. What ctx holds:
@@ -18,6 +18,7 @@
 --   baselines       folder with other kernels for baselines.py, or nil
 --   seconds         the time of this stage
 local nffi = require "nibble.ffi"
+local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
 
 local root = arg[0]:match "^(.*)/scripts/[^/]*$" or "."
@@ -35,7 +36,8 @@ end
 -- ---- options -------------------------------------------------------------------
 
 local flags = { emu = true, table = true, small = true, once = true }
-local valued = { out = true, stages = true, baselines = true, seed = true, revision = true, child = true, results = true, only = true }
+local valued = { out = true, continue = true, stages = true, baselines = true, seed = true, revision = true, child = true,
+                 results = true, only = true }
 local options = {}
 do
   local i = 1
@@ -47,8 +49,8 @@ do
       options[name] = value or fail("--%s needs a value", name)
     elseif options.child and tonumber(arg[i]) then options.from = tonumber(arg[i])
     else
-      fail("unknown option %s; known: --emu --out FILE --stages a,b --baselines DIR --seed N --revision REV --only PATTERN --small "
-        .. "--table", arg[i])
+      fail("unknown option %s; known: --emu --out FILE --continue FILE --stages a,b --baselines DIR --seed N --revision REV "
+        .. "--only PATTERN --small --table", arg[i])
     end
     i = i + 1
   end
@@ -135,6 +137,25 @@ local document = {
   stages = json.array {}, sources = results.sources(root),
 }
 if line_of(git .. "rev-parse HEAD") then document.dirty = line_of(git .. "status --porcelain") ~= nil end
+
+-- An earlier run's document of the same sources on the same device: its stages stay, but for those that run now.
+local earlier_seconds = 0
+if options.continue then
+  local old, msg = json.decode(checkpoint.read_file(options.continue) or "")
+  if type(old) ~= "table" then fail("--continue: %s is no document of gpu-check's: %s", options.continue, msg or "it is not one") end
+  for _, key in ipairs { "schema", "emulated", "small", "only" } do
+    if old[key] ~= document[key] then fail("--continue: %s was another kind of check (%s)", options.continue, key) end
+  end
+  if old.device.model ~= device.model then fail("--continue: %s is of %s, here is %s", options.continue, old.device.model, device.model) end
+  local changed = results.changed(old, root)[1]
+  if changed then fail("--continue: %s was changed since %s was written", changed, options.continue) end
+  local now = {}
+  for _, stage in ipairs(stages) do now[stage.name] = true end
+  for _, stage in ipairs(old.stages) do
+    if not now[stage.name] then table.insert(document.stages, stage) end
+  end
+  document.seed, document.began, earlier_seconds = tonumber(options.seed) or old.seed, old.began, old.seconds
+end
 ctx.document, ctx.seed = document, document.seed
 
 local function default_path()
@@ -143,16 +164,16 @@ local function default_path()
   local short = device.model:lower():gsub("^nvidia ", ""):gsub("[^%w]+", "-"):gsub("%-$", "")
   return ("%s/%s/%s-%s-%s.json"):format(root, results.FOLDER, short, document.began:sub(1, 10), revision:sub(1, 7))
 end
-local path = options.out or default_path()
+local path = options.out or options.continue or default_path()
 
 local begun, written = nffi.C.nb_now(), 0
 local function write()
-  document.seconds = nffi.C.nb_now() - begun
+  document.seconds = earlier_seconds + nffi.C.nb_now() - begun
   local ok, msg = results.write(path, document)
   if not ok then fail("%s", msg) end
   written = nffi.C.nb_now()
 end
-if not options.out then require("nibble.checkpoint").mkdir(path:match "^(.*)/") end
+if path == default_path() then checkpoint.mkdir(path:match "^(.*)/") end
 
 -- ---- running a stage ---------------------------------------------------------------
 
@@ -179,17 +200,20 @@ local function run_stage(file)
     if nffi.C.nb_now() - written > 2 then write() end
   end
 
-  -- Cases in children, for what is left of the time.
-  local function serve(command)
-    local left = ctx.seconds - (nffi.C.nb_now() - start)
+  -- Cases in children, for what is left of the time, but for `reserved` seconds.
+  local function serve(command, reserved)
+    local left = ctx.seconds - reserved - (nffi.C.nb_now() - start)
     return children.run { command = command, seconds = left, case_seconds = stage.case_seconds, add = add }
   end
 
   local function run()
     if stage.run then return stage.run(ctx, add) end
-    local cut = serve(tools.child(ctx, file.name))
-    if stage.python and not ctx.emulated and not cut then
-      cut = serve { "python3", here .. "baselines.py", stage.python, unpack(ctx.baselines and { "--dir", ctx.baselines } or {}) }
+    local python = stage.python and not ctx.emulated
+    local cut = serve(tools.child(ctx, file.name), python and stage.python_seconds or 0)
+    if python then
+      local from = ctx.baselines and { "--dir", ctx.baselines } or {}
+      local others = serve({ "python3", here .. "baselines.py", stage.python, unpack(from) }, 0)
+      cut = cut or others
     end
     if stage.finish then stage.finish(ctx, rows) end
     return cut and { status = "cut", why = cut }

@@ -125,9 +125,9 @@ describe("experts on the device", function()
       { "ct_wna16_moe", int(32), { roundings = 2 } },
       { "ct_wna16_moe", int(64, "group"), { roundings = 2, actorder = 64, dtype = "bf16" } },
       { "ct_wna16_moe", int(32), { roundings = 2, hidden = 256, intermediate = 256, dtype = "bf16" }, { backend = "Flashinfer" } },
-      { "w4a8_moe", w4a8(-1), { roundings = 4, dtype = "bf16", bias = true } },
-      { "w4a8_moe", w4a8(32), { roundings = 4, dtype = "bf16", bias = true } },
-      { "w4a8_moe", w4a8(32), { roundings = 32, intermediate = 96, activation = "swigluoai" } } ]], schemes))
+      { "w4a8_moe", w4a8(-1), { roundings = 2, dtype = "bf16", bias = true } },
+      { "w4a8_moe", w4a8(32), { roundings = 1, dtype = "bf16", bias = true } },
+      { "w4a8_moe", w4a8(16), { roundings = 32, intermediate = 96, activation = "swigluoai" } } ]], schemes))
   end)
 end)
 

@@ -84,6 +84,46 @@ describe("gpu-check --emu", function()
     assert.is_true(passed > 2 and last ~= nil)
   end)
 
+  it("goes on with an earlier document of the same sources", function()
+    local _, _, before = run "provenance"
+    local text, status = check("--emu --stages table,models --only loss --continue " .. path)
+    assert.equal(2, status)
+    assert.matches("was another kind of check %(only%)", text)
+    text, status = check("--emu --stages table --continue " .. path)
+    assert.equal(0, status, text)
+    local d = decoded(path)
+    assert.same({ "provenance", "table" }, { d.stages[1].name, d.stages[2].name })
+    assert.same({ before.seed, before.began }, { d.seed, d.began })
+    assert.is_true(d.seconds > before.seconds)
+    d.sources["cuda/ptx.cuh"] = ("0"):rep(32)
+    files.write(path, json.encode(d))
+    text, status = check("--emu --stages table --continue " .. path)
+    assert.equal(2, status)
+    assert.matches("cuda/ptx.cuh was changed since " .. path:gsub("%p", "%%%0") .. " was written", text)
+  end)
+
+  it("ends in ten minutes, whatever hangs: the times of its stages", function()
+    local sum = 0
+    for name in io.popen("ls scripts/gpu-check.d"):lines() do
+      if name:match "^%d%d%-" then sum = sum + dofile("scripts/gpu-check.d/" .. name).seconds end
+    end
+    assert.is_true(sum <= 590, sum)
+  end)
+
+  it("runs a whole model, kept and streamed, and takes its folder away", function()
+    local _, status, d = run "models"
+    assert.equal(0, status)
+    local names = {}
+    for i, row in ipairs(d.stages[1].rows) do
+      names[i] = row.name
+      assert.equal("passed", row.status, row.why)
+      assert.is_true(row.nll > 6 and row.nll < 7 and (row.nll_off or 0) < 1e-3)
+    end
+    assert.same({ "llama, small, W4A16: loss against the CPU's", "eval of llama, small, W4A16", "eval of llama, small, W4A16, streamed" }, names)
+    assert.equal("marlin_cuda 14 linear", d.stages[1].rows[2].through)
+    assert.is_falsy(require("nibble.checkpoint").exists((os.getenv "NIBBLE_BUILD" or "build") .. "/gpu-check-model"))
+  end)
+
   it("leaves a whole file when it is killed, which is no result", function()
     files.write(dir .. "/nvidia-smi", "#!/bin/sh\nexec sleep 20\n")
     os.execute(("chmod +x %s/nvidia-smi"):format(dir))
@@ -205,6 +245,14 @@ describe("gpu-check's children", function()
     assert.matches("was over after 1 of 3 cases", cut)
   end)
 
+  it("that say how long a case may take are given that", function()
+    local rows = rows_of([[
+      echo '{"cases": 2}'
+      [ $1 -gt 1 ] || { echo '{"begin": 1, "name": "long", "seconds": 20}'; sleep 1; echo '{"row": {"name": "long", "status": "passed"}}'; }
+      echo '{"begin": 2, "name": "short"}'; sleep 20]], { case_seconds = 0.3 })
+    assert.same({ "passed", "failed" }, { rows[1].status, rows[2].status })
+  end)
+
   it("that do not begin are one failure", function()
     local rows = rows_of("echo nonsense; echo missing library >&2; exit 1", {})
     assert.same({ 1, "failed" }, { #rows, rows[1].status })
@@ -278,6 +326,12 @@ describe("the README's GPU figures", function()
     assert.is_nil(found:find "Stale")
     assert.is_nil(found:find "Older")
     assert.equal(found, (check("--table --results " .. dir)))
+    local d = document { began = "2031-01-01T00:00:00Z" }
+    local models = { { name = "eval", status = "passed", piece = "models", bytes = 0, seconds_each = 2, rate = 23456 } }
+    bars.judge(models)
+    table.insert(d.stages, { name = "models", status = "passed", rows = models })
+    write("b.json", d)
+    assert.is_truthy(text():find("| eval | 2000.0 ms | 23456 tokens/s | 20000 tokens/s: reached |", 1, true), text())
   end)
 
   it("are marked where sources changed since", function()

@@ -8,7 +8,7 @@ return { spec = "spec/cuda_systems_spec.lua", bugs = {
   { "columns not padded", forms, "or n % 64 ~= 0 then", "then" },
   { "gate and up padded as one", experts, [[local halves = w == "w13" and L.s or 1]], "local halves = 1" },
   { "scales of groups permuted as one group's", experts,
-    "rows(m.scales):cast(L.dtype), k, group)", "rows(m.scales):cast(L.dtype), k, -1)" },
+    "rows(m.scales):cast(L.dtype), k, group, a8)", "rows(m.scales):cast(L.dtype), k, -1, a8)" },
   { "halves stay swapped", experts, [[elseif form == "swapped" and gated then]], [[elseif form == "swapped" and not gated then]] },
   { "rows shuffled once more", experts,
     "layout.experts.inverse_order(layout.experts.shuffled_rows(n, gated))", "layout.experts.shuffled_rows(n, gated)" },

@@ -4,6 +4,6 @@ local pieces = require "pieces"
 
 return {
   title = "device functions against the CPU's",
-  seconds = 80, emulated_seconds = 60,
+  seconds = 140, emulated_seconds = 60,
   cases = function(ctx) return pieces.collect("correctness", ctx) end,
 }

@@ -39,7 +39,7 @@ end
 
 return {
   title = "compute-sanitizer on small shapes",
-  seconds = 90,
+  seconds = 60,
   run = function(ctx, add)
     if ctx.emulated then return { status = "skipped", why = "the emulator looks at every access itself" } end
     local sanitizer = tools.find "compute-sanitizer"

@@ -39,8 +39,8 @@ end
 
 return {
   title = "speeds",
-  seconds = 160, emulated_seconds = 30,
-  python = "benchmarks",
+  seconds = 170, emulated_seconds = 30,
+  python = "benchmarks", python_seconds = 35,
   cases = function(ctx)
     local list = { not ctx.once and timing.copy_case() or nil }
     for _, case in ipairs(pieces.collect("benchmarks", ctx)) do list[#list + 1] = case end

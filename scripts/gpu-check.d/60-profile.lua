@@ -66,7 +66,7 @@ end
 
 return {
   title = "ncu on three kernels",
-  seconds = 40,
+  seconds = 30,
   run = function(ctx, add)
     if ctx.emulated then return { status = "skipped", why = "the emulator has no counters of a GPU" } end
     local ncu = tools.find "ncu"

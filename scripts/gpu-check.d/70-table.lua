@@ -3,7 +3,10 @@ return {
   title = "table",
   seconds = 5,
   run = function(ctx)
-    if not require("results").stage(ctx.document, "benchmarks") then return { status = "skipped", why = "no benchmarks ran" } end
+    local stage = require("results").stage
+    if not stage(ctx.document, "benchmarks") and not stage(ctx.document, "models") then
+      return { status = "skipped", why = "no benchmarks ran" }
+    end
     io.write(require("readme_table").table_of(ctx.document))
   end,
 }

@@ -3,11 +3,9 @@
 local M = {}
 
 -- of: "copy": bytes a second as a share of the copy rate; "W4A16": of those of the integer product of that shape;
--- "TFLOP/s": as they are; "published": as many times as fast as others told, in `seconds`, of an H100 and the layer that the
+-- "TFLOP/s", "tokens/s": as they are; "published": as many times as fast as others told, in `seconds`, of an H100 and the layer that the
 -- experts' benchmark has; else the baseline that the row is so many times as fast as. m: from, to. Without a field every row
 -- of the piece is meant.
--- of: "copy": bytes a second as a share of the copy rate; "TFLOP/s", "tokens/s": as they are; else the baseline that the
--- row is so many times as fast as. m: from, to. Without a field every row of the piece is meant.
 M.bars = {
   { piece = "models", of = "tokens/s", must = 20000 },
   { piece = "product", k = 8192, n = 28672, m = { 1, 16 }, of = "copy", must = 0.80, ambitious = 0.88 },

@@ -1,7 +1,8 @@
 -- children: a stage's cases in processes of their own, so that a kernel that hangs, a device that is lost or a crash
 -- costs one case: the next process goes on behind it.
 --
--- A child writes a line of JSON for each event: {"cases": how many}, {"begin": which, "name": its}, {"row": what came out}.
+-- A child writes a line of JSON for each event: {"cases": how many}, {"begin": which, "name": its, "seconds": its time},
+-- {"row": what came out}.
 local ffi = require "ffi"
 local nffi = require "nibble.ffi"
 local json = require "nibble.json"
@@ -24,12 +25,12 @@ local function sentence(err)
 end
 
 --- serve(cases, from, ctx) -> exit status: what a child does: the cases from number `from` on.
--- A case {name =, run = function(ctx) -> row | nil} fails by an error; a row with status "skipped" says why.
+-- A case {name =, seconds = its time, run = function(ctx) -> row | nil} fails by an error; a row with status "skipped" says why.
 function M.serve(cases, from, ctx)
   process.die_with_parent(1)
   say { cases = #cases }
   for i = from, #cases do
-    say { begin = i, name = cases[i].name }
+    say { begin = i, name = cases[i].name, seconds = cases[i].seconds }
     local start = nffi.C.nb_now()
     local ok, row = xpcall(cases[i].run, sentence, ctx)
     if not ok then row = { status = "failed", why = row } end
@@ -72,7 +73,7 @@ local function listen(child, deadline, case_limit, fn)
       rest = rest:gsub("([^\n]*)\n", function(line)
         local event = json.decode(line)
         if event then
-          case_end = event.begin and nffi.C.nb_now() + case_limit or math.huge
+          case_end = event.begin and nffi.C.nb_now() + (event.seconds or case_limit) or math.huge
           fn(event)
         end
         return ""
@@ -85,8 +86,8 @@ local function listen(child, deadline, case_limit, fn)
   return ended, errors
 end
 
-local function why_ended(ended, status, errors, case_limit)
-  if ended == "case" then return ("it took longer than %d s and was ended"):format(case_limit) end
+local function why_ended(ended, status, errors, limit)
+  if ended == "case" then return ("it took longer than %d s and was ended"):format(limit) end
   local said = errors:match "[^\n]+" or ""
   if status.signal then return ("its process was %s: %s"):format(process.killed(status.signal), said) end
   return ("its process ended with status %s: %s"):format(tostring(status.status), said)
@@ -94,7 +95,7 @@ end
 
 --- run(o) -> a sentence about the cases that the time was too short for | nil
 -- o: command {program, argument, …} to which the number of the first case is added; seconds: for all;
--- case_seconds: for one (default 30); add(row): called for each as it comes.
+-- case_seconds: for one that says nothing else (default 30); add(row): called for each as it comes.
 function M.run(o)
   local deadline, limit = nffi.C.nb_now() + o.seconds, o.case_seconds or 30
   local from, count, done = 1, nil, 0
@@ -121,7 +122,7 @@ function M.run(o)
     end
     if status.status ~= 0 and status.status ~= LOST or begun then
       local name = begun and begun.name or count and "after case " .. from - 1 or "the start"
-      o.add { name = name, status = "failed", why = why_ended(ended, status, errors, limit) }
+      o.add { name = name, status = "failed", why = why_ended(ended, status, errors, begun and begun.seconds or limit) }
       if begun then from, done = begun.begin + 1, done + 1 elseif from == first then from = math.huge end
     end
   until not count or from > count

@@ -14,7 +14,7 @@ end
 
 local function amount(bar, x)
   if bar.of == "copy" then return share(x) end
-  if bar.of == "TFLOP/s" then return ("%.0f TFLOP/s"):format(x) end
+  if bar.of == "TFLOP/s" or bar.of == "tokens/s" then return ("%.0f %s"):format(x, bar.of) end
   return ("%.2f times %s"):format(x, bar.of)
 end
 
@@ -38,11 +38,19 @@ local function found(row)
   return table.concat(out, ", ")
 end
 
+-- What was measured: of functions, and of whole models where that stage ran.
+local function measured(document)
+  local rows = {}
+  for _, name in ipairs { "benchmarks", "models" } do
+    for _, row in ipairs((results.stage(document, name) or { rows = {} }).rows) do rows[#rows + 1] = row end
+  end
+  return rows
+end
+
 --- table_of(document) -> Markdown: one line for each benchmark that has a bar, or failed
 function M.table_of(document)
-  local stage = results.stage(document, "benchmarks")
   local out = { row_of { "what", "time", "which is", "bar" }, row_of { "---", "--:", "---", "---" } }
-  for _, row in ipairs(stage.rows) do
+  for _, row in ipairs(measured(document)) do
     if row.status == "failed" then out[#out + 1] = row_of { row.name, "", "", "**failed**: " .. row.why }
     elseif row.bars then
       local verdicts = {}

@@ -9,6 +9,7 @@ local groups = { "group", -1, 32, 64, 128 }
 local marlin_shape = { groups, { "multiple", "hidden", 128 }, { "multiple_of_group", "intermediate", least = 64, actorder = true } }
 local elsewhere = "another method reads it"
 local by_one = "an expert at a time where each has an input scale of its own"
+local codes = "int8 products of one group, or groups of 32, 64 or a multiple of 128 rows; else 16-bit ones of what the codes stand for"
 local on_device = "nibble.methods.on_device"
 
 return {
@@ -68,7 +69,7 @@ return {
         { name = "ct_wna16_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "only_layout", "compressed-tensors", advice = elsewhere }, weight_only, { "symmetric" }, { "bits", 4, 8 }, half,
           marlin_shape, { "actorder_in_groups" } } },
-        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, classes = {
+        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, note = codes, classes = {
           { class = on_device, monolithic = true, checks = {
             cuda, { "weights", "int4" }, { "activations", "int8 token" }, { "output", "f16", "bf16" }, { "no_expert_parallel" },
             { "activation_fn", "silu", "swigluoai", "swiglustep" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 2 },

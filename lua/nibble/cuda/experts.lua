@@ -32,23 +32,26 @@ end
 -- [experts, ...] as gemm.marlin_experts takes them, on the device, global a number or f32 [experts]. blocks: {sorted =,
 -- block_experts =, total =, block =, top =, weights = nil}: what moe.align makes, there; weights f32 [T, top] multiply the
 -- rows. Rows of pairs that are in no block of an expert's here are left as they are. row_scale f32 [pairs/top, 1].
--- With 8-bit activations (m.activations) x becomes codes there, a scale a token; or x is codes, and row_scale their scales.
+-- With 8-bit activations (m.activations) x becomes codes there, a scale a token; or x is codes, and row_scale their scales, and
+-- y has m.dtype.
 function M.gemm(x, m, blocks, o)
   local globals, scale = tensor.is_any(m.global) and (there(m.global) or m.global:numel() > 1) and m.global or nil, o and o.row_scale
   local w = setmetatable({ moe = true, global = globals and 1 or m.global }, { __index = m })
-  local form, dtype = gemm.marlin_form(w), nil
-  if not scale and m.activations and m.activations ~= "none" then
-    local code
-    dtype = x.t.dtype
-    x, scale, code = gemm.codes(x, w)
-    if not x then return nil, scale, code end
+  local form, dtype = gemm.marlin_form(w, scale ~= nil), x.t.dtype
+  if m.activations and m.activations ~= "none" then
+    if scale then dtype = m.dtype and tensor.dtype_id(m.dtype) or dtype
+    else
+      local code
+      x, scale, code = gemm.codes(x, w)
+      if not x then return nil, scale, code end
+    end
   end
   local function multiply(out)
     return C.nb_device_marlin_moe_gemm(out, x.t, form(), blocks_struct(blocks, blocks.weights, globals), scale and scale.t)
   end
   if o and o.out then return nffi.check(multiply(o.out.t), o.out) end
   return tensors.make(x.t.device, function(out)
-    out.dtype = dtype or out.dtype -- of y, which codes don't tell
+    out.dtype = dtype -- of y, which codes don't tell
     return multiply(out)
   end)
 end

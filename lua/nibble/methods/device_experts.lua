@@ -84,18 +84,19 @@ end
 local function filled(L, group) return up(L.i, group > 0 and lcm(64, group) or 64) end
 
 -- m: codes as words i32 [E,n,k/pf], first code lowest, rows of gate, then up; scales [E,n,G]; zeros u8 [E,n,G] or nil; bias
--- [E,n] or nil. -> the stack in Marlin's form, the words on the device | nil, msg, code
+-- [E,n] or nil; activations "int8" or nil. -> the stack in Marlin's form, the words on the device | nil, msg, code
 local function stack(L, w, m, device)
-  local group, bits, i = m.group, m.bits, filled(L, m.group)
+  local group, bits, i, a8 = m.group, m.bits, filled(L, m.group), m.activations ~= nil
   local halves = w == "w13" and L.s or 1
   local n, k = w == "w13" and L.s * i or L.h, w == "w13" and L.h or i
   local groups = group > 0 and group < k and k / group or 1
   local words, msg, code = pad(layout.transpose(m.words), k * bits / 32, n, halves):to(device)
-  if words then words, msg, code = layout.marlin.repack(words, bits) end
+  if words then words, msg, code = layout.marlin.repack(words, bits, a8) end
   if not words then return nil, msg, code end
   local function rows(t) return pad(layout.transpose(t), groups, n, halves) end
   local out = { type = (m.zeros and "uint%d" or "uint%db%d"):format(bits, 2 ^ (bits - 1)), words = words, k = k, n = n,
-    group = group, dtype = L.dtype, scales = layout.marlin.permute_scales(rows(m.scales):cast(L.dtype), k, group) }
+    group = group, dtype = L.dtype, scales = layout.marlin.permute_scales(rows(m.scales):cast(L.dtype), k, group, a8),
+    activations = m.activations }
   if m.zeros then out.zeros = layout.marlin.zero_points(rows(m.zeros), bits) end
   if m.bias then
     local bias = m.bias:cast(L.dtype)
@@ -179,11 +180,15 @@ M.ct_wna16_moe = {
   end,
 }
 
+-- The CPU's packed matrices in Marlin's order for int8 activations; where groups aren't what that product takes, in that for 16
+-- bits, and the input is what its codes stand for. A scale a row, which is f32, is rounded to the layer's dtype. (CTM-W4A8)
 M.w4a8_moe = {
   query = function(method, L)
     return query(L, { type = "int", bits = 4, group = method.group, strategy = method.scheme.strategy }, method.scheme.activations)
   end,
   form = function(method, L, device)
+    local group = method.group
+    local narrow = group == -1 or group == 32 or group == 64 or group % 128 == 0
     local form, msg, code = stacks(L, device, function(w)
       local m = stacked(L.e, function(e)
         local codes, scales, bias = method:unpack(L, w, e)
@@ -192,10 +197,10 @@ M.w4a8_moe = {
         for i = 0, codes:numel() - 1 do to[i] = from[i] + 8 end
         return { words = layout.ct.pack(unsigned, 4), scales = scales, bias = L.bias and bias or nil }
       end)
-      m.bits, m.group = 4, method.group
+      m.bits, m.group, m.activations = 4, group, narrow and "int8" or nil
       return m
     end)
-    if form then form.activations = method.scheme.activations end
+    if form and not narrow then form.activations = method.scheme.activations end
     return form, msg, code
   end,
 }

@@ -7,9 +7,9 @@
 --              the processed parameters are, and they become the one form that the device's kernels read: Marlin's words, scales
 --              and zero-points. The parameters on the CPU are given up.
 --   applied    gemm.marlin on the device; of experts the system's own apply, given tensors there and these stacks, so that
---              moe.forward goes one launch a stage. Activations that the system quantizes are taken for what their codes stand
---              for, in a 16-bit product, but of linear layers, whose codes are multiplied; experts with an input scale each go one
---              after the other (form.by_one).
+--              moe.forward goes one launch a stage. Activations that the system quantizes are codes of 8 bits there (a matrix's
+--              activations), or taken for what their codes stand for in a 16-bit product (form.activations); experts with an
+--              input scale each go one after the other (form.by_one).
 --
 -- y is the CPU's apply within the rounding of the device's 16-bit activations: x is rounded to the layer's dtype, and y.
 local act = require "nibble.act"

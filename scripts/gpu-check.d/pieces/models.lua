@@ -1,5 +1,6 @@
 -- Whole models: a 7-billion-parameter Llama of 4-bit weights, written here in random codes, evaluated on the device: its loss
--- against the CPU's on a prefix, and tokens a second.
+-- against the CPU's on one window, tokens a second, and the same with weights that are streamed. It takes 4 GB of disk in
+-- the build's folder and of the computer's memory, 6 GB on the device.
 local checkpoint = require "nibble.checkpoint"
 local eval = require "nibble.eval"
 local json = require "nibble.json"
@@ -84,51 +85,64 @@ local function ids_of(c, windows, context, seed)
   return ids
 end
 
-local function without(dir, f)
-  local ok, row = pcall(f)
-  os.execute(("rm -rf '%s'"):format(dir))
-  if not ok then error(row, 0) end
-  return row
+-- Cases follow one another in one folder, which the stage takes away: the first writes the model.
+local function folder(ctx) return ctx.build .. "/gpu-check-model" end
+
+local function removed(ctx) return os.execute(("rm -rf '%s'"):format(folder(ctx))) end
+
+-- run(device, windows, context [, options]) -> eval.run's result for the model in the folder
+local function runner(ctx, c)
+  local ck = assert(checkpoint.open(folder(ctx)))
+  return function(device, windows, context, o)
+    return assert(eval.run(setmetatable({ model = ck, ids = ids_of(c, windows, context, ctx.seed), device = device }, { __index = o })))
+  end
 end
 
--- The loss on a prefix against the CPU's: once in a process, however often it is measured.
-local compared = {}
-local function compare(c, run, prefix)
-  if compared[c.name] then return compared[c.name] end
-  local here, there = run("cpu", prefix, 1), run("cuda", prefix, 1)
-  local off = math.abs(here.nll - there.nll)
-  if not (off <= BOUND) then
-    error(("nll %.6f, on the CPU %.6f: expected no more than %g apart"):format(there.nll, here.nll, BOUND), 0)
-  end
-  compared[c.name] = off
+local function near(what, found, expected)
+  local off = math.abs(found - expected)
+  if not (off <= BOUND) then error(("nll %.6f, %s %.6f: expected no more than %g apart"):format(found, what, expected, BOUND), 0) end
   return off
 end
 
-local function benchmark(c)
-  return { name = ("eval of %s"):format(c.name), run = function(ctx)
-    local dir = os.tmpname()
-    os.remove(dir)
-    return without(dir, function()
-      write(c, dir, ctx.seed)
-      local ck = assert(checkpoint.open(dir))
-      local function run(device, context, windows, progress)
-        return assert(eval.run { model = ck, ids = ids_of(c, windows, context, ctx.seed), device = device, progress = progress })
-      end
-      local context, windows = ctx.small and 24 or 2048, ctx.small and 2 or 32
-      local off = compare(c, run, ctx.small and 24 or 64)
-      if ctx.once then return { piece = "models", nll_off = off } end
-      -- Weights come with the first batch: the rate is that of the others.
-      local first, last
-      local r = run("cuda", context, windows, function(p)
-        last = p
-        first = first or { tokens = p.tokens, seconds = p.seconds }
-      end)
-      local tokens, seconds = last.tokens - first.tokens, last.seconds - first.seconds
-      if tokens == 0 then tokens, seconds = r.tokens, r.seconds end
-      return { piece = "models", nll_off = off, tokens = tokens, seconds_each = seconds, rate = tokens / seconds, unit = "tokens/s",
-        first_seconds = first.seconds, bytes = 0, through = table.concat(r.through, ", "), emulated = ctx.emulated or nil }
-    end)
+-- The loss of one window against the CPU's, which takes some seconds on 16 cores: each weight is dequantized once.
+local function compared(c)
+  return { name = c.name .. ": loss against the CPU's", seconds = 90, run = function(ctx)
+    removed(ctx)
+    write(c, folder(ctx), ctx.seed)
+    local run, context = runner(ctx, c), ctx.small and 24 or 256
+    local here = run("cpu", 1, context)
+    local there = run("cuda", 1, context)
+    return { nll = there.nll, nll_cpu = here.nll, nll_off = near("on the CPU", there.nll, here.nll), tokens = there.tokens,
+             cpu_seconds = here.seconds, device_seconds = there.seconds, through = table.concat(there.through, ", ") }
   end }
 end
 
-return { benchmarks = function(ctx) return { benchmark(ctx.small and SMALL or LLAMA_7B) } end }
+-- Tokens a second of the batches behind the first, with which the weights come to stay.
+local function kept(c)
+  return { name = "eval of " .. c.name, seconds = 60, run = function(ctx)
+    local first, last
+    local r = runner(ctx, c)("cuda", ctx.small and 2 or 32, ctx.small and 24 or 2048, { progress = function(p)
+      last = p
+      first = first or { tokens = p.tokens, seconds = p.seconds }
+    end })
+    local tokens, seconds = last.tokens - first.tokens, last.seconds - first.seconds
+    if tokens == 0 then tokens, seconds = r.tokens, r.seconds end
+    return { piece = "models", nll = r.nll, tokens = tokens, seconds_each = seconds, rate = tokens / seconds, unit = "tokens/s",
+             first_seconds = first.seconds, bytes = 0, through = table.concat(r.through, ", "), emulated = ctx.emulated or nil }
+  end }
+end
+
+-- The same where no weight stays: with each batch all of them come, made ready anew while the products before go on.
+local function streamed(c)
+  return { name = ("eval of %s, streamed"):format(c.name), seconds = 60, run = function(ctx)
+    local run, windows, context = runner(ctx, c), ctx.small and 2 or 16, ctx.small and 24 or 2048
+    local r = run("cuda", windows, context, { cache_bytes = 0 })
+    return { nll = r.nll, nll_off = near("where they stay", r.nll, run("cuda", windows, context).nll), tokens = r.tokens,
+             seconds_each = r.seconds, rate = r.tokens / r.seconds, unit = "tokens/s", emulated = ctx.emulated or nil }
+  end }
+end
+
+return { removed = removed, models = function(ctx)
+  local c = ctx.small and SMALL or LLAMA_7B
+  return { compared(c), kept(c), streamed(c) }
+end }

@@ -42,6 +42,8 @@ describe("eval on a device", function()
   it("gives them of quantized models", function()
     local out = run(("print(near %q) print(near %q)"):format(quantized(dense), quantized(experts)))
     assert.matches("^near marlin_cuda 14 linear\nnear .*ct_wna16_moe 1 moe", out)
+    out = run(("print(near %q)"):format(quantized(experts, "any-mxfp4a16"))) -- experts that no system's method takes
+    assert.equal("near marlin_float_cuda 4 linear, marlin_float_moe_cuda 1 moe", out)
   end)
 
   -- A code that flips moves what comes after it: in 16 bits a token's loss by some 0.02 (W8A8) to 0.1 (NVFP4), and of 23 tokens

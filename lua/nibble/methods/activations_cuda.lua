@@ -1,7 +1,6 @@
 -- methods.activations_cuda: what dense layers on a CUDA device whose input is quantized too have in common (fp8_cuda,
 -- nvfp4_cuda): the weight comes from any format, the input may lie on the device or not, and so does the output.
 local cuda = require "nibble.cuda"
-local formats = require "nibble.formats"
 local linear = require "nibble.methods.linear"
 
 local M = {}
@@ -32,9 +31,9 @@ end
 --- method:create(L) -> true | nil, msg, code: what is refused, the oracle says why.
 Method.create = linear.create_on_device
 
---- method:read(L, ck) -> true | nil, msg, code: the layer's weight, stored in whatever format, to the device.
+--- method:read(L, ck) -> true | nil, msg, code: this rank's part of the weight, stored in whatever format, to the device.
 function Method:read(L, ck)
-  local q, msg, code = formats.quantized(ck, L.name)
+  local q, msg, code = linear.weight(L, ck)
   if not q then return nil, msg, code end
   return self:keep(L, q)
 end

@@ -72,21 +72,10 @@ M.gptq_marlin_moe = {
 
 -- ---- integers in other words --------------------------------------------------------------------
 
-local function up(x, unit) return math.ceil(x / unit) * unit end
-
-local function lcm(a, b)
-  local x, y = a, b
-  while y > 0 do x, y = y, x % y end
-  return a / x * b
-end
-
--- The intermediate size filled up: whole tiles of columns for w13, of rows and whole groups for w2.
-local function filled(L, group) return up(L.i, group > 0 and lcm(64, group) or 64) end
-
 -- m: codes as words i32 [E,n,k/pf], first code lowest, rows of gate, then up; scales [E,n,G]; zeros u8 [E,n,G] or nil; bias
 -- [E,n] or nil; activations "int8" or nil. -> the stack in Marlin's form, the words on the device | nil, msg, code
 local function stack(L, w, m, device)
-  local group, bits, i, a8 = m.group, m.bits, filled(L, m.group), m.activations ~= nil
+  local group, bits, i, a8 = m.group, m.bits, marlin_float.filled(L.i, m.group), m.activations ~= nil
   local halves = w == "w13" and L.s or 1
   local n, k = w == "w13" and L.s * i or L.h, w == "w13" and L.h or i
   local groups = group > 0 and group < k and k / group or 1
@@ -209,15 +198,13 @@ M.w4a8_moe = {
 
 -- Both stacks by methods.marlin_float of what parts(w) gives: weight [E,N,K], scale, global, bias; group along K.
 local function floats(L, device, kind, group, parts)
-  local out, i = {}, up(L.i, lcm(64, math.max(group, 1)))
+  local out, i = {}, marlin_float.filled(L.i, group)
   for _, w in ipairs { "w13", "w2" } do
     local m = parts(w)
     m.kind, m.dtype, m.on, m.halves = kind, L.dtype, device, w == "w13" and L.s or 1
-    m.size = w == "w13" and { L.s * i, L.h } or { L.h, i }
-    local made, msg, code = marlin_float.prepare_moe(m)
-    if not made then return nil, msg, code end
-    out[w] = { type = kind == "fp8" and "float8_e4m3fn" or "float4_e2m1f", words = made.words, scales = made.scales,
-      global = made.global, bias = made.bias, group = group, k = m.size[2], n = m.size[1], dtype = L.dtype }
+    local msg, code
+    out[w], msg, code = marlin_float.stack(m, w == "w13" and L.s * i or L.h, w == "w13" and L.h or i, group)
+    if not out[w] then return nil, msg, code end
   end
   return { matrices = out }
 end

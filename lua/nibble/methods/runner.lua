@@ -223,7 +223,12 @@ local function experts(self, prefix, o, hidden)
   local L = moe_layer(self, prefix, found.rec, o, hidden)
   local ok, msg, code = found.method:create(L)
   if not ok then return nil, msg, code end
-  for e = 0, o.count - 1 do
+  if found.method.read then
+    local number = { w1 = 1, w3 = 2, w2 = 3 }
+    ok, msg, code = found.method:read(L, self.ck, function(e, shard) return module_name(prefix, e, o, number[shard]) end)
+    if not ok then return nil, msg, code end
+  end
+  for e = 0, found.method.read and -1 or o.count - 1 do
     for i, shard in ipairs(shards) do
       local name = module_name(prefix, e, o, i)
       local tensors

@@ -133,12 +133,13 @@ local function linear(self, name)
   return L
 end
 
--- f's result for x as layer L takes it: on a device in L's dtype, and what comes out in x's own again.
-local function in_dtype(self, name, L, x, f)
+-- f's result for x as layer L takes it: on a device in L's dtype, but where its method quantizes inputs of any, and what
+-- comes out in x's own again.
+local function in_dtype(self, name, method, L, x, f)
   if not tensor.on_device(x) then return f(x) end
   local given = x:type()
   local y, msg, code
-  if given ~= L.dtype then x, msg, code = x:cast(L.dtype) end
+  if given ~= L.dtype and not method.takes_floats then x, msg, code = x:cast(L.dtype) end
   if x then y, msg, code = f(x) end
   self.place:done(name)
   if not x or not y then return nil, msg, code end
@@ -156,7 +157,7 @@ function Runner:linear(name, x, out)
   if not L then return nil, msg, code end
   local method = self.plans[name].method
   local room = out and out:type() == L.dtype and out or nil
-  return in_dtype(self, name, L, x, function(input) return method:apply(L, input, nil, room) end)
+  return in_dtype(self, name, method, L, x, function(input) return method:apply(L, input, nil, room) end)
 end
 
 -- ---- experts -----------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ function Runner:experts(prefix, o, x, logits, weights, ids)
   local L, msg, code = processed(self, prefix, experts, o, x:size(2))
   if not L then return nil, msg, code end
   local method = self.plans[prefix].method
-  return in_dtype(self, prefix, L, x, function(input)
+  return in_dtype(self, prefix, method, L, x, function(input)
     if method.monolithic then return method:apply_monolithic(L, input, logits) end
     return method:apply(L, input, weights, ids)
   end)

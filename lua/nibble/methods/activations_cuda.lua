@@ -7,13 +7,13 @@ local M = {}
 local Method = {}
 
 --- class(name) -> a method's class: new({scheme =, format =}, {on = "cuda", fnuz =}), create, read, process, quant, apply; its
--- takes_floats says that x may be f32, bf16 or f16 whatever the layer's dtype is.
+-- keeps_f32 says that of an x of f32 nothing is rounded to 16 bits (methods.runner).
 -- Who takes it gives it keep(self, L, q) -> true | nil, msg, code: the checkpoint's weight q (nibble.quantized) onto
 -- self.device, by L:replace; and product(self, L, x, dtype, bias) -> y [m,n] of dtype there | nil, msg, code, of x [m,k]
 -- f32, bf16 or f16 and bias [n] of dtype or nil; and may have output(self, L, dtype) -> the dtype that it makes y of for
 -- an x of dtype, where that is another.
 function M.class(name)
-  local class = setmetatable({ name = name, monolithic = false, takes_floats = true }, { __index = Method })
+  local class = setmetatable({ name = name, monolithic = false, keeps_f32 = true }, { __index = Method })
   class.__index = class
 
   function class.new(config, options)

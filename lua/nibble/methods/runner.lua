@@ -35,10 +35,14 @@ end
 -- The first method that takes rec and whose create takes the layer: {name=, method=} or {reasons=}.
 local function plan(self, kind, rec, describe)
   local reasons = {}
+  local exact = self.place.device and self.place.dtype == "f32" and self.activations and rec.scheme.activations
   for _, name in ipairs(methods.candidates(kind, self.through, self.place.device)) do
     local config, why = methods.config(name, rec, { activations = self.activations })
     local method
     if config then method, why = methods.make(name, config, self.options) end
+    if method and exact and not method.keeps_f32 then
+      method, why = nil, "it rounds to 16 bits, and f32 inputs are to be quantized as they are"
+    end
     if method then
       local ok, msg = method:create(describe())
       if ok then return { name = name, method = method } end
@@ -133,13 +137,13 @@ local function linear(self, name)
   return L
 end
 
--- f's result for x as layer L takes it: on a device in L's dtype, but where its method quantizes inputs of any, and what
+-- f's result for x as layer L takes it: on a device in L's dtype, but where its method keeps f32, and what
 -- comes out in x's own again.
 local function in_dtype(self, name, method, L, x, f)
   if not tensor.on_device(x) then return f(x) end
   local given = x:type()
   local y, msg, code
-  if given ~= L.dtype and not method.takes_floats then x, msg, code = x:cast(L.dtype) end
+  if given ~= L.dtype and not method.keeps_f32 then x, msg, code = x:cast(L.dtype) end
   if x then y, msg, code = f(x) end
   self.place:done(name)
   if not x or not y then return nil, msg, code end

@@ -138,6 +138,28 @@ describe("cuda.experts.gemm", function()
       io.write(tostring(same(experts.case { experts = 2, tokens = 0, top = 2, block = 16, k = 128, n = 64, group = 64 })), " ")]])
   end)
 
+  it("takes global scales of experts from the device, the computer's memory and arrays, which are copied once", function()
+    assert.equal("true true true true 1 true", process [[
+      local c = experts.case { experts = 3, tokens = 5, top = 2, block = 16, k = 128, n = 64, group = 64 }
+      local numbers = { 0.5, 2, 4 }
+      local t = nb.tensor("f32", { 3 }, numbers)
+      local want = experts.exact(c, experts.poisoned(c))
+      for pair = 0, 9 do
+        for i = pair * 64 + 1, pair * 64 + 64 do want:set(i, want:get(i) * numbers[experts.owner(c, pair)]) end
+      end
+      local x, p, b = c.x:to "cuda", experts.there(c.p), blocks_of(c)
+      local function right(m, y) return tostring(assert(y or cuda_experts.gemm(x, m, b)):to("cpu"):equal(want)) end
+      local function with(global) return setmetatable({ global = global }, { __index = p }) end
+      local kept = with(t)
+      io.write(right(with(t:to "cuda")), " ", right(kept), " ", right(with(numbers)), " ")
+      -- the second time nothing is copied: a graph holds it
+      t:set(1, 99)
+      local g, y = assert(nb.cuda.graph(function() return assert(cuda_experts.gemm(x, kept, b)) end))
+      g()
+      io.write(right(nil, y), " ", cuda_experts.gemm(x, with(2), b):numel() / want:numel(), " ",
+        tostring(not pcall(cuda_experts.gemm, x, with(nb.tensor("f32", { 2 })), b))) ]])
+  end)
+
   it("refuses what it doesn't take in one sentence each", function()
     local said = process [[
       local c = experts.case { experts = 2, tokens = 3, top = 2, block = 16, k = 128, n = 64, group = -1, bias = true, weights = true }

@@ -72,7 +72,7 @@ describe("marlin_float_cuda", function()
       print(made("FP8A16", { k = 124, n = 64, dtype = "f16" }))
       print(made("FP8A16", { k = 128, n = 64, dtype = "f32" })) ]]
     for _, text in ipairs { "layer l: 1 of its codes or scales are NaN", "layer l was processed: load it again", "N of a multiple of 2, found 63",
-      "K of a multiple of 8, found 124", "input of f16 or bf16, found f32" } do
+      "K of a multiple of 8, found 124", "output of f16 or bf16, found f32" } do
       assert.truthy(out:find(text, 1, true), text .. " in " .. out)
     end
   end)

@@ -131,9 +131,10 @@ function M.marlin(x, m, row_scale)
   return y
 end
 
---- marlin_form(m) -> function() -> nb_marlin_weight of m, wherever its tensors lie, for C; m outlives what it gives.
-function M.marlin_form(m)
-  local d = describe(m)
+--- marlin_form(m [, codes]) -> function() -> nb_marlin_weight of m, wherever its tensors lie, for C; m outlives what it gives.
+-- codes: true where x is codes of 8 bits already.
+function M.marlin_form(m, codes)
+  local d = describe(m, codes)
   return function() return struct(m, d) end
 end
 

@@ -93,6 +93,72 @@ end
 -- may be cut.
 function methods.top(q, count) return window(q, 1, count, (scheme.block(q.scheme, q.n, q.k))) end
 
+local function same_or_both_nil(a, b)
+  if a == nil or b == nil then return a == b end
+  return a:equal(b)
+end
+
+-- A copy of slices from..from+size-1 (0-based) of t along dimension dim (0-based).
+local function slices(t, dim, from, size)
+  local shape = t:size()
+  shape[dim + 1] = size
+  local out = tensor.new(t:type(), shape)
+  nffi.must(C.nb_tensor_copy_block(out, t, dim, 0, from, size))
+  return out
+end
+
+-- q with some fields changed.
+local function with(q, changes) return M.wrap(setmetatable(changes, { __index = q })) end
+
+--- q:columns(a, b) -> Quantized over columns a..b, 1-based and inclusive: copies. What shares a scale is not torn apart (an error),
+-- but with g_idx, where all scales stay.
+function methods.columns(q, a, b)
+  if a == 1 and b == q.k then return q end
+  local codes, _, columns = slices(q.codes, 1, a - 1, b - a + 1), scheme.block(q.scheme, q.n, q.k)
+  if q.g_idx then return with(q, { codes = codes, g_idx = q.g_idx:rows(a, b):clone() }) end
+  if q.groups == 1 then return with(q, { codes = codes }) end
+  if (a - 1) % columns ~= 0 or (b % columns ~= 0 and b ~= q.k) then
+    error(("columns %d..%d: %d of them share a scale; begin at 1 + a multiple of that and end on one"):format(a, b, columns), 2)
+  end
+  local first, count = (a - 1) / columns, math.ceil(b / columns) - (a - 1) / columns
+  return with(q, { codes = codes, scales = slices(q.scales, 1, first, count), zeros = q.zeros and slices(q.zeros, 1, first, count) })
+end
+
+--- joined(list) -> Quantized: weights of one scheme and K, one below the other | nil, msg, "eunsupported" where numbers that belong
+-- to the whole of them differ.
+function M.joined(list)
+  local first, n = list[1], 0
+  if #list == 1 then return first end
+  for i, q in ipairs(list) do
+    n = n + q.n
+    if q.k ~= first.k or not scheme.same(q.scheme, first.scheme) then
+      return nil, ("part %d of the weight is %d columns of %s, the first %d of %s"):format(i, q.k, scheme.describe(q.scheme), first.k,
+        scheme.describe(first.scheme)), "eunsupported"
+    end
+    for _, part in ipairs { "global", "factor", "input_scale", "input_zero", "input_global", "g_idx" } do
+      if not same_or_both_nil(q[part], first[part]) then
+        return nil, ("parts 1 and %d of the weight have another %s each"):format(i, part), "eunsupported"
+      end
+    end
+  end
+  local out = {}
+  for _, part in ipairs { "codes", "scales", "zeros" } do
+    local at = 0
+    for _, q in ipairs(first[part] and list or {}) do
+      if not out[part] then
+        local rows = part == "codes" and n or scheme.scale_rows(q.scheme, n)
+        out[part] = tensor.new(q[part]:type(), { rows, q[part]:size(2) })
+      end
+      local rows = q[part]:size(1)
+      nffi.must(C.nb_tensor_copy_block(out[part], q[part], 0, at, 0, rows))
+      at = at + rows
+    end
+  end
+  local q = with(first, out)
+  q.bias = nil
+  return q
+end
+
 -- Plain floats, or bf16 for scales that are none.
 local function default_dtype(q)
   local dtype = q.scales:type()
@@ -129,11 +195,6 @@ function methods.dequantize(q, dtype, out)
     if exact then nffi.must(C.nb_scales_multiply(out, exact, q.factor:get(1))) end
   end
   return out
-end
-
-local function same_or_both_nil(a, b)
-  if a == nil or b == nil then return a == b end
-  return a:equal(b)
 end
 
 -- Symmetric storage and stored zero-points that are all 2^(bits-1) are the same numbers.

@@ -8,7 +8,7 @@ return { spec = "spec/cuda_systems_spec.lua", bugs = {
   { "columns not padded", forms, "or n % 64 ~= 0 then", "then" },
   { "gate and up padded as one", experts, [[local halves = w == "w13" and L.s or 1]], "local halves = 1" },
   { "scales of groups permuted as one group's", experts,
-    "rows(m.scales):cast(L.dtype), k, group)", "rows(m.scales):cast(L.dtype), k, -1)" },
+    "rows(m.scales):cast(L.dtype), k, group, a8)", "rows(m.scales):cast(L.dtype), k, -1, a8)" },
   { "halves stay swapped", experts, [[elseif form == "swapped" and gated then]], [[elseif form == "swapped" and not gated then]] },
   { "rows shuffled once more", experts,
     "layout.experts.inverse_order(layout.experts.shuffled_rows(n, gated))", "layout.experts.shuffled_rows(n, gated)" },
@@ -19,4 +19,8 @@ return { spec = "spec/cuda_systems_spec.lua", bugs = {
   { "a cut K has its own groups", marlin, "m.scales:size(m.scales.ndim - 1) * m.group or m.k", "m.k or m.k" },
   { "inputs are not quantized", device, "quantize = form.activations and quantize or nil", "quantize = nil" },
   { "the first expert's scale for all", device, "scales[e + 1] or scales[1]", "scales[1]" },
+  { "experts' 8-bit activations taken for 16", experts, "activations = activations_of(method), global", "global" },
+  { "the global scale of int8 scales left out", experts, [[global = L:get(w .. "_input_global_scale") }]], "global = nil }" },
+  { "folded codes repacked apart from their zero-points", experts, "(method.monolithic or activations_of(method)) and",
+    "method.monolithic and" },
 } }

@@ -222,14 +222,14 @@ function M.activations()
     cases:try("halves", "act_quant_int8", { on_device.poisoned("i8", { 1, 8 }), on_device.poisoned("f32", { 1, 1 }) }, halves, 1)
     for _, shape in ipairs { { 1, 16 }, { 3, 40 }, { 2, 7 }, { 5, 1032 }, { 1, 3000 }, { 4, 0 }, { 0, 8 }, { 130, 8 } } do
       local m, k = unpack(shape)
-      for _, strange in ipairs { false, true } do
+      for _, strange in ipairs { false, "NaN and Inf", "Inf" } do
         local x = weights.make(cases:kind(), dtype, m, k, cases.tried)
         if strange and m * k > 0 then
-          weights.set(x, m - 1, k - 1, 0 / 0)
+          weights.set(x, m - 1, k - 1, strange == "Inf" and 1 or 0 / 0)
           weights.set(x, math.floor(m / 2), 1, 1 / 0)
           weights.set(x, 0, 3, -1 / 0)
         end
-        local name = ("%s [%d×%d]%s"):format(dtype, m, k, strange and " with NaN and Inf" or "")
+        local name = ("%s [%d×%d]%s"):format(dtype, m, k, strange and " with " .. strange or "")
         local rows, one = on_device.poisoned("f32", { m, 1 }), on_device.poisoned("f32", { 1 })
         cases:try(name .. " int8", "act_quant_int8", { on_device.poisoned("i8", { m, k }), rows }, x, 0.75)
         rows = on_device.poisoned("f32", { m, 1 })

@@ -48,7 +48,7 @@ local function log_all(t, q, refused, b, class, say)
   for _, r in ipairs(refused) do say("debug", M.unsupported(t.name, r.backend, r.reason)) end
   if not b then return end
   local tail = t.say_scheme and (" (group size %d, %d bits)"):format(q.weight.group, q.weight.bits) or ""
-  if b.row.note then say("debug", ("%s: %s"):format(b.name, b.row.note)) end
+  if class.note then say("debug", ("%s: %s"):format(b.name, class.note)) end
   say("info", ("using the %s backend %s%s%s"):format(t.name, b.name, class.name and " (" .. class.name .. ")" or "",
     tail))
 end
@@ -113,7 +113,7 @@ function M.select(raw, options)
   if class then
     result = { backend = b.name, class = class.class, variant = class.name, monolithic = class.monolithic,
                table = t.name, consumer = consumer.name, device = q.device, format = q.format,
-               requirement = b.requirement, note = b.row.note, rejected = refused,
+               requirement = b.requirement, note = class.note, rejected = refused,
                position = fourth, of = #rules.order(t, q), quant = description.new(t, b, q) }
     if b.row.kinds then result.activation_kind = b.row.kinds[q.activation_fn] end
     result.also = {}

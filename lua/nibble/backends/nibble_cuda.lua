@@ -8,7 +8,9 @@ local takes = { "ungated", "batch_invariance" }
 local groups = { "group", -1, 32, 64, 128 }
 local marlin_shape = { groups, { "multiple", "hidden", 128 }, { "multiple_of_group", "intermediate", least = 64, actorder = true } }
 local elsewhere = "another method reads it"
-local by_one = "an expert at a time where each has an input scale of its own"
+local rounded = "no product here takes such inputs (tensor cores multiply 4-bit floats from SM 100 on): they are quantized, and what their "
+  .. "codes stand for goes in 16 bits through the weight-only product"
+local codes = "int8 products of one group, or groups of 32, 64 or a multiple of 128 rows; else 16-bit ones of what the codes stand for"
 local on_device = "nibble.methods.on_device"
 
 return {
@@ -30,11 +32,22 @@ return {
             { "mxfp4", "fp8 tensor static" } },
           { "symmetric_activations" }, { "strategy", "group", "channel", "tensor" }, { "no_actorder" }, { "output", "f16", "bf16" },
           { "group_tiles" }, { "group_in_rank" }, { "multiple", "k", 8 }, { "multiple", "n", 8 } } },
-        { name = "marlin_float_cuda", class = "nibble.methods.marlin_float_cuda", note = padded, checks = {
-          cuda, { "kind_of_weight", "float" }, weight_only, { "bits", 4, 8 }, { "decodes" }, half, { "multiple", "k", 8 },
-          { "multiple", "n", 2 } } },
+        { name = "fp8_cuda", class = "nibble.methods.fp8_cuda",
+          note = "more than 16 rows: cuBLASLt, by tensor from SM 89 on, by channel, token and block on SM 90", checks = {
+          cuda, { "schemes", { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" }, { "fp8 tensor", "fp8 token" },
+            { "fp8 channel", "fp8 token" }, { "fp8 channel", "fp8 tensor" }, { "fp8 channel", "fp8 tensor static" },
+            { "fp8 block 128x128", "fp8 group 128" } }, { "multiple", "k", 16 },
+            { "scales_in_rank" } } },
+        { name = "nvfp4_cuda", class = "nibble.methods.nvfp4_cuda", note = "cuBLASLt 12.8 or later", checks = {
+          { { "platform", "cuda" }, { "capability", min = 100 } }, { "package", "cublaslt" }, { "schemes", { "nvfp4", "nvfp4" } },
+          { "multiple", "k", 32 }, { "multiple", "n", 8 }, { "scales_in_rank" } } },
+        { name = "marlin_float_cuda", class = "nibble.methods.marlin_float_cuda", checks = {
+          cuda, { "kind_of_weight", "float" }, { "bits", 4, 8 }, { "decodes" }, { "output", "f16", "bf16" }, { "multiple", "k", 8 },
+          { "multiple", "n", 2 }, { "scales_in_rank" } },
+          classes = { { class = "nibble.methods.marlin_float_cuda", note = padded, checks = { weight_only } },
+            { class = "nibble.methods.marlin_float_cuda", name = "inputs rounded to their codes", note = rounded } } },
         { name = "dequantize_cuda", class = "nibble.methods.dequantize_cuda", note = "decoded at every call", checks = {
-          cuda, { "package", "cublaslt" }, weight_only, { "decodes" }, { "input", "f16", "bf16", "f32" } } },
+          cuda, { "package", "cublaslt" }, weight_only, { "decodes" }, { "input", "f16", "bf16", "f32" }, { "scales_in_rank" } } },
         { name = "awq_marlin", class = on_device, note = padded, checks = {
           cuda, { "only_layout", "awq", advice = elsewhere }, weight_only, { "bits", 4 }, { "zero_points" }, half,
           { "group", -1, 32, 64, 128 }, { "group_in_rank" }, { "packs" } } },
@@ -44,14 +57,6 @@ return {
         { name = "inc", class = on_device, note = padded, checks = {
           cuda, { "only_layout", "awq", "gptq", advice = elsewhere }, weight_only, { "bits_symmetric", 4 },
           { "no_actorder" }, half, { "group_in_rank" }, { "packs" }, { "packs", "k" } } },
-        { name = "fp8_cuda", class = "nibble.methods.fp8_cuda",
-          note = "more than 16 rows: cuBLASLt, by tensor from SM 89 on, by channel, token and block on SM 90", checks = {
-          cuda, { "schemes", { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" }, { "fp8 tensor", "fp8 token" },
-            { "fp8 channel", "fp8 token" }, { "fp8 channel", "fp8 tensor" }, { "fp8 channel", "fp8 tensor static" },
-            { "fp8 block 128x128", "fp8 group 128" } }, { "multiple", "k", 16 } } },
-        { name = "nvfp4_cuda", class = "nibble.methods.nvfp4_cuda", note = "cuBLASLt 12.8 or later", checks = {
-          { { "platform", "cuda" }, { "capability", min = 100 } }, { "package", "cublaslt" }, { "schemes", { "nvfp4", "nvfp4" } },
-          { "multiple", "k", 32 }, { "multiple", "n", 8 } } },
       },
     },
     {
@@ -68,7 +73,7 @@ return {
         { name = "ct_wna16_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "only_layout", "compressed-tensors", advice = elsewhere }, weight_only, { "symmetric" }, { "bits", 4, 8 }, half,
           marlin_shape, { "actorder_in_groups" } } },
-        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, classes = {
+        { name = "w4a8_moe", format = "standard", takes = { "batch_invariance" }, note = codes, classes = {
           { class = on_device, monolithic = true, checks = {
             cuda, { "weights", "int4" }, { "activations", "int8 token" }, { "output", "f16", "bf16" }, { "no_expert_parallel" },
             { "activation_fn", "silu", "swigluoai", "swiglustep" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 2 },
@@ -77,8 +82,14 @@ return {
           cuda, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "none" }, { "fp8 tensor", "fp8 tensor static" },
             { "fp8 tensor", "fp8 tensor" }, { "fp8 channel", "none" }, { "fp8 channel", "fp8 token" }, { "fp8 block", "any" } },
           { "multiple", "hidden", 64 }, { "blocks_divide" } } },
-        { name = "ct_nvfp4_moe", class = on_device, format = "standard", takes = takes, note = by_one, checks = {
+        { name = "ct_nvfp4_moe", class = on_device, format = "standard", takes = takes, note = rounded, checks = {
           cuda, { "output", "f16", "bf16" }, { "weights", "nvfp4" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 16 } } },
+        { name = "marlin_float_moe_cuda", format = "standard", takes = takes, checks = {
+          cuda, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "any" }, { "fp8 channel", "any" }, { "fp8 block", "any" },
+            { "mxfp8", "any" }, { "mxfp4", "any" }, { "nvfp4", "any" } }, { "multiple", "hidden", 64 }, { "blocks_divide" },
+            { "scales_in_rank" } },
+          classes = { { class = "nibble.methods.marlin_float_moe_cuda", note = padded, checks = { weight_only } },
+            { class = "nibble.methods.marlin_float_moe_cuda", name = "inputs rounded to their codes", note = rounded } } },
       },
     },
   },

@@ -413,6 +413,21 @@ M.group_in_rank = { stage = 10, says = function() return "no group over the edge
   end
 end }
 
+-- Nor may a group or block of what tensor parallelism cuts: K or N of a linear layer, the intermediate size of experts.
+M.scales_in_rank = { stage = 10, says = function() return "no group or block over the edge of a rank" end, check = function(q)
+  local b, g = q.weight.block or { 1, q.weight.group }, nil
+  local function torn(name, unit)
+    local size, full = q[name], q[name .. "_full"]
+    if size and full and size < full and unit > 1 and unit < full and size % unit ~= 0 then g = { names[name], size, unit } end
+  end
+  if q.kind == "moe" then torn("intermediate", b[1]) torn("intermediate", b[2])
+  else
+    torn("n", b[1])
+    if not q.weight.actorder then torn("k", b[2]) end
+  end
+  return g and ("has a group or block over the edge of a rank: %s = %d of this rank is not a multiple of %d"):format(unpack(g))
+end }
+
 -- N (or {"packs", "k"}) must fill whole 32-bit words, in which zero-points (codes) are packed.
 M.packs = { stage = 10, says = function(c) return names[c[2] or "n"] .. " fills whole words" end, check = function(q, c)
   local pack, size = math.floor(32 / q.weight.bits), q[c[2] or "n"]

@@ -8,7 +8,7 @@
 --   order         names of backends by priority; orders = {{when = checks, names…}}: the first that fits replaces
 --                 it; front = {{when = checks, name}}: moved to the front, one after another
 --   staged        true: checks are asked in the order of ORC-09, with its closing ones added
---   rows          {name, class, format, takes, checks | classes = {…}, auto, note, quant, requirement}
+--   rows          {name, class, format, takes, checks | classes = {…}, auto, note, quant, requirement}; a class may have its own note
 --   explicit      {{what a person types, backend}, …} in the order of messages;  twins = {name = its batched twin}
 --   clamp         names of the backends that apply a SwiGLU clamp
 --   fallback      {name, warning}: what runs where no row does;  none_on = {platforms}: where that is no error
@@ -59,7 +59,7 @@ local function class_of(t, row, class)
     checks = in_stages(checks)
   end
   return { class = class.class, name = class ~= row and class.name or nil, monolithic = class.monolithic or false,
-           format = format, checks = checks }
+           format = format, note = class.note or row.note, checks = checks }
 end
 
 local function look_over(where, checks)

@@ -27,28 +27,47 @@ local function blocks_struct(b, weights, globals)
   return s
 end
 
+-- Global scales of the experts, on the device, or nil where one number serves all; those in the computer's memory go there once
+-- for a weight m. | false, msg, code
+local copied = setmetatable({}, { __mode = "k" })
+local function globals_of(m, device)
+  local g = m.global
+  if there(g) then return g end
+  if g == nil or type(g) == "number" or ffi.istype(tensor.type, g) and g:numel() == 1 then return nil end
+  local kept = copied[m]
+  if kept and kept.of == g and kept.device == device then return kept.there end
+  local t, msg, code = (type(g) == "table" and tensor.new("f32", { #g }, g) or g):to(device)
+  if not t then return false, msg, code end
+  copied[m] = { of = g, device = device, there = t }
+  return t
+end
+
 --- experts.gemm(x, m, blocks [, {out =, row_scale =}]) -> y [pairs, n] on the device | nil, msg, code
 -- Row p is p's row of x, p / top, times the weight of p's expert, plus its bias. x f16 or bf16 [pairs/top, k]; m: stacks
--- [experts, ...] as gemm.marlin_experts takes them, on the device, global a number or f32 [experts]. blocks: {sorted =,
+-- [experts, ...] as gemm.marlin_experts takes them, on the device; global: a number, or one an expert: f32 [experts] there, or
+-- here, or an array, which then are copied once, by the first call with m. blocks: {sorted =,
 -- block_experts =, total =, block =, top =, weights = nil}: what moe.align makes, there; weights f32 [T, top] multiply the
 -- rows. Rows of pairs that are in no block of an expert's here are left as they are. row_scale f32 [pairs/top, 1].
--- With 8-bit activations (m.activations) x becomes codes there, a scale a token; or x is codes, and row_scale their scales.
+-- With 8-bit activations (m.activations) x becomes codes there, a scale a token; or x is codes, and row_scale their scales, and
+-- y has m.dtype.
 function M.gemm(x, m, blocks, o)
-  local globals, scale = tensor.is_any(m.global) and (there(m.global) or m.global:numel() > 1) and m.global or nil, o and o.row_scale
-  local w = setmetatable({ moe = true, global = globals and 1 or m.global }, { __index = m })
-  local form, dtype = gemm.marlin_form(w), nil
-  if not scale and m.activations and m.activations ~= "none" then
-    local code
-    dtype = x.t.dtype
-    x, scale, code = gemm.codes(x, w)
-    if not x then return nil, scale, code end
+  local globals, msg, code = globals_of(m, x:where())
+  if globals == false then return nil, msg, code end
+  local scale, w = o and o.row_scale, setmetatable({ moe = true, global = globals and 1 or m.global }, { __index = m })
+  local form, dtype = gemm.marlin_form(w, scale ~= nil), x.t.dtype
+  if m.activations and m.activations ~= "none" then
+    if scale then dtype = m.dtype and tensor.dtype_id(m.dtype) or dtype
+    else
+      x, scale, code = gemm.codes(x, w)
+      if not x then return nil, scale, code end
+    end
   end
   local function multiply(out)
     return C.nb_device_marlin_moe_gemm(out, x.t, form(), blocks_struct(blocks, blocks.weights, globals), scale and scale.t)
   end
   if o and o.out then return nffi.check(multiply(o.out.t), o.out) end
   return tensors.make(x.t.device, function(out)
-    out.dtype = dtype or out.dtype -- of y, which codes don't tell
+    out.dtype = dtype -- of y, which codes don't tell
     return multiply(out)
   end)
 end
@@ -72,7 +91,8 @@ local function check(x, o)
       refuse(4, "%s must be %s [%d tokens, k] on %s, found %s", name, dtype, x:size(1), x:where(), describe(t))
     end
   end
-  for _, name in ipairs { "w13", "w2" } do
+  local stacks = { "w13", "w2", o.w3 and "w3" or nil }
+  for _, name in ipairs(stacks) do
     if type(o[name]) ~= "table" then
       refuse(4, "on a device %s must be the stacks of Marlin's experts (gemm.marlin_experts), found a %s", name, type(o[name]))
     end
@@ -80,7 +100,7 @@ local function check(x, o)
   if type(o.experts) ~= "number" or o.experts < 1 then
     refuse(4, "experts must be the number of experts here, found %s", tostring(o.experts))
   end
-  for _, name in ipairs { "w13", "w2" } do
+  for _, name in ipairs(stacks) do
     local words = o[name].words
     if words:size(1) ~= o.experts then refuse(4, "%s has words of %d experts, and the layer has %d", name, words:size(1), o.experts) end
   end
@@ -111,11 +131,18 @@ end
 
 local function with(blocks, changes) return setmetatable(changes, { __index = blocks }) end
 
+-- The product of stack o[w] with t, quantized before where o says so: into a row a pair, maybe.
+local function product(o, t, w, blocks)
+  if not o.quantize then return assert(M.gemm(t, o[w], blocks)) end
+  local q = o.quantize(t, w, o)
+  return assert(M.gemm(q, o[w], q:size(1) ~= t:size(1) and with(blocks, { top = 1 }) or blocks))
+end
+
 --- experts.forward(x, o) -> y [T, H]: moe.forward where x lies on a device
 -- x f16 or bf16; ids, weights and expert_map there too; w13 and w2: the stacks that gemm.marlin_experts takes, on the device.
 -- y in x's dtype, or with dtype = "f32" in that. Ids outside contribute nothing. What w13 gives, the activation and w2's
--- weighted output are x's dtype; the sum is float32, in the order of experts. quantize(t, "w13" or "w2") -> t there: of all
--- experts' rows at once.
+-- weighted output are x's dtype; the sum is float32, in the order of experts. w3: up apart from w13, which then is the gate alone.
+-- quantize(t, "w13", "w2" or "w3", o) -> t there: of all experts' rows at once, or, where experts differ, a row for each pair.
 function M.forward(x, o)
   local dtype, moe = check(x, o), require "nibble.moe"
   local tokens, hidden = x:size(1), x:size(2)
@@ -126,11 +153,9 @@ function M.forward(x, o)
   if on_input and on_input ~= "after_w13" then
     from, first.top = made(x, C.nb_device_moe_weigh, x, o.weights), 1
   end
-  if o.quantize then from = o.quantize(from, "w13") end
-  local h = assert(M.gemm(from, o.w13, first))
-  local a = moe.activation(o.activation or "silu", h, { limit = o.limit, alpha = o.alpha, beta = o.beta, dtype = x:type() })
-  if o.quantize then a = o.quantize(a, "w2") end
-  local y = assert(M.gemm(a, o.w2, with(blocks, { top = 1, weights = not on_input and o.weights or nil })))
+  local h, up = product(o, from, "w13", first), o.w3 and product(o, from, "w3", first) or nil
+  local a = moe.activation(o.activation or "silu", h, { up = up, limit = o.limit, alpha = o.alpha, beta = o.beta, dtype = x:type() })
+  local y = product(o, a, "w2", with(blocks, { top = 1, weights = not on_input and o.weights or nil }))
   must(dispatch.there(C.nb_device_moe_sum, out, y, o.ids, nil, o.expert_map, o.experts))
   return out
 end

@@ -1,7 +1,6 @@
 -- methods.dequantize_cuda: dense layers of any scheme on a CUDA device whose product nibble has no kernel for: their
 -- codes lie there, become floats of the layer's dtype at every call, and cuBLASLt multiplies (weight-only).
 local cuda = require "nibble.cuda"
-local formats = require "nibble.formats"
 local linear = require "nibble.methods.linear"
 
 local M = { name = "dequantize_cuda", monolithic = false }
@@ -21,9 +20,9 @@ end
 --- method:create(L) -> true | nil, msg, code: what is refused, the oracle says why.
 M.create = linear.create_on_device
 
---- method:read(L, ck) -> true | nil, msg, code: the layer's weight, stored in whatever format, to the device.
+--- method:read(L, ck) -> true | nil, msg, code: this rank's part of the weight, stored in whatever format, to the device.
 function M:read(L, ck)
-  local q, msg, code = formats.quantized(ck, L.name)
+  local q, msg, code = linear.weight(L, ck)
   if not q then return nil, msg, code end
   L.weight, msg, code = q:to(self.device)
   if not L.weight then return nil, msg, code end

@@ -28,30 +28,35 @@ end
 -- A stack [E,...] whose last dimension is not 0, else nil.
 local function some(t) return t and t:numel() > 0 and t or nil end
 
-local function as_it_is(L, w, o)
+-- What Marlin's kernels quantize the input to: nil, "int8" or "fp8".
+local function activations_of(method)
+  local a = method.activations or method.options.activations
+  return a ~= "none" and a or nil
+end
+
+local function as_it_is(method, L, w, o)
   local words, bits = L:get(w .. o.words), tonumber(o.type:match "%d")
   return { type = o.type, words = words, scales = L:get(w .. o.scales), zeros = L:get(w .. "_qzeros"), bias = L:get(w .. "_bias"),
     sorted_g_idx = some(L:get(w .. o.g_idx)), perm = some(L:get(w .. "_g_idx_sort_indices")), group = o.group,
-    k = words:size(2) * 16, n = words:size(3) * 2 / bits, k_full = w == "w13" or L.k_full, dtype = L.dtype }
+    k = words:size(2) * 16, n = words:size(3) * 2 / bits, k_full = w == "w13" or L.k_full, dtype = L.dtype,
+    activations = activations_of(method), global = L:get(w .. "_input_global_scale") }
 end
 
 local function both(make) return { matrices = { w13 = make "w13", w2 = make "w2" } } end
 
-local function wide(method) return not (method.activations or method.options.activations) end
-
-local function narrow_refused(method)
-  if wide(method) then return end
-  return ("%s activations of experts are computed in the computer's memory only"):format(method.activations or method.options.activations),
-    "eunsupported"
+-- Codes folded for FP8 need their zero-points beside them: such words are repacked before they go to the device.
+local function repacked_there(...)
+  local names = { ... }
+  return function(method) return (method.monolithic or activations_of(method)) and {} or names end
 end
 
 M.awq_marlin_moe = {
   query = function(method, L) return integers(L, "awq", 4, method.config.group, true) end,
-  refuses = narrow_refused,
-  first = function() return { "w13_qweight", "w2_qweight" } end,
+  first = repacked_there("w13_qweight", "w2_qweight"),
   form = function(method, L)
     return both(function(w)
-      return as_it_is(L, w, { type = "uint4", words = "_qweight", scales = "_scales", g_idx = "_g_idx", group = method.config.group })
+      return as_it_is(method, L, w, { type = "uint4", words = "_qweight", scales = "_scales", g_idx = "_g_idx",
+        group = method.config.group })
     end)
   end,
 }
@@ -61,41 +66,31 @@ M.gptq_marlin_moe = {
     local c = method.config
     return integers(L, "gptq", c.bits, c.group, false, c.desc_act and "group" or nil)
   end,
-  refuses = narrow_refused,
-  first = function() return { "w13_qweight", "w2_qweight" } end,
+  first = repacked_there("w13_qweight", "w2_qweight"),
   form = function(method, L)
     return both(function(w)
-      return as_it_is(L, w, { type = method.type, words = "_qweight", scales = "_scales", g_idx = "_g_idx", group = method.config.group })
+      return as_it_is(method, L, w, { type = method.type, words = "_qweight", scales = "_scales", g_idx = "_g_idx",
+        group = method.config.group })
     end)
   end,
 }
 
 -- ---- integers in other words --------------------------------------------------------------------
 
-local function up(x, unit) return math.ceil(x / unit) * unit end
-
-local function lcm(a, b)
-  local x, y = a, b
-  while y > 0 do x, y = y, x % y end
-  return a / x * b
-end
-
--- The intermediate size filled up: whole tiles of columns for w13, of rows and whole groups for w2.
-local function filled(L, group) return up(L.i, group > 0 and lcm(64, group) or 64) end
-
 -- m: codes as words i32 [E,n,k/pf], first code lowest, rows of gate, then up; scales [E,n,G]; zeros u8 [E,n,G] or nil; bias
--- [E,n] or nil. -> the stack in Marlin's form, the words on the device | nil, msg, code
+-- [E,n] or nil; activations "int8" or nil. -> the stack in Marlin's form, the words on the device | nil, msg, code
 local function stack(L, w, m, device)
-  local group, bits, i = m.group, m.bits, filled(L, m.group)
+  local group, bits, i, a8 = m.group, m.bits, marlin_float.filled(L.i, m.group), m.activations ~= nil
   local halves = w == "w13" and L.s or 1
   local n, k = w == "w13" and L.s * i or L.h, w == "w13" and L.h or i
   local groups = group > 0 and group < k and k / group or 1
   local words, msg, code = pad(layout.transpose(m.words), k * bits / 32, n, halves):to(device)
-  if words then words, msg, code = layout.marlin.repack(words, bits) end
+  if words then words, msg, code = layout.marlin.repack(words, bits, a8) end
   if not words then return nil, msg, code end
   local function rows(t) return pad(layout.transpose(t), groups, n, halves) end
   local out = { type = (m.zeros and "uint%d" or "uint%db%d"):format(bits, 2 ^ (bits - 1)), words = words, k = k, n = n,
-    group = group, dtype = L.dtype, scales = layout.marlin.permute_scales(rows(m.scales):cast(L.dtype), k, group) }
+    group = group, dtype = L.dtype, scales = layout.marlin.permute_scales(rows(m.scales):cast(L.dtype), k, group, a8),
+    activations = m.activations }
   if m.zeros then out.zeros = layout.marlin.zero_points(rows(m.zeros), bits) end
   if m.bias then
     local bias = m.bias:cast(L.dtype)
@@ -168,22 +163,30 @@ M.ct_wna16_moe = {
   query = function(method, L)
     return integers(L, "compressed-tensors", method.bits, method.group, false, method.act_order and "group" or nil)
   end,
-  refuses = narrow_refused,
-  first = function(method) return method.monolithic and {} or { "w13_weight_packed", "w2_weight_packed" } end,
+  refuses = function(method)
+    if method.monolithic and method.activations then
+      return ("FlashInfer's experts take 16-bit activations, found %s"):format(method.activations), "eunsupported"
+    end
+  end,
+  first = repacked_there("w13_weight_packed", "w2_weight_packed"),
   form = function(method, L, device)
     if method.monolithic then return from_mxint4(L, device) end
     return both(function(w)
-      return as_it_is(L, w, { type = method.type, words = "_weight_packed", scales = "_weight_scale", g_idx = "_weight_g_idx",
+      return as_it_is(method, L, w, { type = method.type, words = "_weight_packed", scales = "_weight_scale", g_idx = "_weight_g_idx",
         group = method.group })
     end)
   end,
 }
 
+-- The CPU's packed matrices in Marlin's order for int8 activations; where groups aren't what that product takes, in that for 16
+-- bits, and the input is what its codes stand for. A scale a row, which is f32, is rounded to the layer's dtype. (CTM-W4A8)
 M.w4a8_moe = {
   query = function(method, L)
     return query(L, { type = "int", bits = 4, group = method.group, strategy = method.scheme.strategy }, method.scheme.activations)
   end,
   form = function(method, L, device)
+    local group = method.group
+    local narrow = group == -1 or group == 32 or group == 64 or group % 128 == 0
     local form, msg, code = stacks(L, device, function(w)
       local m = stacked(L.e, function(e)
         local codes, scales, bias = method:unpack(L, w, e)
@@ -192,10 +195,10 @@ M.w4a8_moe = {
         for i = 0, codes:numel() - 1 do to[i] = from[i] + 8 end
         return { words = layout.ct.pack(unsigned, 4), scales = scales, bias = L.bias and bias or nil }
       end)
-      m.bits, m.group = 4, method.group
+      m.bits, m.group, m.activations = 4, group, narrow and "int8" or nil
       return m
     end)
-    if form then form.activations = method.scheme.activations end
+    if form and not narrow then form.activations = method.scheme.activations end
     return form, msg, code
   end,
 }
@@ -204,15 +207,13 @@ M.w4a8_moe = {
 
 -- Both stacks by methods.marlin_float of what parts(w) gives: weight [E,N,K], scale, global, bias; group along K.
 local function floats(L, device, kind, group, parts)
-  local out, i = {}, up(L.i, lcm(64, math.max(group, 1)))
+  local out, i = {}, marlin_float.filled(L.i, group)
   for _, w in ipairs { "w13", "w2" } do
     local m = parts(w)
     m.kind, m.dtype, m.on, m.halves = kind, L.dtype, device, w == "w13" and L.s or 1
-    m.size = w == "w13" and { L.s * i, L.h } or { L.h, i }
-    local made, msg, code = marlin_float.prepare_moe(m)
-    if not made then return nil, msg, code end
-    out[w] = { type = kind == "fp8" and "float8_e4m3fn" or "float4_e2m1f", words = made.words, scales = made.scales,
-      global = made.global, bias = made.bias, group = group, k = m.size[2], n = m.size[1], dtype = L.dtype }
+    local msg, code
+    out[w], msg, code = marlin_float.stack(m, w == "w13" and L.s * i or L.h, w == "w13" and L.h or i, group)
+    if not out[w] then return nil, msg, code end
   end
   return { matrices = out }
 end

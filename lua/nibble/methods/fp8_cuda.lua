@@ -6,10 +6,16 @@ local activations_cuda = require "nibble.methods.activations_cuda"
 
 local M = activations_cuda.class "fp8_cuda"
 
--- Codes and scales, f32; one scale a tensor is one element, whatever rows it is repeated in.
+-- Whether all rows have the first one's scale.
+local function one_scale(scales)
+  for i = 2, scales:numel() do if scales:get(i) ~= scales:get(1) then return false end end
+  return true
+end
+
+-- Codes and scales, f32; one scale a tensor is one element, whatever rows it is repeated in, but where parts have another each.
 function M:keep(L, q)
   local scales = q.scales:type() == "f32" and q.scales or q.scales:cast "f32"
-  if q.scheme.strategy == "tensor" then scales = scales:rows(1, 1):reshape { 1 } end
+  if q.scheme.strategy == "tensor" and one_scale(scales) then scales = scales:rows(1, 1):reshape { 1 } end
   for name, t in pairs { codes = q.codes, scales = scales, input_scale = q.input_scale } do
     local there, msg, code = t:to(self.device)
     if not there then return nil, msg, code end

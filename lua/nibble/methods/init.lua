@@ -6,13 +6,13 @@ local text = require "nibble.text"
 local M = {}
 
 -- In the order in which they are tried. named: only where it is asked for (pymllm's is the same as awq_marlin); device:
--- where layers are to run on a device, before the others.
+-- where layers are to run on a device.
 local list = {
   { name = "marlin_cuda", kind = "linear", device = "cuda", title = "4- and 8-bit integers on a CUDA device, dense" },
   { name = "marlin_a8_cuda", kind = "linear", device = "cuda", title = "integers and MXFP4 with 8-bit inputs on a CUDA device, dense" },
   { name = "fp8_cuda", kind = "linear", device = "cuda", title = "FP8 W8A8 on a CUDA device, dense" },
   { name = "nvfp4_cuda", kind = "linear", device = "cuda", title = "NVFP4 W4A4 on a CUDA device from SM 100 on, dense" },
-  { name = "marlin_float_cuda", kind = "linear", device = "cuda", title = "FP8 and 4-bit floats on a CUDA device, weight-only, dense" },
+  { name = "marlin_float_cuda", kind = "linear", device = "cuda", title = "FP8 and 4-bit floats on a CUDA device, 16-bit products, dense" },
   { name = "dequantize_cuda", kind = "linear", device = "cuda", title = "any weights by cuBLASLt on a CUDA device, dense" },
   { name = "awq_marlin", kind = "linear", title = "AWQ on Marlin, dense" },
   { name = "awq", kind = "linear", title = "AWQ without Marlin, dense" },
@@ -25,6 +25,7 @@ local list = {
   { name = "w4a8_moe", kind = "moe", title = "compressed-tensors W4A8-int8 on the CPU, experts" },
   { name = "ct_fp8_moe", kind = "moe", title = "compressed-tensors FP8, experts" },
   { name = "ct_nvfp4_moe", kind = "moe", title = "compressed-tensors NVFP4, experts" },
+  { name = "marlin_float_moe_cuda", kind = "moe", device = "cuda", title = "FP8 and 4-bit floats of any format on a CUDA device, experts" },
 }
 
 local by_name = {}
@@ -119,9 +120,15 @@ function takes.dequantize_cuda(rec, s)
   return { scheme = s, format = rec.format }
 end
 
-function takes.marlin_float_cuda(rec, s)
+function takes.marlin_float_moe_cuda(rec, s)
   if s.type ~= "float" then return nil, "not FP8 or 4-bit floats" end
-  return takes.dequantize_cuda(rec, s)
+  return { scheme = s, format = rec.format }
+end
+
+function takes.marlin_float_cuda(rec, s)
+  local a = s.activations
+  if a and a.strategy == "tensor" and a.dynamic then return nil, "its inputs have one scale for a whole sequence" end
+  return takes.marlin_float_moe_cuda(rec, s)
 end
 
 function takes.inc(rec, s)

@@ -1,6 +1,9 @@
 -- methods.linear: what the linear methods share: rows in, outputs out, the bias with
 -- its tag, sizes of groups on a rank.
 local backends = require "nibble.backends"
+local formats = require "nibble.formats"
+local quantized = require "nibble.quantized"
+local schemes = require "nibble.scheme"
 local tensor = require "nibble.tensor"
 
 local M = {}
@@ -34,15 +37,53 @@ end
 --- create_on_device(method, L) -> true | nil, msg, code: create of methods that read a whole layer's weight from any format
 -- method: its name, sm (90) and config {scheme =, format =}. What nibble's table of the oracle refuses is refused here.
 function M.create_on_device(method, L)
-  if L.tp > 1 then
-    return nil, ("layer %s: %s takes whole layers, found one of %d ranks"):format(L.name, method.name, L.tp), "eunsupported"
-  end
+  local fault = M.torn(L, method.config.scheme)
+  if fault then return nil, ("layer %s: %s"):format(L.name, fault), "eunsupported" end
   local weight = setmetatable({ format = method.config.format }, { __index = method.config.scheme })
   local ok, msg, code = backends.select({ consumer = "nibble", kind = "linear", device = "sm_" .. method.sm, backend = method.name,
-    name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full }, { change = false })
+    name = L.name, weight = weight, dtype = L.dtype, k = L.k, n = L.n, k_full = L.k_full, n_full = L.n_full, parallel = L.parallel,
+    tp = L.tp, bias = L.bias }, { change = false })
   if not ok then return nil, ("layer %s: %s"):format(L.name, msg), code end
   M.register_bias(L)
   return true
+end
+
+--- torn(L, scheme) -> nil, or why a rank's part of the layer can't be cut out: what shares a scale would be torn apart.
+function M.torn(L, s)
+  local rows, columns = schemes.block(s, L.n_full, L.k_full)
+  if L.k < L.k_full and columns < L.k_full and s.actorder ~= "group" and L.k % columns ~= 0 then
+    return ("%d columns share a scale, and K = %d of this rank is no multiple of them"):format(columns, L.k)
+  end
+  for i, n in ipairs(L.parts) do
+    if n % rows ~= 0 and (n < L.outputs[i] or i < #L.parts) then
+      return ("%d rows share scales, and the %d outputs of this rank's part %d are no multiple of them"):format(rows, n, i)
+    end
+  end
+end
+
+--- weight(L, ck) -> Quantized | nil, msg, code: this rank's part of the layer's weight, whatever format stores it
+-- L.options.modules: the checkpoint's modules that have L.outputs, in their order; default: L.name alone, which has all of them.
+function M.weight(L, ck)
+  local modules, parts = L.options.modules or { L.name }, {}
+  for i, name in ipairs(modules) do
+    local q, msg, code = formats.quantized(ck, name)
+    if not q then return nil, msg, code end
+    local first, last = i, #modules == 1 and #L.outputs or i
+    local n = 0
+    for part = first, last do n = n + (L.outputs[part] or 0) end
+    if q.n ~= n or q.k ~= L.k_full then
+      return nil, ("layer %s: %s is [%dx%d], expected [%dx%d]"):format(L.name, name, q.n, q.k, n, L.k_full), "eformat"
+    end
+    n = 0
+    for part = first, last do
+      local from = n + (L.parallel == "column" and L.rank * L.parts[part] or 0)
+      parts[#parts + 1] = q:rows(from + 1, from + L.parts[part])
+      n = n + L.outputs[part]
+    end
+  end
+  local q, msg, code = quantized.joined(parts)
+  if not q then return nil, ("layer %s: %s"):format(L.name, msg), code end
+  return L.parallel == "row" and q:columns(L.rank * L.k + 1, (L.rank + 1) * L.k) or q
 end
 
 --- bias(L, given, permuted) -> tensor | nil

@@ -4,6 +4,9 @@
 -- A matrix is a stack of one expert: every step is one call for all of them.
 local layout = require "nibble.layout"
 local marlin = require "nibble.marlin"
+local nffi = require "nibble.ffi"
+local schemes = require "nibble.scheme"
+local tensor = require "nibble.tensor"
 
 local M = {}
 
@@ -131,6 +134,56 @@ function M.prepare_moe(m)
   local why = refuse(m)
   if why then return nil, why, "eunsupported" end
   return finish(m, load(m))
+end
+
+-- How many of the bytes are NaN, which the product on a device takes for numbers: of FP8 codes (cut = 128) or E8M0 scales (256).
+local function nans_of(t, cut)
+  local p, nans = t:as("u8", t:size()):ptr(), 0
+  for i = 0, t:numel() - 1 do
+    if p[i] % cut == cut - 1 then nans = nans + 1 end
+  end
+  return nans
+end
+
+--- of_quantized(q) -> {kind =, weight =, scale =, global = nil, block = nil, group =} as prepare takes them, the type of its
+-- codes | nil, msg, code
+-- q: a Quantized of 8- or 4-bit floats. NaN among its codes or scales is an error.
+function M.of_quantized(q)
+  local s, m = q.scheme, { weight = q.codes, scale = q.scales, group = -1 }
+  local nans = (s.bits == 8 and nans_of(q.codes, 128) or 0) + (s.scale_dtype == "e8m0" and nans_of(q.scales, 256) or 0)
+  if nans > 0 then return nil, ("%d of its codes or scales are NaN"):format(nans), "eformat" end
+  if s.bits == 4 then
+    m.weight = tensor.new("u8", { q.n, q.k / 2 })
+    nffi.must(nffi.C.nb_fp4_pack(m.weight, q.codes, 0))
+  end
+  if s.strategy == "tensor_group" then
+    m.kind, m.group, m.global = "nvfp4", 16, q.factor or tensor.new("f32", { 1 }, { 1 / q.global:get(1) })
+  elseif s.scale_dtype == "e8m0" then m.kind, m.group = s.bits == 4 and "mxfp4" or "mxfp8", 32
+  else
+    local rows, columns = schemes.block(s, q.n, q.k)
+    m.kind, m.scale = "fp8", q.scales:cast "f32"
+    if rows > 1 or q.scales:size(2) > 1 then m.block, m.group = { rows, columns }, columns end
+  end
+  return m, s.bits == 4 and "float4_e2m1f" or "float8_e4m3fn"
+end
+
+--- stack(m, n, k, group) -> experts as gemm.marlin_experts takes them | nil, msg, code
+-- m: as prepare_moe takes it, size apart; [n,k]: of a padded matrix; group: along K, -1: none.
+function M.stack(m, n, k, group)
+  local made, msg, code = M.prepare_moe(setmetatable({ size = { n, k } }, { __index = m }))
+  if not made then return nil, msg, code end
+  return { type = kinds[m.kind][1] == 8 and "float8_e4m3fn" or "float4_e2m1f", words = made.words, scales = made.scales,
+    global = made.global, bias = made.bias, group = group, k = k, n = n, dtype = m.dtype }
+end
+
+local function up(x, unit) return math.ceil(x / unit) * unit end
+
+--- filled(size, group) -> the size filled up to whole tiles, of 64, and whole groups
+function M.filled(size, group)
+  if group < 1 then return up(size, 64) end
+  local x, y = 64, group
+  while y > 0 do x, y = y, x % y end
+  return up(size, 64 / x * group)
 end
 
 --- padded_moe(hidden, intermediate) -> intermediate size padded for Marlin | nil, msg, code (CTM-NVFP4-16)

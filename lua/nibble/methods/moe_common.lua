@@ -241,8 +241,8 @@ local function activation_of(L)
 end
 
 --- forward(L, x, weights, ids, o, parts) -> y [T,H] [, shared]
--- parts: w13, w2, quantize as moe.forward takes them; after_w13: the router's weight goes on the first product's output
--- as in Marlin's kernel. o: router_weight_on_input, inplace (both also in L.options; the layer's disable_inplace
+-- parts: w13, w2, quantize as moe.forward takes them (on a device w3 too); after_w13: the router's weight goes on the first product's
+-- output as in Marlin's kernel. o: router_weight_on_input, inplace (both also in L.options; the layer's disable_inplace
 -- wins), shared_input. L.options.shared_experts, a function, is called with shared_input or x, and its result is
 -- returned second.
 function M.forward(L, x, weights, ids, o, parts)
@@ -255,7 +255,7 @@ function M.forward(L, x, weights, ids, o, parts)
   if on_input and parts.after_w13 and ids:size(2) == 1 then on_input = "after_w13" end
   local shared = L.options.shared_experts and L.options.shared_experts(o.shared_input or x)
   local y = moe.forward(x, {
-    ids = ids, weights = weights, experts = L.e, expert_map = L.expert_map, w13 = parts.w13, w2 = parts.w2,
+    ids = ids, weights = weights, experts = L.e, expert_map = L.expert_map, w13 = parts.w13, w2 = parts.w2, w3 = parts.w3,
     quantize = parts.quantize, activation = activation_of(L), gated = L.gated, limit = L.options.limit,
     alpha = L.options.alpha, beta = L.options.beta, router_weight_on_input = on_input,
     inplace = option "inplace" and not L.options.disable_inplace,

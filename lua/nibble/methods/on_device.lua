@@ -7,9 +7,10 @@
 --              the processed parameters are, and they become the one form that the device's kernels read: Marlin's words, scales
 --              and zero-points. The parameters on the CPU are given up.
 --   applied    gemm.marlin on the device; of experts the system's own apply, given tensors there and these stacks, so that
---              moe.forward goes one launch a stage. Activations that the system quantizes are taken for what their codes stand
---              for, in a 16-bit product, but of linear layers, whose codes are multiplied; experts with an input scale each go one
---              after the other (form.by_one).
+--              moe.forward goes one launch a stage. Activations that the system quantizes are codes of 8 bits there (a matrix's
+--              activations), or taken for what their codes stand for in a 16-bit product (form.activations), also where each
+--              expert has an input scale of its own. (form.by_one: experts go one after the other, where a switch of
+--              nibble.compat asks for it.)
 --
 -- y is the CPU's apply within the rounding of the device's 16-bit activations: x is rounded to the layer's dtype, and y.
 local act = require "nibble.act"
@@ -42,7 +43,13 @@ function M.new(name, config, options)
   local base
   base, msg, code = require("nibble.methods." .. name).new(config, options)
   if not base then return nil, msg, code end
-  local method = setmetatable({ base = base, system = name, device = device.name, sm = device.sm }, Method)
+  return M.around(base, name, forms[name], device)
+end
+
+--- around(base, name, entry, device) -> method: base's layers on a device (of cuda.device), in the form that entry makes of them,
+-- as device_forms has it.
+function M.around(base, name, entry, device)
+  local method = setmetatable({ base = base, system = name, entry = entry, device = device.name, sm = device.sm }, Method)
   if base.products then -- of experts, which its apply asks for
     local own = base.products
     base.products = function(_, L) return L.on_device and method:parts(L) or own(base, L) end
@@ -54,7 +61,7 @@ end
 
 --- method:create(L) -> true | nil, msg, code: the system's own parameters; what the device doesn't run is refused.
 function Method:create(L)
-  local query = forms[self.system].query(self.base, L)
+  local query = self.entry.query(self.base, L)
   if query then
     query.consumer, query.backend, query.device, query.name = "nibble", self.system, "sm_" .. self.sm, L.name
     local ok, msg, code = backends.select(query, { change = false })
@@ -63,7 +70,7 @@ function Method:create(L)
   local ok, msg, code = self.base:create(L)
   if not ok then return nil, msg, code end
   local why, kind
-  if forms[self.system].refuses then why, kind = forms[self.system].refuses(self.base, L) end
+  if self.entry.refuses then why, kind = self.entry.refuses(self.base, L) end
   if why then return nil, ("layer %s: %s on %s"):format(L.name, why, self.device), kind end
   return true
 end
@@ -104,12 +111,33 @@ local function there(m, device, globals)
   return out
 end
 
+-- Scales that each expert has of its own, f32 [E] on the device by matrix | nil, msg, code
+local function scales_there(form, device)
+  local own = {}
+  for w, list in pairs(form.scales or {}) do
+    if #list > 1 then
+      local t = tensor.new("f32", { #list })
+      for e, s in ipairs(list) do
+        local value = s.global or s.scale
+        if not (value > 0 and value < math.huge) then
+          return nil, ("the input scale of expert %d in %s is %g, expected a finite number above 0"):format(e - 1, w, value), "eformat"
+        end
+        t:set(e, value)
+      end
+      local msg, code
+      own[w], msg, code = t:to(device)
+      if not own[w] then return nil, msg, code end
+    end
+  end
+  return own
+end
+
 --- method:process(L) -> true | nil, msg, code
 -- The system's own processing, then the device's form: L keeps "weight_words", "weight_scales", … there. Where something
 -- fails on the way the layer is to be loaded again.
 function Method:process(L)
   unprocessed(L)
-  for _, name in ipairs(forms[self.system].first and forms[self.system].first(self.base, L) or {}) do
+  for _, name in ipairs(self.entry.first and self.entry.first(self.base, L) or {}) do
     local t, msg, code = L:get(name):to(self.device)
     if not t then return nil, ("layer %s: %s"):format(L.name, msg), code end
     L:replace(name, t)
@@ -117,11 +145,14 @@ function Method:process(L)
   local ok, msg, code = self.base:process(L)
   if not ok then return nil, msg, code end
   local form
-  form, msg, code = forms[self.system].form(self.base, L, self.device)
+  form, msg, code = self.entry.form(self.base, L, self.device)
+  if form and L.kind == "moe" then
+    form.after_w13 = self.base.products and self.base:products(L).after_w13
+    form.by_one = self.base.compat ~= nil and self.base.compat.router_weight_twice
+    form.own, msg, code = scales_there(form, self.device)
+    form = form.own and form
+  end
   if not form then return nil, ("layer %s: %s"):format(L.name, msg), code end
-  form.after_w13 = self.base.products and self.base:products(L).after_w13
-  form.by_one = form.scales ~= nil and (#(form.scales.w13 or {}) > 1 or #(form.scales.w2 or {}) > 1)
-    or self.base.compat ~= nil and self.base.compat.router_weight_twice
   local made = {}
   for which, m in pairs(form.matrices) do
     made[which], msg, code = there(m, self.device, not form.by_one)
@@ -174,16 +205,23 @@ local function quantized(form, x, w, e)
   return act.quantize_dequantize(x, form.activations, scales[e + 1] or scales[1])
 end
 
+-- The same of all experts' rows at once. o: what moe.forward was given.
+local function quantized_all(form, x, w, o)
+  local a, scales = form.activations, form.scales and form.scales[w] or {}
+  if not act.by_expert(a, scales) then return act.quantize_dequantize(x, a, scales[1]) end
+  return act.quantize_pairs(x, a, { ids = o.ids, map = o.expert_map, experts = o.experts, scales = form.own[w] })
+end
+
 --- method:parts(L) -> w13, w2 and quantize for moe.forward: the stacks, or products on the device, an expert at a time.
 function Method:parts(L)
   local form = L.on_device
-  local function quantize(x, w, e)
-    local out, msg = quantized(form, x, w, e or 0)
+  local function quantize(x, w, which)
+    local out, msg = (form.by_one and quantized or quantized_all)(form, x, w, which)
     return out or error(("layer %s: %s"):format(L.name, msg), 0)
   end
   local parts_of = { after_w13 = form.after_w13, quantize = form.activations and quantize or nil }
   if not form.by_one then
-    parts_of.w13, parts_of.w2 = form.matrices.w13, form.matrices.w2
+    for w, m in pairs(form.matrices) do parts_of[w] = m end
     return parts_of
   end
   local function product(w)
@@ -252,7 +290,7 @@ function Method:reload(L)
   self.base:reload(L)
   L.expert_map = L.on_device.map or L.expert_map
   L.on_device = nil
-  for which in pairs { w13 = true, w2 = true } do
+  for _, which in ipairs { "w13", "w2", "w3" } do
     for _, part in ipairs(parts) do
       if L:param(which .. "_" .. part) and tensor.on_device(L:get(which .. "_" .. part)) then L:replace(which .. "_" .. part, nil) end
     end

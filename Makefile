@@ -99,7 +99,8 @@ $(BUILD)/nibble: $(OBJ) $(BUILD)/obj/core/main.o $(BUILD)/obj/gen/lua.o
 
 # The stand-in for NVIDIA's driver, which runs the kernels on the processor (cuda/emu/driver.cpp). It checks each
 # access to device memory itself; ASan takes the fibers that are its threads for a broken stack.
-EMUFLAGS := -std=c++17 -O2 -g -fPIC -ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -I. -Icuda -Icuda/emu
+EMUOPT   ?= -O2 -g
+EMUFLAGS := -std=c++17 $(EMUOPT) -fPIC -ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -I. -Icuda -Icuda/emu
 EMU_OBJ  := $(patsubst cuda/%.cpp,$(BUILD)/%.o,$(wildcard cuda/emu/*.cpp)) \
             $(patsubst cuda/%.cu,$(BUILD)/emu/%.o,$(KERNELS) $(wildcard cuda/emu/*.cu))
 

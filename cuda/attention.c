@@ -1,4 +1,4 @@
-/* attention.c - attention on a device: kernels/attention.cu, launched. */
+/* attention.c - attention on a device: kernels/attention.cu and attention_f32.cu, launched. */
 #include "device.h"
 
 #include <stdio.h>
@@ -7,13 +7,13 @@
 
 static const char what[] = "attention";
 
-/* Rows of heads of 16-bit floats, as q's where they are not q. */
+/* Rows of heads of plain floats, as q's where they are not q. */
 static int take(nb_tensor *seen, nb_cuda_device **d, const nb_tensor *t, const nb_tensor *q, int64_t rows,
                 int64_t columns, bool *whole) {
   char name[160];
   NB_TRY(nb_cuda_operand_at(seen, d, t, 4, what));
-  if (t->dtype != NB_F16 && t->dtype != NB_BF16)
-    return nb_fail(NB_EUNSUPPORTED, "attention on a device takes f16 and bf16, found %s",
+  if (!nb_cuda_is_plain(t->dtype))
+    return nb_fail(NB_EUNSUPPORTED, "attention on a device takes f32, f16 and bf16, found %s",
                    nb_tensor_describe(seen, name, sizeof name));
   *whole = *whole && (uintptr_t)t->data % 16 == 0;
   return nb_expect(seen, what, q->dtype, 2, NB_SHAPE(rows, columns));
@@ -51,10 +51,11 @@ int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, 
   NB_TRY(take(&seen, &d, k, q, m, kv_heads * head_dim, &whole));
   NB_TRY(take(&seen, &d, v, q, m, k->shape[1], &whole));
   NB_TRY(take(&seen, &d, out, q, m, q->shape[1], &whole));
-  int size = 0;
-  while (sizes[size] < head_dim) size++;
+  const bool wide = q->dtype == NB_F32;
+  int size = wide ? 1 : 0, queries = wide ? NB_ATTENTION_F32_QUERIES : NB_ATTENTION_QUERIES;
+  while (sizes[size] < head_dim) size += wide ? 2 : 1;
   size = sizes[size];
-  int64_t blocks = NB_CEIL(length, NB_ATTENTION_QUERIES) * (m / length) * heads;
+  int64_t blocks = NB_CEIL(length, queries) * (m / length) * heads;
   if (blocks > INT32_MAX)
     return nb_fail(NB_EUNSUPPORTED, "attention: %lld heads of %lld queries are more than a launch can count",
                    (long long)heads, (long long)m);
@@ -66,8 +67,9 @@ int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, 
                           .sequences = (int32_t)(m / length),
                           .sliding = (int32_t)(sliding && sliding < length ? sliding : length),
                           .whole = whole && head_dim % 8 == 0,
-                          .scale = (float)(scale * 1.4426950408889634)};
+                          .scale = (float)(wide ? scale : scale * 1.4426950408889634)};
   nb_launch at = {{(int32_t)blocks, 1, 1}, {NB_ATTENTION_THREADS, 1, 1}, NB_ATTENTION_SHARED(size)};
+  if (wide) at = (nb_launch){{(int32_t)blocks, 1, 1}, {NB_ATTENTION_F32_QUERIES * 32, 1, 1}, 0};
   snprintf(kernel, sizeof kernel, "nb_attention_%s_%d", nb_dtype_name(q->dtype), size);
   return nb_device_launch(d->number, kernel, &at,
                           (void *[]){&out->data, (void *)&q->data, (void *)&k->data, (void *)&v->data, &s});

@@ -1,8 +1,10 @@
 -- budget: the most instructions that a warp may issue for a tile of 16 rows and 64 columns of weights, by kernel
 -- (scripts/cuda-budget.lua counts, scripts/cuda-check asks). At an H200's copy rate a tile of 4 bits comes every 110 issue
 -- slots, one of 8 bits every 220, one of NVFP4 with its scales every 124; with more than 16 rows of x the tensor cores take
--- longer than that. sass: the machine's own, of the target that takes most; ptx: where there is no disassembler.
-return {
+-- longer than that. sass: the machine's own, of the target that takes most; ptx: where there is no disassembler. "NAME sm_80":
+-- there. Products of 8-bit activations: experts' share a row with one weight's. Those of e4m3 are FP8's on sm_89 and sm_120;
+-- sm_90a's and sm_100's mma.sync converts to f16 by itself, sm_80's codes are converted before.
+local budget = {
   sass = {
     nb_product_f16_w4_m16 = 98, nb_product_f16_w4_m32 = 126, nb_product_f16_w4_m64 = 122,
     nb_product_f16_w8_m16 = 102, nb_product_f16_w8_m32 = 128, nb_product_f16_w8_m64 = 122,
@@ -56,3 +58,30 @@ return {
     nb_product_experts_bf16_nvfp4_m16 = 151, nb_product_experts_bf16_nvfp4_m32 = 172, nb_product_experts_bf16_nvfp4_m64 = 167,
   },
 }
+
+-- Of m16, m32 and m64, whatever y's dtype.
+local function a8(kind, format, target, ...)
+  for i, most in ipairs { ... } do
+    for _, dtype in ipairs { "f16", "bf16" } do
+      budget[kind][("nb_product_a8_%s_%s_m%d%s"):format(dtype, format, 8 * 2 ^ i, target)] = most
+    end
+  end
+end
+a8("sass", "int4", "", 97, 119, 114)
+a8("sass", "int8", "", 72, 98, 92)
+a8("sass", "folded4", "", 154, 191, 182)
+a8("sass", "folded4", " sm_80", 361, 460, 451)
+a8("sass", "e4m3", "", 98, 141, 133)
+a8("sass", "e4m3", " sm_80", 306, 408, 406)
+a8("sass", "e2m1", "", 144, 186, 152)
+a8("sass", "e2m1", " sm_80", 354, 454, 426)
+a8("ptx", "int4", "", 123, 162, 156)
+a8("ptx", "int8", "", 100, 137, 131)
+a8("ptx", "folded4", "", 126, 148, 122)
+a8("ptx", "folded4", " sm_80", 414, 560, 534)
+a8("ptx", "e4m3", "", 76, 97, 74)
+a8("ptx", "e4m3", " sm_80", 358, 507, 486)
+a8("ptx", "e2m1", "", 120, 137, 92)
+a8("ptx", "e2m1", " sm_80", 402, 547, 504)
+
+return budget

@@ -147,9 +147,10 @@ int nb_device_logits_score(nb_tensor *nll, nb_tensor *top, const nb_tensor *x, c
 int nb_device_logits_compare(nb_tensor *kl, nb_tensor *nll_p, nb_tensor *nll_q, nb_tensor *top_p,
                              nb_tensor *top_q, const nb_tensor *x_p, const nb_tensor *head_p,
                              const nb_tensor *x_q, const nb_tensor *head_q, const nb_tensor *targets);
-/* (attention.c) All four f16 or all bf16, heads of an even number up to 256 (else NB_EUNSUPPORTED). Scores and sums are f32;
- * weights are rounded to the dtype before the product with v. Off the exact value by less than the dtype's rounding of the
- * largest |v|, twice. A NaN or Inf in v may also reach the 63 queries before it. The same bytes in each run. */
+/* (attention.c) All four f16, all bf16 or all f32, heads of an even number up to 256 (else NB_EUNSUPPORTED). Scores and sums are
+ * f32; weights are rounded to the dtype before the product with v. Off the exact value by less than the dtype's rounding of the
+ * largest |v|, twice (f32, of scores up to 16: eight times). A NaN or Inf in v may also reach the 63 queries before it (not of f32).
+ * f32 has no tensor cores and is the slow one. The same bytes in each run. */
 int nb_device_attention(nb_tensor *out, const nb_tensor *q, const nb_tensor *k, const nb_tensor *v,
                         int64_t heads, int64_t kv_heads, int64_t length, int64_t sliding, double scale);
 

@@ -4,7 +4,7 @@ local run = require("spec.support.forward").run
 -- check{head_dim, heads, kv_heads, sequences, length, sliding = 0, dtype = "f16", q =, k =, v =} prints what is wrong.
 local PRELUDE = [[
   -- Weights and results are rounded to the dtype: each is off by half a place of the largest value at most.
-  local ROUNDING = { f16 = 2 ^ -11, bf16 = 2 ^ -8 }
+  local ROUNDING = { f16 = 2 ^ -11, bf16 = 2 ^ -8, f32 = 2 ^ -21 }
   local function check(o)
     local d, h, g, n, length, dtype = o[1], o[2], o[3], o[4], o[5], o.dtype or "f16"
     local function make(heads, seed) return forward.random(dtype, { n * length, heads * d }, seed) end
@@ -52,6 +52,21 @@ describe("attention on a device is the processor's", function()
       check { 32, 1, 1, 1, 70, sliding = 5000 } ]])
   end)
 
+  it("in f32, nearly to the last place: heads of every size, groups, windows", function()
+    assert.equal("", attention [[
+      for _, d in ipairs { 2, 32, 40, 64, 66, 128, 160, 256 } do check { d, 2, 1, 1, 11, dtype = "f32" } end
+      check { 32, 8, 2, 2, 9, dtype = "f32" }
+      check { 64, 4, 2, 5, 1, dtype = "f32" }
+      check { 32, 1, 1, 1, 70, dtype = "f32" }
+      check { 32, 1, 1, 2, 30, sliding = 1, dtype = "f32" }
+      check { 32, 1, 1, 1, 70, sliding = 33, dtype = "f32" }
+      local q, k = forward.random("f32", { 20, 32 }, 1), forward.random("f32", { 20, 32 }, 2)
+      q:set({ 3, 1 }, 0 / 0)
+      q:set({ 10, 1 }, 1 / 0)
+      check { 32, 1, 1, 1, 20, q = q, k = k, dtype = "f32" }
+      check { 32, 1, 1, 1, 6, q = nb.tensor("f32", { 6, 32 }):fill(1), k = nb.tensor("f32", { 6, 32 }):fill(-1 / 0), dtype = "f32" } ]])
+  end)
+
   it("for large scores, which grow from block to block, and for such that are no numbers", function()
     assert.equal("", attention [[
       local q, k = forward.random("f16", { 140, 32 }, 1), forward.random("f16", { 140, 32 }, 2)
@@ -90,7 +105,7 @@ describe("attention on a device", function()
       "attention: a sliding window of -1, expected 0 (none) or more",
       "attention on a device takes heads of an even number up to 256, found 1",
       "attention on a device takes heads of an even number up to 256, found 512",
-      "attention on a device takes f16 and bf16, found f32 [6x64]",
+      "attention on a device takes f32, f16 and bf16, found i32 [6x64]",
       "attention: expected f16 [6x64], found bf16 [6x64]",
       "attention: f16 [6x64] lies in the computer's memory, expected on a device",
     }, "\n"), (attention [[
@@ -104,7 +119,7 @@ describe("attention on a device", function()
       try(q, { heads = 2, kv_heads = 2, length = 6, sliding = -1 })
       try(q, { heads = 64, kv_heads = 64, length = 6 })
       try(there("f16", 1, 512), { heads = 1, kv_heads = 1, length = 1 })
-      try(there("f32", 6, 64), { heads = 2, kv_heads = 2, length = 6 })
+      try(there("i32", 6, 64), { heads = 2, kv_heads = 2, length = 6 })
       try(q, { heads = 2, kv_heads = 2, length = 6 }, there("bf16", 6, 64))
       try(q, { heads = 2, kv_heads = 2, length = 6 }, nb.tensor("f16", { 6, 64 })) ]]))
   end)

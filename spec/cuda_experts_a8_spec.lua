@@ -144,6 +144,16 @@ describe("nb_device_marlin_moe_gemm with 8-bit activations", function()
       io.write(tostring(y:to("cpu"):equal(want)))]])
   end)
 
+  it("takes codes and their scales in Lua too, y then being of the weight's dtype, which MXFP4's scales don't tell", function()
+    assert.equal("f16 true", process [[
+      local c = experts.case { kind = "e2m1", experts = 3, tokens = 9, top = 2, block = 16, k = 128, n = 64, weights = true, dtype = "f16" }
+      local blocks = { sorted = c.sorted:to "cuda", block_experts = c.owners:to "cuda", total = nb.tensor("i32", { 1 }, { c.total }):to "cuda",
+        block = 16, top = 2, weights = c.weights:to "cuda" }
+      local m = experts.there(c.p, { type = "float4_e2m1f", activations = "fp8", k = 128, n = 64, dtype = "f16" })
+      local y = assert(cuda_experts.gemm(c.x:to "cuda", m, blocks, { row_scale = c.row_scale:to "cuda" }))
+      io.write(y:type(), " ", tostring(y:to("cpu"):equal(experts.exact(c, experts.poisoned(c)))))]])
+  end)
+
   it("is one stage of moe.forward, which quantizes a token's row once, as the CPU does, without a wait", function()
     assert.equal(("true "):rep(6), process [[
       for i, o in ipairs { { "int8", -1, "f16" }, { "int8", 32, "bf16", zeros = true }, { "fp8", 64, "f16", zeros = true },

@@ -23,6 +23,7 @@ describe("golden, on a device", function()
       assert.is_truthy(operations[op], op .. " did not reach the device")
     end
     assert.is_true(operations["products of floats"] >= 8)
+    assert.is_true(operations["products of 8-bit activations"] >= 5) -- w13 and w2 of two mixtures, and a layer
     local names = 0
     for _ in pairs(operations) do names = names + 1 end
     io.stdout:write(("\ngolden on the device: %d cases of %d operations, %d calls there\n"):format(cases, names, calls))

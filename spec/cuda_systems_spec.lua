@@ -129,6 +129,20 @@ describe("experts on the device", function()
       { "w4a8_moe", w4a8(32), { roundings = 1, dtype = "bf16", bias = true } },
       { "w4a8_moe", w4a8(16), { roundings = 32, intermediate = 96, activation = "swigluoai" } } ]], schemes))
   end)
+
+  it("AWQ-38, MRL-45, MRL-47: Marlin's with 8-bit activations too, whose codes are multiplied", function()
+    assert.equal("7 of 7 right", judged("experts", [[
+      { "awq_marlin_moe", { bits = 4, group = 64, zero_point = true }, { roundings = 1 }, { activations = "int8" } },
+      { "awq_marlin_moe", { bits = 4, group = 32, zero_point = true }, { roundings = 1, dtype = "bf16", bias = true }, { activations = "fp8" } },
+      { "awq_marlin_moe", { bits = 4, group = -1, zero_point = true }, { roundings = 1, dtype = "bf16", bias = true }, { activations = "int8" } },
+      { "gptq_marlin_moe", { bits = 4, group = 128, sym = true }, { roundings = 1, dtype = "bf16", intermediate = 256 }, { activations = "int8" } },
+      { "gptq_marlin_moe", { bits = 4, group = -1, sym = true }, { roundings = 1 }, { activations = "fp8" } },
+      { "ct_wna16_moe", int(32), { roundings = 1 }, { activations = "int8" } },
+      { "ct_wna16_moe", int(64), { roundings = 1, dtype = "bf16" }, { activations = "fp8" } } ]], schemes))
+    assert.matches("FlashInfer's experts take 16%-bit activations, found int8", run(schemes .. [[
+      print(select(2, systems.made("ct_wna16_moe", int(32), { experts = 2, dtype = "bf16", hidden = 256, intermediate = 256 },
+        { backend = "Flashinfer", activations = "int8" }, "cuda"))) ]]))
+  end)
 end)
 
 describe("experts on the device: bad input", function()

@@ -227,7 +227,7 @@ local function open_sides(o)
   local s = { start = nffi.C.nb_now(), done = 0, hits = 0, agreed = 0, nll = {}, kl = {}, nll_against = {},
     warnings = json.array(), device = o.device ~= "cpu" and o.device or nil }
   local msg, code
-  local there = s.device and { device = s.device, share = o.against and 0.5 or 1, cache_bytes = o.cache_bytes }
+  local there = s.device and { device = s.device, share = o.against and 0.5 or 1, cache_bytes = o.cache_bytes, dtype = o.dtype }
   s.model, msg, code = load_side(o.model, o.activations, o.through or there and "auto" or "reference", there)
   if not s.model then return nil, msg, code end
   if o.against then
@@ -251,6 +251,12 @@ local function check_options(o)
   if o.activations ~= nil and o.activations ~= "stored" and o.activations ~= "none" then
     error(('activations = "%s", expected stored or none'):format(tostring(o.activations)), 3)
   end
+  if o.dtype ~= nil and not (o.dtype == "f32" or o.dtype == "f16" or o.dtype == "bf16") then
+    error(('dtype = "%s", expected f32, f16 or bf16'):format(tostring(o.dtype)), 3)
+  end
+  if o.dtype and o.dtype ~= "f32" and (o.device or "cpu") == "cpu" then
+    error(("dtype = %s is of activations on a device; in the computer's memory they are f32"):format(o.dtype), 3)
+  end
   if o.device ~= nil then require("nibble.cuda").number_of(o.device, 3) end
 end
 
@@ -266,8 +272,8 @@ function M.judge(accept, result)
   end
 end
 
---- run{model=, text=|ids=, context=2048, against=nil, activations="stored", through="reference", device=nil, bos=nil, windows=nil,
---    per_token=false, cache_bytes=nil, progress=nil} -> result | nil, msg, code
+--- run{model=, text=|ids=, context=2048, against=nil, activations="stored", through="reference", device=nil, dtype=nil,
+--    bos=nil, windows=nil, per_token=false, cache_bytes=nil, progress=nil} -> result | nil, msg, code
 -- model, against: opened checkpoints, of any readable format; the KL divergence is
 -- KL(against ‖ model). text: a file, for the model's tokenizer; ids: an i32 tensor,
 -- a .safetensors file with `ids` or `input_ids`, or a text file of ids. 1-D ids are
@@ -280,6 +286,10 @@ end
 -- dequantized ("reference", which is what against does). Weights that don't fit into its memory are streamed through it,
 -- and batches are as large as makes that worth it; without room for a batch they are halved (nibble.place). cache_bytes: of
 -- weights that stay there (default: 0.7 of the free memory).
+-- dtype: of activations on the device, "f32", "f16" or "bf16". Quantized inputs double what rounds them: of two runs whose f32
+-- values differ in the last bit alone, codes soon differ, and a token's loss by 0.007 to 0.04 (root of the mean square; spec/models'
+-- small model), in 16 bits by 0.02 to 0.16, without a bias: of n tokens the mean is off by that over sqrt(n). f32 takes
+-- attention and products of floats in f32: what isn't on a tie then has the CPU's codes, at a fraction of the speed.
 -- progress{done=, total= (windows), tokens=, seconds=}, after each batch.
 -- result: {nll (nats per token), ppl, top1, tokens, windows, context, seconds,
 -- tokens_per_second, bits_per_byte (with text), activations, inputs (what was done to

@@ -1,9 +1,19 @@
 -- Bugs for attention's kernels, and for who launches them.
-local KERNEL, HOST = "cuda/kernels/attention.cu", "cuda/attention.c"
+local KERNEL, WIDE, HOST = "cuda/kernels/attention.cu", "cuda/kernels/attention_f32.cu", "cuda/attention.c"
 
 return {
   spec = "spec/cuda_attention_spec.lua",
   bugs = {
+    { "f32: a query sees the next keys", WIDE, "if (first + i > query) score[i] = -INFINITY;", "" },
+    { "f32: a window of one key more", WIDE, "query - s.sliding + 1 : 0", "query - s.sliding : 0" },
+    { "f32: sums don't shrink", WIDE, "sums[j] = mul_rn(sums[j], shrink)", "sums[j] = mul_rn(sums[j], 1)" },
+    { "f32: totals don't shrink", WIDE, "total = mul_rn(total, shrink);", "" },
+    { "f32: another head's keys", WIDE, "head / (s.heads / s.kv_heads)", "head % s.kv_heads" },
+    { "f32: rows past a sequence", WIDE, "if (query >= s.length) return;", "" },
+    { "f32: columns past a head", WIDE, "    if (lane + j * LANES < s.head_dim) out[", "    out[" },
+    { "f32: sums of half the lanes", WIDE, "int m = LANES / 2; m;", "int m = LANES / 4; m;" },
+    { "f32: half a head", HOST, "size += wide ? 2 : 1;", "size += wide ? 1 : 1;" },
+    { "f32: scores for powers of two", HOST, "(float)(wide ? scale :", "(float)(wide ? scale * 1.4426950408889634 :" },
     { "bank conflicts: chunks in their own places", KERNEL, "row / (8 / TURNS) & (TURNS - 1); }", "row & 0; }" },
     { "keys read before they are there", KERNEL, "      cp_async_wait<1>();\n", "      cp_async_wait<2>();\n" },
     { "keys read before others' are there", KERNEL, "      cp_async_wait<1>();\n      __syncthreads();", "      cp_async_wait<1>();" },

@@ -17,6 +17,7 @@ return {
     { "y of the scales' dtype, whatever it is to be", HOST, " || y->dtype == NB_F16 || y->dtype == NB_BF16)", ")" },
     { "columns filled up by half", SHARED, "(int)x->shape[1] / at_once", "(int)x->shape[1] / 2 / at_once" },
     { "x not filled up", EXPERTS, "e->columns < e->p.k) rc = widen", "e->columns < 0) rc = widen" },
+    { "y of another dtype", LUA, "out.dtype = dtype --", "out.dtype = 0 --" },
     { "rows' scales twice", LUA, "x, scale, code = gemm.codes(x, w)",
       "x, scale, code = gemm.codes(x, setmetatable({ global = 2 }, { __index = w }))" },
   },

@@ -12,7 +12,6 @@ return {
     { "groups that the kernel doesn't take", FORM, "group == 64 or group % 128 == 0", "group == 64 or group % 16 == 0" },
     { "groups of 128 by 16 bits", FORM, "group == 64 or group % 128 == 0", "group == 64" },
     { "quantized twice", FORM, "if form and not narrow then", "if form then" },
-    { "y of another dtype", EXPERTS, "out.dtype = dtype --", "out.dtype = 0 --" },
     { "scales of tokens for those of pairs", EXPERTS, "from, first.top = made(x, C.nb_device_moe_weigh, x, o.weights), 1",
       "from = made(x, C.nb_device_moe_weigh, x, o.weights)" },
     { "inputs are not quantized", DEVICE, "quantize = form.activations and quantize or nil", "quantize = nil" },

@@ -36,6 +36,14 @@ describe("session in tmux", function()
   end
 
   local function keys(...) tmux("send-keys", ...) end
+
+  -- An empty screen but for the prompt: what stood there can't be taken for what comes.
+  local function clear()
+    keys "C-l"
+    local deadline = C.nb_now() + 15
+    while screen() ~= PROMPT and C.nb_now() < deadline do os.execute "sleep 0.05" end
+    assert.equal(PROMPT, screen())
+  end
   local function type_in(text) tmux("send-keys", "-l", text) end
 
   local function start(columns, rows, what)
@@ -88,7 +96,8 @@ describe("session in tmux", function()
     assert.is_nil(now:find("sum 6", 1, true))
     keys "Enter"
     see "\nsum 6\n"
-    keys("C-l", "Up")
+    clear()
+    keys "Up"
     now = see "print('sum"
     assert.matches("^nibble> local s = 0\nfor i = 1, 3 do\n        s = s %+ i\nend\nprint%('sum ' %.%. s%)$", now)
   end)
@@ -104,7 +113,7 @@ describe("session in tmux", function()
     type_in "d1"
     see "bck:d1"
     keys "Enter"
-    keys("C-l")
+    clear()
     type_in "found1 + found3"
     keys "Enter"
     see "\n4\n"
@@ -113,7 +122,7 @@ describe("session in tmux", function()
   it("draws the line anew in a window that changes", function()
     start(70, 20)
     see(PROMPT)
-    keys "C-l"
+    clear()
     type_in("x = '" .. ("ü"):rep(40) .. "'")
     see "'"
     tmux("resize-window", "-x", "40", "-y", "20")
@@ -133,7 +142,7 @@ describe("session in tmux", function()
     os.execute "sleep 0.3"
     keys "q"
     see(PROMPT)
-    keys "C-l"
+    clear()
     type_in "y"
     keys "Enter"
     see "\n5\n"

@@ -78,6 +78,58 @@ function float.prepare_moe(m)
   return out, msg, code
 end
 
+-- Integers made ready for 8-bit activations are multiplied there, too: a matrix, or all experts by one product.
+local marlin, experts = require "nibble.methods.marlin", require "nibble.cuda.experts"
+local narrow = 0
+
+local function narrow_product(p, m)
+  local moe, d = p.words.ndim == 3, p.words.ndim
+  local w = { type = m.type, words = p.words, scales = p.scales, zeros = p.zeros, bias = p.bias, global = p.global,
+    k = p.words:size(d - 1) * 16, n = p.words:size(d) * 2 / m.bits, dtype = p.scales:type(), activations = m.activations, moe = moe }
+  local x, moved = nb.tensor(w.dtype, { 6, w.k }), setmetatable({}, { __index = w })
+  local want, y
+  for i = 1, x:numel() do x:set(i, math.sin(i * 12.9898)) end
+  for _, part in ipairs { "words", "scales", "zeros", "bias" } do moved[part] = w[part] and there(w[part]) end
+  if moe then
+    local count = w.words:size(1)
+    local ids = nb.tensor("i32", { 6, 1 })
+    want = nb.tensor("f32", { 6, w.n })
+    for e = 0, count - 1 do
+      local of = gemm.marlin(x, gemm.marlin_expert(w, e))
+      for r = e, 5, count do
+        ids:set(r + 1, e)
+        nb.compute.copy(want:rows(r + 1, r + 1), of:rows(r + 1, r + 1))
+      end
+    end
+    y = assert(experts.gemm(there(x), moved, experts.align(there(ids), count)))
+  else want, y = gemm.marlin(x, w), assert(gemm.marlin(there(x), moved)) end
+  local most = want:stats().absmax
+  if not (nb.compare(want, here(y):cast "f32").max_abs <= most * (w.dtype == "f16" and 2 ^ -11 or 2 ^ -8)) then
+    error(m.activations .. " activations: the product on the device is not the CPU's", 0)
+  end
+  narrow = narrow + 1
+end
+
+local prepare_all = marlin.prepare_all
+function marlin.prepare_all(ms, ...)
+  local outs, msg, code = prepare_all(ms, ...)
+  for i, m in ipairs(outs and ms or {}) do
+    local type = (m.zeros and "uint%d" or "uint%db%d"):format(m.bits, 2 ^ (m.bits - 1))
+    if m.activations and m.bits == 4 then narrow_product(outs[i], { type = type, bits = 4, activations = m.activations }) end
+  end
+  return outs, msg, code
+end
+local awq = require "nibble.methods.awq_marlin_moe"
+local process = awq.process
+function awq.process(self, L)
+  local ok, msg, code = process(self, L)
+  for _, w in ipairs(ok and self.activations and { "w13", "w2" } or {}) do
+    narrow_product({ words = L:get(w .. "_qweight"), scales = L:get(w .. "_scales"), zeros = L:get(w .. "_qzeros"),
+      global = L:get(w .. "_input_global_scale") }, { type = "uint4", bits = 4, activations = self.activations })
+  end
+  return ok, msg, code
+end
+
 local ops, by_op, order = golden.operations(), golden.cases()
 for _, op in ipairs(order) do
   local before, cases = calls, 0
@@ -89,3 +141,4 @@ for _, op in ipairs(order) do
   if calls > before then print(("%s|%d|%d"):format(op, cases, calls - before)) end
 end
 print(("products of floats|%d|%d"):format(products, products))
+print(("products of 8-bit activations|%d|%d"):format(narrow, narrow))

@@ -17,6 +17,8 @@ local M = {
       .. "layers run from the form its kernels read" },
     { "--device", "NAME", words = function() return { "cpu", "cuda" } end,
       doc = "cpu (default), or cuda, cuda:1 …: the models run there, whole, in 16 bits; weights that don't fit are streamed" },
+    { "--dtype", "NAME", values = { "f32", "f16", "bf16" },
+      doc = "of activations on the device: f16 (default), bf16, or f32, slower: nearer to the CPU where inputs are quantized" },
     { "--against", "MODEL", doc = "the model to compare with" },
     { "--json", doc = "one JSON document" },
   },
@@ -41,7 +43,7 @@ function M.run(values)
   local result = assert(common.with_progress(function(report)
     return nb.eval.run {
       model = model, against = against or nil, text = values.text, ids = values.ids,
-      activations = values.activations, through = values.through, device = values.device,
+      activations = values.activations, through = values.through, device = values.device, dtype = values.dtype,
       context = values.context or 2048, windows = values.windows,
       progress = function(p) report { share = p.done / p.total, done = p.tokens, unit = "tokens", seconds = p.seconds } end,
     }

@@ -6,13 +6,14 @@ local linear = require "nibble.methods.linear"
 local M = {}
 local Method = {}
 
---- class(name) -> a method's class: new({scheme =, format =}, {on = "cuda", fnuz =}), create, read, process, quant, apply
+--- class(name) -> a method's class: new({scheme =, format =}, {on = "cuda", fnuz =}), create, read, process, quant, apply; its
+-- keeps_f32 says that of an x of f32 nothing is rounded to 16 bits (methods.runner).
 -- Who takes it gives it keep(self, L, q) -> true | nil, msg, code: the checkpoint's weight q (nibble.quantized) onto
 -- self.device, by L:replace; and product(self, L, x, dtype, bias) -> y [m,n] of dtype there | nil, msg, code, of x [m,k]
 -- f32, bf16 or f16 and bias [n] of dtype or nil; and may have output(self, L, dtype) -> the dtype that it makes y of for
 -- an x of dtype, where that is another.
 function M.class(name)
-  local class = setmetatable({ name = name, monolithic = false }, { __index = Method })
+  local class = setmetatable({ name = name, monolithic = false, keeps_f32 = true }, { __index = Method })
   class.__index = class
 
   function class.new(config, options)

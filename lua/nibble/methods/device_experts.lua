@@ -28,30 +28,35 @@ end
 -- A stack [E,...] whose last dimension is not 0, else nil.
 local function some(t) return t and t:numel() > 0 and t or nil end
 
-local function as_it_is(L, w, o)
+-- What Marlin's kernels quantize the input to: nil, "int8" or "fp8".
+local function activations_of(method)
+  local a = method.activations or method.options.activations
+  return a ~= "none" and a or nil
+end
+
+local function as_it_is(method, L, w, o)
   local words, bits = L:get(w .. o.words), tonumber(o.type:match "%d")
   return { type = o.type, words = words, scales = L:get(w .. o.scales), zeros = L:get(w .. "_qzeros"), bias = L:get(w .. "_bias"),
     sorted_g_idx = some(L:get(w .. o.g_idx)), perm = some(L:get(w .. "_g_idx_sort_indices")), group = o.group,
-    k = words:size(2) * 16, n = words:size(3) * 2 / bits, k_full = w == "w13" or L.k_full, dtype = L.dtype }
+    k = words:size(2) * 16, n = words:size(3) * 2 / bits, k_full = w == "w13" or L.k_full, dtype = L.dtype,
+    activations = activations_of(method), global = L:get(w .. "_input_global_scale") }
 end
 
 local function both(make) return { matrices = { w13 = make "w13", w2 = make "w2" } } end
 
-local function wide(method) return not (method.activations or method.options.activations) end
-
-local function narrow_refused(method)
-  if wide(method) then return end
-  return ("%s activations of experts are computed in the computer's memory only"):format(method.activations or method.options.activations),
-    "eunsupported"
+-- Codes folded for FP8 need their zero-points beside them: such words are repacked before they go to the device.
+local function repacked_there(...)
+  local names = { ... }
+  return function(method) return (method.monolithic or activations_of(method)) and {} or names end
 end
 
 M.awq_marlin_moe = {
   query = function(method, L) return integers(L, "awq", 4, method.config.group, true) end,
-  refuses = narrow_refused,
-  first = function() return { "w13_qweight", "w2_qweight" } end,
+  first = repacked_there("w13_qweight", "w2_qweight"),
   form = function(method, L)
     return both(function(w)
-      return as_it_is(L, w, { type = "uint4", words = "_qweight", scales = "_scales", g_idx = "_g_idx", group = method.config.group })
+      return as_it_is(method, L, w, { type = "uint4", words = "_qweight", scales = "_scales", g_idx = "_g_idx",
+        group = method.config.group })
     end)
   end,
 }
@@ -61,11 +66,11 @@ M.gptq_marlin_moe = {
     local c = method.config
     return integers(L, "gptq", c.bits, c.group, false, c.desc_act and "group" or nil)
   end,
-  refuses = narrow_refused,
-  first = function() return { "w13_qweight", "w2_qweight" } end,
+  first = repacked_there("w13_qweight", "w2_qweight"),
   form = function(method, L)
     return both(function(w)
-      return as_it_is(L, w, { type = method.type, words = "_qweight", scales = "_scales", g_idx = "_g_idx", group = method.config.group })
+      return as_it_is(method, L, w, { type = method.type, words = "_qweight", scales = "_scales", g_idx = "_g_idx",
+        group = method.config.group })
     end)
   end,
 }
@@ -158,12 +163,16 @@ M.ct_wna16_moe = {
   query = function(method, L)
     return integers(L, "compressed-tensors", method.bits, method.group, false, method.act_order and "group" or nil)
   end,
-  refuses = narrow_refused,
-  first = function(method) return method.monolithic and {} or { "w13_weight_packed", "w2_weight_packed" } end,
+  refuses = function(method)
+    if method.monolithic and method.activations then
+      return ("FlashInfer's experts take 16-bit activations, found %s"):format(method.activations), "eunsupported"
+    end
+  end,
+  first = repacked_there("w13_weight_packed", "w2_weight_packed"),
   form = function(method, L, device)
     if method.monolithic then return from_mxint4(L, device) end
     return both(function(w)
-      return as_it_is(L, w, { type = method.type, words = "_weight_packed", scales = "_weight_scale", g_idx = "_weight_g_idx",
+      return as_it_is(method, L, w, { type = method.type, words = "_weight_packed", scales = "_weight_scale", g_idx = "_weight_g_idx",
         group = method.group })
     end)
   end,

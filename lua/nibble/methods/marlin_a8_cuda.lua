@@ -15,6 +15,7 @@ local prepare_float = require("nibble.methods.marlin_float").prepare
 local tensor = require "nibble.tensor"
 
 local M = activations_cuda.class "marlin_a8_cuda"
+M.keeps_f32 = false -- its products come out in 16 bits
 
 -- Padding comes first, and no int16 scales: the device multiplies with those of floats. (MRL-40)
 local STEPS = { "codes", "pad", "repack", "scales", "zeros" }

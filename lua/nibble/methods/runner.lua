@@ -35,10 +35,14 @@ end
 -- The first method that takes rec and whose create takes the layer: {name=, method=} or {reasons=}.
 local function plan(self, kind, rec, describe)
   local reasons = {}
+  local exact = self.place.device and self.place.dtype == "f32" and self.activations and rec.scheme.activations
   for _, name in ipairs(methods.candidates(kind, self.through, self.place.device)) do
     local config, why = methods.config(name, rec, { activations = self.activations })
     local method
     if config then method, why = methods.make(name, config, self.options) end
+    if method and exact and not method.keeps_f32 then
+      method, why = nil, "it rounds to 16 bits, and f32 inputs are to be quantized as they are"
+    end
     if method then
       local ok, msg = method:create(describe())
       if ok then return { name = name, method = method } end
@@ -133,12 +137,13 @@ local function linear(self, name)
   return L
 end
 
--- f's result for x as layer L takes it: on a device in L's dtype, and what comes out in x's own again.
-local function in_dtype(self, name, L, x, f)
+-- f's result for x as layer L takes it: on a device in L's dtype, but where its method keeps f32, and what
+-- comes out in x's own again.
+local function in_dtype(self, name, method, L, x, f)
   if not tensor.on_device(x) then return f(x) end
   local given = x:type()
   local y, msg, code
-  if given ~= L.dtype then x, msg, code = x:cast(L.dtype) end
+  if given ~= L.dtype and not method.keeps_f32 then x, msg, code = x:cast(L.dtype) end
   if x then y, msg, code = f(x) end
   self.place:done(name)
   if not x or not y then return nil, msg, code end
@@ -156,7 +161,7 @@ function Runner:linear(name, x, out)
   if not L then return nil, msg, code end
   local method = self.plans[name].method
   local room = out and out:type() == L.dtype and out or nil
-  return in_dtype(self, name, L, x, function(input) return method:apply(L, input, nil, room) end)
+  return in_dtype(self, name, method, L, x, function(input) return method:apply(L, input, nil, room) end)
 end
 
 -- ---- experts -----------------------------------------------------------------------------------
@@ -261,7 +266,7 @@ function Runner:experts(prefix, o, x, logits, weights, ids)
   local L, msg, code = processed(self, prefix, experts, o, x:size(2))
   if not L then return nil, msg, code end
   local method = self.plans[prefix].method
-  return in_dtype(self, prefix, L, x, function(input)
+  return in_dtype(self, prefix, method, L, x, function(input)
     if method.monolithic then return method:apply_monolithic(L, input, logits) end
     return method:apply(L, input, weights, ids)
   end)

@@ -100,19 +100,6 @@ function Forward:residual()
   self.sum = nil
 end
 
--- out = attention of q, k and v. A device's takes 16 bits: of f32 activations f16, for a moment.
-local function attend(f, q, k, v, o)
-  local rows, columns = f.m, f.c.heads * f.c.head_dim
-  if not f.place.device or f.place.dtype ~= "f32" then
-    return compute.attention(f:buffer("attention", rows, columns), q, k, v, o)
-  end
-  local out, brief = f:buffer("attention", rows, columns, "f16"), {}
-  for i, t in ipairs { q, k, v } do brief[i] = f.place:cast(t, "f16") end
-  compute.attention(out, brief[1], brief[2], brief[3], o)
-  for _, t in ipairs(brief) do t:free() end
-  return f.place:cast(out, "f32")
-end
-
 --- f:attention(prefix, {qkv_bias=, o_bias=, qk_norm=, sliding=}): h = attention(h)
 -- Modules q_proj, k_proj, v_proj, o_proj (and q_norm, k_norm, over each head) under
 -- prefix. Biases are used where the checkpoint has them; qkv_bias, o_bias: it must.
@@ -131,7 +118,7 @@ function Forward:attention(prefix, o)
   local cosines, sines = self.model:angles(self.length)
   compute.rope(q, cosines, sines, c.head_dim, self.length)
   compute.rope(k, cosines, sines, c.head_dim, self.length)
-  local out = attend(self, q, k, v,
+  local out = compute.attention(self:buffer("attention", self.m, q_size), q, k, v,
     { heads = c.heads, kv_heads = c.kv_heads, length = self.length, sliding = o.sliding })
   self:linear(self.h, self:inputs(out, { name[4] }, self.length)[1], name[4], c.hidden, q_size, o.o_bias)
 end

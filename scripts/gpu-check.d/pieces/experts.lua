@@ -1,5 +1,5 @@
 -- Mixtures of experts: the product of all experts against float64 on sampled pairs and columns, the same bits in every run;
--- and the whole layer, of Mixtral's shapes.
+-- and the whole layer, of Mixtral's shapes, with activations of 16 and of 8 bits.
 local ffi = require "ffi"
 local compute = require "nibble.compute"
 local cuda = require "nibble.cuda"
@@ -123,12 +123,13 @@ local function copies_of(count, hidden, inner, seed, copies)
   return kept
 end
 
-local function benchmark(count, hidden, inner, top, tokens)
+local function benchmark(count, hidden, inner, top, tokens, activations)
   local used = math.min(count, tokens * top)
   local one = (hidden * 2 * inner + inner * hidden) * (0.5 + 2 / 128)
   local pairs_ = tokens * top
   return timing.case {
-    name = ("MoE layer %d experts, %d to %d, top %d, m=%d"):format(count, hidden, inner, top, tokens), piece = "experts", m = tokens,
+    name = ("MoE layer %d experts, %d to %d, top %d%s, m=%d"):format(count, hidden, inner, top,
+      activations and ", " .. activations .. " activations" or "", tokens), piece = "experts", m = tokens,
     n = inner, k = hidden, weight_bytes = used * one,
     bytes = used * one + 2 * (tokens * hidden * 2 + pairs_ * (2 * 2 * inner + 2 * inner + 2 * hidden)),
     flops = 2 * pairs_ * 3 * hidden * inner,
@@ -138,9 +139,9 @@ local function benchmark(count, hidden, inner, top, tokens)
       local weights = assert(cuda.to(data.scales("f32", { tokens, top }, ctx.seed, "weights"), "cuda"))
       local all, list = copies_of(count, hidden, inner, ctx.seed, copies), {}
       for i = 1, copies do
-        list[i] = function()
-          return moe.forward(x, { ids = ids, weights = weights, experts = count, w13 = all[i].w13, w2 = all[i].w2 })
-        end
+        local function stack_of(w) return setmetatable({ activations = activations }, { __index = all[i][w] }) end
+        local w13, w2 = stack_of "w13", stack_of "w2"
+        list[i] = function() return moe.forward(x, { ids = ids, weights = weights, experts = count, w13 = w13, w2 = w2 }) end
       end
       return list
     end,
@@ -149,8 +150,10 @@ end
 
 local function benchmarks(ctx)
   local cases = {}
-  if ctx.small then return { benchmark(4, 128, 128, 2, 3) } end
-  for _, tokens in ipairs { 1, 16, 64, 1024, 4096 } do cases[#cases + 1] = benchmark(8, 4096, 14336, 2, tokens) end
+  if ctx.small then return { benchmark(4, 128, 128, 2, 3), benchmark(4, 128, 128, 2, 3, "int8") } end
+  for _, activations in ipairs { false, "int8" } do
+    for _, tokens in ipairs { 1, 16, 64, 1024, 4096 } do cases[#cases + 1] = benchmark(8, 4096, 14336, 2, tokens, activations or nil) end
+  end
   return cases
 end
 

@@ -67,6 +67,14 @@ local function operations(small)
       nffi.must(dispatch.call("act_fake_quant", t.out, t.x, require("ffi").new("nb_act_options", { is_float = 1, bits = 4, symmetric = 1,
         dynamic = 1, scale_dtype = nffi.C.NB_F8_E4M3, dtype = nffi.C.NB_F32, group = 8, global = 300 })))
     end)
+    for _, kind in ipairs { "i8", "f8_e4m3" } do
+      add("codes " .. kind, function(seed, name)
+        return { out = tensor.new(kind, { m, d }), s = tensor.new("f32", { m, 1 }), x = random(dtype, { m, d }, seed, name) }
+      end, function(t)
+        nffi.must(dispatch.call("act_quantize", t.out, t.s, t.x, require("ffi").new("nb_act_options", { is_float = kind == "i8" and 0 or 1,
+          bits = 8, symmetric = 1, dynamic = 1, scale_dtype = nffi.C.NB_F32, dtype = nffi.C.NB_F32, group = -1 })))
+      end)
+    end
     add("column squares", function(seed, name)
       return { out = tensor.new("f64", { d }), x = random(dtype, { m, d }, seed, name) }
     end, function(t) nffi.must(dispatch.call("column_squares", t.out, t.x)) end)
@@ -88,7 +96,7 @@ local function attention_case(dtype, o)
       return compute.attention(assert(cuda.new("cuda", dtype, q:size())), there.q, there.k, there.v, options)
     end)
     local expected = compute.attention(tensor.new("f32", q:size()), q:cast "f32", k:cast "f32", v:cast "f32", options)
-    local a, bound, worst = first:cast "f32", 2 * 2 * ROUNDING[dtype], 0 -- values are below 2
+    local a, bound, worst = first:cast "f32", (dtype == "f32" and 4 or 1) * 2 * 2 * ROUNDING[dtype], 0 -- values are below 2
     for i = 0, a:numel() - 1 do
       local share = math.abs(a:ptr()[i] - expected:ptr()[i]) / bound
       if not (share <= 1) then error(("element %d is %.6g, expected %.6g"):format(i, a:ptr()[i], expected:ptr()[i]), 0) end
@@ -121,12 +129,16 @@ local function correctness(ctx)
   local cases = operations(ctx.small)
   if ctx.small then
     cases[#cases + 1] = attention_case("f16", { 64, 2, 1, 1, 70 })
+    cases[#cases + 1] = attention_case("f32", { 40, 2, 1, 2, 21 })
     cases[#cases + 1] = logits_case("bf16", 3, 40, 64)
     return cases
   end
   for i, o in ipairs { { 128, 8, 2, 2, 515 }, { 64, 4, 4, 3, 128 }, { 80, 3, 1, 1, 1000 }, { 96, 2, 2, 1, 300, sliding = 64 },
     { 256, 2, 1, 2, 257 }, { 32, 4, 1, 7, 1 }, { 128, 4, 1, 1, 700, sliding = 1 }, { 192, 2, 2, 1, 200 }, { 2, 2, 1, 3, 65 } } do
     cases[#cases + 1] = attention_case(i % 2 == 0 and "f16" or "bf16", o)
+  end
+  for _, o in ipairs { { 128, 8, 2, 2, 515 }, { 80, 3, 1, 1, 300, sliding = 64 }, { 256, 2, 1, 1, 130 } } do
+    cases[#cases + 1] = attention_case("f32", o)
   end
   for _, dtype in ipairs { "f32", "f16", "bf16" } do cases[#cases + 1] = logits_case(dtype, 33, 32000, 512) end
   cases[#cases + 1] = logits_case("bf16", 1030, 9000, 256)

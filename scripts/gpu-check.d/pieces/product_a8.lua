@@ -1,9 +1,12 @@
 -- Products with Marlin's weights of 4 bits and 8-bit activations: int8 and fp8, of one weight and of experts, against the CPU's,
--- the same bits in every run.
+-- the same bits in every run; layers whose inputs are quantized so, by their method.
+local act = require "nibble.act"
 local compute = require "nibble.compute"
 local cuda = require "nibble.cuda"
 local cuda_experts = require "nibble.cuda.experts"
 local gemm = require "nibble.gemm"
+local layer = require "nibble.methods.layer"
+local layers = require "nibble.methods.marlin_a8_cuda"
 local prepare = require("nibble.methods.marlin").prepare
 local checks = require "checks"
 local data = require "data"
@@ -74,6 +77,31 @@ local function experts_case(c)
   end }
 end
 
+-- A layer under a scheme: what fake quantization and the dequantized weight give, within roundings of y and, of scales, of each term.
+local function layer_case(scheme, c)
+  local name = ("layer %s %dx%d m=%d"):format(scheme, c.k, c.n, c.m)
+  return { name = name, run = function(ctx)
+    local q = assert(data.random("f32", { c.n, c.k }, ctx.seed, name):quantize { scheme = scheme, scale_dtype = "f16" })
+    local L = layer.new { name = "l", kind = "linear", dtype = "f16", k = c.k, n = c.n }
+    local m = assert(layers.new({ scheme = q.scheme, format = "compressed-tensors" }, { on = "cuda" }))
+    assert(m:create(L))
+    assert(m:keep(L, q))
+    assert(m:process(L))
+    local x, want = data.random("f32", { c.m, c.k }, ctx.seed, name .. " x"), tensor.new("f32", { c.m, c.n })
+    local on_device = assert(cuda.to(x, "cuda"))
+    local found, runs = checks.again(ctx, name, function() return assert(m:apply(L, on_device)) end)
+    compute.gemm(want, assert(act.quantize_dequantize(x, q.scheme.activations)), q:dequantize "f32")
+    local largest, most = want:stats().absmax, 0
+    for i = 1, want:numel() do
+      local allowed = 2 ^ -10 * math.abs(want:get(i)) + (c.k + 2) * 2 ^ -23 * largest
+      local part = math.abs(found:get(i) - want:get(i)) / allowed
+      if not (part <= 1) then error(("y[%d] is %.9g, expected %.9g within %.3g"):format(i - 1, found:get(i), want:get(i), allowed), 0) end
+      most = math.max(most, part)
+    end
+    return { runs = runs, error_of_bound = most }
+  end }
+end
+
 local function correctness(ctx)
   local cases, k, n = {}, ctx.small and 512 or 2048, ctx.small and 192 or 1088
   for _, activations in ipairs { "int8", "fp8" } do
@@ -87,6 +115,9 @@ local function correctness(ctx)
           dtype = dtype }
       end
     end
+  end
+  for _, scheme in ipairs { "W8A8", "W4A8", "W4AFP8" } do
+    cases[#cases + 1] = layer_case(scheme, { k = k, n = n, m = ctx.small and 3 or 65 })
   end
   return cases
 end

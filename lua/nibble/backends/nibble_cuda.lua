@@ -80,8 +80,8 @@ return {
             { "group_divides", "hidden" }, { "group_divides", "intermediate" } } } } },
         { name = "ct_fp8_moe", class = on_device, format = "standard", takes = takes, checks = {
           cuda, { "layout", "compressed-tensors" }, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "none" },
-            { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" }, { "fp8 channel", "none" }, { "fp8 channel", "fp8 token" }, { "fp8 block", "any" } },
-          { "multiple", "hidden", 64 }, { "blocks_divide" } } },
+            { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" }, { "fp8 channel", "none" },
+            { "fp8 channel", "fp8 token" }, { "fp8 block", "any" } }, { "multiple", "hidden", 64 }, { "blocks_divide" } } },
         { name = "ct_nvfp4_moe", class = on_device, format = "standard", takes = takes, note = rounded, checks = {
           cuda, { "layout", "compressed-tensors" }, { "output", "f16", "bf16" }, { "weights", "nvfp4" }, { "multiple", "hidden", 64 },
           { "multiple", "intermediate", 16 } } },

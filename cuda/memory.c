@@ -107,7 +107,10 @@ static int copy_block(nb_cuda_device *d, const nb_tensor *to, const nb_tensor *f
       to->device
           ? d->cu->cuMemcpyHtoDAsync_v2(address(to) + (uint64_t)at, (const char *)from->data + at, n, stream)
           : d->cu->cuMemcpyDtoHAsync_v2((char *)to->data + at, address(from) + (uint64_t)at, n, stream);
-  return code ? code : d->cu->cuStreamSynchronize(stream);
+  if (code) return code;
+  code = d->cu->cuStreamSynchronize(stream);
+  if (code) d->cu->cuCtxSynchronize(); /* else the copy might go on into memory that is no longer there */
+  return code;
 }
 
 /* Between the host and device d, or (to and from both on it) inside d. */

@@ -103,11 +103,13 @@ nb_stream *nb_stream_current(int number) {
 
 int nb_stream_use(int number, nb_stream *s) {
   nb_cuda_device *d;
-  NB_TRY(nb_cuda_use(&d, number));
-  if (s && s->device != d)
+  nb_stream *now = nb_stream_current(number);
+  if (!s && !now) return nb_cuda_use(&d, number);
+  /* From one to another whatever state the device is in: who goes back to the stream from before must get there. */
+  if (s && s->device->number != number)
     return nb_fail(NB_EINVAL, "the stream is one of cuda:%d, expected one of cuda:%d", s->device->ordinal,
-                   d->ordinal);
-  if (d->capture && currents[number] == d->capture->stream)
+                   number - 1);
+  if (now && now->device->capture && now == now->device->capture->stream)
     return nb_fail(NB_EINVAL, "while a graph is captured, no other stream can be used");
   currents[number] = s;
   return NB_OK;
@@ -236,16 +238,18 @@ int nb_graph_begin(int number) {
 }
 
 int nb_graph_end(nb_graph **out, int number) {
-  nb_cuda_device *d;
+  nb_stream *s = nb_stream_current(number);
+  nb_cuda_device *d = s ? s->device : NULL;
   void *graph = NULL;
   *out = NULL;
-  NB_TRY(nb_cuda_use(&d, number));
-  pthread_mutex_lock(&lock);
-  nb_graph *g = d->capture;
-  pthread_mutex_unlock(&lock);
-  if (!g || currents[number] != g->stream)
-    return nb_fail(NB_EINVAL, "cuda:%d: no graph was begun on this thread", d->ordinal);
-  int code = d->cu->cuStreamEndCapture(g->stream->handle, &graph);
+  if (d) pthread_mutex_lock(&lock);
+  nb_graph *g = d ? d->capture : NULL;
+  if (d) pthread_mutex_unlock(&lock);
+  if (!g || s != g->stream)
+    return nb_fail(NB_EINVAL, "cuda:%d: no graph was begun on this thread", number - 1);
+  /* Whatever fails here, nothing is captured afterwards. */
+  int code = d->cu->cuCtxSetCurrent(d->context), ended = d->cu->cuStreamEndCapture(s->handle, &graph);
+  if (!code) code = ended;
   if (!code) code = d->cu->cuGraphInstantiateWithFlags(&g->exec, graph, 0);
   if (graph) d->cu->cuGraphDestroy(graph);
   set_capture(d, NULL);

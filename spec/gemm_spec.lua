@@ -173,6 +173,27 @@ describe("gemm.marlin", function()
     end
   end)
 
+  it("MRL-45: takes codes that are made already, with their rows' scales, also of weights that no peer's kernel takes with them", function()
+    local o = { bits = 4, group = -1, k = 128, n = 64, activations = "int8" }
+    local q, m = weight(o)
+    local p, x = described(assert(method.prepare(m)), q, o), floats("f32", { 3, 128 }, -2, 2)
+    local made, scales = gemm.codes(x, p)
+    local y = gemm.marlin(x, p)
+    assert.is_true(y:equal(gemm.marlin(made, p, scales)))
+    p.scale_factor = 4
+    assert.is_true(nb.compute.scale_rows(y, nb.tensor("f32", { 3 }):fill(4)):equal(gemm.marlin(made, p, scales)))
+    assert.error_matches(function() gemm.marlin(made, p) end, "codes of int8 activations need their row scales")
+    assert.error_matches(function() gemm.marlin(x, p, scales) end, "int8 activations make their own row scales")
+    o = { bits = 8, group = -1, k = 128, n = 64 }
+    q, m = weight(o)
+    m.any_width, m.activations = true, "int8"
+    p = described(assert(method.prepare(m)), q, o)
+    p.activations = "int8"
+    made, scales = gemm.codes(x, p)
+    local seen = nb.compute.scale_rows(made:cast "f32", scales:reshape { 3 })
+    assert_close(reference(seen, q:dequantize "f32"), gemm.marlin(made, p, scales), 2e-3)
+  end)
+
   it("MRL-47: dense uint4 takes no 8-bit activations, 8-bit weights none at all", function()
     local _, m = weight { bits = 4, zeros = true, group = 32, k = 128, n = 64 }
     local p = described(assert(method.prepare(m)), { n = 64 }, { bits = 4, zeros = true, activations = "int8" })

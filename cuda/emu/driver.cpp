@@ -1,14 +1,15 @@
 // driver.cpp - build/libcuemu.so: stands in for libcuda.so.1, so that every way from Lua to a kernel can be tried
 // where there is no GPU. NB_CUDA_DRIVER=build/libcuemu.so makes nibble open it.
 //
-// Device memory is real memory that the process can touch only while this library copies or runs a kernel:
+// Device memory is real memory whose first bytes the process can touch only while this library copies or runs a kernel:
 // whoever takes a device's address for the computer's crashes, as with a GPU. What is allocated is filled with
 // 0xA5. Kernels come from registry.cpp (emu_find). What may be done later is: queue.cpp.
 //
 // The environment makes it another machine, or makes it fail:
 //   NB_EMU_DEVICES=1  NB_EMU_SM=90  NB_EMU_VERSION=13000  NB_EMU_MEMORY=bytes of one device
 //   NB_EMU_REAL=1   says nothing of being an emulator: nibble loads its own kernels, as onto a GPU
-//   NB_EMU_FAIL=cuMemAlloc_v2:3:2   the third such call gives code 2; one from 700 to 799 stays for all later ones
+//   NB_EMU_FAIL=cuMemAlloc_v2:3:2   the third such call gives code 2; one from 700 to 799 stays for all later ones;
+//                                   *:3:2: the third call of any function
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -76,8 +77,11 @@ const std::pair<const uintptr_t, Block> *holding(uintptr_t at, size_t bytes) {
   return offset <= found.second.bytes && bytes <= found.second.bytes - offset ? &found : nullptr;
 }
 
+// Only where a block begins, which is where a mistake would: all of it would take longer than most kernels.
+enum : size_t { GUARDED = 64 << 10 };
 void permit(const std::pair<const uintptr_t, Block> &b, bool touch) {
-  mprotect((void *)b.first, b.second.mapped, touch ? PROT_READ | PROT_WRITE : PROT_NONE);
+  mprotect((void *)b.first, std::min<size_t>(b.second.mapped, GUARDED),
+           touch ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
 // Runs fn with the block of [at, at + bytes) open to the process.
@@ -113,10 +117,10 @@ int device_count() { return (int)setting("NB_EMU_DEVICES", 1); }
 #pragma GCC visibility push(default)
 extern "C" {
 
-// How many calls there were, of all functions: NB_EMU_FAIL's *.
-long emu_calls(void) {
+// How many calls there were of a function, or of all ("*").
+long emu_calls(const char *name) {
   std::lock_guard<std::mutex> held(guard);
-  return calls["*"];
+  return calls[name];
 }
 
 // Tells nibble that kernels are here without being loaded.
@@ -198,7 +202,7 @@ int cuMemAlloc_v2(unsigned long long *at, size_t bytes) {
   void *p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) return OUT_OF_MEMORY;
   memset(p, 0xA5, bytes);
-  mprotect(p, mapped, PROT_NONE);
+  mprotect(p, std::min<size_t>(mapped, GUARDED), PROT_NONE);
   blocks[(uintptr_t)p] = {bytes, mapped, current};
   emu_own(p, bytes);
   used[current] += bytes;

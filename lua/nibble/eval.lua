@@ -62,24 +62,24 @@ end
 
 -- ---- the run -----------------------------------------------------------------------------
 
-local function hidden_of(model, ids, context)
-  local x, msg, code = model:hidden(ids, context)
-  if not x then return nil, ("%s: %s"):format(model.ck.path, msg), code end
-  return x
+-- What a call of the model gave; a failure with its path.
+local function of_model(model, result, msg, code)
+  if result == nil then return nil, ("%s: %s"):format(model.ck.path, msg), code end
+  return result
 end
 
 -- One batch through the model (and the one it is compared with).
 local function run_batch(s, ids, windows)
   local context, targets = s.windows.context, next_tokens(ids, s.windows.context)
-  local x, msg, code = hidden_of(s.model, ids, context)
+  local x, msg, code = of_model(s.model, s.model:hidden(ids, context))
   if not x then return nil, msg, code end
   local nll, top
   if s.against then
     local x_p
-    x_p, msg, code = hidden_of(s.against, ids, context)
+    x_p, msg, code = of_model(s.against, s.against:hidden(ids, context))
     if not x_p then return nil, msg, code end
     local r
-    r, msg, code = s.against:compare(x_p, s.model, x, targets)
+    r, msg, code = of_model(s.model, s.against:compare(x_p, s.model, x, targets))
     if not r then return nil, msg, code end
     local kl, nll_p, top_p
     kl, nll_p, nll, top_p, top = unpack(r)
@@ -88,7 +88,7 @@ local function run_batch(s, ids, windows)
     s.agreed = s.agreed + agreements(top, top_p, context)
   else
     local r
-    r, msg, code = s.model:score(x, targets)
+    r, msg, code = of_model(s.model, s.model:score(x, targets))
     if not r then return nil, msg, code end
     nll, top = unpack(r)
   end

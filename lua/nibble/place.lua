@@ -100,12 +100,19 @@ function Place:release()
 end
 nffi.interpreted(Place.release)
 
+--- problem(err) -> msg, code of a failure: one of weights.fail, or what a device said that it can't do (any more) | nil
+function M.problem(err)
+  if type(err) == "table" then return err.msg, err.code end
+  if type(err) ~= "string" then return nil end
+  local full = err:match "cuda:%d+ is out of memory.*" or err:match "out of memory.*"
+  if full then return full, "enomem" end
+  local said = err:match "cuda:%d+ is lost.*" or err:match "cuda:%d+: .*"
+  return said, said and (said:find("OUT_OF_MEMORY", 1, true) and "enomem" or "eio")
+end
+
 -- ---- weights ----------------------------------------------------------------------------
 
-local function is_full(problem)
-  return type(problem) == "table" and problem.code == "enomem"
-    or type(problem) == "string" and problem:find("out of memory", 1, true) ~= nil
-end
+local function is_full(err) return select(2, M.problem(err)) == "enomem" end
 
 -- What make() makes, on the stream beside that of the products.
 local function fetch(self, name, make)

@@ -5,7 +5,7 @@ return {
   spec = "spec/cuda_stream_spec.lua spec/cuda_spec.lua",
   bugs = {
     { "launched on the default stream", LAUNCH, "nb_cuda_stream(d), arguments", "NULL, arguments" },
-    { "no wait after a copy", MEMORY, "code ? code : d->cu->cuStreamSynchronize(stream)", "code" },
+    { "no wait after a copy", MEMORY, "code = d->cu->cuStreamSynchronize(stream);", "" },
     { "copies on the default stream", MEMORY, "void *stream = nb_cuda_stream(d);", "void *stream = NULL;" },
     { "cleared on the default stream", MEMORY,
       "address(out), 0, (size_t)bytes, nb_cuda_stream(d))", "address(out), 0, (size_t)bytes, NULL)" },

@@ -10,7 +10,7 @@ return {
     from = "if self.compat.workspace_at_create then make_workspace(self, L) end", to = "" },
   { number = "C-04", file = "lua/nibble/methods/linear.lua", spec = "spec/methods_awq_spec.lua",
     from = "(given.permuted == true) ~= permuted", to = "false" },
-  { number = "C-05", file = "lua/nibble/methods/awq_config.lua", spec = "spec/method_configs_spec.lua",
+  { number = "C-05", file = "lua/nibble/methods/awq_config.lua", spec = "spec/method_configs_awq_spec.lua",
     from = '== "raise"', to = '== "rais"' },
   { number = "C-05", file = "lua/nibble/backends/init.lua", spec = "spec/backends_spec.lua",
     from = "if t.fallback and not q.strict then", to = "if t.fallback then" },

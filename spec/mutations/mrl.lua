@@ -164,9 +164,9 @@ return {
     from = "if (w->k_full && groups <= 1)", to = "if (false)" },
   { number = "MRL-52", file = "lua/nibble/gemm.lua", spec = "spec/gemm_spec.lua",
     from = "o.k >= 2048", to = "o.k > 2048" },
-  { number = "MRL-53", file = "lua/nibble/methods/pymllm_config.lua", spec = "spec/method_configs_spec.lua",
+  { number = "MRL-53", file = "lua/nibble/methods/pymllm_config.lua", spec = "spec/method_configs_pymllm_spec.lua",
     from = '"number", 4, "bits", "w_bit"', to = '"number", 4, "bits"' },
-  { number = "MRL-54", file = "lua/nibble/methods/registry.lua", spec = "spec/method_configs_spec.lua",
+  { number = "MRL-54", file = "lua/nibble/methods/registry.lua", spec = "spec/method_configs_pymllm_spec.lua",
     from = [[  if classes[name] then
       error]],
     to = [[  if false then

@@ -20,6 +20,8 @@ function M.make(number, fill)
   local t = number == 0 and out or out.t
   local rc = fill(t)
   if rc == C.NB_ENOMEM then
+    C.nb_tensor_release(t) -- what a part of fill made
+    ffi.fill(t, ffi.sizeof "nb_tensor")
     collectgarbage() collectgarbage()
     rc = fill(t)
   end

@@ -139,12 +139,8 @@ end
 local function guarded(body, ...)
   local ok, result = pcall(body, ...)
   if ok then return result end
-  if type(result) == "table" and result.msg then return nil, result.msg, result.code end
-  if type(result) == "string" and result:find "out of memory" then
-    return nil, result:match "cuda:%d+ is out of memory.*" or result:match "out of memory.*", "enomem"
-  end
-  local lost = type(result) == "string" and result:match "cuda:%d+ is lost.*"
-  if lost then return nil, lost, "eio" end
+  local msg, code = places.problem(result)
+  if msg then return nil, msg, code end
   error(result, 0)
 end
 

@@ -3,14 +3,12 @@
 local ffi = require "ffi"
 local bit = require "bit"
 local cuda = require "nibble.cuda"
-local gemm = require "nibble.gemm"
 local marlin = require "nibble.layout.marlin"
 local tensor = require "nibble.tensor"
 local checks = require "checks"
 local data = require "data"
+local products = require "products"
 local timing = require "timing"
-
-local LARGE = 256 -- more rows of x than that are multiplied by floats of the weight, by cuBLASLt
 
 local TYPES = { [4] = { "uint4b8", "uint4" }, [8] = { "uint8b128", "uint8" } }
 
@@ -70,22 +68,6 @@ local function column(c, w, col)
   return out
 end
 
-local function correctness_case(c)
-  local name = name_of(c)
-  return { name = name, run = function(ctx)
-    local w, x = weight_of(c, ctx.seed), data.random(c.dtype, { c.m, c.k }, ctx.seed, name .. " x")
-    local m, there = prepared(c, w), assert(cuda.to(x, "cuda"))
-    local first, runs = checks.again(ctx, name, function() return assert(gemm.marlin(there, m)) end)
-    local function row(r)
-      local out = ffi.new("double[?]", c.k)
-      for k = 0, c.k - 1 do out[k] = x:get(r * c.k + k + 1) end
-      return out
-    end
-    return { runs = runs, error_of_bound = checks.product { m = c.m, n = c.n, k = c.k, y = first, dtype = c.dtype, bias = w.bias,
-      rounded = c.m > LARGE, row = row, column = function(col) return column(c, w, col) end } }
-  end }
-end
-
 -- The words as floats [k,n]: (code - zero) * scale is exact in f32 and rounded once.
 local function floats_case(c)
   local name = name_of(c):gsub("^product", "dequantize marlin words,"):gsub(" m=%d+$", "")
@@ -107,6 +89,8 @@ local function floats_case(c)
   end }
 end
 
+local weights = { weight_of = weight_of, prepared = prepared, column = column }
+
 local ROWS = { 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 257, 1000, 4096 }
 
 local KINDS = { { bits = 4, group = -1 }, { bits = 4, group = 32 }, { bits = 4, group = 64, zeros = true }, { bits = 8, group = 128 },
@@ -117,7 +101,7 @@ local function correctness(ctx)
   local cases = {}
   local function add(kind, k, n, m, dtype)
     local c = setmetatable({ k = k, n = n, m = m, dtype = dtype }, { __index = kind })
-    cases[#cases + 1] = correctness_case(c)
+    cases[#cases + 1] = products.correctness(c, name_of(c), weights)
   end
   local plain = { bits = 4, group = 128 }
   local k, n = 4096, 1088
@@ -138,30 +122,18 @@ local kept = {}
 local function copies_of(c, seed, copies)
   local key = table.concat({ c.k, c.n, copies }, " ")
   if kept.key == key then return kept end
-  kept = { key = key }
+  kept = {}
   collectgarbage() collectgarbage()
-  local first = prepared(c, weight_of(c, seed))
-  local words = first.words:to "cpu"
-  for i = 1, copies do
-    kept[i] = setmetatable({ words = i > 1 and assert(cuda.to(words, "cuda")) or nil }, { __index = first })
-  end
+  kept = products.copies(prepared(c, weight_of(c, seed)), copies)
+  kept.key = key
   return kept
 end
 
 local function benchmark(k, n, m)
   local c = { k = k, n = n, m = m, bits = 4, group = 128, dtype = "bf16" }
-  local name, weight_bytes = name_of(c), k * n / 2 + k / 128 * n * 2
-  return timing.case {
-    name = name, piece = "product", m = m, n = n, k = k, weight_bytes = weight_bytes, bytes = weight_bytes + 2 * m * (k + n),
-    flops = 2 * m * n * k,
-    setup = function(ctx, copies)
-      local list, x = {}, assert(cuda.to(data.random("bf16", { m, k }, ctx.seed, name), "cuda"))
-      for i, weight in ipairs(copies_of({ k = k, n = n, m = 0, bits = 4, group = 128, dtype = "bf16" }, ctx.seed, copies)) do
-        list[i] = function() return assert(gemm.marlin(x, weight)) end
-      end
-      return list
-    end,
-  }
+  return products.benchmark(c, name_of(c), "product", k * n / 2 + k / 128 * n * 2, function(ctx, copies)
+    return copies_of(setmetatable({ m = 0 }, { __index = c }), ctx.seed, copies)
+  end)
 end
 
 local function floats_benchmark(k, n)
@@ -190,4 +162,4 @@ local function benchmarks(ctx)
   return cases
 end
 
-return { correctness = correctness, benchmarks = benchmarks, weight_of = weight_of, prepared = prepared, column = column }
+return setmetatable({ correctness = correctness, benchmarks = benchmarks }, { __index = weights })

@@ -2,14 +2,10 @@
 -- in every run.
 local ffi = require "ffi"
 local cuda = require "nibble.cuda"
-local gemm = require "nibble.gemm"
 local prepare = require("nibble.methods.marlin_float").prepare
 local tensor = require "nibble.tensor"
-local checks = require "checks"
 local data = require "data"
-local timing = require "timing"
-
-local LARGE = 256 -- more rows of x than that are multiplied by floats of the weight, by cuBLASLt
+local products = require "products"
 
 local KINDS = { fp8 = { 8, 128 }, mxfp8 = { 8, 32 }, mxfp4 = { 4, 32 }, nvfp4 = { 4, 16 } } -- bits, rows of a group
 local TYPE = { [8] = "float8_e4m3fn", [4] = "float4_e2m1f" }
@@ -64,28 +60,13 @@ local function column(c, w, col)
   return out
 end
 
-local function correctness_case(c)
-  local name = name_of(c)
-  return { name = name, run = function(ctx)
-    local w, x = weight_of(c, ctx.seed), data.random(c.dtype, { c.m, c.k }, ctx.seed, name .. " x")
-    local m, there = prepared(c, w), assert(cuda.to(x, "cuda"))
-    local first, runs = checks.again(ctx, name, function() return assert(gemm.marlin(there, m)) end)
-    local function row(r)
-      local out = ffi.new("double[?]", c.k)
-      for k = 0, c.k - 1 do out[k] = x:get(r * c.k + k + 1) end
-      return out
-    end
-    return { runs = runs, error_of_bound = checks.product { m = c.m, n = c.n, k = c.k, y = first, dtype = c.dtype, bias = w.bias,
-      rounded = c.m > LARGE, row = row, column = function(col) return column(c, w, col) end } }
-  end }
-end
-
 local function correctness(ctx)
   local cases, k, n = {}, 4096, 1088
   if ctx.small then k, n = 512, 192 end
   for _, kind in ipairs { "fp8", "mxfp8", "mxfp4", "nvfp4" } do
     for i, m in ipairs(ctx.small and { 3, 17 } or { 1, 16, 17, 64, 128, 300 }) do
-      cases[#cases + 1] = correctness_case { kind = kind, k = k, n = n, m = m, dtype = i % 2 == 0 and "f16" or "bf16", bias = i % 3 == 0 }
+      local c = { kind = kind, k = k, n = n, m = m, dtype = i % 2 == 0 and "f16" or "bf16", bias = i % 3 == 0 }
+      cases[#cases + 1] = products.correctness(c, name_of(c), { weight_of = weight_of, prepared = prepared, column = column })
     end
   end
   return cases
@@ -95,20 +76,9 @@ local function benchmark(kind, k, n, m)
   local c = { kind = kind, k = k, n = n, m = m, dtype = "bf16" }
   local bits, group = unpack(KINDS[kind])
   local weight_bytes = k * n * bits / 8 + k / group * n * (kind == "fp8" and 2 or 1)
-  return timing.case {
-    name = name_of(c), piece = kind, m = m, n = n, k = k, weight_bytes = weight_bytes, bytes = weight_bytes + 2 * m * (k + n),
-    flops = 2 * m * n * k,
-    setup = function(ctx, copies)
-      local list, x = {}, assert(cuda.to(data.random("bf16", { m, k }, ctx.seed, name_of(c)), "cuda"))
-      local first = prepared(c, weight_of(c, ctx.seed))
-      local words = first.words:to "cpu"
-      for i = 1, copies do
-        local weight = setmetatable({ words = i > 1 and assert(cuda.to(words, "cuda")) or nil }, { __index = first })
-        list[i] = function() return assert(gemm.marlin(x, weight)) end
-      end
-      return list
-    end,
-  }
+  return products.benchmark(c, name_of(c), kind, weight_bytes, function(ctx, copies)
+    return products.copies(prepared(c, weight_of(c, ctx.seed)), copies)
+  end)
 end
 
 local function benchmarks(ctx)

@@ -98,12 +98,16 @@ describe("4-bit and MX inputs where no product takes them", function()
       end
       ask "NVFP4" ask("NVFP4", { device = "sm_100" }) ask "NVFP4A16" ask "FP8" ask "MXFP8"
       ask("NVFP4", { kind = "moe", hidden = 128, intermediate = 128, experts = 4, top = 2 })
-      ask("MXFP4", { kind = "moe", hidden = 128, intermediate = 128, experts = 4, top = 2 }) ]]
+      ask("MXFP4", { kind = "moe", hidden = 128, intermediate = 128, experts = 4, top = 2 })
+      local modelopt = presets.get "NVFP4"
+      modelopt.format = "modelopt"
+      ask("NVFP4", { weight = modelopt, kind = "moe", hidden = 128, intermediate = 128, experts = 4, top = 2 }) ]]
     local want, i = {
       "marlin_float_cuda %(inputs rounded to their codes%).*no  nvfp4_cuda +needs SM 100 or above, found SM 90.*note: no product here takes such inputs",
       ": nvfp4_cuda, ", ": marlin_float_cuda, .*note: what the tensor cores", ": fp8_cuda, ",
       ": marlin_float_cuda %(inputs rounded to their codes%)", ": ct_nvfp4_moe.*note: no product here takes such inputs",
       ": marlin_float_moe_cuda %(inputs rounded to their codes%).*note: no product here takes such inputs",
+      ": marlin_float_moe_cuda .*ct_nvfp4_moe +takes the layout compressed%-tensors, found modelopt",
     }, 0
     for line in out:gmatch "[^\n]+" do
       i = i + 1

@@ -36,6 +36,23 @@ describe("experts of floats on the device", function()
       end ]]))
   end)
 
+  it("of an MLP without a gate", function()
+    assert.equal("right", (run [[
+      local o = float.experts("NVFP4A16", { e = 3, h = 128, i = 80, bias = true })
+      local m, L = float.experts_layer(o, { gated = false, activation = "relu2_no_mul" })
+      assert(m, L)
+      local x, moe = values("f16", { 5, 128 }, 2), require "nibble.moe"
+      local weights, ids = support.routed(5, 2, 3)
+      local function product(e, shard, rows)
+        return (float.expected(float.modules[e .. shard], rows, float.biases[e .. shard .. ".bias"]:cast "f32"))
+      end
+      local want = moe.forward(x:cast "f32", { ids = ids, weights = weights, experts = 3, activation = "relu2_no_mul", gated = false,
+        w13 = function(e, rows) return product(e, "w1", rows) end, w2 = function(e, rows) return product(e, "w2", rows) end })
+      local y = assert(m:apply(L, x, weights, ids)):cast "f32"
+      local off = nb.compare(want, y).max_abs / want:stats().absmax / 2 ^ -11
+      print(off < 4 and "right" or off) ]]))
+  end)
+
   it("CTM-NVFP4-12, CTM-NVFP4-13: with inputs quantized, each expert's with its own numbers, gate's and up's too", function()
     assert.equal(("right "):rep(9), (run [[
       for _, case in ipairs { { "NVFP4", {} }, { "NVFP4", { apiece = true } }, { "NVFP4", { apiece = true, apart = true } },

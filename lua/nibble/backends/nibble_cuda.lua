@@ -79,11 +79,12 @@ return {
             { "activation_fn", "silu", "swigluoai", "swiglustep" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 2 },
             { "group_divides", "hidden" }, { "group_divides", "intermediate" } } } } },
         { name = "ct_fp8_moe", class = on_device, format = "standard", takes = takes, checks = {
-          cuda, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "none" }, { "fp8 tensor", "fp8 tensor static" },
-            { "fp8 tensor", "fp8 tensor" }, { "fp8 channel", "none" }, { "fp8 channel", "fp8 token" }, { "fp8 block", "any" } },
-          { "multiple", "hidden", 64 }, { "blocks_divide" } } },
+          cuda, { "layout", "compressed-tensors" }, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "none" },
+            { "fp8 tensor", "fp8 tensor static" }, { "fp8 tensor", "fp8 tensor" }, { "fp8 channel", "none" },
+            { "fp8 channel", "fp8 token" }, { "fp8 block", "any" } }, { "multiple", "hidden", 64 }, { "blocks_divide" } } },
         { name = "ct_nvfp4_moe", class = on_device, format = "standard", takes = takes, note = rounded, checks = {
-          cuda, { "output", "f16", "bf16" }, { "weights", "nvfp4" }, { "multiple", "hidden", 64 }, { "multiple", "intermediate", 16 } } },
+          cuda, { "layout", "compressed-tensors" }, { "output", "f16", "bf16" }, { "weights", "nvfp4" }, { "multiple", "hidden", 64 },
+          { "multiple", "intermediate", 16 } } },
         { name = "marlin_float_moe_cuda", format = "standard", takes = takes, checks = {
           cuda, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "any" }, { "fp8 channel", "any" }, { "fp8 block", "any" },
             { "mxfp8", "any" }, { "mxfp4", "any" }, { "nvfp4", "any" } }, { "multiple", "hidden", 64 }, { "blocks_divide" },

@@ -11,7 +11,8 @@
 -- float32: the losses of spec/models' tokens are off by 0.0006 (root of the mean square), in bf16 by 0.005 to 0.016, and
 -- their mean over 126 tokens by 0.00003 against 0.001 (where inputs are quantized by far more: eval.run says how, and dtype
 -- f32 why). A model whose values f16 can't hold begins again in bf16; one of f32 weights stays f32. There an MLP takes all rows at
--- once, and nothing in a pass waits for the device but experts that no method takes.
+-- once, and nothing in a pass waits for the device but experts that no method takes: those of 16-bit floats, for
+-- which there is no product of all at once, cuBLASLt's one after the other.
 local compute = require "nibble.compute"
 local forward = require "nibble.models.forward"
 local nffi = require "nibble.ffi"

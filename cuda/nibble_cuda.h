@@ -205,10 +205,11 @@ int nb_device_swizzle_blockscale(nb_tensor *out, const nb_tensor *scales);
  * A weight in the order for 8-bit activations (a8; product_a8.c) takes x as codes, and row_scale is their scales, as
  * nb_device_act_quant_int8 and nb_device_act_quant_fp8 make them: I8 with NB_MARLIN_INT, scales of floats or int16;
  * F8_E4M3 with NB_MARLIN_FOLDED or NB_MARLIN_E4M3 and scales of floats, or with NB_MARLIN_E2M1 and E8M0 scales. Zero-points
- * with codes of 4 bits. y and bias are f16 or bf16, as scales of floats are; y where it is made has the 16-bit scales'
- * dtype, else bias's, else bf16. One group, or groups of 32, 64 or a multiple of 128 rows; no order; x lacks an even number
- * of columns. Products of integers are exact, as are their sums over up to 64 rows of a group, which are then times its
- * scale summed in f32; e4m3's are the tensor cores' own (before sm_89 those of f16, which holds them), over as many. */
+ * with codes of 4 bits. y and bias are f16 or bf16, as scales of floats are; y where it is made has the dtype that it says,
+ * of these two, else the 16-bit scales', else bias's, else bf16. One group, or groups of 32, 64 or a multiple of 128 rows; no
+ * order; x lacks an even number of columns. Products of integers are exact, as are their sums over up to 64 rows of a group,
+ * which are then times its scale summed in f32; e4m3's are the tensor cores' own (before sm_89 those of f16, which holds
+ * them), over as many. */
 
 int nb_device_marlin_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                           const nb_tensor *row_scale);
@@ -270,9 +271,8 @@ typedef struct nb_moe_blocks {
 /* y [pairs,n] of x [pairs/top,k]: row p is p's row of x times its expert's weight + bias, all of it times p's weight; rows of
  * pairs that `sorted` doesn't list stay as they are. w: stacks [experts,...] of what nb_device_marlin_gemm takes, with
  * whose dtypes, groups, orders, workspace and sums, x as codes for 8-bit activations too; row_scale F32 [pairs/top,1],
- * or NULL. y where it is made for codes has the dtype that it says, else as nb_device_marlin_gemm's. One launch for all
- * experts, where orders (which take x once more, a row a pair) don't ask for more; nothing is waited for. Made for blocks
- * of 16, 32 and 64. */
+ * or NULL. One launch for all experts, where orders (which take x once more, a row a pair) don't ask for more; nothing is
+ * waited for. Made for blocks of 16, 32 and 64. */
 int nb_device_marlin_moe_gemm(nb_tensor *y, const nb_tensor *x, const nb_marlin_weight *w,
                               const nb_moe_blocks *blocks, const nb_tensor *row_scale);
 /* out [T*top,H] = row t of x [T,H] times weights[t,j] (f32 [T,top]), rounded to x's dtype, f16 or bf16: a router's

@@ -7,25 +7,8 @@ local standin = require "spec.support.standin"
 
 local EVERY = { 0, 1, 2, 3, 12345 }
 
--- Runs c on these grids in these orders of threads: the right rows, the others untouched, no bank conflicts.
-local function exact(o)
-  local c = experts.case(o)
-  local want = experts.exact(c, experts.poisoned(c))
-  for _, grid in ipairs(o.grids or { 1, 5 }) do
-    for _, order in ipairs(o.orders or { 12345 }) do
-      emulator.order(order)
-      local y, counts = experts.run(c, grid)
-      if not y then error(("grid %d, order %d: %s"):format(grid, order, counts), 0) end
-      assert.equal(0, counts.bank_conflicts, "bank conflicts")
-      if not y:equal(want) then
-        local r = nb.compare(want, y)
-        error(("grid %d, order %d: differs by up to %g, %d odd values"):format(grid, order, r.max_abs, r.odd), 0)
-      end
-    end
-  end
-end
-
-local function map_of(list) return nb.tensor("i32", { #list }, list) end
+local function exact(o) experts.run_exact(o, { 1, 5 }, { 12345 }) end
+local map_of = experts.map
 
 describe("a product kernel of experts and 8-bit activations", function()
   before_each(function() math.randomseed(21) end)

@@ -2,21 +2,11 @@
 -- warps that go through more tiles than they have under way, without bank conflicts, reading no byte twice.
 local nb = require "nibble"
 local ffi = require "ffi"
+local numbers = require "spec.support.numbers"
 local emulator = require "spec.support.emulator"
 local marlin = nb.layout.marlin
 
 local WARPS, STAGES, STAGES_ORDERED = 4, 4, 2 -- as cuda/kernels/repack.h has them
-
-local function random(shape, seed)
-  local t, x = nb.tensor("i32", shape), seed
-  for i = 0, t:numel() - 1 do
-    x = (x * 1103515245 + 12345) % 2147483648
-    local high = math.floor(x / 32768)
-    x = (x * 1103515245 + 12345) % 2147483648
-    t:ptr()[i] = bit.tobit(high * 65536 + math.floor(x / 32768))
-  end
-  return t
-end
 
 -- Each expert's own permutation of 0..k-1.
 local function permutations(experts, k, seed)
@@ -49,7 +39,7 @@ end
 -- counts of the last run.
 local function check_repack(c)
   local pf, awq, a8 = 32 / c.bits, c.source == "awq", c.a8 and 1 or 0
-  local words = random(awq and { c.experts, c.k, c.n / pf } or { c.experts, c.k / pf, c.n }, c.k + c.bits)
+  local words = numbers.bytes("i32", awq and { c.experts, c.k, c.n / pf } or { c.experts, c.k / pf, c.n }, c.k + c.bits)
   local perm = c.perm and permutations(c.experts, c.k, c.n) or nil
   local expected = awq and marlin.awq_repack(words, c.bits, c.a8) or marlin.repack(words, c.bits, c.a8, perm)
   local d_words, d_perm = emulator.memory(words), perm and emulator.memory(perm) or false
@@ -112,7 +102,7 @@ describe("a repack kernel", function()
   end
 
   it("is stopped by memory too small, and by an order that leaves the matrix", function()
-    local words, out = emulator.memory(random({ 8, 64 }, 1)), emulator.memory(64 * 64 / 2 - 16)
+    local words, out = emulator.memory(numbers.bytes("i32", { 8, 64 }, 1)), emulator.memory(64 * 64 / 2 - 16)
     local launch = { grid = 1, block = 128, shared = shared_bytes { source = "gptq", bits = 4 } }
     assert.matches("writes 16 bytes of global memory, up to 16 past the end",
       (emulator.run("nb_repack_gptq", launch, words, out, 1, 64, 64, 4, 0)))

@@ -2,21 +2,12 @@
 -- and the functions of layout.marlin through the stand-in driver, bit for bit what they give in the computer's memory.
 local nb = require "nibble"
 local ffi = require "ffi"
+local numbers = require "spec.support.numbers"
 local emulator = require "spec.support.emulator"
 local standin = require "spec.support.standin"
 local marlin = nb.layout.marlin
 
 ffi.cdef "typedef struct { unsigned char from[64]; } nb_permutation_of_spec;"
-
-local function random(dtype, shape, seed)
-  local t, x = nb.tensor(dtype, shape), seed
-  local p = ffi.cast("uint8_t *", t:ptr())
-  for i = 0, t:bytes() - 1 do
-    x = (x * 1103515245 + 12345) % 2147483648
-    p[i] = math.floor(x / 65536) % 256
-  end
-  return t
-end
 
 -- The order that f gives: of a row of 64 bytes 0..63 it makes what each place takes.
 local function order_of(f)
@@ -62,7 +53,7 @@ KINDS[1][4] = zero_order(function(t) return marlin.packed_zero_points(t, 4) end,
 
 -- Runs it in every order on rows x 64 elements; counts of the last run.
 local function check(kind, rows, launch)
-  local input = random(kind[2], { rows, kind[2] == "i32" and 64 * kind[1] / 32 or 64 }, rows)
+  local input = numbers.bytes(kind[2], { rows, kind[2] == "i32" and 64 * kind[1] / 32 or 64 }, rows)
   if kind[2] == "u8" then
     for i = 0, input:numel() - 1 do input:ptr()[i] = input:ptr()[i] % 16 end
   end

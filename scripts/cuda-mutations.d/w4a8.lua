@@ -1,5 +1,5 @@
 -- Bugs in what brings w4a8_moe's packed weights into the device's form, and in what multiplies them there.
-local FORM, EXPERTS, DEVICE = "lua/nibble/methods/device_experts.lua", "lua/nibble/cuda/experts.lua", "lua/nibble/methods/on_device.lua"
+local FORM, EXPERTS = "lua/nibble/methods/device_experts.lua", "lua/nibble/cuda/experts.lua"
 
 return {
   spec = "spec/cuda_w4a8_spec.lua",
@@ -14,6 +14,5 @@ return {
     { "quantized twice", FORM, "if form and not narrow then", "if form then" },
     { "scales of tokens for those of pairs", EXPERTS, "from, first.top = made(x, C.nb_device_moe_weigh, x, o.weights), 1",
       "from = made(x, C.nb_device_moe_weigh, x, o.weights)" },
-    { "inputs are not quantized", DEVICE, "quantize = form.activations and quantize or nil", "quantize = nil" },
   },
 }

@@ -140,4 +140,26 @@ function M.there(p, changes)
   return out
 end
 
+--- map(list) -> i32 tensor: an expert map
+function M.map(list) return nb.tensor("i32", { #list }, list) end
+
+--- run_exact(o, grids, orders): runs case o on o.grids or these (numbers of blocks), in o.orders or these of threads: the right
+-- rows to the bit, the others untouched, no bank conflicts
+function M.run_exact(o, grids, orders)
+  local c = M.case(o)
+  local want = M.exact(c, M.poisoned(c))
+  for _, grid in ipairs(o.grids or grids) do
+    for _, order in ipairs(o.orders or orders) do
+      emulator.order(order)
+      local y, counts = M.run(c, grid)
+      if not y then error(("grid %d, order %d: %s"):format(grid, order, counts), 0) end
+      if counts.bank_conflicts > 0 then error(("grid %d, order %d: %d bank conflicts"):format(grid, order, counts.bank_conflicts), 0) end
+      if not y:equal(want) then
+        local r = nb.compare(want, y)
+        error(("grid %d, order %d: differs by up to %g, %d odd values"):format(grid, order, r.max_abs, r.odd), 0)
+      end
+    end
+  end
+end
+
 return M

@@ -1,4 +1,5 @@
 -- What the specs of computations share: random tensors, both paths of a computation, and closeness.
+local ffi = require "ffi"
 local nb = require "nibble"
 local C = require("nibble.ffi").C
 
@@ -9,6 +10,17 @@ function M.random(shape, seed, span)
   math.randomseed(seed)
   local t = nb.tensor("f32", shape)
   for i = 1, t:numel() do t:set(i, (math.random() - 0.5) * (span or 2)) end
+  return t
+end
+
+--- bytes(dtype, shape, seed) -> tensor of random bytes, the same for the same seed.
+function M.bytes(dtype, shape, seed)
+  local t, x = nb.tensor(dtype, shape), seed
+  local p = ffi.cast("uint8_t *", t:ptr())
+  for i = 0, t:bytes() - 1 do
+    x = (x * 1103515245 + 12345) % 2147483648
+    p[i] = math.floor(x / 65536) % 256
+  end
   return t
 end
 

@@ -63,7 +63,7 @@ function M.gemm(x, m, blocks, o)
     end
   end
   local function multiply(out)
-    return C.nb_device_marlin_moe_gemm(out, x.t, form(), blocks_struct(blocks, blocks.weights, globals), scale and scale.t)
+    return C.nb_device_marlin_moe_gemm(out, x.t, form(), blocks_struct(blocks, blocks.weights, globals), there(scale) and scale.t or scale)
   end
   if o and o.out then return nffi.check(multiply(o.out.t), o.out) end
   return tensors.make(x.t.device, function(out)

@@ -36,7 +36,7 @@ end
 -- ---- options -------------------------------------------------------------------
 
 local flags = { emu = true, table = true, small = true, once = true }
-local valued = { out = true, continue = true, stages = true, baselines = true, seed = true, revision = true, child = true,
+local valued = { out = true, continue = true, stages = true, seconds = true, baselines = true, seed = true, revision = true, child = true,
                  results = true, only = true }
 local options = {}
 do
@@ -49,14 +49,16 @@ do
       options[name] = value or fail("--%s needs a value", name)
     elseif options.child and tonumber(arg[i]) then options.from = tonumber(arg[i])
     else
-      fail("unknown option %s; known: --emu --out FILE --continue FILE --stages a,b --baselines DIR --seed N --revision REV "
+      fail("unknown option %s; known: --emu --out FILE --continue FILE --stages a,b --seconds N --baselines DIR --seed N --revision REV "
         .. "--only PATTERN --small --table", arg[i])
     end
     i = i + 1
   end
 end
 
-if options.seed and not tonumber(options.seed) then fail("--seed needs a number, found %s", options.seed) end
+for _, name in ipairs { "seed", "seconds" } do
+  if options[name] and not tonumber(options[name]) then fail("--%s needs a number, found %s", name, options[name]) end
+end
 
 if options.table then
   io.write(require("readme_table").text(options.results or root .. "/" .. results.FOLDER, root))
@@ -190,7 +192,7 @@ local function run_stage(file)
   table.insert(document.stages, entry)
   print(("%s: %s"):format(file.name, stage.title))
   local start = nffi.C.nb_now()
-  ctx.seconds = ctx.emulated and stage.emulated_seconds or stage.seconds
+  ctx.seconds = tonumber(options.seconds) or ctx.emulated and stage.emulated_seconds or stage.seconds
 
   local function add(row)
     row.__order = { "name", "status", "why", "seconds" }

@@ -11,6 +11,5 @@ return {
       "int code = d->cu->cuCtxSetCurrent(d->context), ended", "NB_TRY(nb_cuda_use(&d, number)); int code = 0, ended" },
     { "what the first try made stays behind", TENSORS, "C.nb_tensor_release(t) -- what", "-- what" },
     { "only a lost device is told in a sentence", PLACE, [[ or err:match "cuda:%d+: .*"]], "" },
-    { "no memory is a failure like others", PLACE, [[return full, "enomem"]], [[return full, "eio"]] },
   },
 }

@@ -115,14 +115,17 @@ function M:process(L)
   m.words, m.bits, m.group, m.bias = words, c.bits, c.group, L:get "bias"
   local outs
   outs, msg, code = prepare_all({ m }, { "act_order", "repack", "scales", "zeros", "bias" })
-  words:free()
-  if not outs then return nil, msg, code end
+  if not outs then
+    words:free()
+    return nil, msg, code
+  end
   for _, name in ipairs(L:names()) do L:replace(name, nil) end
   for name, t in pairs(outs[1]) do
     t, msg, code = t:to(self.device)
     if not t then return nil, msg, code end
     L:replace(name, t).permuted = name == "bias"
   end
+  words:free() -- last: it waits for the products that go on meanwhile
   L.order_of_words = "marlin"
   return true
 end

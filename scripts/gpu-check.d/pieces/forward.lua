@@ -1,4 +1,5 @@
 -- The forward pass's operations: rows and elements in the processor's bytes, attention and logits within their bounds.
+local act = require "nibble.act"
 local cuda = require "nibble.cuda"
 local compute = require "nibble.compute"
 local dispatch = require "nibble.dispatch"
@@ -8,6 +9,7 @@ local checks = require "checks"
 local data = require "data"
 local timing = require "timing"
 
+local nvfp4 = { type = "float", bits = 4, symmetric = true, strategy = "tensor_group", group = 8, dynamic = "local" }
 local ROUNDING = { f16 = 2 ^ -11, bf16 = 2 ^ -8, f32 = 2 ^ -24 }
 
 local function wide(t) return (t:type() == "f16" or t:type() == "bf16") and t:cast "f32" or t:clone() end
@@ -75,6 +77,18 @@ local function operations(small)
           bits = 8, symmetric = 1, dynamic = 1, scale_dtype = nffi.C.NB_F32, dtype = nffi.C.NB_F32, group = -1 })))
       end)
     end
+    add("experts' inputs", function(seed, name)
+      return { out = tensor.new(dtype, { m, d }), x = random(dtype, { m, d }, seed, name), ids = ids_of(m, 3):reshape { m, 1 },
+               scales = tensor.new("f32", { 3 }, { 300, 20, 700 }) }
+    end, function(t)
+      if tensor.on_device(t.x) then
+        t.out = assert(act.quantize_pairs(t.x, nvfp4, { ids = t.ids, experts = 3, scales = t.scales }))
+        return
+      end
+      for i = 1, m do
+        assert(act.quantize_dequantize(t.x:rows(i, i), nvfp4, { global = t.scales:get(t.ids:get(i) + 1), out = t.out:rows(i, i) }))
+      end
+    end)
     add("column squares", function(seed, name)
       return { out = tensor.new("f64", { d }), x = random(dtype, { m, d }, seed, name) }
     end, function(t) nffi.must(dispatch.call("column_squares", t.out, t.x)) end)

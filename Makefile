@@ -45,7 +45,12 @@ NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/n
 LUA     := $(sort $(shell find lua/nibble -name '*.lua'))
 RECIPES := $(sort $(wildcard recipes/*.lua))
 
-.PHONY: always all cuda-check setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
+.PHONY: default always all cuda-check setup asan demo demo-sweep demo-slurm test test-all lint docs bench coverage-systems install clean
+# Builds with all cores, unless -j says otherwise.
+BUILT = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
+
+default:
+	@$(BUILT) all
 all: $(BUILD)/libnibble.so $(BUILD)/nibble
 
 setup:
@@ -125,9 +130,6 @@ cuda-check:
 # ASan must come first into the luajit that loads the library.
 RUN := NIBBLE_BUILD=$(abspath $(BUILD)) $(if $(filter off,$(JIT)),NIBBLE_JIT=off) $(if $(SAN),LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)" \
        ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1)
-
-# Builds with all cores, unless -j says otherwise.
-BUILT = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 
 test: setup
 	@$(BUILT) $(if $(SAN),asan) all $(BUILD)/libcuemu.so

@@ -1,9 +1,9 @@
-/* attention_f32.cu - causal attention of float32, over independent sequences, grouped heads, with an optional sliding window: a
- * warp to a query, its head's numbers side by side in the lanes, four keys at a time (two of long heads; online softmax). For losses that are to be
- * the processor's; attention.cu is the fast one.
+/* attention_f32.cu - causal attention of float32, over independent sequences, grouped heads, with an optional sliding
+ * window: a warp to a query, its head's numbers side by side in the lanes, four keys at a time (two of long heads; online
+ * softmax). For losses that are to be the processor's; attention.cu is the fast one.
  *
- * What limits it: for 128 numbers a head 8 multiply-adds, 5 shuffles and 5 additions a key and a query. Keys and values come out
- * of the caches: eight neighbouring queries make a block. */
+ * What limits it: for 128 numbers a head 8 multiply-adds, 5 shuffles and 5 additions a key and a query. Keys and values
+ * come out of the caches: eight neighbouring queries make a block. */
 #include "../exp.cuh"
 #include "../numbers.cuh"
 #include "attention.h"

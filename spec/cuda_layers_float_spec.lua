@@ -129,7 +129,7 @@ describe("ranks of layers of floats, one after the other on one device,", functi
         local sum = nb.tensor("f32", { 3, o.n })
         for rank = 0, tp - 1 do
           local m, L = made(method, q, setmetatable({ n = o.n, tp = tp, rank = rank, parallel = tp > 1 and o.parallel or nil,
-            outputs = o.outputs, modules = o.modules, bias_values = o.bias_values }, nil))
+            outputs = (tp > 1 or o.modules) and o.outputs or nil, modules = o.modules, bias_values = o.bias_values }, nil))
           if not m then return nil, L end
           local here = x
           if L.k < q.k then
@@ -183,8 +183,8 @@ describe("ranks of layers of floats, one after the other on one device,", functi
     add([["dequantize_cuda", "W4A16", { %s }]])
     local code = {}
     for _, case in ipairs(cases) do
-      for _, way in ipairs { row, column, column .. ", parts = { 128, 256 }, n = 384" } do
-        if not (case:match "_BLOCK" and way:match "parts") then code[#code + 1] = "io.write(same(" .. case:format(way) .. "), ' ')" end
+      for _, way in ipairs { row, column, column .. ", parts = { 128, 256 }, n = 384", column .. ", outputs = { 128, 256 }, n = 384" } do
+        if not (case:match "_BLOCK" and way:match "384") then code[#code + 1] = "io.write(same(" .. case:format(way) .. "), ' ')" end
       end
     end
     assert.equal(("right "):rep(#code), (run(sharded .. table.concat(code, "\n"))))

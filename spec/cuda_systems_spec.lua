@@ -143,6 +143,23 @@ describe("experts on the device", function()
       print(select(2, systems.made("ct_wna16_moe", int(32), { experts = 2, dtype = "bf16", hidden = 256, intermediate = 256 },
         { backend = "Flashinfer", activations = "int8" }, "cuda"))) ]]))
   end)
+
+  it("AWQ-38, C-20: the router's weight on the input, once, and twice where the switch says so", function()
+    local out = run [[
+      local config, options = { bits = 4, group = 64, zero_point = true }, { experts = 3, top = 1, router_weight_on_input = true }
+      local x, weights = systems.values("f16", { 5, 128 }), nb.tensor("f32", { 5, 1 }, { 0.5, 0.25, 0.75, 0.3, 0.9 })
+      local ids = nb.tensor("i32", { 5, 1 }, { 0, 2, 1, 1, 0 })
+      local once
+      for _, twice in ipairs { false, true } do
+        local made = { compat = { router_weight_twice = twice } }
+        local a, A = systems.made("awq_marlin_moe", config, options, made)
+        local b, B = systems.made("awq_marlin_moe", config, options, made, "cuda")
+        local y, z = a:apply(A, x:clone(), weights, ids):cast "f32", b:apply(B, x:clone(), weights, ids):cast "f32"
+        print(nb.compare(y, z).max_abs <= 2 ^ -9 * y:stats().absmax, once == nil or nb.compare(once, z).max_abs > 0.1 * once:stats().absmax)
+        once = z
+      end ]]
+    assert.equal("true\ttrue\ntrue\ttrue", out)
+  end)
 end)
 
 describe("experts on the device: bad input", function()

@@ -18,7 +18,6 @@ return { spec = "spec/cuda_systems_spec.lua", bugs = {
     [[(w == "w13" or L.rank == 0) and L:get(w .. "_bias") or nil]], [[w == "w13" and L:get(w .. "_bias") or nil]] },
   { "a cut K has its own groups", marlin, "m.scales:size(m.scales.ndim - 1) * m.group or m.k", "m.k or m.k" },
   { "inputs are not quantized", device, "quantize = form.activations and quantize or nil", "quantize = nil" },
-  { "the first expert's scale for all", device, "scales[e + 1] or scales[1]", "scales[1]" },
   { "experts' 8-bit activations taken for 16", experts, "activations = activations_of(method), global", "global" },
   { "the global scale of int8 scales left out", experts, [[global = L:get(w .. "_input_global_scale") }]], "global = nil }" },
   { "folded codes repacked apart from their zero-points", experts, "(method.monolithic or activations_of(method)) and",

@@ -9,8 +9,7 @@
 --   applied    gemm.marlin on the device; of experts the system's own apply, given tensors there and these stacks, so that
 --              moe.forward goes one launch a stage. Activations that the system quantizes are codes of 8 bits there (a matrix's
 --              activations), or taken for what their codes stand for in a 16-bit product (form.activations), also where each
---              expert has an input scale of its own. (form.by_one: experts go one after the other, where a switch of
---              nibble.compat asks for it.)
+--              expert has an input scale of its own.
 --
 -- y is the CPU's apply within the rounding of the device's 16-bit activations: x is rounded to the layer's dtype, and y.
 local act = require "nibble.act"
@@ -93,9 +92,9 @@ nffi.interpreted(Method.load)
 
 -- The tensors of a matrix in Marlin's form, all of them on the device | nil, msg, code
 local parts = { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" }
-local function there(m, device, globals)
+local function there(m, device)
   local out = setmetatable({}, { __index = m })
-  if globals and type(m.global) == "cdata" and m.global:numel() > 1 then -- of each expert
+  if type(m.global) == "cdata" and m.global:numel() > 1 then -- of each expert
     local msg, code
     out.global, msg, code = m.global:to(device)
     if not out.global then return nil, msg, code end
@@ -148,17 +147,16 @@ function Method:process(L)
   form, msg, code = self.entry.form(self.base, L, self.device)
   if form and L.kind == "moe" then
     form.after_w13 = self.base.products and self.base:products(L).after_w13
-    form.by_one = self.base.compat ~= nil and self.base.compat.router_weight_twice
     form.own, msg, code = scales_there(form, self.device)
     form = form.own and form
   end
   if not form then return nil, ("layer %s: %s"):format(L.name, msg), code end
   local made = {}
   for which, m in pairs(form.matrices) do
-    made[which], msg, code = there(m, self.device, not form.by_one)
+    made[which], msg, code = there(m, self.device)
     if not made[which] then return nil, ("layer %s: %s"):format(L.name, msg), code end
   end
-  if L.expert_map and not form.by_one then
+  if L.expert_map then
     form.map = L.expert_map
     L.expert_map, msg, code = form.map:to(self.device)
     if not L.expert_map then
@@ -199,59 +197,32 @@ local function moved(self, L, x)
   return x
 end
 
--- What is done to an expert's rows before a product.
-local function quantized(form, x, w, e)
-  local scales = form.scales and form.scales[w] or {}
-  return act.quantize_dequantize(x, form.activations, scales[e + 1] or scales[1])
-end
-
--- The same of all experts' rows at once. o: what moe.forward was given.
-local function quantized_all(form, x, w, o)
+-- What is done to all experts' rows before a product. o: what moe.forward was given.
+local function quantized(form, x, w, o)
   local a, scales = form.activations, form.scales and form.scales[w] or {}
   if not act.by_expert(a, scales) then return act.quantize_dequantize(x, a, scales[1]) end
   return act.quantize_pairs(x, a, { ids = o.ids, map = o.expert_map, experts = o.experts, scales = form.own[w] })
 end
 
---- method:parts(L) -> w13, w2 and quantize for moe.forward: the stacks, or products on the device, an expert at a time.
-function Method:parts(L)
+--- method:parts(L) -> w13, w2 and quantize for moe.forward: the stacks.
+function Method.parts(_, L)
   local form = L.on_device
-  local function quantize(x, w, which)
-    local out, msg = (form.by_one and quantized or quantized_all)(form, x, w, which)
+  local function quantize(x, w, o)
+    local out, msg = quantized(form, x, w, o)
     return out or error(("layer %s: %s"):format(L.name, msg), 0)
   end
   local parts_of = { after_w13 = form.after_w13, quantize = form.activations and quantize or nil }
-  if not form.by_one then
-    for w, m in pairs(form.matrices) do parts_of[w] = m end
-    return parts_of
-  end
-  local function product(w)
-    local m = form.matrices[w]
-    return function(e, rows)
-      local x, msg = linear.rounded(rows, L.dtype):to(self.device)
-      local y
-      if x then y, msg = gemm.marlin(x, gemm.marlin_expert(m, e)) end
-      if y then y, msg = y:to "cpu" end
-      return y and y:cast "f32" or error(("layer %s: %s of expert %d: %s"):format(L.name, w, e, msg), 0)
-    end
-  end
-  parts_of.w13, parts_of.w2 = product "w13", product "w2"
+  for w, m in pairs(form.matrices) do parts_of[w] = m end
   return parts_of
-end
-
--- x where a layer's experts are computed.
-local function placed(self, L, x, where)
-  if where == "cpu" then return x:to "cpu" end
-  return moved(self, L, x)
 end
 
 -- The system's own apply or apply_monolithic. a, b: the router's weights and ids, or its logits and options.
 local function experts(self, call, L, x, a, b, o)
-  local form = ready(L)
+  ready(L)
   if self.base.monolithic ~= (call == "apply_monolithic") then return self.base[call](self.base, L, x, a, b, o) end -- it says why not
-  local where = form.by_one and "cpu" or self.device
-  local input, msg, code = placed(self, L, x, where)
-  if input then a, msg, code = a:to(where) end
-  if a and call == "apply" then b, msg, code = b:to(where) end
+  local input, msg, code = moved(self, L, x)
+  if input then a, msg, code = a:to(self.device) end
+  if a and call == "apply" then b, msg, code = b:to(self.device) end
   if not input or not a or call == "apply" and not b then return nil, msg, code end
   local y, shared = self.base[call](self.base, L, input, a, b, o)
   local over = y == input -- x was to be written over

@@ -222,26 +222,29 @@ local function load_expert(L, method, e, shard, tensors)
 end
 nffi.interpreted(load_expert)
 
+-- All experts' tensors into L, by the method's own way where it has one.
+local function read_experts(self, method, L, prefix, o)
+  if method.read then
+    local number = { w1 = 1, w3 = 2, w2 = 3 }
+    return method:read(L, self.ck, function(e, shard) return module_name(prefix, e, o, number[shard]) end)
+  end
+  for e = 0, o.count - 1 do
+    for i, shard in ipairs(shards) do
+      local name = module_name(prefix, e, o, i)
+      local tensors, msg, code = expert_tensors(self, L, name, assert(formats.record(self.ck, name)))
+      if not tensors then return nil, msg, code end
+      load_expert(L, method, e, shard, tensors)
+    end
+  end
+  return true
+end
+
 local function experts(self, prefix, o, hidden)
   local found = self.plans[prefix]
   local L = moe_layer(self, prefix, found.rec, o, hidden)
   local ok, msg, code = found.method:create(L)
-  if not ok then return nil, msg, code end
-  if found.method.read then
-    local number = { w1 = 1, w3 = 2, w2 = 3 }
-    ok, msg, code = found.method:read(L, self.ck, function(e, shard) return module_name(prefix, e, o, number[shard]) end)
-    if not ok then return nil, msg, code end
-  end
-  for e = 0, found.method.read and -1 or o.count - 1 do
-    for i, shard in ipairs(shards) do
-      local name = module_name(prefix, e, o, i)
-      local tensors
-      tensors, msg, code = expert_tensors(self, L, name, assert(formats.record(self.ck, name)))
-      if not tensors then return nil, msg, code end
-      load_expert(L, found.method, e, shard, tensors)
-    end
-  end
-  ok, msg, code = found.method:process(L)
+  if ok then ok, msg, code = read_experts(self, found.method, L, prefix, o) end
+  if ok then ok, msg, code = found.method:process(L) end
   if not ok then return nil, msg, code end
   return L
 end

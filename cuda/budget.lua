@@ -38,7 +38,7 @@ local budget = {
     nb_product_bf16_w8_m16 = 152, nb_product_bf16_w8_m32 = 182, nb_product_bf16_w8_m64 = 176,
     nb_product_experts_f16_w4_m16 = 120, nb_product_experts_f16_w4_m32 = 150, nb_product_experts_f16_w4_m64 = 147,
     nb_product_experts_f16_w8_m16 = 117, nb_product_experts_f16_w8_m32 = 146, nb_product_experts_f16_w8_m64 = 141,
-    nb_product_experts_bf16_w4_m16 = 116, nb_product_experts_bf16_w4_m32 = 146, nb_product_experts_bf16_w4_m64 = 143,
+    nb_product_experts_bf16_w4_m16 = 124, nb_product_experts_bf16_w4_m32 = 146, nb_product_experts_bf16_w4_m64 = 143,
     nb_product_experts_bf16_w8_m16 = 157, nb_product_experts_bf16_w8_m32 = 186, nb_product_experts_bf16_w8_m64 = 180,
     nb_product_f16_fp8_m16 = 138, nb_product_f16_fp8_m32 = 166, nb_product_f16_fp8_m64 = 160,
     nb_product_f16_mxfp8_m16 = 139, nb_product_f16_mxfp8_m32 = 167, nb_product_f16_mxfp8_m64 = 162,

@@ -40,8 +40,10 @@ describe("the oracle: nibble on CUDA", function()
       return msg
     end
     local base = linear { consumer = "nibble", device = "sm_90" }
-    assert.matches("ct_nvfp4_moe: takes weights of nvfp4, found int3", why(experts { consumer = "nibble", device = "sm_90",
-      weight = weight { bits = 3 } }))
+    assert.matches("ct_nvfp4_moe does not support this deployment: it takes weights of nvfp4, found int3",
+      why(experts { consumer = "nibble", device = "sm_90",
+      backend = "ct_nvfp4_moe", weight = weight { bits = 3 } }))
+    assert.equal("reference", (chosen(experts { consumer = "nibble", device = "sm_90", weight = weight { bits = 3 } })))
     assert.matches("needs SM 80 or above, found SM 75", why(with(base, { device = "sm_75" })))
   end)
 

@@ -109,9 +109,12 @@ describe("the oracle, of small floats on CUDA:", function()
     assert.equal("fp8_cuda", says("sm_90", fp8("block", { block = { 128, 128 } }), group))
     assert.equal("fp8_cuda", says("sm_89", fp8 "tensor", fp8("tensor", { dynamic = false })))
     assert.equal("nvfp4_cuda", says("sm_120", nvfp4, nvfp4))
-    assert.matches("nvfp4_cuda: needs SM 100 or above, found SM 90", says("sm_90", nvfp4, nvfp4))
-    assert.matches("fp8_cuda: takes fp8 tensor .*, found fp8 block 64x64 x fp8 group 128", says("sm_90", fp8("block", { block = { 64, 64 } }), group))
-    assert.matches("fp8_cuda: needs K of a multiple of 16, found 24", says("sm_90", fp8 "channel", token, { k = 24 }))
+    assert.equal("marlin_float_cuda", says("sm_90", nvfp4, nvfp4))
+    assert.matches("nvfp4_cuda does not support this deployment: it needs SM 100 or above, found SM 90",
+      says("sm_90", nvfp4, nvfp4, { backend = "nvfp4_cuda" }))
+    assert.matches("takes fp8 tensor .*, found fp8 block 64x64 x fp8 group 128",
+      says("sm_90", fp8("block", { block = { 64, 64 } }), group, { backend = "fp8_cuda" }))
+    assert.matches("needs K of a multiple of 16, found 24", says("sm_90", fp8 "channel", token, { k = 24, backend = "fp8_cuda" }))
   end)
 
   it("and e4m3fnuz is not for NVIDIA's", function()

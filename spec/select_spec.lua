@@ -314,6 +314,10 @@ describe("a mixture of experts", function()
     assert.same({ "model.layers.0.mlp.experts", "method", "awq_marlin", "awq_marlin" }, { d.name, d.action, d.method, d.backend })
     assert.same({ 4, 256, 128, 12 }, { d.layer.experts, d.layer.hidden, d.layer.intermediate_full, #d.layer.members })
     assert.same({ "skip", "unquantized" }, outcome(s, "model.layers.0.mlp.gate"))
+    for _, device in ipairs { "cpu", "sm_90" } do -- as nibble's own methods run it
+      d = selection(dir, { consumer = "nibble", device = device }):of "model.layers.0.mlp.experts.3.up_proj"
+      assert.same({ "model.layers.0.mlp.experts", "method", "awq_marlin_moe" }, { d.name, d.action, d.backend })
+    end
     d = selection(dir, { consumer = "document-era", tp = 4 }):of "model.layers.0.mlp.experts"
     assert.same({ "fallback", "moe_wna16" }, { d.action, d.method })
     assert.matches("the intermediate size 32 is not a multiple of 64", d.reason, 1, true)

@@ -165,7 +165,7 @@ function M.new(from, target)
   local ok
   ok, msg, code = choose.class(s)
   if not ok then return nil, msg, code end
-  s.layers, s.by_member, s.fused = layers.of(source.modules, { fuses = rule.fuses, config = source.config })
+  s.layers, s.by_member, s.fused = layers.of(source.modules, { fuses = rule.fuses, experts = rule.experts, config = source.config })
   s.kernels_of = t.kernels_of or t.force and forced_stages(t.force) or t.recipe and recipe_kernels(t.recipe)
     or function() end
   return s

@@ -155,6 +155,7 @@ describe("session in tmux", function()
     keys "Enter"
     see(PROMPT)
     type_in "z = 12"
+    see "z = 12" -- a terminal drops what nobody has read when it stops who should
     keys "C-z"
     see "topped"
     type_in "fg"

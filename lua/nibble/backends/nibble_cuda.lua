@@ -91,6 +91,8 @@ return {
             { "scales_in_rank" } },
           classes = { { class = "nibble.methods.marlin_float_moe_cuda", note = padded, checks = { weight_only } },
             { class = "nibble.methods.marlin_float_moe_cuda", name = "inputs rounded to their codes", note = rounded } } },
+        { name = "reference", format = "standard", takes = { "ungated", "batch_invariance", "hash_routing" },
+          note = "decoded to floats, one expert after the other", checks = { cuda } },
       },
     },
   },

@@ -4,7 +4,7 @@
 --   methods   quant_method of a checkpoint -> {config = which class (awq | gptq | inc | ct | pymllm | scheme),
 --             dialect = of that class, plain = the dialect where that one doesn't take over, actorder = false: groups
 --             in act-order are refused}; scheme: no class of its own, the tensors say what a layer is
---   fuses     qkv_proj and gate_up_proj are one layer, experts are one layer
+--   fuses     qkv_proj and gate_up_proj are one layer, experts are one layer; experts: these alone
 --   policy    "raise": a shape that does not fit is refused (C-05); else the consumer falls back
 --   platform  the only platform there is
 --   own       methods with kernels of their own that no table lists
@@ -39,7 +39,7 @@ return {
   ["inc-cpu"] = { fuses = true, platform = "cpu", methods = inc },
   ["inc-cuda"] = { fuses = true, platform = "cuda", methods = inc },
   ["llama.cpp"] = { methods = any },
-  nibble = { methods = any },
+  nibble = { experts = true, methods = any },
   -- A consumer that is added with tables alone.
   default = { methods = any },
 }

@@ -132,7 +132,7 @@ local function add_fused(out, made, name, group, parent, by_name)
   made[name], out[#out + 1] = layer, layer
 end
 
---- layers.of(records, {fuses =, config =}) -> array of layers, in the records' order, and member name -> layer
+--- layers.of(records, {fuses =, experts =, config =}) -> array of layers, in the records' order, and member name -> layer
 -- A layer: {name, kind = "linear" | "lm_head" | "moe" | "router" | what the record says, members = {records}, n_full,
 -- k_full, outputs = {sizes} | hidden, intermediate_full, experts, projections}.
 function M.of(records, options)
@@ -152,7 +152,7 @@ function M.of(records, options)
     if options.fuses and rec.kind == "linear" and not block then
       name, group, parent = fused_of(rec.name, groups, by_name)
     end
-    if options.fuses and block then add_expert(out, blocks, rec, block, index, leaf)
+    if (options.fuses or options.experts) and block then add_expert(out, blocks, rec, block, index, leaf)
     elseif name then add_fused(out, made, name, group, parent, by_name)
     else
       local kind = rec.kind

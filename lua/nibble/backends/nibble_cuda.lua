@@ -92,7 +92,7 @@ return {
           classes = { { class = "nibble.methods.marlin_float_moe_cuda", note = padded, checks = { weight_only } },
             { class = "nibble.methods.marlin_float_moe_cuda", name = "inputs rounded to their codes", note = rounded } } },
         { name = "reference", format = "standard", takes = { "ungated", "batch_invariance", "hash_routing" },
-          note = "decoded to floats, one expert after the other", checks = { cuda } },
+          note = "one expert after the other, whose projections run as linear layers do", checks = { cuda } },
       },
     },
   },

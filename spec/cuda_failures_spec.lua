@@ -73,6 +73,18 @@ describe("a call of the driver that fails in an eval", function()
     assert.equal("told", run 'tried("spec/models/parity/llama", 1, 3, nil, "cuStreamSynchronize")')
   end)
 
+  it("that waits for a copy ends after it all the same: the place is free for others", function()
+    assert.equal("-1\t9", run [[
+      local here, there, stream = nb.tensor("i32", { 4 }), nb.tensor("i32", { 4 }):fill(7):to "cuda", nb.cuda.stream()
+      local rc
+      fails("cuStreamSynchronize", 1, 3)
+      stream:use(function() rc = C.nb_device_copy(here, there.t) end)
+      ffi.C.unsetenv "NB_EMU_FAIL"
+      here:fill(9)
+      stream:wait()
+      print(rc < 0 and -1 or rc, here:get(1)) ]])
+  end)
+
   it("and loses the device is one sentence, then and later; the computer's own memory serves on", function()
     for _, nth in ipairs { 60, 430 } do
       local out = run(([[

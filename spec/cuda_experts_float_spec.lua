@@ -99,13 +99,8 @@ describe("cuda: inputs of experts", function()
       says(x, nvfp4, { ids = scales, experts = 3, scales = scales })
       says(x, nvfp4, { ids = ids, experts = 3, scales = scales, map = ids })
       says(x:reshape(16, 8), nvfp4, { ids = ids, experts = 3, scales = scales }) ]]
-    local want, i = { "scales: expected f32 [2], found f32 [3]", "scales: expected on cuda:0, found in the computer's memory",
+    standin.each_line(out, { "scales: expected f32 [2], found f32 [3]", "scales: expected on cuda:0, found in the computer's memory",
       "7 ids for 4 tokens, expected as many for each", "ids: expected i32", "map: expected i32 [*], found i32 [4x2]",
-      "8 columns are not a multiple of the group size 16" }, 0
-    for line in out:gmatch "[^\n]+" do
-      i = i + 1
-      assert.is_truthy(line:find(want[i], 1, true), line)
-    end
-    assert.equal(#want, i)
+      "8 columns are not a multiple of the group size 16" }, true)
   end)
 end)

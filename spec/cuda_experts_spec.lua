@@ -70,10 +70,7 @@ describe("a product kernel of experts", function()
   it("reads the weights of experts that have tokens, each byte once for each block", function()
     local c = experts.case { experts = 6, tokens = 4, top = 1, block = 16, k = 256, n = 128, group = 128,
                              ids = nb.tensor("i32", { 4, 1 }, { 4, 4, 1, 4 }) }
-    local _, counts = experts.run(c, 1)
-    local weight = (c.p.words:bytes() + c.p.scales:bytes()) / 6
-    -- x once; places in use, and each row's pair where x and y look for it; the blocks' owners
-    assert.is_true(counts.global_read >= 2 * weight + c.x:bytes() and counts.global_read < 2 * weight + c.x:bytes() + 8192)
+    experts.reads_each_once(c)
   end)
 end)
 
@@ -170,9 +167,6 @@ describe("cuda.experts.gemm", function()
       "places in use: expected", "router weights: expected", "sorted pairs: expected on cuda:0, found in the computer's memory",
       "blocks' experts are missing", "y: expected", "on cuda:0",
     }
-    local lines = {}
-    for line in said:gmatch "[^\n]+" do lines[#lines + 1] = line end
-    assert.equal(#expected, #lines, said)
-    for i, pattern in ipairs(expected) do assert.matches(pattern, lines[i]) end
+    standin.each_line(said, expected)
   end)
 end)

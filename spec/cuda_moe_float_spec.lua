@@ -158,14 +158,9 @@ describe("experts of floats on the device", function()
       local m, L = float.experts_layer(o)
       print(pcall(m.process, m, L))
       print(pcall(m.apply_monolithic, m, L, nb.tensor("f16", { 1, 128 }), nb.tensor("f32", { 1, 2 }))) ]]
-    local want, i = { "a group or block over the edge of a rank: the intermediate size = 48 of this rank is not a multiple of 32",
+    standin.each_line(out, { "a group or block over the edge of a rank: the intermediate size = 48 of this rank is not a multiple of 32",
       "layer l: 1w3 is [96x64], expected [96x128]", "layer l: 1w2: 1 of its codes or scales are NaN",
       "layer l: the input scale of expert 1 in w2 is ", "needs the hidden size of a multiple of 64, found 96", "layer l was processed: load it again",
-      "takes routed tokens; call apply" }, 0
-    for line in out:gmatch "[^\n]+" do
-      i = i + 1
-      assert.is_truthy(line:find(want[i], 1, true), line)
-    end
-    assert.equal(#want, i)
+      "takes routed tokens; call apply" }, true)
   end)
 end)

@@ -128,7 +128,9 @@ describe("a product kernel of 8-bit activations", function()
 end)
 
 -- What Lua code prints in a process whose device is the emulator's; its errors after it.
-local process = require("spec.support.standin").with [[
+local standin = require "spec.support.standin"
+
+local process = standin.with [[
   package.path = "./?.lua;" .. package.path
   local gemm, marlin = require "nibble.gemm", require("nibble.methods.marlin")
   local awq = require "spec.support.awq"
@@ -249,9 +251,6 @@ describe("gemm.marlin of tensors on a device, with 8-bit activations", function(
       "zero%-points: expected", "bias: expected f16", "row scales: expected", "row scales: .*lies in the computer's memory",
       "y is f16 or bf16, found f32", "y has 63 columns for N = 64, expected an even number", "done",
     }
-    local lines = {}
-    for line in said:gmatch "[^\n]+" do lines[#lines + 1] = line end
-    assert.equal(#expected, #lines, said)
-    for i, pattern in ipairs(expected) do assert.matches(pattern, lines[i]) end
+    standin.each_line(said, expected)
   end)
 end)

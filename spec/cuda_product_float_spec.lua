@@ -168,10 +168,7 @@ describe("gemm.marlin of floats on a device", function()
       says()]]
     local expected = { "scales: expected", "K = 128 is not a multiple of the 5 groups",
       "words: expected", "on cuda:0" }
-    local lines = {}
-    for line in said:gmatch "[^\n]+" do lines[#lines + 1] = line end
-    assert.equal(#expected, #lines, said)
-    for i, pattern in ipairs(expected) do assert.matches(pattern, lines[i]) end
+    standin.each_line(said, expected)
   end)
 end)
 

@@ -162,4 +162,14 @@ function M.run_exact(o, grids, orders)
   end
 end
 
+--- reads_each_once(c): that a product of case c, of whose experts two have tokens, reads their weights once, and x; besides those
+-- places in use, each row's pair where x and y look for it, and the blocks' owners.
+function M.reads_each_once(c)
+  local _, counts = M.run(c, 1)
+  local least = 2 * (c.p.words:bytes() + c.p.scales:bytes()) / c.p.words:size(1) + c.x:bytes()
+  if counts.global_read < least or counts.global_read >= least + 8192 then
+    error(("reads %d bytes, expected %d and less than 8192 more"):format(counts.global_read, least), 2)
+  end
+end
+
 return M

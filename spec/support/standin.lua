@@ -18,4 +18,14 @@ function M.with(prelude)
   return function(code, environment) return (M.run(prelude .. code, environment)) end
 end
 
+--- each_line(said, expected [, plain]): that the lines match these patterns (plain: hold these texts), in their order and no others.
+function M.each_line(said, expected, plain)
+  local lines = {}
+  for line in said:gmatch "[^\n]+" do lines[#lines + 1] = line end
+  for i, pattern in ipairs(expected) do
+    if not (lines[i] or ""):find(pattern, 1, plain) then error(("line %d: expected %q in:\n%s"):format(i, pattern, said), 2) end
+  end
+  if #lines ~= #expected then error(("expected %d lines, found %d:\n%s"):format(#expected, #lines, said), 2) end
+end
+
 return M

@@ -1,6 +1,7 @@
 -- methods.device_experts: the forms of experts, for methods.device_forms: what each system's processed stacks are, told as
 -- matrices w13 and w2 in Marlin's form. Intermediate sizes that Marlin's tiles don't divide are filled up with zeros, gate and up
 -- each for itself; hidden sizes are multiples of 64.
+local group_tiles = require("nibble.backends.predicates").group_tiles.check
 local layout = require "nibble.layout"
 local marlin_float = require "nibble.methods.marlin_float"
 local moe_wna16 = require "nibble.methods.moe_wna16"
@@ -186,7 +187,7 @@ M.w4a8_moe = {
   end,
   form = function(method, L, device)
     local group = method.group
-    local narrow = group == -1 or group == 32 or group == 64 or group % 128 == 0
+    local narrow = not group_tiles { weight = { group = group } }
     local form, msg, code = stacks(L, device, function(w)
       local m = stacked(L.e, function(e)
         local codes, scales, bias = method:unpack(L, w, e)

@@ -9,6 +9,7 @@
 --   scales       {w13 = {numbers of expert 0, …} or of all, w2 =}: what nibble.act takes besides, {scale =, global =}
 --   after_w13    on_device's: the router's weight goes on the first product's output, as the system's own products say
 -- refuses = function(method, L) -> msg, code | nil: why a layer that the oracle can't tell from others isn't taken.
+local group_tiles = require("nibble.backends.predicates").group_tiles.check
 local layout = require "nibble.layout"
 local marlin = require "nibble.marlin"
 local prepare_all = require("nibble.methods.marlin").prepare_all
@@ -98,9 +99,8 @@ M.inc = {
     return linear_query(method.is_awq_packed and "awq" or "gptq", method.bits, method.group, not method.sym, L)
   end,
   refuses = function(method, L)
-    local g = method.group
-    if method.options.backend ~= "w4a8" or g == 32 or g == 64 or g % 128 == 0 or g >= L.k then return nil end
-    return ("products of int8 inputs take groups of 32, 64 or a multiple of 128 rows, found %d"):format(g), "eunsupported"
+    local why = method.options.backend == "w4a8" and group_tiles { k = L.k, weight = { group = method.group } }
+    if why then return "the product of int8 inputs " .. why, "eunsupported" end
   end,
   form = function(method, L, device)
     local function words()

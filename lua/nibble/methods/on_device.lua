@@ -70,7 +70,7 @@ function Method:create(L)
   if not ok then return nil, msg, code end
   local why, kind
   if self.entry.refuses then why, kind = self.entry.refuses(self.base, L) end
-  if why then return nil, ("layer %s: %s on %s"):format(L.name, why, self.device), kind end
+  if why then return nil, ("layer %s on %s: %s"):format(L.name, self.device, why), kind end
   return true
 end
 

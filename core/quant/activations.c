@@ -244,11 +244,11 @@ int nb_act_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *x, con
     const int64_t end = NB_MIN(m, first + span);
     extent all = {0};
     float scale = o->scale, zero;
-    for (int64_t r = first; r < end; r++) widen(&all, &j, values + r * k, k);
+    for (int64_t r = first; r < end && o->dynamic; r++) widen(&all, &j, values + r * k, k);
     if (o->dynamic) scale_of(&scale, &zero, &j, &all);
     for (int64_t r = first; r < end; r++) {
-      extent e = {0};
-      widen(&e, &j, values + r * k, k);
+      extent e = all; /* of this row, where it is alone */
+      if (!o->dynamic || span > 1) e = (extent){0}, widen(&e, &j, values + r * k, k);
       ((float *)scales->data)[r] = e.absmax > 0x7f800000u ? NAN : scale;
       quantize_row(&j, (uint8_t *)codes->data + r * k, values + r * k, k, scale);
     }

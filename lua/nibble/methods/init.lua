@@ -95,11 +95,17 @@ function takes.marlin_cuda(rec, s)
     actorder = s.actorder == "group" }
 end
 
+-- Why not, where rows of several sequences come together.
+local function of_sequences(a)
+  if a and a.strategy == "tensor" and a.dynamic then return "its inputs have one scale for a whole sequence" end
+end
+
 function takes.marlin_a8_cuda(rec, s)
   local a = s.activations
   if not a then return nil, "its inputs are not quantized" end
   if a.symmetric == false then return nil, "its inputs have zero-points" end
-  if a.strategy == "tensor" and a.dynamic then return nil, "its inputs have one scale for a whole sequence" end
+  local why = of_sequences(a)
+  if why then return nil, why end
   return { scheme = s, format = rec.format }
 end
 
@@ -126,8 +132,8 @@ function takes.marlin_float_moe_cuda(rec, s)
 end
 
 function takes.marlin_float_cuda(rec, s)
-  local a = s.activations
-  if a and a.strategy == "tensor" and a.dynamic then return nil, "its inputs have one scale for a whole sequence" end
+  local why = of_sequences(s.activations)
+  if why then return nil, why end
   return takes.marlin_float_moe_cuda(rec, s)
 end
 

@@ -91,14 +91,7 @@ local function layer_case(scheme, c)
     local on_device = assert(cuda.to(x, "cuda"))
     local found, runs = checks.again(ctx, name, function() return assert(m:apply(L, on_device)) end)
     compute.gemm(want, assert(act.quantize_dequantize(x, q.scheme.activations)), q:dequantize "f32")
-    local largest, most = want:stats().absmax, 0
-    for i = 1, want:numel() do
-      local allowed = 2 ^ -10 * math.abs(want:get(i)) + (c.k + 2) * 2 ^ -23 * largest
-      local part = math.abs(found:get(i) - want:get(i)) / allowed
-      if not (part <= 1) then error(("y[%d] is %.9g, expected %.9g within %.3g"):format(i - 1, found:get(i), want:get(i), allowed), 0) end
-      most = math.max(most, part)
-    end
-    return { runs = runs, error_of_bound = most }
+    return { runs = runs, error_of_bound = part_of_bound({ dtype = L.dtype, k = c.k }, want, found) }
   end }
 end
 

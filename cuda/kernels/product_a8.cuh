@@ -96,61 +96,22 @@ NB_DEVICE void multiply_bytes(const job &j, const cut &c, const rows &r, float (
 #define NB_PRODUCT_A8(NAME, CODES, SCALES, M_BLOCKS, ROWS) \
   extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, \
                                                nb_product_resident(M_BLOCKS, CODES::BITS)) \
-      nb_product_a8_##NAME##_m##ROWS(global<const uint4> x, global<const uint4> words, \
-                                     global<const uint4> scales, global<const uint4> zeros, \
-                                     global<const uint32_t> bias, global<const float> row_scale, \
-                                     global<uint32_t> y, global<float4> parts, global<int> arrived, int m, \
-                                     int n, int k, int group, int outputs, int whole, float factor) { \
+      nb_product_a8_##NAME##_m##ROWS(NB_PRODUCT_OPERANDS, int m, int n, int k, int group, int outputs, \
+                                     int whole, float factor) { \
     typedef product_a8::bytes<CODES, SCALES, M_BLOCKS> shape; \
-    product::run<shape, product_a8::multiply_bytes<shape>>({x, \
-                                                            words, \
-                                                            scales, \
-                                                            zeros, \
-                                                            bias, \
-                                                            row_scale, \
-                                                            y, \
-                                                            parts, \
-                                                            arrived, \
-                                                            m, \
-                                                            n, \
-                                                            k, \
-                                                            group, \
-                                                            outputs, \
-                                                            factor, \
-                                                            {}, \
-                                                            whole != 0}); \
+    product::run<shape, product_a8::multiply_bytes<shape>>( \
+        {NB_PRODUCT_GIVEN, m, n, k, group, outputs, factor, {}, whole != 0}); \
   }
 
 /* The same of experts: words [experts, k/16, n*BITS/2] and so on, as NB_PRODUCT_EXPERTS' (product_loop.cuh). */
 #define NB_PRODUCT_A8_EXPERTS(NAME, CODES, SCALES, M_BLOCKS, ROWS) \
   extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, \
                                                nb_product_resident(M_BLOCKS, CODES::BITS)) \
-      nb_product_experts_a8_##NAME##_m##ROWS( \
-          global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
-          global<const uint4> zeros, global<const uint32_t> bias, global<const float> row_scale, \
-          global<uint32_t> y, global<float4> parts, global<int> arrived, global<const int> sorted, \
-          global<const int> owners, global<const int> total, global<const int> skip, \
-          global<const float> weights, global<const float> globals, int block, int most, int top, \
-          int experts, int pairs, int n, int k, int group, int outputs, float factor, int whole) { \
+      nb_product_experts_a8_##NAME##_m##ROWS(NB_PRODUCT_OPERANDS, NB_PRODUCT_ROUTED, int pairs, int n, \
+                                             int k, int group, int outputs, float factor, int whole) { \
     typedef product_a8::bytes<CODES, SCALES, M_BLOCKS, product::experts> shape; \
     product::run<shape, product_a8::multiply_bytes<shape>>( \
-        {x, \
-         words, \
-         scales, \
-         zeros, \
-         bias, \
-         row_scale, \
-         y, \
-         parts, \
-         arrived, \
-         pairs, \
-         n, \
-         k, \
-         group, \
-         outputs, \
-         factor, \
-         {sorted, owners, total, skip, weights, globals, block, most, top, experts}, \
-         whole != 0}); \
+        {NB_PRODUCT_GIVEN, pairs, n, k, group, outputs, factor, NB_PRODUCT_ROUTES, whole != 0}); \
   }
 
 /* One of these for each format of weights (product_a8_codes.cuh). */

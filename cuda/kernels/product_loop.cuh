@@ -182,6 +182,18 @@ template <class S, multiplier<S> MULTIPLY> NB_DEVICE void run(job j) {
 
 } // namespace product
 
+/* What each product is given, and the beginning of its job; and what those of experts are given besides. */
+#define NB_PRODUCT_OPERANDS \
+  global<const uint4> x, global<const uint4> words, global<const uint4> scales, global<const uint4> zeros, \
+      global<const uint32_t> bias, global<const float> row_scale, global<uint32_t> y, global<float4> parts, \
+      global<int> arrived
+#define NB_PRODUCT_GIVEN x, words, scales, zeros, bias, row_scale, y, parts, arrived
+#define NB_PRODUCT_ROUTED \
+  global<const int> sorted, global<const int> owners, global<const int> total, global<const int> skip, \
+      global<const float> weights, global<const float> globals, int block, int most, int top, int experts
+#define NB_PRODUCT_ROUTES \
+  { sorted, owners, total, skip, weights, globals, block, most, top, experts }
+
 /* x [m,k], words [k/16, n*BITS/2], scales [k/group, n] in Marlin's order, as SCALES has them, all else in the kernel's
  * 16-bit floats; zeros words [k/group, n*BITS/32] or null, of integers; bias [n] or null, in Marlin's order; row_scale [m] or null
  * -> y [m,outputs] = x W * row_scale * factor + bias.
@@ -192,29 +204,12 @@ template <class S, multiplier<S> MULTIPLY> NB_DEVICE void run(job j) {
 #define NB_PRODUCT(NAME, CODES, SCALES, M_BLOCKS, ROWS) \
   extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, \
                                                nb_product_resident(M_BLOCKS, CODES::BITS)) \
-      nb_product_##NAME##_m##ROWS( \
-          global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
-          global<const uint4> zeros, global<const uint32_t> bias, global<const float> row_scale, \
-          global<uint32_t> y, global<float4> parts, global<int> arrived, global<const int> needless, int m, \
-          int n, int k, int group, int outputs, float factor) { \
+      nb_product_##NAME##_m##ROWS(NB_PRODUCT_OPERANDS, global<const int> needless, int m, int n, int k, \
+                                  int group, int outputs, float factor) { \
     if (needless && needless[0]) return; \
     typedef product::shape<CODES, SCALES, M_BLOCKS> shape; \
-    product::run<shape, product::multiply<shape>>({x, \
-                                                   words, \
-                                                   scales, \
-                                                   zeros, \
-                                                   bias, \
-                                                   row_scale, \
-                                                   y, \
-                                                   parts, \
-                                                   arrived, \
-                                                   m, \
-                                                   n, \
-                                                   k, \
-                                                   group, \
-                                                   outputs, \
-                                                   factor * shape::FACTOR, \
-                                                   {}}); \
+    product::run<shape, product::multiply<shape>>( \
+        {NB_PRODUCT_GIVEN, m, n, k, group, outputs, factor * shape::FACTOR, {}}); \
   }
 
 /* The same of experts: words [experts, k/16, n*BITS/2] and so on, and the rest as product_routes.cuh has it: x
@@ -223,31 +218,11 @@ template <class S, multiplier<S> MULTIPLY> NB_DEVICE void run(job j) {
 #define NB_PRODUCT_EXPERTS(NAME, CODES, SCALES, M_BLOCKS, ROWS) \
   extern "C" __global__ void __launch_bounds__(NB_PRODUCT_THREADS, \
                                                nb_product_resident(M_BLOCKS, CODES::BITS)) \
-      nb_product_experts_##NAME##_m##ROWS( \
-          global<const uint4> x, global<const uint4> words, global<const uint4> scales, \
-          global<const uint4> zeros, global<const uint32_t> bias, global<const float> row_scale, \
-          global<uint32_t> y, global<float4> parts, global<int> arrived, global<const int> sorted, \
-          global<const int> owners, global<const int> total, global<const int> skip, \
-          global<const float> weights, global<const float> globals, int block, int most, int top, \
-          int experts, int pairs, int n, int k, int group, int outputs, float factor) { \
+      nb_product_experts_##NAME##_m##ROWS(NB_PRODUCT_OPERANDS, NB_PRODUCT_ROUTED, int pairs, int n, int k, \
+                                          int group, int outputs, float factor) { \
     typedef product::shape<CODES, SCALES, M_BLOCKS, product::experts> shape; \
     product::run<shape, product::multiply<shape>>( \
-        {x, \
-         words, \
-         scales, \
-         zeros, \
-         bias, \
-         row_scale, \
-         y, \
-         parts, \
-         arrived, \
-         pairs, \
-         n, \
-         k, \
-         group, \
-         outputs, \
-         factor * shape::FACTOR, \
-         {sorted, owners, total, skip, weights, globals, block, most, top, experts}}); \
+        {NB_PRODUCT_GIVEN, pairs, n, k, group, outputs, factor * shape::FACTOR, NB_PRODUCT_ROUTES}); \
   }
 
 /* One of these for 16, 32 and 64 rows to a block. */

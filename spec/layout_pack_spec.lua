@@ -195,6 +195,25 @@ describe("packing", function()
     assert.equal("88888888", bit.tohex(layout.gptq.pack_zeros(eight, 4, false):get(1)))
   end)
 
+  it("4-bit zero-points of any number of groups come back from awq's and gptq's words, a tile of them too", function()
+    for _, groups in ipairs { 1, 15, 16, 17, 32, 40, 64, 100 } do
+      for _, n in ipairs { 8, 32, 40, 64, 1032 } do
+        local z = codes(n, groups, 4, n + groups)
+        local awq = layout.awq.pack_zeros(z, 4)
+        assert.is_true(layout.awq.unpack_zeros(awq, 4, nb.tensor("u8", { n, groups })):equal(z), groups .. " " .. n)
+        for _, v1 in ipairs { false, true } do
+          local words = layout.gptq.pack_zeros(z, 4, v1)
+          assert.is_true(layout.gptq.unpack_zeros(words, 4, v1, n):equal(z), groups .. " " .. n)
+          if n > 32 then
+            local tile = nb.tensor("u8", { n - 16, groups })
+            assert.is_true(layout.gptq.unpack_zeros(words, 4, v1, tile, 9, n):equal(z:rows(9, n - 8)))
+            assert.is_true(layout.awq.unpack_zeros(awq, 4, tile, 9):equal(z:rows(9, n - 8)))
+          end
+        end
+      end
+    end
+  end)
+
   it("awq gemv and gemv_fast are inverses; zero-points that were folded into scales come back", function()
     local n, k, G = 64, 128, 2
     local c, z = codes(n, k, 4), codes(n, G, 4, 7)

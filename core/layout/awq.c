@@ -113,12 +113,25 @@ static int64_t fast_unpack(const strip *s, int64_t k, int64_t count, int64_t g, 
   return groups;
 }
 
+/* Of few k, zero-points above all: 16 of them and four words turn in registers; the last sixteen may be some again. */
+static int64_t short_unpack(const strip *s, int64_t k0, int64_t count, int64_t g0, int64_t groups) {
+  if (!s->fast || count < 16) return 0;
+  for (int64_t g = g0; g < g0 + groups / 4 * 4; g += 4)
+    for (int64_t k = k0; k < k0 + count; k += 16) {
+      int64_t at = NB_MIN(k, k0 + count - 16);
+      nb_nibbles_turn_avx2(s->codes + 8 * g * s->k + at, s->k, s->words + at * s->step + g, s->step,
+                           nb_awq_order4, 0);
+    }
+  return groups / 4 * 4;
+}
+
 /* k outside, groups inside: the words of one k lie side by side. */
 static unsigned block(const strip *s, bool packing, int64_t k0, int64_t g0) {
   int64_t count = NB_MIN(BLOCK_K, s->k - k0), groups = NB_MIN(BLOCK_GROUPS, s->groups - g0),
           pf = 32 / s->bits;
   unsigned seen = 0;
   int64_t done = packing ? fast_pack(s, k0, count, g0, groups, &seen) : fast_unpack(s, k0, count, g0, groups);
+  if (!packing && done == 0) done = short_unpack(s, k0, count, g0, groups);
   for (int64_t k = k0; k < k0 + count; k += K_TILE)
     for (int64_t g = g0 + done; g < g0 + groups; g++) {
       uint32_t *words = s->words + k * s->step + g;

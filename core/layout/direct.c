@@ -176,6 +176,12 @@ static void move_alone(const job *x) {
   rectangle(&p, 0, NB_CEIL(x->k, 8), 0, x->n / 8);
 }
 
+void nb_repack_alone(uint32_t *to, int64_t to_ld, uint32_t *from, int64_t from_ld, int way, int64_t k,
+                     int64_t n) {
+  const struct way *w = &ways[way];
+  move_alone(&(job){.to = {w->to, to, to_ld}, .from = {w->from, from, from_ld}, .k = k, .n = n});
+}
+
 static int check_rows(const struct way *w, int64_t row0, int64_t count, int64_t rows) {
   if (row0 < 0 || count > rows - row0)
     return nb_fail(NB_EINVAL, "%s: rows [%lld, %lld) lie outside the %lld rows of the result", w->what,

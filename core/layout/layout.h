@@ -53,6 +53,9 @@ void nb_transpose_words_alone(uint32_t *to, int64_t to_ld, const uint32_t *from,
                               int64_t rows, int64_t cols);
 int nb_transpose_words(uint32_t *to, int64_t to_ld, const uint32_t *from, int64_t from_ld, int64_t rows,
                        int64_t cols);
+/* k by n codes in 4-bit words, as `way` (NB_AWQ_TO_CT, ...) says, without threads; of AWQ at most 512 k. */
+void nb_repack_alone(uint32_t *to, int64_t to_ld, uint32_t *from, int64_t from_ld, int way, int64_t k,
+                     int64_t n);
 
 /* ---- marlin (marlin.c) ------------------------------------------------------ */
 

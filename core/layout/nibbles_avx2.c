@@ -262,6 +262,27 @@ void nb_nibbles_unpack_avx2(uint8_t *codes, const uint32_t *words, int64_t count
   }
 }
 
+void nb_nibbles_turn_avx2(uint8_t *codes, int64_t ld, const uint32_t *words, int64_t words_ld,
+                          const uint8_t *order, int plus) {
+  const __m128i low = _mm_set1_epi8(0x0f), add = _mm_set1_epi8((char)plus);
+  __m128i x[16], y[16];
+  UNROLL for (int i = 0; i < 16; i++) x[i] = _mm_loadu_si128((const __m128i *)(words + i * words_ld));
+  UNROLL for (int turn = 0; turn < 4; turn++) { /* four times every other one: bytes in columns */
+    UNROLL for (int i = 0; i < 8; i++) {
+      y[2 * i] = _mm_unpacklo_epi8(x[i], x[i + 8]);
+      y[2 * i + 1] = _mm_unpackhi_epi8(x[i], x[i + 8]);
+    }
+    UNROLL for (int i = 0; i < 16; i++) x[i] = y[i];
+  }
+  UNROLL for (int i = 0; i < 16; i++) {
+    uint8_t *at = codes + i / 4 * 8 * ld;
+    __m128i even = _mm_and_si128(_mm_add_epi8(x[i], add), low);
+    __m128i odd = _mm_and_si128(_mm_add_epi8(_mm_srli_epi16(x[i], 4), add), low);
+    _mm_storeu_si128((__m128i *)(at + order[i % 4 * 2] * ld), even);
+    _mm_storeu_si128((__m128i *)(at + order[i % 4 * 2 + 1] * ld), odd);
+  }
+}
+
 unsigned nb_nibbles_pack_avx2(uint32_t *words, const uint8_t *codes, int64_t count) {
   const v8 weigh = _mm256_set1_epi16(0x1001); /* even code + 16 * odd code */
   const v8 low = _mm256_set1_epi8(0x0f);

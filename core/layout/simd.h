@@ -50,5 +50,9 @@ void nb_halves_transpose_avx2(uint16_t *to, int64_t to_ld, const uint16_t *from,
 /* 4-bit codes of one row, count a multiple of 64; packing returns the codes or-ed. */
 void nb_nibbles_unpack_avx2(uint8_t *codes, const uint32_t *words, int64_t count);
 unsigned nb_nibbles_pack_avx2(uint32_t *words, const uint8_t *codes, int64_t count);
+/* codes[n*ld + r] = the nibbles of 16 rows r of four words, plus `plus` mod 16: nibble u of a word is column order[u]
+ * of its eight. */
+void nb_nibbles_turn_avx2(uint8_t *codes, int64_t ld, const uint32_t *words, int64_t words_ld,
+                          const uint8_t *order, int plus);
 
 #endif

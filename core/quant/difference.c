@@ -18,8 +18,13 @@ float nb_segment_portable(nb_segment_sums *sums, float *a, float *b, int64_t n) 
   return nb_segment_of_floats(sums, a, b, n);
 }
 
-/* Codes of a window: they stay in the second-level cache. */
-enum { WINDOW = 1 << 18, WIDE_ROWS = 256, MOST_ROWS = 512 };
+/* Bytes of a window's codes, which stay in the second-level cache; its rows where words lie along n: as many as fill two
+ * lines of AWQ's, or as leave GPTQ's room for whole rows. */
+enum { WINDOW = 1 << 18, AWQ_ROWS = 256, GPTQ_ROWS = 128, MOST_ROWS = 512 };
+/* Words beside a row of 4-bit words or a run of GPTQ's: rows a power of two apart share a few sets of the cache. */
+enum { GAP = 16 };
+/* How many runs of words along n are turned at once, and the words that this takes. */
+enum { AWQ_RUNS = 256, GPTQ_RUNS = 64, PIECE = GPTQ_RUNS * (AWQ_ROWS + GAP) };
 
 /* One of the two weights, as its rows are decoded. */
 typedef struct side {
@@ -35,7 +40,7 @@ typedef struct side {
 /* What a thread works with, and the largest difference that it has seen. */
 typedef struct scratch {
   void *tile[2];   /* a window's codes: bytes, or (4 bits) words along the rows */
-  uint32_t *words; /* a window of words that lie along n, as they come from the file */
+  uint32_t *words; /* a piece of words that lie along n, as they come from the file */
   float *scale;
   int32_t *zero;
   double *row_error;
@@ -51,13 +56,27 @@ typedef struct window {
 
 /* ---- decoding -------------------------------------------------------------------- */
 
-/* A window of words, whole runs one after another: turning them where they lie takes a line of each run at a time,
- * which memory answers at a third of its speed. */
-static void fetch(uint32_t *to, const uint32_t *from, int64_t runs, int64_t ld, int64_t words) {
+/* Words from one row of 4-bit codes in a tile to the next. */
+static int64_t tile_ld(const window *at) { return NB_CEIL(at->columns, 8) + GAP; }
+
+/* A window of 4-bit words along n, turned into the tile a piece at a time. First whole runs of them are copied: turning
+ * them where they lie takes a line of each run at a time, which memory answers at a third of its speed. */
+static void turn(const side *s, scratch *x, uint32_t *tile, const window *at) {
   enum { AHEAD = 8, LINE = 16 };
-  for (int64_t r = 0; r < runs; r++, from += ld, to += words) {
-    for (int64_t i = 0; i < words; i += LINE) __builtin_prefetch(from + AHEAD * ld + i);
-    memcpy(to, from, (size_t)words * sizeof *to);
+  bool awq = s->w->packing == NB_PACKING_AWQ;
+  int64_t width = s->w->values->shape[1], per_run = awq ? 1 : 8, piece = awq ? AWQ_RUNS : 8 * GPTQ_RUNS;
+  int64_t first = awq ? at->row / 8 : at->row, words = awq ? at->rows / 8 : at->rows,
+          ld = words + (awq ? 0 : GAP);
+  const uint32_t *from = (const uint32_t *)s->w->values->data + at->column / per_run * width + first;
+  for (int64_t c = 0; c < at->columns; c += piece) {
+    int64_t runs = NB_CEIL(NB_MIN(piece, at->columns - c), per_run);
+    for (int64_t r = 0; r < runs; r++, from += width) {
+      for (int64_t i = 0; i < words; i += LINE) __builtin_prefetch(from + AHEAD * width + i);
+      __builtin_prefetch(from + AHEAD * width + words - 1); /* the line that the run ends in */
+      memcpy(x->words + r * ld, from, (size_t)words * sizeof *from);
+    }
+    nb_repack_alone(tile + c / 8, tile_ld(at), x->words, ld, awq ? NB_AWQ_TO_CT : NB_GPTQ_TO_CT,
+                    runs * per_run, at->rows);
   }
 }
 
@@ -67,22 +86,17 @@ static int unpack(const side *s, scratch *x, void *tile, const window *at) {
   uint32_t *words = w->values->data;
   int64_t width = w->values->shape[1], first = at->column * w->bits / 32;
   bool awq = w->packing == NB_PACKING_AWQ, along_n = w->packing == NB_PACKING_GPTQ;
-  if (s->nibbles || awq) {
-    if (w->packing != NB_PACKING_GPTQ && !awq) return NB_OK; /* as they lie in the file */
+  if (s->nibbles) {
+    if (along_n || awq) turn(s, x, tile, at); /* the others as they lie in the file */
+    return NB_OK;
+  }
+  if (awq) {
     nb_tensor out, part;
-    int64_t columns = s->nibbles ? NB_CEIL(at->columns, 8) : at->columns, runs = awq ? at->columns : columns;
-    NB_TRY(nb_shape_set(&out, s->nibbles ? NB_I32 : NB_U8, 2, NB_SHAPE(at->rows, columns), what));
+    NB_TRY(nb_shape_set(&out, NB_U8, 2, NB_SHAPE(at->rows, at->columns), what));
+    NB_TRY(nb_shape_set(&part, NB_I32, 2, NB_SHAPE(at->columns, width), what));
     out.data = tile;
-    words += (awq ? at->column : first) * width;
-    if (!s->nibbles) {
-      NB_TRY(nb_shape_set(&part, NB_I32, 2, NB_SHAPE(runs, width), what));
-      part.data = words;
-      return nb_awq_unpack(&out, &part, w->bits, at->row);
-    }
-    NB_TRY(nb_shape_set(&part, NB_I32, 2, NB_SHAPE(runs, awq ? NB_CEIL(at->rows, 8) : at->rows), what));
-    part.data = x->words;
-    fetch(x->words, words + (awq ? at->row / 8 : at->row), runs, width, part.shape[1]);
-    return nb_repack_rows(&out, &part, awq ? NB_AWQ_TO_CT : NB_GPTQ_TO_CT, 0);
+    part.data = words + at->column * width;
+    return nb_awq_unpack(&out, &part, w->bits, at->row);
   }
   return nb_plane_unpack(
       &(nb_plane){.words = words + (along_n ? first * width + at->row : at->row * width + first),
@@ -103,7 +117,7 @@ static const void *nibbles_at(const side *s, const void *tile, const window *at,
   int64_t width = w->values->shape[1];
   if (w->packing == NB_PACKING_FP4) return (const uint8_t *)w->values->data + r * width + c / 2;
   if (w->packing == NB_PACKING_CT) return (const uint32_t *)w->values->data + r * width + c / 8;
-  return (const uint32_t *)tile + (r - at->row) * NB_CEIL(at->columns, 8) + (c - at->column) / 8;
+  return (const uint32_t *)tile + (r - at->row) * tile_ld(at) + (c - at->column) / 8;
 }
 
 /* Scales of groups g0 to g1 of row r as float, and zero-points. */
@@ -334,7 +348,12 @@ static int words_fit(const nb_weight *w) {
     return nb_expect(w->values, "weight compare: bytes", NB_U8, 2, NB_SHAPE(w->n, NB_CEIL(w->k, 2)));
   int64_t height = w->n, width = nb_plane_width(w->k, w->bits, false);
   if (w->packing == NB_PACKING_GPTQ) height = width, width = w->n;
-  if (w->packing == NB_PACKING_AWQ) height = w->k, width = NB_CEIL(w->n, 32 / w->bits);
+  if (w->packing == NB_PACKING_AWQ) {
+    if (32 % w->bits || w->n % (32 / w->bits))
+      return nb_fail(NB_EINVAL, "%s: AWQ's words hold rows by the word, found %lld of %d bits", what,
+                     (long long)w->n, w->bits);
+    height = w->k, width = w->n * w->bits / 32;
+  }
   return nb_expect_words(w->values, "weight compare: words", 2, NB_SHAPE(height, width));
 }
 
@@ -396,21 +415,24 @@ static bool scratch_make(scratch *x, const side *sides) {
                  .fused = codes_in_registers(sides)};
   bool ok = x->scale && x->zero && x->row_error;
   for (int i = 0; ok && i < 2; i++)
-    if (sides[i].packed) ok = (x->tile[i] = nb_alloc(WINDOW, 1)) != NULL;
-  if (ok && (sides[0].packed || sides[1].packed)) ok = (x->words = nb_alloc(WINDOW, 1)) != NULL;
+    if (sides[i].packed) ok = (x->tile[i] = nb_alloc(WINDOW + MOST_ROWS * GAP * 4, 1)) != NULL;
+  if (ok && (sides[0].packed || sides[1].packed)) ok = (x->words = nb_alloc(PIECE, sizeof *x->words)) != NULL;
   if (!ok) scratch_free(x);
   return ok;
 }
 
 /* Rows of a strip and columns of its windows. */
 static void shape_of_work(int64_t *rows, int64_t *columns, const side *sides) {
-  bool along_n = false, bytes = false;
+  bool awq = false, gptq = false, bytes = false;
   for (int i = 0; i < 2; i++) {
-    along_n |= sides[i].w->packing == NB_PACKING_GPTQ || sides[i].w->packing == NB_PACKING_AWQ;
+    awq |= sides[i].w->packing == NB_PACKING_AWQ;
+    gptq |= sides[i].w->packing == NB_PACKING_GPTQ;
     bytes |= sides[i].packed && !sides[i].nibbles;
   }
   int64_t k = sides->w->k, codes = bytes ? WINDOW : 2 * WINDOW;
-  *rows = along_n ? WIDE_ROWS : NB_MAX(1, NB_MIN((int64_t)MOST_ROWS, WINDOW / 8 / NB_MAX(1, k)));
+  *rows = awq    ? AWQ_ROWS
+          : gptq ? GPTQ_ROWS
+                 : NB_MAX(1, NB_MIN((int64_t)MOST_ROWS, WINDOW / 8 / NB_MAX(1, k)));
   *columns = NB_MIN(k, codes / *rows / 32 * 32);
 }
 

@@ -71,16 +71,31 @@ local function float_side(rec, t)
     tile = function(a, b) return of_floats(matrix:rows(a, b)) end }
 end
 
-local function quantized_side(ck, rec)
+-- Memory for the parameters of the next module of a shape: new pages cost more than what fills them. store: shape -> tensors.
+local function taken_from(store, taken)
+  return function(dtype, shape)
+    local key = dtype .. " " .. table.concat(shape, "x")
+    store[key] = store[key] or {}
+    local t = table.remove(store[key]) or tensor.new(dtype, shape)
+    taken[t] = store[key]
+    return t
+  end
+end
+
+local function quantized_side(ck, rec, store)
   local f, msg, code = formats.get(rec.format)
   if not f then return nil, msg, code end
   local src
   src, msg, code = formats.source(ck, rec)
   if not src then return nil, msg, code end
-  local side = { rec = rec, step = f.row_step(rec), done = function() drop_all(src) end }
+  local taken = {}
+  local side = { rec = rec, step = f.row_step(rec), done = function()
+    drop_all(src)
+    for t, place in pairs(taken) do place[#place + 1] = t end
+  end }
   local suffix, packing = packed_words(rec)
   if suffix then
-    local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype)
+    local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype, taken_from(store, taken))
     local ok, why, kind = f.read(src, rec, 1, rec.n, q)
     if not ok then return nil, why, kind end
     side.whole = of_quantized(q, src[suffix], packing)
@@ -96,9 +111,9 @@ local function quantized_side(ck, rec)
   return side
 end
 
-local function side_of(ck, rec)
+local function side_of(ck, rec, store)
   if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
-  if rec.scheme then return quantized_side(ck, rec) end
+  if rec.scheme then return quantized_side(ck, rec, store) end
   local t, msg, code = ck:tensor(rec.tensors.weight.name)
   if not t then return nil, msg, code end
   return float_side(rec, t)
@@ -147,14 +162,16 @@ local function by_tiles(sums, a, b)
   return sums
 end
 
---- compare(ck_a, rec_a, ck_b, rec_b) -> sums | nil, msg, code
+--- compare(ck_a, rec_a, ck_b, rec_b [, store]) -> sums | nil, msg, code
 -- The weights of two modules of one shape: sums of squares {error2, a2, b2, dot}, numel, odd (pairs that differ by a
--- NaN or an infinity: in no sum), max_abs with max_row and max_column, worst_row with worst_error2; 1-based.
-function M.compare(ck_a, rec_a, ck_b, rec_b)
-  local a, msg, code = side_of(ck_a, rec_a)
+-- NaN or an infinity: in no sum), max_abs with max_row and max_column, worst_row with worst_error2; 1-based. store: a table that
+-- keeps memory from one module to the next.
+function M.compare(ck_a, rec_a, ck_b, rec_b, store)
+  store = store or {}
+  local a, msg, code = side_of(ck_a, rec_a, store)
   if not a then return nil, msg, code end
   local b
-  b, msg, code = side_of(ck_b, rec_b)
+  b, msg, code = side_of(ck_b, rec_b, store)
   if not b then return nil, msg, code end
   local sums = new_sums()
   if a.whole and b.whole then

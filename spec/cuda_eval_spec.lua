@@ -59,15 +59,17 @@ describe("eval on a device", function()
   end)
 
   it("multiplies codes of integers in 16 bits, and weights in f32, and of the same sort are the losses", function()
-    local dir = quantized(dense, "any-w8a8")
-    assert.equal("marlin_a8_cuda 14 linear true reference 14 linear true", run(([[
+    local dir, moe = quantized(dense, "any-w8a8"), quantized(experts, "any-w8a8")
+    local code = [[
       for i, dtype in ipairs { "f16", "f32" } do
         local a = assert(nb.eval.run { model = model(%q), ids = IDS, context = 12, windows = 1, per_token = true })
         local b = assert(nb.eval.run { model = model(%q), ids = IDS, context = 12, windows = 1, per_token = true, device = "cuda", dtype = dtype })
         local square = 0
         for t = 1, 11 do square = square + (a.per_token:get(t) - b.per_token:get(t)) ^ 2 / 11 end
-        io.write(i > 1 and " " or "", b.through[1], " ", tostring(math.sqrt(square) < 0.04))
-      end ]]):format(dir, dir)))
+        io.write(i > 1 and " " or "", table.concat(b.through, " "), " ", tostring(math.sqrt(square) < 0.04))
+      end ]]
+    assert.equal("marlin_a8_cuda 14 linear true reference 14 linear true", run(code:format(dir, dir)))
+    assert.equal("marlin_a8_cuda 4 linear marlin_a8_moe_cuda 1 moe true reference 1 moe reference 28 linear true", run(code:format(moe, moe)))
   end)
 
   it("gives the same losses whether weights stay, are streamed or are given up when there is no room for more", function()

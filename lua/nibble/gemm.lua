@@ -60,7 +60,7 @@ local function describe(m, codes)
   elseif m.activations == "int8" and m.global then
     scale, global = C.NB_MARLIN_INT16, 1 -- the token's scale has it
   end
-  factor = factor * (m.scale_factor or 1)
+  factor = factor * (number(m.scale_factor) or 1)
   return { bits = type.bits, a8 = a8 and 1 or 0, code = kind, scale = scale, scale_factor = factor, global = global,
            k_full = m.k_full == false and 0 or 1 }
 end
@@ -102,7 +102,7 @@ local codes_of = { int8 = "i8", fp8 = "f8_e4m3" }
 --   global number or f32 tensor: of int8 scales (MRL-40) or NVFP4 (MRL-48)
 --   activations nil | "int8" | "fp8": x is quantized, a scale a token (MRL-45); words in the 8-bit tile layout. Or x is their
 --          codes already, i8 or f8_e4m3, and row_scale their scales (act.quantize)
---   scale_factor number: the scales are so many times those stored (default 1)
+--   scale_factor number or f32 tensor: the scales are so many times those stored (default 1)
 --   dtype  "f16" | "bf16" of the activations, for FP8 and NVFP4 weights; k_full = false: K is cut (row-parallel)
 --   moe    true for an expert's: uint4 weights take 8-bit activations there only (MRL-47)
 --   stride elements from one row of x to the next, where the kernel's differs from k
@@ -148,13 +148,15 @@ local function slice(t, e)
 end
 
 --- marlin_expert(m, e) -> the description of expert e (0-based), views into the stacks [E, ...] of m
--- global: one number for all experts, or a tensor [E].
+-- global and scale_factor: one number for all experts, or a tensor [E].
 function M.marlin_expert(m, e)
   local out = setmetatable({ moe = true }, { __index = m })
   for _, name in ipairs { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" } do
     if m[name] then out[name] = slice(m[name], e) end
   end
-  if ffi.istype(tensor.type, m.global) and m.global:numel() > 1 then out.global = m.global:get(e + 1) end
+  for _, name in ipairs { "global", "scale_factor" } do
+    if ffi.istype(tensor.type, m[name]) and m[name]:numel() > 1 then out[name] = m[name]:get(e + 1) end
+  end
   return out
 end
 

@@ -1,5 +1,5 @@
 -- Bugs for experts of floats on a device: what of a checkpoint an expert gets, and what its input becomes.
-local ON, EXPERTS, MOE = "lua/nibble/methods/on_device.lua", "lua/nibble/cuda/experts.lua", "lua/nibble/methods/marlin_float_moe_cuda.lua"
+local ON, EXPERTS, MOE = "lua/nibble/methods/on_device.lua", "lua/nibble/cuda/experts.lua", "lua/nibble/methods/experts_cuda.lua"
 
 return {
   spec = "spec/cuda_moe_float_spec.lua spec/cuda_experts_spec.lua",

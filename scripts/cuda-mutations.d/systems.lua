@@ -6,9 +6,13 @@ return { spec = "spec/cuda_systems_spec.lua", bugs = {
   { "zero-points taken as they are", forms,
     "layout.gptq.unpack_zeros(zeros, method.bits, true, L.n)", "layout.gptq.unpack_zeros(zeros, method.bits, false, L.n)" },
   { "columns not padded", forms, "or n % 64 ~= 0 then", "then" },
-  { "gate and up padded as one", experts, [[local halves = w == "w13" and L.s or 1]], "local halves = 1" },
-  { "scales of groups permuted as one group's", experts,
-    "rows(m.scales):cast(L.dtype), k, group, a8)", "rows(m.scales):cast(L.dtype), k, -1, a8)" },
+  { "gate and up padded as one", experts, [[m.dtype, m.on, m.halves = L.dtype, device, w == "w13" and L.s or 1
+    local msg, code
+    out[w], msg, code = marlin.stack(]], [[m.dtype, m.on, m.halves = L.dtype, device, 1
+    local msg, code
+    out[w], msg, code = marlin.stack(]] },
+  { "scales of groups permuted as one group's", marlin,
+    "m.scale_k or k, m.group, m.a8)", "m.scale_k or k, -1, m.a8)" },
   { "halves stay swapped", experts, [[elseif form == "swapped" and gated then]], [[elseif form == "swapped" and not gated then]] },
   { "rows shuffled once more", experts,
     "layout.experts.inverse_order(layout.experts.shuffled_rows(n, gated))", "layout.experts.shuffled_rows(n, gated)" },

@@ -1,12 +1,13 @@
 -- Bugs in what brings w4a8_moe's packed weights into the device's form, and in what multiplies them there.
 local FORM, EXPERTS = "lua/nibble/methods/device_experts.lua", "lua/nibble/cuda/experts.lua"
-local PREDICATES = "lua/nibble/backends/predicates.lua"
+local PREDICATES, STACK = "lua/nibble/backends/predicates.lua", "lua/nibble/methods/marlin.lua"
 
 return {
   spec = "spec/cuda_w4a8_spec.lua",
   bugs = {
-    { "words in the order for 16 bits", FORM, "layout.marlin.repack(words, bits, a8)", "layout.marlin.repack(words, bits)" },
-    { "scales in the order for 16 bits", FORM, "rows(m.scales):cast(L.dtype), k, group, a8)", "rows(m.scales):cast(L.dtype), k, group)" },
+    { "words in the order for 16 bits", STACK, "layout.marlin.repack(m.words, m.bits, m.a8, m.out.perm)",
+      "layout.marlin.repack(m.words, m.bits, false, m.out.perm)" },
+    { "scales in the order for 16 bits", STACK, "m.scale_k or k, m.group, m.a8)", "m.scale_k or k, m.group)" },
     { "the codes' middle", FORM, "to[i] = from[i] + 8", "to[i] = from[i] + 7" },
     { "the bias is left out", FORM, "bias = L.bias and bias or nil }", "bias = nil }" },
     { "one expert's weights for all", FORM, "method:unpack(L, w, e)", "method:unpack(L, w, 0)" },

@@ -26,7 +26,8 @@ function M.number(v) return nb.tensor("f32", { 1 }, { v }) end
 
 --- weight(scheme's name, n, k [, changes of the scheme]) -> Quantized of random numbers, with the numbers of its input
 function M.weight(name, n, k, changes)
-  local q = assert(M.values("f32", { n, k }):quantize { scheme = name, scale_dtype = name:match "^FP8" and "bf16" or nil })
+  local q = assert(M.values("f32", { n, k }):quantize { scheme = name, group = changes and changes.group,
+    scale_dtype = name:match "^FP8" and "bf16" or nil })
   local s = {}
   for field, value in pairs(q.scheme) do s[field] = value end
   for field, value in pairs(changes or {}) do s[field] = value or nil end
@@ -110,9 +111,10 @@ function M.experts(name, o)
   return o
 end
 
---- experts_layer(o, options of the layer) -> method, layer | nil, msg: of marlin_float_moe_cuda, processed
+--- experts_layer(o, options of the layer) -> method, layer | nil, msg: of marlin_float_moe_cuda or marlin_a8_moe_cuda, processed
 function M.experts_layer(o, more)
-  local method = assert(require("nibble.methods.marlin_float_moe_cuda").new({ scheme = o.scheme, format = "any" }, { on = "cuda" }))
+  local name = o.scheme.type == "int" and "marlin_a8_moe_cuda" or "marlin_float_moe_cuda"
+  local method = assert(require("nibble.methods." .. name).new({ scheme = o.scheme, format = "any" }, { on = "cuda" }))
   local described = { name = "l", kind = "moe", dtype = "f16", experts = o.e, hidden = o.h, intermediate = o.i, top = 2, disable_inplace = true }
   for key, value in pairs(more or {}) do described[key] = value end
   local L = layer.new(described)

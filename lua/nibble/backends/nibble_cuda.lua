@@ -85,6 +85,11 @@ return {
         { name = "ct_nvfp4_moe", class = on_device, format = "standard", takes = takes, note = rounded, checks = {
           cuda, { "layout", "compressed-tensors" }, { "output", "f16", "bf16" }, { "weights", "nvfp4" }, { "multiple", "hidden", 64 },
           { "multiple", "intermediate", 16 } } },
+        { name = "marlin_a8_moe_cuda", class = "nibble.methods.marlin_a8_moe_cuda", format = "standard", takes = takes, note = padded,
+          checks = { cuda, { "schemes", { "int8", "int8 token" }, { "int8", "int8 tensor static" }, { "int4", "int8 token" },
+              { "int4", "int8 tensor static" }, { "int4", "int4 token" }, { "int4", "fp8 token" }, { "int4", "fp8 tensor static" } },
+            { "symmetric_activations" }, { "strategy", "group", "channel", "tensor" }, { "no_actorder" }, { "output", "f16", "bf16" },
+            { "group_tiles" }, { "multiple", "hidden", 64 }, { "group_divides", "hidden" }, { "group_divides", "intermediate" } } },
         { name = "marlin_float_moe_cuda", format = "standard", takes = takes, checks = {
           cuda, { "output", "f16", "bf16" }, { "schemes", { "fp8 tensor", "any" }, { "fp8 channel", "any" }, { "fp8 block", "any" },
             { "mxfp8", "any" }, { "mxfp4", "any" }, { "nvfp4", "any" } }, { "multiple", "hidden", 64 }, { "blocks_divide" },

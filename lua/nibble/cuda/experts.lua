@@ -27,11 +27,10 @@ local function blocks_struct(b, weights, globals)
   return s
 end
 
--- Global scales of the experts, on the device, or nil where one number serves all; those in the computer's memory go there once
--- for a weight m. | false, msg, code
+-- Numbers g of the experts, on the device, or nil where one serves all; those in the computer's memory go there once for a
+-- weight m. | false, msg, code
 local copied = setmetatable({}, { __mode = "k" })
-local function globals_of(m, device)
-  local g = m.global
+local function numbers_there(m, g, device)
   if there(g) then return g end
   if g == nil or type(g) == "number" or ffi.istype(tensor.type, g) and g:numel() == 1 then return nil end
   local kept = copied[m]
@@ -44,16 +43,17 @@ end
 
 --- experts.gemm(x, m, blocks [, {out =, row_scale =}]) -> y [pairs, n] on the device | nil, msg, code
 -- Row p is p's row of x, p / top, times the weight of p's expert, plus its bias. x f16 or bf16 [pairs/top, k]; m: stacks
--- [experts, ...] as gemm.marlin_experts takes them, on the device; global: a number, or one an expert: f32 [experts] there, or
--- here, or an array, which then are copied once, by the first call with m. blocks: {sorted =,
+-- [experts, ...] as gemm.marlin_experts takes them, on the device; global, or else scale_factor: a number, or one an expert: f32
+-- [experts] there, or here, or an array, which then are copied once, by the first call with m. blocks: {sorted =,
 -- block_experts =, total =, block =, top =, weights = nil}: what moe.align makes, there; weights f32 [T, top] multiply the
 -- rows. Rows of pairs that are in no block of an expert's here are left as they are. row_scale f32 [pairs/top, 1].
 -- With 8-bit activations (m.activations) x becomes codes there, a scale a token; or x is codes, and row_scale their scales, and
 -- y has m.dtype.
 function M.gemm(x, m, blocks, o)
-  local globals, msg, code = globals_of(m, x:where())
+  local name = m.global == nil and "scale_factor" or "global" -- the one or the other
+  local globals, msg, code = numbers_there(m, m[name], x:where())
   if globals == false then return nil, msg, code end
-  local scale, w = o and o.row_scale, setmetatable({ moe = true, global = globals and 1 or m.global }, { __index = m })
+  local scale, w = o and o.row_scale, setmetatable({ moe = true, [name] = globals and 1 or m[name] }, { __index = m })
   local form, dtype = gemm.marlin_form(w, scale ~= nil), x.t.dtype
   if m.activations and m.activations ~= "none" then
     if scale then dtype = m.dtype and tensor.dtype_id(m.dtype) or dtype
@@ -134,15 +134,16 @@ local function with(blocks, changes) return setmetatable(changes, { __index = bl
 -- The product of stack o[w] with t, quantized before where o says so: into a row a pair, maybe.
 local function product(o, t, w, blocks)
   if not o.quantize then return assert(M.gemm(t, o[w], blocks)) end
-  local q = o.quantize(t, w, o)
-  return assert(M.gemm(q, o[w], q:size(1) ~= t:size(1) and with(blocks, { top = 1 }) or blocks))
+  local q, scales = o.quantize(t, w, o)
+  return assert(M.gemm(q, o[w], q:size(1) ~= t:size(1) and with(blocks, { top = 1 }) or blocks, scales and { row_scale = scales }))
 end
 
 --- experts.forward(x, o) -> y [T, H]: moe.forward where x lies on a device
 -- x f16 or bf16; ids, weights and expert_map there too; w13 and w2: the stacks that gemm.marlin_experts takes, on the device.
 -- y in x's dtype, or with dtype = "f32" in that. Ids outside contribute nothing. What w13 gives, the activation and w2's
 -- weighted output are x's dtype; the sum is float32, in the order of experts. w3: up apart from w13, which then is the gate alone.
--- quantize(t, "w13", "w2" or "w3", o) -> t there: of all experts' rows at once, or, where experts differ, a row for each pair.
+-- quantize(t, "w13", "w2" or "w3", o) -> t there: of all experts' rows at once, or, where experts differ, a row for each pair; or its
+-- codes and their scales f32 [rows,1], for stacks with 8-bit activations.
 function M.forward(x, o)
   local dtype, moe = check(x, o), require "nibble.moe"
   local tokens, hidden = x:size(1), x:size(2)

@@ -3,13 +3,13 @@
 -- each for itself; hidden sizes are multiples of 64.
 local group_tiles = require("nibble.backends.predicates").group_tiles.check
 local layout = require "nibble.layout"
+local marlin = require "nibble.methods.marlin"
 local marlin_float = require "nibble.methods.marlin_float"
 local moe_wna16 = require "nibble.methods.moe_wna16"
 local tensor = require "nibble.tensor"
 local nffi = require "nibble.ffi"
 
 local M = {}
-local pad = layout.experts.pad
 
 -- ---- what the oracle is asked with ------------------------------------------------------------
 
@@ -78,34 +78,15 @@ M.gptq_marlin_moe = {
 
 -- ---- integers in other words --------------------------------------------------------------------
 
--- m: codes as words i32 [E,n,k/pf], first code lowest, rows of gate, then up; scales [E,n,G]; zeros u8 [E,n,G] or nil; bias
--- [E,n] or nil; activations "int8" or nil. -> the stack in Marlin's form, the words on the device | nil, msg, code
-local function stack(L, w, m, device)
-  local group, bits, i, a8 = m.group, m.bits, marlin_float.filled(L.i, m.group), m.activations ~= nil
-  local halves = w == "w13" and L.s or 1
-  local n, k = w == "w13" and L.s * i or L.h, w == "w13" and L.h or i
-  local groups = group > 0 and group < k and k / group or 1
-  local words, msg, code = pad(layout.transpose(m.words), k * bits / 32, n, halves):to(device)
-  if words then words, msg, code = layout.marlin.repack(words, bits, a8) end
-  if not words then return nil, msg, code end
-  local function rows(t) return pad(layout.transpose(t), groups, n, halves) end
-  local out = { type = (m.zeros and "uint%d" or "uint%db%d"):format(bits, 2 ^ (bits - 1)), words = words, k = k, n = n,
-    group = group, dtype = L.dtype, scales = layout.marlin.permute_scales(rows(m.scales):cast(L.dtype), k, group, a8),
-    activations = m.activations }
-  if m.zeros then out.zeros = layout.marlin.zero_points(rows(m.zeros), bits) end
-  if m.bias then
-    local bias = m.bias:cast(L.dtype)
-    out.bias = layout.marlin.permute_bias(pad(bias:reshape { L.e, 1, bias:size(2) }, 1, n, halves):reshape { L.e, n })
-  end
-  return out
-end
-
--- Both stacks, of what parts(w) gives.
+-- Both stacks, of what parts(w) gives as methods.marlin's stack takes it.
 local function stacks(L, device, parts)
   local out = {}
   for _, w in ipairs { "w13", "w2" } do
+    local m = parts(w)
+    local i = marlin_float.filled(L.i, m.group)
+    m.dtype, m.on, m.halves = L.dtype, device, w == "w13" and L.s or 1
     local msg, code
-    out[w], msg, code = stack(L, w, parts(w), device)
+    out[w], msg, code = marlin.stack(m, w == "w13" and L.s * i or L.h, w == "w13" and L.h or i)
     if not out[w] then return nil, msg, code end
   end
   return { matrices = out }

@@ -25,6 +25,7 @@ local list = {
   { name = "w4a8_moe", kind = "moe", title = "compressed-tensors W4A8-int8 on the CPU, experts" },
   { name = "ct_fp8_moe", kind = "moe", title = "compressed-tensors FP8, experts" },
   { name = "ct_nvfp4_moe", kind = "moe", title = "compressed-tensors NVFP4, experts" },
+  { name = "marlin_a8_moe_cuda", kind = "moe", device = "cuda", title = "integers with 8-bit inputs on a CUDA device, experts" },
   { name = "marlin_float_moe_cuda", kind = "moe", device = "cuda", title = "FP8 and 4-bit floats of any format on a CUDA device, experts" },
 }
 
@@ -124,6 +125,11 @@ end
 function takes.dequantize_cuda(rec, s)
   if s.activations then return nil, "its inputs are quantized" end
   return { scheme = s, format = rec.format }
+end
+
+function takes.marlin_a8_moe_cuda(rec, s)
+  if s.type ~= "int" then return nil, "not integers" end
+  return takes.marlin_a8_cuda(rec, s)
 end
 
 function takes.marlin_float_moe_cuda(rec, s)

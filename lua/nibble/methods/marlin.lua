@@ -163,4 +163,34 @@ function M.prepare(m)
   return outs[1]
 end
 
+local LARGEST = 6 -- 2^6, and 2^9 times that with FP8: the scales that f16 has
+
+--- lifted(scales, dtype) -> scales of dtype, times a power of two that it has room for; what takes that off again
+function M.lifted(scales, dtype)
+  local most = scales:stats().absmax
+  local _, e = math.frexp(most > 0 and most < math.huge and most or 1)
+  return layout.marlin.multiply_scales(scales, 2 ^ (LARGEST - e), dtype), 2 ^ (e - LARGEST)
+end
+
+--- stack(m, n, k) -> experts as gemm.marlin_experts takes them, their words on m.on | nil, msg, code
+-- m: words i32 [E,n',k'/pf], the first code lowest; scales [E,n',G]; zeros u8 [E,n',G] or nil, with 16-bit activations; bias [E,n']
+-- or nil; bits, group (-1: one), dtype, activations = nil | "int8" | "fp8"; scale_factor, as that takes it; halves = 2: rows of gate, then
+-- of up. [n,k]: of the matrix that Marlin's tiles divide; what lacks is filled up with zeros, in each half for itself.
+function M.stack(m, n, k)
+  local groups = m.group > 0 and m.group < k and k / m.group or 1
+  local function rows(t) return padded(layout.transpose(t), groups, n, m.halves) end
+  local given = { order = "gptq", any_width = true, bits = m.bits, group = m.group, activations = m.activations, on = m.on,
+    words = padded(layout.transpose(m.words), k * m.bits / 32, n, m.halves), scales = rows(m.scales):cast(m.dtype) }
+  if m.bias then
+    given.bias = padded(m.bias:cast(m.dtype):reshape { m.bias:size(1), 1, m.bias:size(2) }, 1, n, m.halves):reshape { m.bias:size(1), n }
+  end
+  local outs, msg, code = M.prepare_all({ given }, { "codes", "device", "repack", "scales", "bias" })
+  if not outs then return nil, msg, code end
+  local out = outs[1]
+  out.type, out.k, out.n = (m.zeros and "uint%d" or "uint%db%d"):format(m.bits, 2 ^ (m.bits - 1)), k, n
+  out.group, out.dtype, out.activations, out.scale_factor = m.group, m.dtype, m.activations, m.scale_factor
+  if m.zeros then out.zeros = layout.marlin.zero_points(rows(m.zeros), m.bits) end
+  return out
+end
+
 return M

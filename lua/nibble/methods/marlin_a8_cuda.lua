@@ -10,7 +10,7 @@ local gemm = require "nibble.gemm"
 local layout = require "nibble.layout"
 local linear = require "nibble.methods.linear"
 local nffi = require "nibble.ffi"
-local prepare_all = require("nibble.methods.marlin").prepare_all
+local marlin = require "nibble.methods.marlin"
 local prepare_float = require("nibble.methods.marlin_float").prepare
 local tensor = require "nibble.tensor"
 
@@ -19,15 +19,6 @@ M.keeps_f32 = false -- its products come out in 16 bits
 
 -- Padding comes first, and no int16 scales: the device multiplies with those of floats. (MRL-40)
 local STEPS = { "codes", "pad", "repack", "scales", "zeros" }
-local LARGEST = 6 -- 2^6, and 2^9 times that with FP8: the scales that f16 has
-
--- Scales [n,G] as [G,n] of dtype, times a power of two; and what takes that off again.
-local function scales_of(q, dtype)
-  local scales = layout.transpose(q.scales:cast "f32")
-  local most = scales:stats().absmax
-  local _, e = math.frexp(most > 0 and most < math.huge and most or 1)
-  return layout.marlin.multiply_scales(scales, 2 ^ (LARGEST - e), dtype), 2 ^ (e - LARGEST)
-end
 
 -- Integers as gemm.marlin takes them.
 local function integers(q, L, activations)
@@ -35,9 +26,9 @@ local function integers(q, L, activations)
   local factor
   m.bits, m.group = s.bits, q.groups > 1 and s.group or -1
   m.words = layout.gptq.pack(q.codes, s.bits)
-  m.scales, factor = scales_of(q, L.dtype)
+  m.scales, factor = marlin.lifted(layout.transpose(q.scales:cast "f32"), L.dtype)
   m.zeros = q.zeros and layout.awq.pack_zeros(q.zeros, s.bits)
-  local outs, msg, code = prepare_all({ m }, STEPS)
+  local outs, msg, code = marlin.prepare_all({ m }, STEPS)
   if not outs then return nil, msg, code end
   local out = outs[1]
   out.type, out.scale_factor = (q.zeros and "uint%d" or "uint%db%d"):format(s.bits, 2 ^ (s.bits - 1)), factor

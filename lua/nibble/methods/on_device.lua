@@ -94,10 +94,12 @@ nffi.interpreted(Method.load)
 local parts = { "words", "scales", "zeros", "perm", "sorted_g_idx", "bias" }
 local function there(m, device)
   local out = setmetatable({}, { __index = m })
-  if type(m.global) == "cdata" and m.global:numel() > 1 then -- of each expert
-    local msg, code
-    out.global, msg, code = m.global:to(device)
-    if not out.global then return nil, msg, code end
+  for _, name in ipairs { "global", "scale_factor" } do
+    if type(m[name]) == "cdata" and m[name]:numel() > 1 then -- of each expert
+      local msg, code
+      out[name], msg, code = m[name]:to(device)
+      if not out[name] then return nil, msg, code end
+    end
   end
   for _, part in ipairs(parts) do
     local t = m[part]
@@ -197,9 +199,10 @@ local function moved(self, L, x)
   return x
 end
 
--- What is done to all experts' rows before a product. o: what moe.forward was given.
+-- What is done to all experts' rows before a product: numbers, or codes and their rows' scales. o: what moe.forward was given.
 local function quantized(form, x, w, o)
   local a, scales = form.activations, form.scales and form.scales[w] or {}
+  if form.codes then return act.quantize(x, a, scales[1]) end
   if not act.by_expert(a, scales) then return act.quantize_dequantize(x, a, scales[1]) end
   return act.quantize_pairs(x, a, { ids = o.ids, map = o.expert_map, experts = o.experts, scales = form.own[w] })
 end
@@ -209,7 +212,8 @@ function Method.parts(_, L)
   local form = L.on_device
   local function quantize(x, w, o)
     local out, msg = quantized(form, x, w, o)
-    return out or error(("layer %s: %s"):format(L.name, msg), 0)
+    if not out then error(("layer %s: %s"):format(L.name, msg), 0) end
+    return out, form.codes and msg -- the scales
   end
   local parts_of = { after_w13 = form.after_w13, quantize = form.activations and quantize or nil }
   for w, m in pairs(form.matrices) do parts_of[w] = m end

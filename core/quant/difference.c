@@ -73,7 +73,10 @@ static void turn(const side *s, scratch *x, uint32_t *tile, const window *at) {
     for (int64_t r = 0; r < runs; r++, from += width) {
       for (int64_t i = 0; i < words; i += LINE) __builtin_prefetch(from + AHEAD * width + i);
       __builtin_prefetch(from + AHEAD * width + words - 1); /* the line that the run ends in */
-      memcpy(x->words + r * ld, from, (size_t)words * sizeof *from);
+      uint32_t *to = x->words + r * ld;
+      int64_t i = 0;
+      for (; i + 8 <= words; i += 8) memcpy(to + i, from + i, 8 * sizeof *to); /* no call for a line or two */
+      for (; i < words; i++) to[i] = from[i];
     }
     nb_repack_alone(tile + c / 8, tile_ld(at), x->words, ld, awq ? NB_AWQ_TO_CT : NB_GPTQ_TO_CT,
                     runs * per_run, at->rows);
@@ -199,9 +202,9 @@ static void ask_for(const void *from, int64_t bytes) {
 }
 
 /* Bytes from a segment of floats to what will be wanted soon: behind it where rows follow each other,
- * else the row after next. */
+ * else the next row. */
 static int64_t ahead_of(const side *s, const window *at) {
-  return (at->columns == s->w->k ? 2 * NB_SEGMENT : 2 * s->w->k) * nb_dtype_bits(s->w->values->dtype) / 8;
+  return (at->columns == s->w->k ? 2 * NB_SEGMENT : s->w->k) * nb_dtype_bits(s->w->values->dtype) / 8;
 }
 
 static void ask_for_floats(const side *s, const window *at, int64_t r, int64_t c, int64_t n) {

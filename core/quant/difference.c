@@ -62,7 +62,7 @@ static int64_t tile_ld(const window *at) { return NB_CEIL(at->columns, 8) + GAP;
 /* A window of 4-bit words along n, turned into the tile a piece at a time. First whole runs of them are copied: turning
  * them where they lie takes a line of each run at a time, which memory answers at a third of its speed. */
 static void turn(const side *s, scratch *x, uint32_t *tile, const window *at) {
-  enum { AHEAD = 8, LINE = 16 };
+  enum { AHEAD = 16, LINE = 16, SECOND_LEVEL = 2 };
   bool awq = s->w->packing == NB_PACKING_AWQ;
   int64_t width = s->w->values->shape[1], per_run = awq ? 1 : 8, piece = awq ? AWQ_RUNS : 8 * GPTQ_RUNS;
   int64_t first = awq ? at->row / 8 : at->row, words = awq ? at->rows / 8 : at->rows,
@@ -71,8 +71,9 @@ static void turn(const side *s, scratch *x, uint32_t *tile, const window *at) {
   for (int64_t c = 0; c < at->columns; c += piece) {
     int64_t runs = NB_CEIL(NB_MIN(piece, at->columns - c), per_run);
     for (int64_t r = 0; r < runs; r++, from += width) {
-      for (int64_t i = 0; i < words; i += LINE) __builtin_prefetch(from + AHEAD * width + i);
-      __builtin_prefetch(from + AHEAD * width + words - 1); /* the line that the run ends in */
+      const uint32_t *next = from + AHEAD * width;
+      for (int64_t i = 0; i < words; i += LINE) __builtin_prefetch(next + i, 0, SECOND_LEVEL);
+      __builtin_prefetch(next + words - 1, 0, SECOND_LEVEL); /* the line that the run ends in */
       uint32_t *to = x->words + r * ld;
       int64_t i = 0;
       for (; i + 8 <= words; i += 8) memcpy(to + i, from + i, 8 * sizeof *to); /* no call for a line or two */

@@ -154,3 +154,21 @@ describe("tensor", function()
     end
   end)
 end)
+
+describe("a pool of tensors", function()
+  it("gives what came back, of the dtype and shape, and keeps four of a kind", function()
+    local pool = require("nibble.tensor").pool()
+    local a = pool.take("f32", { 2, 3 })
+    a:fill(7)
+    pool.give(a)
+    assert.equal(0, pool.take("f32", { 3, 2 }):stats().absmax)
+    assert.equal(0, pool.take("u8", { 2, 3 }):get(1))
+    assert.equal(7, pool.take("f32", { 2, 3 }):get(1))
+    assert.equal(0, pool.take("f32", { 2, 3 }):get(1))
+    local many = {}
+    for i = 1, 5 do many[i] = pool.take("i32", { 1024 }) end
+    for i = 1, 5 do pool.give(many[i]) end
+    assert.equal(1024, many[4]:numel())
+    assert.equal(0, many[5]:numel()) -- given up at once
+  end)
+end)

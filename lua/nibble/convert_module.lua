@@ -79,27 +79,6 @@ local function each_tile(cache, job, rows, scheme, scale_dtype, g_idx, fn)
   return true
 end
 
--- ---- tensors used again ---------------------------------------------------------------
--- New memory costs a page fault and a zeroed page for every 4 KiB: as much as the work on
--- it. So tensors whose every byte is written go from proven modules to new ones.
-
-local function pool_key(dtype, shape) return dtype .. "[" .. table.concat(shape, "x") .. "]" end
-
-local function take(run, dtype, shape)
-  local free = run.pool[pool_key(dtype, shape)]
-  return free and table.remove(free) or tensors.new(dtype, shape)
-end
-
-local function taker(run)
-  return function(dtype, shape) return take(run, dtype, shape) end
-end
-
-local function give_back(run, t)
-  local key = pool_key(t:type(), t:size())
-  run.pool[key] = run.pool[key] or {}
-  if #run.pool[key] < 4 then table.insert(run.pool[key], t) else t:free() end
-end
-
 -- ---- making ----------------------------------------------------------------------
 -- Each returns what the proof must find and the tensors that it filled (suffix -> heap tensor of the output
 -- layout), or nil, msg, code.
@@ -111,7 +90,7 @@ local function own_tensors(run, job, without)
   local filled = job.rec.k * bits % 32 == 0 and job.rec.n * bits % 32 == 0
   for _, t in ipairs(job.layout) do
     if t.suffix ~= "bias" and t.suffix ~= without then
-      dst[t.suffix] = (filled and taker(run) or tensors.new)(t.dtype, t.shape)
+      dst[t.suffix] = (filled and run.pool.take or tensors.new)(t.dtype, t.shape)
     end
   end
   return dst
@@ -217,7 +196,7 @@ local function make_direct(run, job, src)
   local rec, from = job.rec, assert(formats.get(job.rec.format))
   local direct_way = direct.find(rec.format, job.format.name, rec)
   if not direct_way or not run.writer:holds(name_of(job, direct_way.to_words)) then return nil end
-  local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype, taker(run))
+  local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype, run.pool.take)
   local ok, msg, code = from.read(src, rec, 1, rec.n, q)
   if not ok then return nil, msg, code end
   if C.nb_scales_sound(q.scales) == 0 then return nil end -- the way through codes names the first that isn't
@@ -334,13 +313,13 @@ end
 -- Scales and zero-points; the words beside them are proven by who moved them.
 local function gives_params(run, job, src, params)
   local out = job.out
-  local q = quantized.params(out.scheme, out.n, out.k, job.scale_dtype, taker(run))
+  local q = quantized.params(out.scheme, out.n, out.k, job.scale_dtype, run.pool.take)
   local ok, why, kind = job.format.read(src, out, 1, out.n, q)
   if not ok then return nil, why, kind end
   local equal = q:equal(params)
   for _, p in ipairs { q, params } do
-    give_back(run, p.scales)
-    if p.zeros then give_back(run, p.zeros) end
+    run.pool.give(p.scales)
+    if p.zeros then run.pool.give(p.zeros) end
   end
   return equal
 end
@@ -382,7 +361,7 @@ function M.prove(run, job, expect)
   end
   local hash, same = file_hash(job, src, expect.bytes, hashes)
   for _, t in pairs(src) do t:drop() end
-  for _, t in ipairs(expect.reusable) do give_back(run, t) end
+  for _, t in ipairs(expect.reusable) do run.pool.give(t) end
   if ok and same then return hash end
   return nil, ("%s: what was written does not decode to what was meant; the output is not to be used"):format(job.name),
     "eformat"

@@ -4,6 +4,7 @@ local nffi = require "nibble.ffi"
 local checkpoint = require "nibble.checkpoint"
 local json = require "nibble.json"
 local modules = require "nibble.convert_module"
+local new_pool = require("nibble.tensor").pool
 local plans = require "nibble.plan"
 local scheme_m = require "nibble.scheme"
 local C = nffi.C
@@ -20,7 +21,7 @@ function M.start(plan, dir, options)
   local accept = plan.recipe and plan.recipe.accept or {}
   return { plan = plan, dir = dir, jobs = by_name, todo = plan.jobs, absmax = {}, waiting = {}, waiting_bytes = 0,
            made_count = 0, next_proof = 1, ahead = options.ahead_bytes or ahead_bytes, scratch = {}, proof_scratch = {},
-           pool = {}, progress = options.progress, device = options.device, measure = options.measure or accept.sqnr_db ~= nil }
+           pool = new_pool(), progress = options.progress, device = options.device, measure = options.measure or accept.sqnr_db ~= nil }
 end
 
 --- calibrates(plan) -> true | nil, msg, code: whether a plan that needs calibration names its text.

@@ -6,6 +6,7 @@ local nffi = require "nibble.ffi"
 local formats = require "nibble.formats"
 local match = require "nibble.diff.match"
 local natural = require("nibble.text").natural_sort
+local new_pool = require("nibble.tensor").pool
 local result = require "nibble.diff.text"
 local shape_text = require("nibble.text").shape
 local summary = require "nibble.summary"
@@ -90,7 +91,7 @@ local function compare_weight(run, pair)
   if a.n ~= b.n or a.k ~= b.k then
     return skip(run, pair, "weight", ("%s and %s"):format(shape_text { a.n, a.k }, shape_text { b.n, b.k }))
   end
-  local sums, msg, code = weights.compare(run.a, a, run.b, b, run.store)
+  local sums, msg, code = weights.compare(run.a, a, run.b, b, run.pool)
   if not sums then
     if code == "enomem" then return nil, msg, code end
     return skip(run, pair, "weight", msg)
@@ -189,7 +190,7 @@ function M.run(a, b, options)
   local o = options or {}
   local key = result.order(o.sort or "sqnr")
   if not key then error(("diff: sort is %s, found %q"):format(result.orders(), tostring(o.sort)), 2) end
-  local run = { entries = {}, skipped = {}, store = {}, scheme = summary.schemes() }
+  local run = { entries = {}, skipped = {}, pool = new_pool(), scheme = summary.schemes() }
   local msg, code, matches, list_a, list_b
   run.a, msg, code = opened(a, "a")
   if not run.a then return nil, msg, code end

@@ -76,6 +76,25 @@ function M.new(dtype, shape, values)
   return t
 end
 
+--- pool() -> {take = function(dtype, shape) -> tensor, give = function(t)}: tensors used again, of the same dtype and shape
+-- New memory costs a page fault and a zeroed page for every 4 KiB: as much as the work on it. So tensors whose every byte is
+-- written are taken here, hold anything, and are given back when nothing looks at them; four of a kind stay.
+function M.pool()
+  local free = {}
+  local function kind(dtype, shape)
+    local key = dtype .. "[" .. table.concat(shape, "x") .. "]"
+    free[key] = free[key] or {}
+    return free[key]
+  end
+  return {
+    take = function(dtype, shape) return table.remove(kind(dtype, shape)) or M.new(dtype, shape) end,
+    give = function(t)
+      local place = kind(t:type(), t:size())
+      if #place < 4 then table.insert(place, t) else t:free() end
+    end,
+  }
+end
+
 --- collect_if_full(): the Lua collector cannot see tensors' bytes; when more
 -- than the soft limit lives, collect.
 function M.collect_if_full()

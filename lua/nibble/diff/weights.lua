@@ -71,18 +71,7 @@ local function float_side(rec, t)
     tile = function(a, b) return of_floats(matrix:rows(a, b)) end }
 end
 
--- Memory for the parameters of the next module of a shape: new pages cost more than what fills them. store: shape -> tensors.
-local function taken_from(store, taken)
-  return function(dtype, shape)
-    local key = dtype .. " " .. table.concat(shape, "x")
-    store[key] = store[key] or {}
-    local t = table.remove(store[key]) or tensor.new(dtype, shape)
-    taken[t] = store[key]
-    return t
-  end
-end
-
-local function quantized_side(ck, rec, store)
+local function quantized_side(ck, rec, pool)
   local f, msg, code = formats.get(rec.format)
   if not f then return nil, msg, code end
   local src
@@ -91,11 +80,14 @@ local function quantized_side(ck, rec, store)
   local taken = {}
   local side = { rec = rec, step = f.row_step(rec), done = function()
     drop_all(src)
-    for t, place in pairs(taken) do place[#place + 1] = t end
+    for _, t in ipairs(taken) do pool.give(t) end
   end }
   local suffix, packing = packed_words(rec)
   if suffix then
-    local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype, taken_from(store, taken))
+    local q = quantized.params(rec.scheme, rec.n, rec.k, rec.dtype, function(...)
+      taken[#taken + 1] = pool.take(...)
+      return taken[#taken]
+    end)
     local ok, why, kind = f.read(src, rec, 1, rec.n, q)
     if not ok then return nil, why, kind end
     side.whole = of_quantized(q, src[suffix], packing)
@@ -111,9 +103,9 @@ local function quantized_side(ck, rec, store)
   return side
 end
 
-local function side_of(ck, rec, store)
+local function side_of(ck, rec, pool)
   if rec.unreadable then return nil, rec.unreadable, "eunsupported" end
-  if rec.scheme then return quantized_side(ck, rec, store) end
+  if rec.scheme then return quantized_side(ck, rec, pool) end
   local t, msg, code = ck:tensor(rec.tensors.weight.name)
   if not t then return nil, msg, code end
   return float_side(rec, t)
@@ -162,16 +154,16 @@ local function by_tiles(sums, a, b)
   return sums
 end
 
---- compare(ck_a, rec_a, ck_b, rec_b [, store]) -> sums | nil, msg, code
+--- compare(ck_a, rec_a, ck_b, rec_b [, pool]) -> sums | nil, msg, code
 -- The weights of two modules of one shape: sums of squares {error2, a2, b2, dot}, numel, odd (pairs that differ by a
--- NaN or an infinity: in no sum), max_abs with max_row and max_column, worst_row with worst_error2; 1-based. store: a table that
--- keeps memory from one module to the next.
-function M.compare(ck_a, rec_a, ck_b, rec_b, store)
-  store = store or {}
-  local a, msg, code = side_of(ck_a, rec_a, store)
+-- NaN or an infinity: in no sum), max_abs with max_row and max_column, worst_row with worst_error2; 1-based. pool: of
+-- tensors (tensor.pool), which keeps memory from one module to the next.
+function M.compare(ck_a, rec_a, ck_b, rec_b, pool)
+  pool = pool or tensor.pool()
+  local a, msg, code = side_of(ck_a, rec_a, pool)
   if not a then return nil, msg, code end
   local b
-  b, msg, code = side_of(ck_b, rec_b, store)
+  b, msg, code = side_of(ck_b, rec_b, pool)
   if not b then return nil, msg, code end
   local sums = new_sums()
   if a.whole and b.whole then

@@ -138,6 +138,12 @@ static void unpack_span(const nb_plane *p, int64_t s, int64_t b) {
   for (int64_t i = 0; i < v.to - v.from; i++) dst[i * p->code_step] = (uint8_t)((src[i] + plus) & mask);
 }
 
+/* Whether the window holds all of block b. */
+static bool holds(const nb_plane *p, int64_t b) {
+  int64_t lo = b * block_codes(p), hi = lo + block_codes(p);
+  return lo >= p->first && hi <= p->first + p->count && hi <= p->total;
+}
+
 /* ---- streams that lie side by side, word by word: zero-points along n -------------- */
 
 static bool lies_side_by_side(const nb_plane *p) {
@@ -170,7 +176,7 @@ static void unpack_side_by_side(const nb_plane *p, uint8_t *codes, const uint32_
 static bool block_side_by_side(const nb_plane *p, bool packing, int64_t s0, int64_t s1, int64_t b,
                                unsigned *seen) {
   int64_t lo = b * block_codes(p), hi = lo + block_codes(p), pf = 32 / p->bits;
-  if (lo < p->first || hi > p->first + p->count || hi > p->total) return false;
+  if (!holds(p, b)) return false;
   for (int64_t i = lo; i < hi; i += pf) {
     uint32_t *words = p->words + i / pf * p->word_step + s0;
     uint8_t *codes = p->codes + (i - p->first) * p->code_step + s0;
@@ -253,7 +259,7 @@ static unsigned run_tile(const nb_plane *p, bool packing, bool fast, int64_t s0,
   bool by_stream = p->word_step == 1, beside = lies_side_by_side(p);
   if (!packing && turns(p, s1 - s0)) {
     for (int64_t b = b0; b < b1; b++) {
-      if (b * 32 >= p->first && b * 32 + 32 <= p->first + p->count) turn_block(p, s0, s1, b);
+      if (holds(p, b)) turn_block(p, s0, s1, b);
       else
         for (int64_t s = s0; s < s1; s++) unpack_span(p, s, b);
     }

@@ -244,8 +244,10 @@ int nb_act_quantize(nb_tensor *codes, nb_tensor *scales, const nb_tensor *x, con
     const int64_t end = NB_MIN(m, first + span);
     extent all = {0};
     float scale = o->scale, zero;
-    for (int64_t r = first; r < end && o->dynamic; r++) widen(&all, &j, values + r * k, k);
-    if (o->dynamic) scale_of(&scale, &zero, &j, &all);
+    if (o->dynamic) {
+      for (int64_t r = first; r < end; r++) widen(&all, &j, values + r * k, k);
+      scale_of(&scale, &zero, &j, &all);
+    }
     for (int64_t r = first; r < end; r++) {
       extent e = all; /* of this row, where it is alone */
       if (!o->dynamic || span > 1) e = (extent){0}, widen(&e, &j, values + r * k, k);

@@ -226,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS)
 }
 
 /* out = x quantized and dequantized again: `units` of `width` numbers with a scale each, or (words) one for `share` units, whose
- * extents are known. out may be x. Four of them to a processor: for more the compiler would spill. */
+ * extents are known. out may be x. Four blocks to a processor: for more the compiler would spill. */
 extern "C" __global__ void __launch_bounds__(NB_STATISTICS_THREADS, 4)
     nb_statistics_quantize(global<uint8_t> out, global<const uint8_t> x, global<const uint32_t> words,
                            int64_t units, int width, int64_t share,

@@ -7,19 +7,9 @@ local prelude = [[
   local values, number = float.values, float.number
   local fp8 = { type = "float", bits = 8, symmetric = true, strategy = "token", dynamic = true }
   local by_tensor = { type = "float", bits = 8, symmetric = true, strategy = "tensor", dynamic = true }
-  -- How far the device's y is from the processor's, in roundings of the largest value, over o.roundings; "right" up to 1.
   local function check(name, o)
     o = float.experts(name, setmetatable(o, { __index = { e = 3, h = 128, i = 128, roundings = 4 } }))
-    local m, L = float.experts_layer(o, { dtype = o.dtype })
-    if not m then return L end
-    local x = values(o.dtype or "f16", { 5, o.h }, 2)
-    local weights, ids = support.routed(5, 2, o.e)
-    local y, want = assert(m:apply(L, x, weights, ids)), float.experts_expected(o, x, weights, ids)
-    local there = assert(m:apply(L, x:to "cuda", weights:to "cuda", ids:to "cuda"))
-    if not there:to("cpu"):equal(y) or there:where() ~= "cuda:0" or y:type() ~= x:type() then return "another y where x lies there" end
-    local step = o.dtype == "bf16" and 2 ^ -8 or 2 ^ -11
-    local off = nb.compare(want, y:cast "f32").max_abs / want:stats().absmax / step / o.roundings
-    return off <= 1 and "right" or ("%s is off by %g"):format(name, off)
+    return float.experts_judged(o, support.routed, o.roundings)
   end
 ]]
 local run = standin.with(prelude)
@@ -92,47 +82,17 @@ describe("experts of floats on the device", function()
       io.write(first("NVFP4", {}), " ", first("FP8", {}), " ", first("NVFP4", { e = 4 })) ]]))
   end)
 
-  it("in one product a stage, of all experts, and nothing waits for the device: a graph holds it", function()
-    assert.equal("true 2 5", (run [[
-      local o = float.experts("NVFP4", { e = 6, h = 128, i = 64, apiece = true })
-      local m, L = float.experts_layer(o)
-      assert(m, L)
-      local weights, ids = support.routed(5, 2, 6)
-      local x, w, i = values("f16", { 5, 128 }, 2):to "cuda", weights:to "cuda", ids:to "cuda"
-      local plain, moe = assert(m:apply(L, x, w, i)):to "cpu", require "nibble.cuda.experts"
-      local g, y = assert(nb.cuda.graph(function() return assert(m:apply(L, x, w, i)) end))
-      g()
-      io.write(tostring(y:to("cpu"):equal(plain)), " ")
-      local products, gemm = 0, moe.gemm
-      moe.gemm = function(...)
-        products = products + 1
-        return gemm(...)
-      end
-      assert(m:apply(L, x, w, i))
-      io.write(products, " ")
-      o = float.experts("NVFP4", { e = 3, h = 128, i = 64, apiece = true, apart = true })
-      m, L = float.experts_layer(o)
-      weights, ids = support.routed(5, 2, 3)
-      assert(m:apply(L, x, weights:to "cuda", ids:to "cuda"))
-      io.write(products) ]]))
+  it("in one product a stage, of all experts, three where gate and up are apart, and nothing waits for the device: a graph holds it", function()
+    assert.equal("2\ttrue\n3\ttrue", (run [[
+      print(float.experts_products(float.experts("NVFP4", { e = 6, h = 128, i = 64, apiece = true }), support.routed))
+      print(float.experts_products(float.experts("NVFP4", { e = 3, h = 128, i = 64, apiece = true, apart = true }), support.routed)) ]]))
   end)
 
   it("FWD-13: ranks and expert maps, one after the other, sum to the whole", function()
     assert.equal(("right "):rep(6), (run [[
       local function sharded(name, o)
         o = float.experts(name, setmetatable(o, { __index = { e = 4, h = 128, i = 256, tp = 1, ep = 1 } }))
-        local x = values("f16", { 5, o.h }, 2)
-        local weights, ids = support.routed(5, 2, 4)
-        local function all(tp, ep)
-          return support.over_ranks(tp, ep, function(ranks)
-            local m, L = float.experts_layer(o, { tp = ranks.tp, rank = ranks.rank, ep = ranks.ep, ep_rank = ranks.ep_rank })
-            assert(m, L)
-            return (assert(m:apply(L, x, weights, ids)):cast "f32")
-          end)
-        end
-        local whole, parts = all(1, 1), all(o.tp, o.ep)
-        local off = nb.compare(whole, parts).max_abs / whole:stats().absmax / (2 ^ -11 * 2 * o.tp * o.ep)
-        return off <= 1 and "right" or off
+        return float.experts_summed(o, o.tp, o.ep, support, 2 * o.tp * o.ep)
       end
       for _, case in ipairs { { "FP8A16", { tp = 2 } }, { "MXFP4A16", { tp = 4, bias = true } }, { "NVFP4", { tp = 2, apiece = true } },
         { "FP8_BLOCK", { tp = 2 } }, { "NVFP4", { ep = 2, apiece = true } }, { "FP8", { ep = 4, apiece = true, bias = true } } } do

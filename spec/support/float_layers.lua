@@ -135,4 +135,55 @@ function M.experts_expected(o, x, weights, ids)
     w13 = function(e, rows) return product(e, "w1", rows), product(e, "w3", rows) end, w2 = function(e, rows) return product(e, "w2", rows) end })
 end
 
+--- experts_judged(o, routed [, roundings]) -> "right", or by how many roundings of the largest value the device's y is off the
+-- processor's, over `roundings`: of experts o (experts(), dtype), given here and on the device. routed: of spec.support.experts.
+function M.experts_judged(o, routed, roundings)
+  local m, L = M.experts_layer(o, { dtype = o.dtype })
+  if not m then return L end
+  local x = M.values(o.dtype or "f16", { 5, o.h }, 2)
+  local weights, ids = routed(5, 2, o.e)
+  local y, want = assert(m:apply(L, x, weights, ids)), M.experts_expected(o, x, weights, ids)
+  local there = assert(m:apply(L, x:to "cuda", weights:to "cuda", ids:to "cuda"))
+  if not there:to("cpu"):equal(y) or there:where() ~= "cuda:0" or y:type() ~= x:type() then return "another y where x lies there" end
+  local off = nb.compare(want, y:cast "f32").max_abs / want:stats().absmax / units[o.dtype or "f16"] / roundings
+  return off <= 1 and "right" or ("off by %g"):format(off)
+end
+
+--- experts_summed(o, tp, ep, support, roundings) -> "right", or how far the sum of ranks and expert maps (tp by ep of them) is off
+-- the whole's y, over so many roundings of f16
+function M.experts_summed(o, tp, ep, support, roundings)
+  local x = M.values("f16", { 5, o.h }, 2)
+  local weights, ids = support.routed(5, 2, o.e)
+  local function all(by_tp, by_ep)
+    return support.over_ranks(by_tp, by_ep, function(ranks)
+      local m, L = M.experts_layer(o, { tp = ranks.tp, rank = ranks.rank, ep = ranks.ep, ep_rank = ranks.ep_rank })
+      assert(m, L)
+      return (assert(m:apply(L, x, weights, ids)):cast "f32")
+    end)
+  end
+  local whole, parts = all(1, 1), all(tp, ep)
+  local off = nb.compare(whole, parts).max_abs / whole:stats().absmax / (units.f16 * roundings)
+  return off <= 1 and "right" or tostring(off)
+end
+
+--- experts_products(o, routed) -> how many products apply takes; whether a CUDA graph of it gives the same y, having waited for
+-- nothing
+function M.experts_products(o, routed)
+  local m, L = M.experts_layer(o)
+  assert(m, L)
+  local weights, ids = routed(5, 2, o.e)
+  local x, w, i = M.values("f16", { 5, o.h }, 2):to "cuda", weights:to "cuda", ids:to "cuda"
+  local plain, moe = assert(m:apply(L, x, w, i)):to "cpu", require "nibble.cuda.experts"
+  local g, y = assert(nb.cuda.graph(function() return assert(m:apply(L, x, w, i)) end))
+  g()
+  local products, gemm = 0, moe.gemm
+  moe.gemm = function(...)
+    products = products + 1
+    return gemm(...)
+  end
+  assert(m:apply(L, x, w, i))
+  moe.gemm = gemm
+  return products, y:to("cpu"):equal(plain)
+end
+
 return M

@@ -1,6 +1,7 @@
 -- methods.device_experts: the forms of experts, for methods.device_forms: what each system's processed stacks are, told as
 -- matrices w13 and w2 in Marlin's form. Intermediate sizes that Marlin's tiles don't divide are filled up with zeros, gate and up
 -- each for itself; hidden sizes are multiples of 64.
+local common = require "nibble.methods.moe_common"
 local group_tiles = require("nibble.backends.predicates").group_tiles.check
 local layout = require "nibble.layout"
 local marlin = require "nibble.methods.marlin"
@@ -13,11 +14,7 @@ local M = {}
 
 -- ---- what the oracle is asked with ------------------------------------------------------------
 
-local function query(L, weight, activation)
-  return { kind = "moe", weight = weight, activation = activation, dtype = L.dtype, hidden = L.h, intermediate = L.i,
-    intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp, ep = L.ep, activation_fn = L.activation,
-    gated = L.gated, clamp = L.options.limit }
-end
+local query = common.query
 
 local function integers(L, format, bits, group, zeros, actorder)
   return query(L, { type = "int", bits = bits, zero_points = zeros, group = group, format = format, actorder = actorder,

@@ -6,7 +6,7 @@
 --                on the device
 --   matrices.narrow, least  of a linear layer: from so many rows on its weight for int8 inputs, in Marlin's order for those
 --   activations  of experts: what of a scheme is done to the input before a product (nibble.act), nil: nothing
---   codes        "int8" or "fp8": that are codes, which the matrices take, not what they stand for
+--   codes        "int8" or "fp8", the matrices' activations: the input becomes such codes, not what they stand for; nil: no
 --   scales       {w13 = {numbers of expert 0, …} or of all, w2 =}: what nibble.act takes besides, {scale =, global =}
 --   after_w13    on_device's: the router's weight goes on the first product's output, as the system's own products say
 -- refuses = function(method, L) -> msg, code | nil: why a layer that the oracle can't tell from others isn't taken.

@@ -145,7 +145,7 @@ local function form(method, L, device)
   local stacks = { w13 = both or s.w1, w3 = L.gated and not both and s.w3 or nil, w2 = s.w2 }
   local out, i = { matrices = {}, scales = {}, activations = method.scheme.activations }, marlin_float.filled(L.i, s.w2.group)
   for w, m in pairs(stacks) do out.scales[w] = inputs_of(m) end
-  if method.plan then method:plan(out) end
+  if method.plan then method.plan(out) end
   for w, m in pairs(stacks) do
     local msg, code
     m.dtype, m.on, m.halves = L.dtype, device, w == "w13" and both and 2 or 1
@@ -156,10 +156,7 @@ local function form(method, L, device)
 end
 
 local function query(method, L)
-  local weight = setmetatable({ format = method.format }, { __index = method.scheme })
-  return { kind = "moe", weight = weight, activation = method.scheme.activations, dtype = L.dtype, hidden = L.h, intermediate = L.i,
-    intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp, ep = L.ep, activation_fn = L.activation, gated = L.gated,
-    clamp = L.options.limit }
+  return common.query(L, setmetatable({ format = method.format }, { __index = method.scheme }), method.scheme.activations)
 end
 
 local entry = { query = query, form = form }
@@ -169,8 +166,8 @@ local entry = { query = query, form = form }
 -- of_quantized(q) -> tensors of one expert's projection, by name, and what all experts have in common | nil, msg, code, of
 -- q (nibble.quantized), whose rows are the tensors' first dimension; `global` is the whole's; group: along K, -1: one.
 -- stack(m, n, k, form) -> experts as gemm.marlin_experts takes them | nil, msg, code, of those tensors with a leading [E], with
--- dtype, on and halves besides; [n,k]: of the matrix that is filled up to whole tiles. plan(self, form): what may change in the
--- form (methods.device_forms) before.
+-- dtype, on and halves besides; [n,k]: of the matrix that is filled up to whole tiles. plan(form): what may change in the form
+-- (methods.device_forms), whose activations and scales are there, before.
 function M.class(name, parts)
   local class = common.class(name)
   for key, f in pairs(Method) do class[key] = f end

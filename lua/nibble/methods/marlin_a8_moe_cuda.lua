@@ -28,12 +28,11 @@ return {
   new = experts_cuda.class("marlin_a8_moe_cuda", {
     of_quantized = function(q)
       local s = q.scheme
-      if q.zeros then return nil, "experts with zero-points have no product of 8-bit inputs", "eunsupported" end
       return { words = layout.ct.pack(q.codes, s.bits), scales = q.scales:cast "f32", bits = s.bits,
         group = q.groups > 1 and s.group or -1 }
     end,
 
-    plan = function(_, form)
+    plan = function(form)
       for _, numbers in pairs(form.scales) do
         if act.by_expert(form.activations, numbers) then return end
       end

@@ -34,6 +34,14 @@ function M.start(class, options)
     class)
 end
 
+--- query(L, weight, activation) -> what the oracle is asked with (nibble.backends) of experts L on a device, whose weight and input
+-- are such.
+function M.query(L, weight, activation)
+  return { kind = "moe", weight = weight, activation = activation, dtype = L.dtype, hidden = L.h, intermediate = L.i,
+    intermediate_full = L.i_full, experts = L.e_global, top = L.top, tp = L.tp, ep = L.ep, activation_fn = L.activation,
+    gated = L.gated, clamp = L.options.limit }
+end
+
 --- method:say(level, sentence): once; into method.messages {{level=, text=}, …} and options.log(level, text).
 Base.say = tell.say
 
